@@ -1,0 +1,53 @@
+"""multiflow: prune a vision-language model once, for every task.
+
+    import multiflow as mf
+
+    model = mf.load_model("path/to/model")
+    result = mf.prune(model, "multiflow", sparsity=[0.63, 0.75, 0.9], batches=batches)
+    result.apply_(model, 0.75)
+"""
+
+from multiflow.adapters import Adapter, adapter_for
+from multiflow.allocation import ALLOCATIONS
+from multiflow.calibration import Checkpoint, Stats
+from multiflow.errors import MultiflowError
+from multiflow.masks import Masks, keep_sparse
+from multiflow.pipeline import calibrate, prune
+from multiflow.pruners import PRUNERS, scorer
+from multiflow.result import Result
+from multiflow.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
+
+__version__ = "0.1.0"
+
+
+def list_pruners() -> dict[str, str]:
+    """Name every pruner, with one line on what it does.
+
+    >>> "multiflow" in list_pruners()
+    True
+    """
+    return {name: pruner.summary for name, pruner in PRUNERS.items()}
+
+
+__all__ = [
+    "ALLOCATIONS",
+    "Adapter",
+    "Budget",
+    "Checkpoint",
+    "Layer",
+    "Layout",
+    "Masks",
+    "MultiflowError",
+    "NofM",
+    "Pattern",
+    "PerRow",
+    "Result",
+    "Stats",
+    "Unstructured",
+    "adapter_for",
+    "calibrate",
+    "keep_sparse",
+    "list_pruners",
+    "prune",
+    "scorer",
+]

@@ -1,0 +1,113 @@
+"""Finding the prunable layers of a model by the paths of its modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from multiflow.errors import MultiflowError, did_you_mean
+from multiflow.types import Layer, Layout
+
+STAYS_DENSE = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+NO_PROJECTION = re.compile(r"embed|pos|cls|class|token|quer|prompt|mask|scale|gamma|bias|table|prototype|queue", re.I)
+"""Parameters of two and more dimensions that are no projections by their name: embeddings, tokens, tables."""
+
+
+def find_layout(
+    model: nn.Module, groups: Mapping[str, str], exclude: str | None, stream: Callable[[str], str | None]
+) -> Layout:
+    """List the linear layers that the groups match; see `Adapter.layout`."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    owners = _weight_owners(modules)
+    group_of: dict[str, str] = {}
+    for path, module in modules.items():
+        if exclude is not None and re.search(exclude, path):
+            continue
+        matches = [group for group, regex in groups.items() if re.search(regex, path)]
+        if not matches:
+            continue
+        _refuse_unsupported(path, module, modules)
+        if not isinstance(module, nn.Linear):
+            continue
+        if len(matches) > 1:
+            raise MultiflowError(f"layer '{path}' is in two groups, '{matches[0]}' and '{matches[1]}'; it may be in one")
+        group_of[path] = matches[0]
+
+    layers = []
+    for path, group in group_of.items():
+        weight = modules[path].weight
+        users = owners[id(weight)]
+        if path != next(user for user in users if user in group_of):
+            continue  # an alias: it stands with the layer's first path
+        others = tuple(user for user in users if user != path)
+        for other in others:
+            _check_alias(path, group, other, modules[other], group_of.get(other, group))
+        layers.append(Layer(path, (weight.shape[0], weight.shape[1]), group, stream(path), others))
+    for group, regex in groups.items():
+        if not any(layer.group == group for layer in layers):
+            raise _empty_group(group, regex, layers, modules)
+    return Layout(tuple(layers))
+
+
+def _weight_owners(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
+    """Identity of a weight -> the paths of all modules that hold it, in module order."""
+    owners: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            owners.setdefault(id(weight), []).append(path)
+    return owners
+
+
+def _refuse_unsupported(path: str, module: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse what holds projections but is no plain ``nn.Linear``, rather than leave it dense without a word."""
+    kind = type(module).__name__
+    fix = f"leave it dense with Adapter(exclude=r'{re.escape(path)}')"
+    if isinstance(module, nn.Linear):
+        parent = modules.get(path.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
+            raise MultiflowError(f"'{path}' belongs to a fused nn.MultiheadAttention, which cannot be pruned; {fix}")
+        if not module.weight.is_floating_point():
+            raise MultiflowError(f"'{path}' has weights of {module.weight.dtype}; expected floating point; {fix}")
+        return
+    if isinstance(module, STAYS_DENSE):
+        return
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter.dim() >= 2 and not NO_PROJECTION.search(f"{kind}.{name}"):
+            raise MultiflowError(
+                f"'{path}' is a {kind} with the weight '{name}' {tuple(parameter.shape)}, which is no nn.Linear; {fix}"
+            )
+
+
+def _check_alias(path: str, group: str, other: str, module: nn.Module, other_group: str) -> None:
+    if not isinstance(module, nn.Linear):
+        raise MultiflowError(
+            f"layer '{path}' shares its weight with '{other}', a {type(module).__name__}, which stays dense; "
+            f"leave it out with Adapter(exclude=r'{re.escape(path)}')"
+        )
+    if other_group != group:
+        raise MultiflowError(
+            f"layer '{path}' shares its weight with '{other}' but they are in two groups, '{group}' and "
+            f"'{other_group}'; put them into one"
+        )
+
+
+def _empty_group(group: str, regex: str, layers: list[Layer], modules: Mapping[str, nn.Module]) -> MultiflowError:
+    linear = [path for path, module in modules.items() if isinstance(module, nn.Linear)]
+    counts: dict[str, int] = {}
+    for layer in layers:
+        counts[layer.group] = counts.get(layer.group, 0) + 1
+    found = ", ".join(f"{name} ({count} layers)" for name, count in counts.items()) or "none"
+    names = dict.fromkeys(part for path in linear for part in [path, *path.split(".")])
+    hint = did_you_mean(regex.strip("^$.*\\"), names)
+    example = f"; linear layers are called such as '{linear[0]}'" if linear else "; the model has no nn.Linear"
+    return MultiflowError(f"no layer matches '{regex}' of group '{group}'; other groups: {found}{example}{hint}")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter."""
+    parameter = next(model.parameters(), None)
+    return parameter.device if parameter is not None else torch.device("cpu")

@@ -1,0 +1,57 @@
+"""Calibration that goes on where it was killed.
+
+The sums of the batches done so far are written every few batches, whole or not at all. A run that starts again with
+the same settings skips those batches; since sums are exact in float64 and batches are a function of their position,
+its masks are those of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multiflow.calibration.stats import Stats
+from multiflow.errors import MultiflowError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where and how often a calibration saves itself.
+
+    Args:
+        path: the file, made when the first ``every`` batches are done and deleted when the run ends well.
+        every: batches between two writes.
+    """
+
+    path: str | Path
+    every: int = 8
+
+    def load(self, settings: Mapping[str, Any]) -> tuple[Stats | None, int]:
+        """Read the statistics and the number of batches done; nothing and 0 where there is no file yet.
+
+        Raises:
+            MultiflowError: the file belongs to a run with other settings; the message says which differ.
+        """
+        if not Path(self.path).exists():
+            return None, 0
+        stats, extra = Stats.load(self.path)
+        saved = extra["settings"]
+        differ = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
+        if differ:
+            what = ", ".join(f"{name} ({saved.get(name)} then, {settings.get(name)} now)" for name in sorted(differ))
+            raise MultiflowError(
+                f"checkpoint '{self.path}' belongs to a run with other settings: {what}; "
+                "use the same ones, or delete the checkpoint to begin afresh"
+            )
+        return stats, extra["batches"]
+
+    def save(self, done: int, stats: Stats, settings: Mapping[str, Any]) -> None:
+        """Write the statistics after ``done`` batches, if it is time to."""
+        if done % self.every == 0:
+            stats.save(self.path, batches=done, settings=dict(settings))
+
+    def delete(self) -> None:
+        """Remove the file: the run has ended well."""
+        Path(self.path).unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""`Stats`: what calibration measures, as sums that add up.
+
+A statistic is a mean over observations (tokens, say), possibly followed by a function of that mean. What is kept are
+the sums, in float64, and the numbers of observations: sums over parts of the data merge by addition, and the order of
+the batches does not show in the result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from multiflow.errors import MultiflowError
+from multiflow.files import write_atomically
+from multiflow.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A quantity that pruners may ask for by name.
+
+    Args:
+        name: the keyword under which pruners ask for it.
+        unit: what one number says, and over what the mean is taken.
+        finish: makes the statistic of the mean, ``f(mean) -> tensor``.
+    """
+
+    name: str
+    unit: str
+    finish: Callable[[Tensor], Tensor]
+
+
+STATISTICS: Registry[Statistic] = Registry("statistic")
+STATISTICS.add(
+    "input_norm",
+    Statistic("input_norm", "root mean square of each input feature over the real tokens, (in,)", torch.sqrt),
+)
+
+
+@dataclass(frozen=True)
+class Stats(Mapping[str, Mapping[str, Tensor]]):
+    """Statistic name -> layer name -> float32 tensor.
+
+    Args:
+        sums: statistic -> layer -> sum over all observations, float64.
+        counts: statistic -> layer -> number of observations.
+    """
+
+    sums: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    counts: Mapping[str, dict[str, int]] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> dict[str, Tensor]:
+        return {layer: self.get_layer(name, layer) for layer in self.sums[name]}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sums)
+
+    def __len__(self) -> int:
+        return len(self.sums)
+
+    def get_layer(self, name: str, layer: str) -> Tensor:
+        """Return one statistic of one layer."""
+        return STATISTICS[name].finish(self.sums[name][layer] / self.counts[name][layer]).float()
+
+    def merge(self, other: Stats) -> Stats:
+        """Add the observations of two parts of the data; neither is changed."""
+        sums: dict[str, dict[str, Tensor]] = {name: dict(of) for name, of in self.sums.items()}
+        counts = {name: dict(of) for name, of in self.counts.items()}
+        for name, layers in other.sums.items():
+            mine, number = sums.setdefault(name, {}), counts.setdefault(name, {})
+            for layer, value in layers.items():
+                mine[layer] = mine[layer] + value if layer in mine else value
+                number[layer] = number.get(layer, 0) + other.counts[name][layer]
+        return Stats(sums, counts)
+
+    def save(self, path: str | Path, **extra: Any) -> Path:
+        """Write the sums to a safetensors file, counts and ``extra`` (JSON) in its metadata."""
+        tensors = {f"{name}/{layer}": t.cpu() for name, layers in self.sums.items() for layer, t in layers.items()}
+        header = {"counts": self.counts, "units": {name: STATISTICS[name].unit for name in self}, **extra}
+        return write_atomically(path, to_bytes(tensors, metadata={"multiflow": json.dumps(header)}))
+
+    @staticmethod
+    def load(path: str | Path) -> tuple[Stats, dict[str, Any]]:
+        """Read what `save` wrote: the statistics and the extra values."""
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {})["multiflow"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise MultiflowError(f"'{path}' holds no statistics, or is damaged ({error}); delete it") from error
+        sums: dict[str, dict[str, Tensor]] = {name: {} for name in header["counts"]}
+        for key, tensor in tensors.items():
+            name, _, layer = key.partition("/")
+            sums[name][layer] = tensor
+        extra = {name: value for name, value in header.items() if name not in ("counts", "units")}
+        return Stats(sums, header["counts"]), extra

@@ -1,0 +1,149 @@
+"""Reading the files of a data set: JSON with positions in its errors, image paths that stay inside their folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from multiflow.data.base import BrokenItem
+from multiflow.data.images import UNREADABLE
+from multiflow.errors import MultiflowError, did_you_mean
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, or one with a JSON value on every line (then a list).
+
+    Errors: MultiflowError with line and column.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MultiflowError(f"'{path}' is not UTF-8 text (byte {error.start}); expected a JSON file") from error
+    except OSError as error:
+        raise MultiflowError(f"cannot read '{path}': {error.strerror or error}; check the path") from error
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and "\n" in text[: error.pos]:
+            return [_parse_line(path, i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        raise _json_error(path, error.lineno, error) from error
+
+
+def _parse_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _json_error(path, number, error) from error
+
+
+def _json_error(path: Path, line: int, error: json.JSONDecodeError) -> MultiflowError:
+    return MultiflowError(
+        f"'{path}' is not valid JSON: {error.msg} at line {line}, column {error.colno}; repair the file or fetch it again"
+    )
+
+
+def field(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """Return one field of a JSON record, or raise an error that says which record lacks it."""
+    if not isinstance(record, dict):
+        raise MultiflowError(f"{where} is {type(record).__name__}; expected an object with '{name}'")
+    if name not in record:
+        held = ", ".join(f"'{key}'" for key in islice(record, 8)) or "nothing"
+        raise MultiflowError(f"{where} has no '{name}' (it has {held}); every entry needs one")
+    if not isinstance(record[name], kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        expected = " or ".join(k.__name__ for k in kinds)
+        raise MultiflowError(f"{where} has '{name}' of type {type(record[name]).__name__}; expected {expected}")
+    return record[name]
+
+
+def texts_of(value: Any, where: str) -> tuple[str, ...]:
+    """Return the non-blank texts of a string or a list of strings, stripped."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise MultiflowError(f"{where} holds {value!r}; expected a text or a list of texts")
+    return tuple(stripped for text in values if (stripped := text.strip()))
+
+
+def inside(root: Path, name: str, where: str) -> str:
+    """Return the path of an image under `root`; a name that leads out of it is refused."""
+    if ".." in name or os.path.isabs(name):
+        base = os.path.abspath(root)
+        path = os.path.abspath(os.path.join(base, name))
+        if os.path.commonpath([base, path]) != base:
+            raise MultiflowError(
+                f"{where} names the image '{name}', outside of the data folder '{root}'; "
+                "expected a path inside it (name another folder with images=, --images)"
+            )
+        return path
+    return os.path.join(root, name)
+
+
+def image_root(folder: Path, images: Path | None, names: Iterable[str], where: str) -> Path:
+    """Return the folder to which image names are relative: `images` if given, else the first that holds one of them."""
+    if images is not None and not images.is_dir():
+        raise MultiflowError(f"the image folder '{images}' does not exist; give the folder with images=, --images")
+    roots = [images] if images is not None else [folder, folder / "images", folder.parent, folder.parent / "images"]
+    sample = list(islice(names, 50))
+    for root in roots:
+        if any(os.path.exists(inside(root, name, where)) for name in sample if _plausible(root, name)):
+            return root
+    for name in sample:
+        inside(roots[0], name, where)
+    looked = ", ".join(f"'{root}'" for root in roots)
+    raise MultiflowError(
+        f"none of the images that {where} names were found, such as '{sample[0] if sample else ''}'; looked in {looked}; "
+        "give their folder with images=, --images"
+    )
+
+
+def _plausible(root: Path, name: str) -> bool:
+    """Whether a name stays inside a root, without complaint."""
+    path = os.path.abspath(os.path.join(root, name))
+    return path.startswith(os.path.abspath(root) + os.sep)
+
+
+def open_image(data: bytes, key: str) -> Image.Image:
+    """Open an image from the bytes of its file; pixels are decoded later."""
+    try:
+        return Image.open(io.BytesIO(data))
+    except UNREADABLE as error:
+        reason = "not an image file" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise BrokenItem(key, reason) from error
+
+
+def load_image(path: str, key: str) -> Image.Image:
+    """Open an image file; pixels are decoded later, the file is closed at once."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise BrokenItem(key, error.strerror or str(error)) from error
+    return open_image(data, key)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name ends like an image's."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the names of the image files in a folder, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if is_image(entry.name) and entry.is_file())
+
+
+def choose_split(given: str | None, default: str, known: Sequence[str], where: str) -> str:
+    """Return the split to read; an unknown one is an error that lists those there are."""
+    split = default if given is None else given
+    if split not in known:
+        raise MultiflowError(f"{where} has no split '{split}'; it has {', '.join(known)}{did_you_mean(split, known)}")
+    return split

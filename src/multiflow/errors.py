@@ -1,0 +1,30 @@
+"""The one exception of the library, and the sentence parts its messages share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MultiflowError(Exception):
+    """Bad input: the message repeats what was given, says what was expected and how to fix it."""
+
+
+def did_you_mean(given: str, choices: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest choice, or an empty string.
+
+    >>> did_you_mean("wandaa", ["wanda", "ria"])
+    "; did you mean 'wanda'?"
+    """
+    close = get_close_matches(given.lower(), {c.lower(): c for c in choices}, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def unknown(kind: str, given: str, choices: Iterable[str]) -> MultiflowError:
+    """Build the error for a name that is not in a registry.
+
+    >>> str(unknown("pruner", "wandaa", ["ria", "wanda"]))
+    "unknown pruner 'wandaa'; known: ria, wanda; did you mean 'wanda'?"
+    """
+    names = list(choices)
+    return MultiflowError(f"unknown {kind} '{given}'; known: {', '.join(names)}{did_you_mean(given, names)}")

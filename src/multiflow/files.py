@@ -1,0 +1,47 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from multiflow.errors import MultiflowError
+
+
+def write_atomically(path: str | Path, data: bytes | str) -> Path:
+    """Write a file so that a reader sees the old content or the new, never a part; returns the path."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        raise MultiflowError(f"cannot write '{path}' ({error.strerror or error}); choose another place") from error
+    return path
+
+
+def claim_folder(path: str | Path, marker: str) -> Path:
+    """Make an output folder and return it; one that holds another run, or cannot be written, is an error.
+
+    Args:
+        path: the folder to make.
+        marker: the file whose presence says that a run has ended there.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise MultiflowError(f"output folder '{path}' is a file; choose another folder")
+    if path.is_dir() and any(path.iterdir()):
+        what = "another run" if (path / marker).exists() else "other files"
+        raise MultiflowError(f"output folder '{path}' already holds {what}; choose a new folder or empty this one")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MultiflowError(
+            f"cannot write into output folder '{path}' ({error.strerror or error}); choose another folder"
+        ) from error
+    return path

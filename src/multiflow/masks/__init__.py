@@ -1,0 +1,18 @@
+"""Masks: selecting, packing, saving, applying and keeping them."""
+
+from multiflow.masks.compare import Agreement, by_group, compare, total
+from multiflow.masks.keep import keep_sparse
+from multiflow.masks.masks import Masks, hash_weight, pack
+from multiflow.masks.select import select
+
+__all__ = [
+    "Agreement",
+    "Masks",
+    "by_group",
+    "compare",
+    "hash_weight",
+    "keep_sparse",
+    "pack",
+    "select",
+    "total",
+]

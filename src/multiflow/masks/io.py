@@ -1,0 +1,80 @@
+"""Mask files: safetensors, one bit a weight.
+
+Each layer is one uint8 tensor of packed bits under its name. The metadata hold, as JSON under ``multiflow``: the
+format version, the library version, the layers (name, shape, group, stream, aliases), the hash of each weight, the
+settings, and a checksum of all packed bytes, so that an altered file is found out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from multiflow.errors import MultiflowError
+from multiflow.files import write_atomically
+from multiflow.masks.masks import Masks
+from multiflow.types import Layer, Layout
+
+FORMAT = 1
+
+
+def save(masks: Masks, path: Path) -> Path:
+    """Write masks to a file: first under a temporary name, then renamed, so that no half file is left."""
+    header = {
+        "format": FORMAT,
+        "layers": [asdict(layer) for layer in masks.layout.layers],
+        "weights": dict(masks.weights),
+        "settings": dict(masks.settings),
+        "checksum": _checksum(masks.packed, masks.layout),
+    }
+    data = to_bytes({name: masks.packed[name] for name in masks}, metadata={"multiflow": json.dumps(header)})
+    return write_atomically(path, data)
+
+
+def load(path: Path) -> Masks:
+    """Read masks from a file, checking every size and the checksum."""
+    if not path.is_file():
+        raise MultiflowError(f"no mask file at '{path}'; expected a .safetensors file that masks.save wrote")
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MultiflowError(f"'{path}' is no mask file, or a truncated one ({error}); make the masks again") from error
+    if "multiflow" not in metadata:
+        raise MultiflowError(f"'{path}' is a safetensors file without masks; expected one that masks.save wrote")
+    try:
+        header = json.loads(metadata["multiflow"])
+        layout = Layout(tuple(_layer(fields) for fields in header["layers"]))
+        ok = header["format"] == FORMAT and header["checksum"] == _checksum(packed, layout)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MultiflowError(f"the header of mask file '{path}' is damaged ({error!r}); make the masks again") from error
+    if header["format"] != FORMAT:
+        raise MultiflowError(
+            f"mask file '{path}' has format {header['format']}, this version reads format {FORMAT}; update multiflow"
+        )
+    if not ok:
+        raise MultiflowError(f"mask file '{path}' was altered: its checksum does not fit; make the masks again")
+    return Masks(layout, {name: packed[name] for name in layout}, header["weights"], header["settings"])
+
+
+def _layer(fields: Mapping[str, Any]) -> Layer:
+    rows, columns = fields["shape"]
+    return Layer(fields["name"], (rows, columns), fields["group"], fields["stream"], tuple(fields["aliases"]))
+
+
+def _checksum(packed: Mapping[str, np.ndarray], layout: Layout) -> str:
+    """Hash the names, groups, shapes and bits of all layers in layout order."""
+    digest = hashlib.sha256(usedforsecurity=False)
+    for layer in layout.layers:
+        digest.update(repr((layer.name, layer.shape, layer.group, layer.aliases)).encode())
+        digest.update(packed[layer.name].tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,54 @@
+"""`keep_sparse`: zeros that stay zero while a model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiflow.masks.masks import Masks
+
+
+@contextmanager
+def keep_sparse(model: nn.Module, masks: Masks, optimizer: Any = None) -> Iterator[None]:
+    """Keep dropped weights at zero inside the ``with`` block, whatever loop and optimizer train the model.
+
+    Gradients of dropped weights are zeroed as they arrive, so that momentum, clipping and gradient norms never see
+    them; after every optimizer step the weights themselves are set to zero, against what an optimizer may hold from
+    before. The hooks are gone when the block ends; memory is one bool a weight.
+
+    Args:
+        model: the model that trains; the masks are applied to it first.
+        masks: which weights are kept.
+        optimizer: a ``torch.optim.Optimizer`` or a wrapper with an ``optimizer`` attribute (Accelerate). Without one
+            the weights are zeroed again at the end of the block and the zeroed gradients hold them there, which
+            suffices for an optimizer that is new or whose state is zero for dropped weights.
+    """
+    masks.apply_(model)
+    weights = [(weight, _on(masks[name], weight)) for name, group in masks.find_weights(model).items() for weight in group]
+
+    @torch.no_grad()
+    def zero_weights(*_: Any) -> None:
+        for weight, dropped in weights:
+            weight.masked_fill_(dropped, 0.0)
+
+    with ExitStack() as stack:
+        for weight, dropped in weights:
+            if weight.requires_grad:
+                stack.callback(weight.register_hook(_zero_gradient(dropped)).remove)
+        if optimizer is not None:
+            inner = getattr(optimizer, "optimizer", optimizer)
+            stack.callback(inner.register_step_post_hook(zero_weights).remove)
+        stack.callback(zero_weights)
+        yield
+
+
+def _on(mask: Tensor, weight: Tensor) -> Tensor:
+    return ~mask.to(weight.device)
+
+
+def _zero_gradient(dropped: Tensor) -> Any:
+    return lambda gradient: gradient.masked_fill(dropped, 0.0)

@@ -1,0 +1,170 @@
+"""`Masks`: which weights of a model are kept, one bit each."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from multiflow.errors import MultiflowError, did_you_mean
+from multiflow.types import Layer, Layout
+
+
+@dataclass(frozen=True)
+class Masks(Mapping[str, Tensor]):
+    """A mapping from layer name to a CPU bool tensor ``(out, in)``, True = kept, in layout order.
+
+    Bits are packed eight to a byte inside and unpacked when looked up.
+
+    Args:
+        layout: the layers, with their shapes and groups.
+        packed: layer name -> uint8 array of ``ceil(size / 8)`` bytes, row-major, first weight in the highest bit.
+        weights: layer name -> hash of the bytes of the weight that the mask was made for; may be empty.
+        settings: how the masks were made.
+
+    Example:
+        >>> masks = mf.Masks.load("mask-0.75.safetensors")      # doctest: +SKIP
+        >>> masks.apply_(model).sparsity                        # doctest: +SKIP
+        0.75
+    """
+
+    layout: Layout
+    packed: Mapping[str, np.ndarray] = field(repr=False)
+    weights: Mapping[str, str] = field(default_factory=dict, repr=False)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_tensors(cls, layout: Layout, tensors: Mapping[str, Tensor], **fields: Any) -> Masks:
+        """Pack bool tensors, one for every layer of the layout."""
+        for name in [*layout, *tensors]:
+            if name not in tensors or name not in layout:
+                where = "has no mask" if name in layout else "is not in the layout"
+                raise MultiflowError(f"layer '{name}' {where}; masks need exactly the layers of the layout")
+            if tensors[name].shape != layout[name].shape or tensors[name].dtype != torch.bool:
+                raise MultiflowError(
+                    f"the mask of layer '{name}' is {tensors[name].dtype} {tuple(tensors[name].shape)}; "
+                    f"expected torch.bool {layout[name].shape}"
+                )
+        return cls(layout, {name: pack(tensors[name]) for name in layout}, **fields)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.packed:
+            raise KeyError(f"no mask for layer '{name}'{did_you_mean(name, self.packed)}")
+        layer = self.layout[name]
+        bits = np.unpackbits(self.packed[name], count=layer.size)
+        return torch.from_numpy(bits.view(np.bool_)).view(layer.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout)
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both keep the same weights of the same layers."""
+        if not isinstance(other, Masks):
+            return NotImplemented
+        return self.layout == other.layout and all(
+            np.array_equal(self.packed[name], other.packed[name]) for name in self
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def dropped(self, name: str) -> int:
+        """Count the weights of a layer that are dropped."""
+        return self.layout[name].size - int(np.bitwise_count(self.packed[name]).sum(dtype=np.int64))
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that are dropped."""
+        return sum(map(self.dropped, self)) / self.layout.size
+
+    def sparsities(self) -> dict[str, float]:
+        """Layer name -> share of its weights that are dropped."""
+        return {name: self.dropped(name) / self.layout[name].size for name in self}
+
+    def group_sparsities(self) -> dict[str, float]:
+        """Group -> share of its weights that are dropped."""
+        return {
+            group: sum(self.dropped(layer.name) for layer in layers) / sum(layer.size for layer in layers)
+            for group, layers in self.layout.groups.items()
+        }
+
+    def apply_(self, model: nn.Module) -> Masks:
+        """Zero the dropped weights of the model in place; nothing is touched unless every layer fits.
+
+        Weights that differ from those the masks were made for are a warning: the architecture fits, the values do not.
+        """
+        parameters = self.find_weights(model)
+        changed = [name for name in self if not self._made_for(name, parameters[name][0])]
+        if changed:
+            warnings.warn(
+                f"the masks were made for other weights: {len(changed)} of {len(self)} layers differ, "
+                f"first '{changed[0]}'; the architecture fits, so they are applied all the same",
+                stacklevel=2,
+            )
+        with torch.no_grad():
+            for name in self:
+                for weight in parameters[name]:
+                    weight.masked_fill_(~self[name].to(weight.device), 0.0)
+        return self
+
+    def find_weights(self, model: nn.Module) -> dict[str, tuple[nn.Parameter, ...]]:
+        """Layer name -> the distinct parameters of the model behind it; a misfit is an error that names the layer."""
+        modules = dict(model.named_modules(remove_duplicate=False))
+        return {layer.name: _weights(modules, layer) for layer in self.layout.layers}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the masks to one safetensors file, one bit a weight; see `multiflow.masks.io`."""
+        from multiflow.masks.io import save
+
+        return save(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path) -> Masks:
+        """Read masks from a file that `save` wrote; a truncated or altered file is an error."""
+        from multiflow.masks.io import load
+
+        return load(Path(path))
+
+    def _made_for(self, name: str, weight: Tensor) -> bool:
+        if name not in self.weights or hash_weight(weight) == self.weights[name]:
+            return True
+        # masks applied before are no other weights: what must be zero is zero already
+        return self.dropped(name) > 0 and not bool(weight.detach().cpu()[~self[name]].any())
+
+
+def pack(mask: Tensor) -> np.ndarray:
+    """Pack a bool tensor into bytes, row-major, first entry in the highest bit."""
+    return np.packbits(mask.cpu().contiguous().numpy())
+
+
+def hash_weight(weight: Tensor) -> str:
+    """Hash the bytes of a weight, its dtype included: 16 hexadecimal digits of SHA-256."""
+    data = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.sha256(data, usedforsecurity=False).hexdigest()[:16]
+
+
+def _weights(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[nn.Parameter, ...]:
+    found: dict[int, nn.Parameter] = {}
+    for path in layer.paths:
+        weight = getattr(modules.get(path), "weight", None)
+        if not isinstance(weight, nn.Parameter):
+            raise MultiflowError(
+                f"the masks are those of another model: it has no layer '{path}'"
+                f"{did_you_mean(path, (name for name, m in modules.items() if isinstance(m, nn.Linear)))}"
+            )
+        if tuple(weight.shape) != layer.shape:
+            raise MultiflowError(
+                f"the masks are those of another model: layer '{path}' has shape {tuple(weight.shape)}, "
+                f"its mask {layer.shape}"
+            )
+        found[id(weight)] = weight
+    return tuple(found.values())

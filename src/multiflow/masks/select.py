@@ -1,0 +1,75 @@
+"""Selection: which weights of a layer go, once their number is known.
+
+Always exactly that many; among equal scores the earlier one in row-major order goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multiflow.order import Array, flat, smallest
+from multiflow.types import NofM, Pattern, PerRow
+
+
+def select(scores: Tensor, counts: Sequence[int], pattern: Pattern) -> list[Tensor]:
+    """Choose the weights that a layer keeps, for each of several budgets.
+
+    Args:
+        scores: ``(out, in)``, finite; low scores go.
+        counts: how many weights to drop in all, a number that the pattern can drop.
+        pattern: which weights may go together.
+
+    Returns:
+        One bool CPU tensor ``(out, in)`` for each count, True = kept.
+    """
+    if isinstance(pattern, NofM):
+        mask = _n_of_m(scores, pattern)
+        return [mask if count else torch.ones_like(mask) for count in counts]
+    if isinstance(pattern, PerRow):
+        return [_per_row(scores, count // scores.shape[0]) for count in counts]
+    cuts = smallest([lambda: scores], [scores.numel()], counts)
+    row = flat(scores)
+    return [_above(row, cut.value, count).view(scores.shape) for cut, count in zip(cuts, counts, strict=True)]
+
+
+def _above(row: Array, value: float, count: int) -> Tensor:
+    """Keep what lies above the border, and of the values at the border all but the first that must go."""
+    kept = row > value
+    excess = len(row) - count - int(kept.sum() if isinstance(kept, Tensor) else np.count_nonzero(kept))
+    if excess:  # values at the border that stay: the last ones
+        border = torch.nonzero(row == value).flatten() if isinstance(row, Tensor) else np.flatnonzero(row == value)
+        kept[border[len(border) - excess :]] = True
+    return kept.cpu() if isinstance(kept, Tensor) else torch.from_numpy(kept)
+
+
+def _per_row(scores: Tensor, count: int) -> Tensor:
+    """Drop the ``count`` lowest scores of every row."""
+    mask = torch.ones(scores.shape, dtype=torch.bool)
+    if count == 0:
+        return mask
+    if count == scores.shape[1]:
+        return ~mask
+    values = scores.detach().cpu().numpy()
+    border = np.partition(values, count - 1, axis=1)[:, count - 1 : count]
+    kept = values > border
+    excess = scores.shape[1] - count - np.count_nonzero(kept, axis=1)
+    for i in np.flatnonzero(excess):  # rows with ties at the border: the last of them stay
+        ties = np.flatnonzero(values[i] == border[i])
+        kept[i, ties[len(ties) - excess[i] :]] = True
+    return torch.from_numpy(kept)
+
+
+def _n_of_m(scores: Tensor, pattern: NofM) -> Tensor:
+    """Keep the ``keep`` highest of every ``of`` consecutive scores, by counting for each how many go before it."""
+    blocks = scores.detach().reshape(-1, pattern.of).T.contiguous()
+    before = torch.zeros(blocks.shape, dtype=torch.uint8, device=scores.device)
+    for i in range(pattern.of):
+        for j in range(i + 1, pattern.of):
+            first = blocks[i] <= blocks[j]
+            before[j] += first
+            before[i] += ~first
+    return (before >= pattern.of - pattern.keep).T.reshape(scores.shape).cpu()

@@ -1,0 +1,27 @@
+"""The pruners: one file a method, registered by name when imported, in the order in which lists show them."""
+
+# isort: off
+from multiflow.pruners import random
+from multiflow.pruners import magnitude
+from multiflow.pruners import l2
+from multiflow.pruners import lamp
+from multiflow.pruners import wanda
+from multiflow.pruners import ria
+from multiflow.pruners import multiflow
+from multiflow.pruners.base import PRUNERS, Pruner, find_pruner, scorer, variant
+# isort: on
+
+__all__ = [
+    "PRUNERS",
+    "Pruner",
+    "find_pruner",
+    "l2",
+    "lamp",
+    "magnitude",
+    "multiflow",
+    "random",
+    "ria",
+    "scorer",
+    "variant",
+    "wanda",
+]

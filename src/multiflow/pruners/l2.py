@@ -1,0 +1,18 @@
+"""Magnitude relative to the layer's norm.
+
+    score_ij = |W_ij| / ||W||_F, ranked over all layers together.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from multiflow.pruners.base import scorer
+
+
+@scorer(allocation="global")
+def l2(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    """Smallest magnitude relative to the Frobenius norm of the layer."""
+    norm = weight.norm()
+    return weight.abs() / norm if norm > 0 else weight.abs()

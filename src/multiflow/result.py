@@ -1,0 +1,163 @@
+"""What pruning gives: masks for every sparsity, and how they came about."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiflow.calibration import Stats
+from multiflow.errors import MultiflowError
+from multiflow.files import claim_folder, write_atomically
+from multiflow.masks import Masks
+from multiflow.pruners import Pruner
+from multiflow.types import Layout
+
+RESULT_FILE = "result.json"
+
+
+class Weights(Mapping[str, Tensor]):
+    """Layer name -> its weight, detached, in float32 or better, converted when looked up."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self.parameters: dict[str, nn.Parameter] = {name: modules[name].weight for name in layout}  # type: ignore[misc]
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self.parameters[name].detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+
+class Scores(Mapping[str, Tensor]):
+    """Layer name -> the scores of its weights ``(out, in)``, computed when looked up.
+
+    Nothing is stored: the scores of a large model would take as much memory as the model. They come from the weights as
+    they were; once those have changed (masks applied, training), looking a score up is an error.
+    """
+
+    def __init__(
+        self, pruner: Pruner, weights: Weights, stats: Stats | None, hyper: Mapping[str, Any], seed: int
+    ) -> None:
+        self._pruner, self._weights, self._stats, self._hyper, self._seed = pruner, weights, stats, dict(hyper), seed
+        self._versions = {name: weight._version for name, weight in weights.parameters.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._weights.parameters[name]._version != self._versions[name]:
+            raise MultiflowError(
+                f"the weight of layer '{name}' has changed since it was pruned, so its scores cannot be computed any "
+                "more; read result.scores before applying masks or training"
+            )
+        weight = self._weights[name]
+        scores = self._pruner.function(weight, **self._provided(name, weight), **self._hyper)
+        if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+            given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise MultiflowError(
+                f"pruner '{self._pruner.name}' gave scores {given} for layer '{name}'; expected {tuple(weight.shape)}"
+            )
+        if not scores.sum().isfinite() and not scores.isfinite().all():
+            raise MultiflowError(
+                f"pruner '{self._pruner.name}' gave NaN or Inf scores for layer '{name}'; check its weights and the data"
+            )
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def _provided(self, name: str, weight: Tensor) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for need in self._pruner.needs:
+            if need == "generator":
+                given[need] = torch.Generator().manual_seed(zlib.crc32(name.encode()) << 32 | (self._seed & 0xFFFFFFFF))
+            else:
+                assert self._stats is not None
+                given[need] = self._stats.get_layer(need, name).to(weight.device)
+        return given
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Masks for every sparsity, and how they came about.
+
+    Args:
+        masks: sparsity as it was given -> `Masks`.
+        weights: sparsity -> layer name -> changed weights, for methods that change kept weights; else None.
+        scores: layer name -> scores, computed when looked up.
+        stats: the statistics that the method used, or None for a data-free one. Other methods can use them again:
+            ``mf.prune(model, "wanda", batches=result.stats)``.
+        settings: method, hyper-parameters, pattern, allocation, seed, versions.
+        timings: seconds of each phase.
+    """
+
+    masks: Mapping[float, Masks]
+    weights: Mapping[float, Mapping[str, Tensor]] | None
+    scores: Mapping[str, Tensor] = field(repr=False)
+    stats: Stats | None = field(repr=False)
+    settings: Mapping[str, Any]
+    timings: Mapping[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the whole run."""
+        return sum(self.timings.values())
+
+    def apply_(self, model: nn.Module, sparsity: float) -> Masks:
+        """Zero the dropped weights of the model in place, write changed weights if there are any; return the masks."""
+        masks = self.at(sparsity)
+        masks.apply_(model)
+        if self.weights is not None:
+            with torch.no_grad():
+                for name, parameters in masks.find_weights(model).items():
+                    for parameter in parameters:
+                        parameter.copy_(self.weights[sparsity][name])
+        return masks
+
+    def at(self, sparsity: float) -> Masks:
+        """Return the masks at a sparsity; one that was not asked for is an error that lists those there are."""
+        if sparsity not in self.masks:
+            there = ", ".join(f"{s:g}" for s in self.masks)
+            raise MultiflowError(f"there are no masks at sparsity {sparsity:g}; there are: {there}")
+        return self.masks[sparsity]
+
+    def summary(self) -> dict[str, Any]:
+        """Settings, seconds and achieved sparsities, as plain values."""
+        return {
+            "settings": dict(self.settings),
+            "seconds": self.seconds,
+            "timings": dict(self.timings),
+            "masks": {
+                f"{s:g}": {"file": mask_file(s), "sparsity": m.sparsity, "groups": m.group_sparsities()}
+                for s, m in self.masks.items()
+            },
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write one mask file a sparsity and ``result.json`` into a new or empty folder; return the folder."""
+        folder = claim_folder(folder, RESULT_FILE)
+        for sparsity, masks in self.masks.items():
+            masks.save(folder / mask_file(sparsity))
+        write_atomically(folder / RESULT_FILE, json.dumps(self.summary(), indent=2) + "\n")
+        return folder
+
+
+def mask_file(sparsity: float) -> str:
+    """Name the file of the masks at a sparsity.
+
+    >>> mask_file(0.63)
+    'mask-0.63.safetensors'
+    """
+    return f"mask-{sparsity:g}.safetensors"
