@@ -1,10 +1,10 @@
 """multiflow: prune a vision-language model once, for every task.
 
-    import multiflow as mf
+import multiflow as mf
 
-    model = mf.load_model("path/to/model")
-    result = mf.prune(model, "multiflow", sparsity=[0.63, 0.75, 0.9], batches=batches)
-    result.apply_(model, 0.75)
+model = mf.load_model("path/to/model")
+result = mf.prune(model, "multiflow", sparsity=[0.63, 0.75, 0.9], batches=batches)
+result.apply_(model, 0.75)
 """
 
 from multiflow.adapters import Adapter, adapter_for
@@ -12,6 +12,7 @@ from multiflow.allocation import ALLOCATIONS
 from multiflow.calibration import Checkpoint, Stats
 from multiflow.errors import MultiflowError
 from multiflow.masks import Masks, keep_sparse
+from multiflow.models import load_model, original_names
 from multiflow.pipeline import calibrate, prune
 from multiflow.pruners import PRUNERS, scorer
 from multiflow.result import Result
@@ -48,6 +49,8 @@ __all__ = [
     "calibrate",
     "keep_sparse",
     "list_pruners",
+    "load_model",
+    "original_names",
     "prune",
     "scorer",
 ]

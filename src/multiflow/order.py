@@ -19,7 +19,7 @@ from torch import Tensor
 
 Array: TypeAlias = Any  # numpy on the CPU, where it is several times faster than torch at this; torch elsewhere
 
-SAMPLE = 1 << 16  # values looked at to place the bracket
+SAMPLE = 1 << 15  # values looked at to place the bracket
 WIDTH = 5.0  # standard deviations on either side of the expected rank
 
 

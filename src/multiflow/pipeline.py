@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -133,15 +134,23 @@ def check_sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern)
     """Return the sparsities asked for, each in [0, 1) and, for an N:M pattern, the one that it means."""
     if sparsity is None:
         return (pattern.sparsity,) if isinstance(pattern, NofM) else SPARSITIES
-    given = tuple(sparsity) if isinstance(sparsity, Sequence | np.ndarray) and not isinstance(sparsity, str) else (sparsity,)
+    given = (
+        tuple(sparsity)
+        if isinstance(sparsity, Sequence | np.ndarray) and not isinstance(sparsity, str)
+        else (sparsity,)
+    )
     if not given:
         raise MultiflowError("sparsity is an empty list; give at least one share of zeros, such as 0.75")
     for s in given:
         if isinstance(s, bool | str) or not isinstance(s, int | float | np.floating) or not 0 <= s < 1:
             percent = f"; did you mean {s / 100:g}?" if isinstance(s, int | float) and 1 < s < 100 else ""
-            raise MultiflowError(f"sparsity {s!r} is not in [0, 1); it is the share of weights to drop, such as 0.75{percent}")
+            raise MultiflowError(
+                f"sparsity {s!r} is not in [0, 1); it is the share of weights to drop, such as 0.75{percent}"
+            )
         if isinstance(pattern, NofM) and not math.isclose(s, pattern.sparsity):
-            raise MultiflowError(f"pattern '{pattern}' means sparsity {pattern.sparsity:g}, not {s:g}; leave sparsity out")
+            raise MultiflowError(
+                f"pattern '{pattern}' means sparsity {pattern.sparsity:g}, not {s:g}; leave sparsity out"
+            )
     return tuple(dict.fromkeys(given))
 
 
@@ -249,12 +258,12 @@ def _make_masks(
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, str]]:
     """Select and pack the masks of all sparsities layer by layer, and hash the weights they are made for."""
     packed: list[dict[str, np.ndarray]] = [{} for _ in budgets]
-    hashes = {}
-    for done, name in enumerate(layout, start=1):
-        kept = select(scores[name], [budget[name] for budget in budgets], kind)
-        for masks, mask in zip(packed, kept, strict=True):
-            masks[name] = pack(mask)
-        hashes[name] = hash_weight(weights.parameters[name])
-        if progress:
-            progress("select", done, len(layout))
-    return packed, hashes
+    with ThreadPoolExecutor(1) as beside:  # hashing needs no more than one core, and selection leaves one free
+        hashes = beside.map(hash_weight, weights.parameters.values())
+        for done, name in enumerate(layout, start=1):
+            kept = select(scores[name], [budget[name] for budget in budgets], kind)
+            for masks, mask in zip(packed, kept, strict=True):
+                masks[name] = pack(mask)
+            if progress:
+                progress("select", done, len(layout))
+        return packed, dict(zip(layout, hashes, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from multiflow.calibration import Stats
 from multiflow.errors import MultiflowError
 from multiflow.files import claim_folder, write_atomically
 from multiflow.masks import Masks
+from multiflow.order import flat
 from multiflow.pruners import Pruner
 from multiflow.types import Layout
 
@@ -27,7 +29,7 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         modules = dict(model.named_modules(remove_duplicate=False))
-        self.parameters: dict[str, nn.Parameter] = {name: modules[name].weight for name in layout}  # type: ignore[misc]
+        self.parameters: dict[str, nn.Parameter] = {name: modules[name].weight for name in layout}
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self.parameters[name].detach()
@@ -66,9 +68,9 @@ class Scores(Mapping[str, Tensor]):
             raise MultiflowError(
                 f"pruner '{self._pruner.name}' gave scores {given} for layer '{name}'; expected {tuple(weight.shape)}"
             )
-        if not scores.sum().isfinite() and not scores.isfinite().all():
+        if not math.isfinite(flat(scores).sum()) and not scores.isfinite().all():
             raise MultiflowError(
-                f"pruner '{self._pruner.name}' gave NaN or Inf scores for layer '{name}'; check its weights and the data"
+                f"pruner '{self._pruner.name}' gave NaN or Inf scores for layer '{name}'; check its weights and data"
             )
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 

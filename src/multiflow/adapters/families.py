@@ -31,7 +31,7 @@ def adapter_for(model: nn.Module) -> Adapter:
     >>> mf.adapter_for(xvlm).layout(xvlm).groups.keys()      # doctest: +SKIP
     dict_keys(['vision', 'text', 'fusion'])
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
     if model_type not in FAMILIES:
         given = f"model_type '{model_type}'" if model_type else f"a {type(model).__name__} without config.model_type"
         raise MultiflowError(

@@ -33,7 +33,9 @@ def find_layout(
         if not isinstance(module, nn.Linear):
             continue
         if len(matches) > 1:
-            raise MultiflowError(f"layer '{path}' is in two groups, '{matches[0]}' and '{matches[1]}'; it may be in one")
+            raise MultiflowError(
+                f"layer '{path}' is in two groups, '{matches[0]}' and '{matches[1]}'; it may be in one"
+            )
         group_of[path] = matches[0]
 
     layers = []

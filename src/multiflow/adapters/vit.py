@@ -20,7 +20,7 @@ def vit(model: nn.Module) -> Adapter:
         groups={"vision": r"(^|\.)(layers?\.\d+)\."},
         forward=lambda model, batch: _logits(model, batch),
         loss=_loss,
-        name=model.config.model_type,  # type: ignore[union-attr]
+        name=str(model.config.model_type),  # type: ignore[union-attr]
     )
 
 
@@ -34,5 +34,7 @@ def _loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
     require(batch, "pixel_values", "labels")
     out = _logits(model, batch)
     if "logits" not in out:
-        raise MultiflowError(f"a {type(model).__name__} has no classifier, so it has no loss; use the ForImageClassification model")
+        raise MultiflowError(
+            f"a {type(model).__name__} has no classifier, so it has no loss; use the ForImageClassification model"
+        )
     return F.cross_entropy(out.logits.float(), batch["labels"])

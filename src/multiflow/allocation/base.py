@@ -59,7 +59,9 @@ def check_budget(budget: Mapping[str, int], layout: Layout, source: str) -> Budg
     for layer in layout.layers:
         count: Any = budget.get(layer.name)
         if count is None:
-            raise MultiflowError(f"allocation '{source}' gives no budget to layer '{layer.name}'; every layer needs one")
+            raise MultiflowError(
+                f"allocation '{source}' gives no budget to layer '{layer.name}'; every layer needs one"
+            )
         if int(count) != count or not 0 <= count <= layer.size:
             raise MultiflowError(
                 f"allocation '{source}' gives layer '{layer.name}' a budget of {count}; expected a whole number "

@@ -1,18 +1,18 @@
 """Calibration: one pass over the batches, forward only, nothing stored but sums.
 
-Every prunable layer's input is squared and summed over the real tokens as it passes by: O(in_features) memory a layer,
-float64 sums. A tensor that feeds several layers (query, key and value) is measured once. A shared weight sums the inputs of
-every module that uses it, a layer used twice in a forward those of both uses.
+Every prunable layer's input is squared and summed over the real tokens as it passes by: float64 sums, O(in_features)
+memory a layer. A tensor that feeds several layers in a row (query, key, value) is measured once. A shared weight sums
+the inputs of every module that uses it, a layer used twice in a forward those of both uses.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from multiflow.calibration.hooks import evaluating, watching
 from multiflow.calibration.stats import Stats
@@ -24,6 +24,7 @@ Progress = Callable[[str, int, int | None], None]
 """``f(what, done, total)``, called after every step; ``total`` is None where it is not known."""
 
 NAME = "input_norm"
+CHUNK = 128  # tokens squared at a time
 
 
 def collect(
@@ -60,12 +61,12 @@ def collect(
     Raises:
         MultiflowError: no batches, a layer that no forward reached, or NaN or Inf in a layer's input.
     """
-    sums = _Sums(layout, start)
     modules = dict(model.named_modules(remove_duplicate=False))
     paths = {path: modules[path] for layer in layout.layers for path in layer.paths}
     watched = {id(module): path for path, module in reversed(paths.items())}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     streams = {path: stream(path) for path in paths}
+    sums = _Sums(layout, device, start)
     masks: TokenMasks = {}
 
     def observe(path: str, value: Tensor) -> None:
@@ -81,7 +82,6 @@ def collect(
             for part in split(to_device(batch, device)):
                 masks = token_masks(part) if token_masks else {}
                 forward(model, part)
-                sums.end_forward()
             sums.check(done)
             if after_batch:
                 after_batch(done, sums.stats())
@@ -107,7 +107,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def _checked(batches: Any) -> Iterator[Any]:
-    if isinstance(batches, str | bytes) or isinstance(batches, Mapping | Tensor) or not isinstance(batches, Iterable):
+    if isinstance(batches, str | bytes | Mapping | Tensor) or not isinstance(batches, Iterable):
         raise MultiflowError(
             f"batches is a {type(batches).__name__}; expected an iterable of batches, such as a list or a DataLoader"
         )
@@ -115,38 +115,56 @@ def _checked(batches: Any) -> Iterator[Any]:
 
 
 class _Sums:
-    """Sums of squares per module path, merged by layer at the end."""
+    """Sums of squares of every layer's inputs.
 
-    def __init__(self, layout: Layout, start: Stats | None) -> None:
+    All that outlives a forward is allocated before the first one: small tensors kept between the large ones of a
+    forward would pin the memory that those leave behind.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device, start: Stats | None) -> None:
         self._layout = layout
         self._layer = {path: layer.name for layer in layout.layers for path in layer.paths}
-        self._sums = dict(start.sums[NAME]) if start else {}
-        self._counts = dict(start.counts[NAME]) if start else {}
-        self._seen: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._sums = {n: torch.zeros(layout[n].shape[1], dtype=torch.float64, device=device) for n in layout}
+        self._counts = dict.fromkeys(layout, 0)
+        if start:
+            for name, total in start.sums[NAME].items():
+                self._sums[name].copy_(total)
+            self._counts.update(start.counts[NAME])
+        widths = {layer.shape[1] for layer in layout.layers}
+        self._totals = {width: torch.zeros(width, dtype=torch.float64, device=device) for width in widths}
+        self._buffers = {width: torch.zeros(CHUNK, width, device=device) for width in widths}
+        self._last: tuple[weakref.ref[Tensor] | None, int, str | None, int] = (None, 0, None, 0)
 
     def add(self, path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> None:
         """Add the squares of one input ``(..., in)`` over its real tokens."""
-        key = (stream, 0 if value.is_inference() else value._version)
-        measured = self._seen.setdefault(value, {})
-        if key not in measured:
-            measured[key] = _sum_of_squares(path, value, mask, stream)
-        total, count = measured[key]
         name = self._layer[path]
-        self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._counts[name] = self._counts.get(name, 0) + count
+        version = 0 if value.is_inference() else value._version
+        before, at, under, count = self._last
+        total = self._totals[value.shape[-1]]
+        if before is None or before() is not value or (at, under) != (version, stream):
+            count = self._measure(_real_tokens(path, value, mask, stream), total)
+            self._last = (weakref.ref(value), version, stream, count)
+        self._sums[name] += total
+        self._counts[name] += count
 
-    def end_forward(self) -> None:
-        """Forget which tensors were measured: the next forward has others."""
-        self._seen.clear()
+    def _measure(self, tokens: Tensor, total: Tensor) -> int:
+        """Sum the squares of ``(tokens, in)`` into ``total``; return the number of tokens."""
+        if tokens.device.type != "cpu":
+            total.copy_(torch.linalg.vector_norm(tokens, dim=0, dtype=torch.float32).square())
+            return len(tokens)
+        # some tokens at a time into a buffer that stays in the cache: no copy of the input is made
+        buffer = self._buffers[tokens.shape[1]].zero_()
+        for chunk in tokens.split(CHUNK):
+            chunk = chunk.float()
+            buffer[: len(chunk)].addcmul_(chunk, chunk)
+        torch.sum(buffer, 0, dtype=torch.float64, out=total)
+        return len(tokens)
 
     def check(self, batch: int) -> None:
         """Stop at the first batch whose inputs hold NaN or Inf, naming the first layer that saw it."""
-        names = [name for name in self._layout if name in self._sums]
-        if not names:
-            return
-        finite = torch.stack([self._sums[name].sum() for name in names]).isfinite()
+        finite = torch.stack([total.sum() for total in self._sums.values()]).isfinite()
         if not finite.all():
-            layer = names[int((~finite).nonzero()[0])]
+            layer = list(self._sums)[int((~finite).nonzero()[0])]
             raise MultiflowError(
                 f"NaN or Inf in the input of layer '{layer}' in batch {batch}; check that batch's data, "
                 "or run the model in float32 or bfloat16 if it overflows"
@@ -158,23 +176,23 @@ class _Sums:
 
     def finish(self) -> Stats:
         """Give the statistics; a layer without any observation is an error that names it."""
-        missed = [name for name in self._layout if not self._counts.get(name)]
+        missed = [name for name in self._layout if not self._counts[name]]
         if missed:
             raise MultiflowError(
                 f"{len(missed)} of {len(self._layout)} layers were never reached by the forward, first '{missed[0]}'; "
                 "run them in Adapter(forward=...) or leave them dense with Adapter(exclude=...)"
             )
-        return Stats({NAME: {n: self._sums[n] for n in self._layout}}, {NAME: {n: self._counts[n] for n in self._layout}})
+        return self.stats()
 
 
-def _sum_of_squares(path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> tuple[Tensor, int]:
-    """Sum the squares of ``(..., in)`` over all tokens but the padding."""
+def _real_tokens(path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> Tensor:
+    """View an input ``(..., in)`` as ``(tokens, in)``, without the padding."""
     tokens = value.detach().reshape(-1, value.shape[-1])
-    if mask is not None:
-        if mask.numel() != len(tokens):
-            raise MultiflowError(
-                f"the input of layer '{path}' has shape {tuple(value.shape)}, but the token mask of its stream "
-                f"'{stream}' has shape {tuple(mask.shape)}; set Adapter(streams=...) so that they fit"
-            )
-        tokens = tokens[mask.reshape(-1).bool()]
-    return tokens.float().square().sum(0).double(), len(tokens)
+    if mask is None:
+        return tokens
+    if mask.numel() != len(tokens):
+        raise MultiflowError(
+            f"the input of layer '{path}' has shape {tuple(value.shape)}, but the token mask of its stream "
+            f"'{stream}' has shape {tuple(mask.shape)}; set Adapter(streams=...) so that they fit"
+        )
+    return tokens[mask.reshape(-1).bool()]

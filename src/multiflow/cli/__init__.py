@@ -1,1 +1,57 @@
-"""."""
+"""The command line: ``multiflow COMMAND ...``.
+
+Results go to standard output; progress, warnings and errors to standard error. The exit code is 0 on success, 2 on bad
+input (one sentence, no traceback) and 130 on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from multiflow.cli.commands import COMMANDS
+from multiflow.cli.console import one_line_warnings, print_help, say
+from multiflow.errors import MultiflowError, unknown
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    >>> main(["--version"])  # doctest: +SKIP
+    multiflow 0.1.0
+    0
+    """
+    with one_line_warnings():
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        except MultiflowError as error:
+            say(f"error: {error}")
+            return BAD_INPUT
+        except KeyboardInterrupt:
+            say("interrupted")
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader of the output, such as head, has had enough
+            sys.stderr.close()
+            return 0
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print_help(COMMANDS.values())
+        return 0
+    if args[0] == "--version":
+        from multiflow import __version__
+
+        print(f"multiflow {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        raise unknown("option" if args[0].startswith("-") else "command", args[0], COMMANDS)
+    from multiflow.cli.settings import parse
+
+    command = COMMANDS[args[0]]
+    settings_type, run = command.load()
+    settings = parse(settings_type, command, args[1:])
+    return 0 if settings is None else run(settings) or 0

@@ -1,5 +1,173 @@
-"""Batches of a data set in a fixed order."""
+"""Batches of a data set: an iterable that can be iterated again and gives the same batches every time.
 
-from multiflow.data.collate import collate_pairs, collate_regions
+Which items a batch holds, which of their captions and regions, and which tokens are hidden are functions of
+(seed, epoch, number of the batch): any batch can be made alone, in any process.
+"""
 
-__all__ = ["collate_pairs", "collate_regions"]
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+from multiflow.data.assemble import Batch, Inputs, Made, assemble_pairs, assemble_regions
+from multiflow.data.base import AnyData, Dataset, ImageLike, Mixed, Pair, RegionItem, SkipReport, from_memory
+from multiflow.data.plan import RegionPlan, item_order
+from multiflow.data.seeds import Stream
+from multiflow.errors import MultiflowError
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of pairs, of regions, or of both (``batch["region"]``), in an order that the seed decides.
+
+    Args:
+        data: what `open_data` returns, or a list of (image, caption) in memory.
+        inputs: what the model takes.
+        batch_size: pairs a batch; the last one of an epoch may be smaller.
+        region_batch_size: texts in a region batch; None = `batch_size`. Beside pairs, regions start over when spent.
+        max_regions: texts taken of one image, its own caption included.
+        limit: batches at most; None = the whole epoch.
+        start: number of the first batch, to go on in the middle of an epoch.
+        seed: seed of the run.
+        epoch: number of the epoch; another epoch has another order, other captions and other hidden tokens.
+        shuffle: False keeps the order of the data.
+        workers: processes that read and decode in the background; 0 = none.
+
+    Broken images are skipped, their batch is smaller by that much, and `skipped` tells which. If no image can be read
+    at all, iterating raises MultiflowError. Data of regions alone give the region batches themselves.
+
+    >>> batches = Batches(open_data("cc3m"), Inputs(tokenizer, 224), batch_size=32, limit=100)   # doctest: +SKIP
+    >>> for batch in batches: model(**batch)                                                     # doctest: +SKIP
+    """
+
+    data: AnyData | Sequence[tuple[ImageLike, str | Sequence[str]]]
+    inputs: Inputs
+    batch_size: int = 32
+    region_batch_size: int | None = None
+    max_regions: int = 5
+    limit: int | None = None
+    start: int = 0
+    seed: int = 0
+    epoch: int = 0
+    shuffle: bool = True
+    workers: int = 0
+    _pass: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(("batch_size", "region_batch_size", "max_regions", "limit"), 1)
+        for name, minimum in (least | dict.fromkeys(("start", "seed", "epoch", "workers"), 0)).items():
+            if (value := getattr(self, name)) is not None and value < minimum:
+                raise MultiflowError(f"{name} {value} was given; expected at least {minimum}")
+        if not isinstance(self.data, Dataset | Mixed):
+            object.__setattr__(self, "data", from_memory(self.data))
+        if isinstance(self.data, Dataset) and self.data.kind == "questions":
+            raise MultiflowError(f"{self.data} were given; batches are made of image-caption pairs or regions")
+        if self._regions is not None and self.inputs.patch_size is None:
+            raise MultiflowError(f"{self._regions} were given without a patch size; set patch_size in Inputs")
+
+    def __len__(self) -> int:
+        return max(0, min(self._in_epoch, self.limit or self._in_epoch) - self.start)
+
+    def __iter__(self) -> Iterator[Batch]:
+        skips = dict.fromkeys(cast("AnyData", self.data).skipped)
+        self._pass.update(seen=len(skips), skips=skips)
+        any_good = False
+        for made in self._stream():
+            self._pass["seen"] += made.seen
+            skips.update(dict.fromkeys(made.skips))
+            if made.error is not None:
+                raise MultiflowError(made.error)
+            if made.batch is not None:
+                any_good = True
+                yield made.batch
+        if len(self) and not any_good:
+            raise MultiflowError(f"no image of {self.data} can be read: {self.skipped}; check the files")
+
+    @property
+    def skipped(self) -> SkipReport:
+        """What was skipped in the latest pass, as far as it has come."""
+        return SkipReport(self._pass.get("seen", 0), tuple(self._pass.get("skips", ())))
+
+    def batch(self, number: int) -> Batch | None:
+        """Make one batch of the epoch by its number, counted from 0; None if all its images are broken."""
+        if not 0 <= number < self._in_epoch:
+            raise MultiflowError(f"batch {number} was asked for; the epoch has batches 0 to {self._in_epoch - 1}")
+        made = self._make(number)
+        if made.error is not None:
+            raise MultiflowError(made.error)
+        return made.batch
+
+    def _stream(self) -> Iterator[Made]:
+        """Make the batches in order, here or in background processes."""
+        numbers = range(self.start, self.start + len(self))
+        if not self.workers or not numbers:
+            yield from map(self._make, numbers)
+            return
+        from torch.utils.data import DataLoader
+
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+        source = cast("Any", _ByNumber(self))
+        yield from DataLoader(source, sampler=numbers, batch_size=None, num_workers=self.workers, collate_fn=_as_it_is)
+
+    def _make(self, number: int) -> Made:
+        """Make one batch; an error comes back as a value, so that it crosses process borders in one piece."""
+        position = self.epoch * self._in_epoch + number
+        try:
+            if self._pairs is None:
+                return assemble_regions(*self._regions_of(position), self.inputs, position)
+            order = item_order(len(self._pairs), self.seed, self.epoch, Stream.ORDER, self.shuffle)
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size].tolist()
+            made = assemble_pairs(self._pairs, chosen, self.inputs, self.seed, position)
+            if self._regions is None:
+                return made
+            more = assemble_regions(*self._regions_of(position), self.inputs, position)
+        except MultiflowError as error:
+            return Made(None, 0, error=str(error))
+        both = {**made.batch, "region": more.batch} if made.batch and more.batch else made.batch
+        return Made(both, made.seen + more.seen, made.skips + more.skips)
+
+    def _regions_of(self, position: int) -> tuple[Dataset[RegionItem], RegionPlan, int, int]:
+        """Return the arguments that say which region batch stands at a position of the run."""
+        assert self._regions is not None
+        return self._regions, self._plan, *divmod(position, self._plan.batches)
+
+    @property
+    def _pairs(self) -> Dataset[Pair] | None:
+        data: Any = self.data
+        return data.pairs if isinstance(data, Mixed) else data if data.kind == "pairs" else None
+
+    @property
+    def _regions(self) -> Dataset[RegionItem] | None:
+        data: Any = self.data
+        return data.regions if isinstance(data, Mixed) else data if data.kind == "regions" else None
+
+    @cached_property
+    def _plan(self) -> RegionPlan:
+        regions = self._regions
+        assert regions is not None
+        assert regions.texts is not None
+        size = self.region_batch_size or self.batch_size
+        return RegionPlan(regions.texts, self.max_regions, size, self.seed, self.shuffle)
+
+    @property
+    def _in_epoch(self) -> int:
+        """Batches in a whole epoch."""
+        return self._plan.batches if self._pairs is None else math.ceil(len(self._pairs) / self.batch_size)
+
+
+@dataclass(frozen=True)
+class _ByNumber:
+    """Batches as the DataLoader asks for them."""
+
+    batches: Batches
+
+    def __getitem__(self, number: int) -> Made:
+        return self.batches._make(number)
+
+
+def _as_it_is(made: Any) -> Any:
+    return made

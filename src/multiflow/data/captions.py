@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from multiflow.data.base import Dataset, Pair, Skip
-from multiflow.data.files import choose_split, field, image_files, image_root, inside, load_image, texts_of
+from multiflow.data.files import choose_split, field, image_files, load_image, locate, texts_of
 from multiflow.errors import MultiflowError
 
 Captions = list[tuple[str, tuple[str, ...]]]
@@ -24,30 +24,22 @@ def open_karpathy(content: dict[str, Any], path: Path, images: Path | None, spli
         content: the parsed file.
         path: where it lies.
         images: folder of the images, or None to look around the file.
-        split: ``train`` (with ``restval``, as in all published work), ``val``, ``test``, or ``all``; None = train.
+        split: ``train`` (with ``restval``, as in all published work), ``val``, ``test`` or ``all``; None = train.
     """
     listed = field(content, "images", list, f"'{path}'")
     held = list(dict.fromkeys(field(r, "split", str, f"image {i} of '{path}'") for i, r in enumerate(listed)))
-    split = choose_split(split, "train" if "train" in held else "all", [*held, "all"], f"'{path}'")
+    split = choose_split(split, [*held, "all"], f"'{path}'")
     wanted = {"train", "restval"} if split == "train" else set(held) if split == "all" else {split}
     records: Captions = []
-    folders = []
+    in_folders = []
     for i, record in enumerate(listed):
         if record["split"] in wanted:
             where = f"image {i} of '{path}'"
             raw = [field(s, "raw", str, f"a sentence of {where}") for s in field(record, "sentences", list, where)]
-            records.append((field(record, "filename", str, where), texts_of(raw, where)))
-            folders.append(record.get("filepath", ""))
-    in_folders = [(os.path.join(f, name), texts) for f, (name, texts) in zip(folders, records, strict=True)]
-    try:
-        return _from_records("Karpathy JSON", path, images, in_folders)
-    except _ImagesNotFound as error:
-        if in_folders == records:
-            raise
-        try:
-            return _from_records("Karpathy JSON", path, images, records)
-        except _ImagesNotFound:
-            raise error from None
+            name = field(record, "filename", str, where)
+            records.append((name, texts_of(raw, where)))
+            in_folders.append(os.path.join(record.get("filepath", ""), name))
+    return _from_records("Karpathy JSON", path, images, records, manners=(in_folders,))
 
 
 def open_list(content: list[Any], path: Path, images: Path | None) -> Dataset[Pair]:
@@ -67,7 +59,7 @@ def open_mapping(content: dict[str, Any], path: Path, images: Path | None) -> Da
 
 
 def open_captions_txt(path: Path, images: Path | None) -> Dataset[Pair]:
-    """Read ``captions.txt``: ``image<TAB>caption`` or ``image,caption`` on every line; ``#0`` after a name is ignored."""
+    """Read ``captions.txt``: ``image<TAB>caption`` or ``image,caption`` a line; ``#0`` after a name is left out."""
     captions: dict[str, list[str]] = {}
     for number, (name, text) in enumerate(_rows(path), 1):
         if number == 1 and (name.lower(), text.lower()) == ("image", "caption"):
@@ -90,13 +82,13 @@ def open_text_beside(folder: Path) -> Dataset[Pair]:
         except (OSError, UnicodeDecodeError):
             skipped.append(Skip(name, f"no readable caption file {beside.name}"))
             continue
-        records.append((name, texts_of(text.splitlines(), str(beside))))
+        records.append((name, texts_of(text.split("\n"), str(beside))))
     return _from_records("image folder with a text beside each image", folder, folder, records, tuple(skipped))
 
 
 def _rows(path: Path) -> Iterable[tuple[str, str]]:
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise MultiflowError(f"cannot read '{path}' as UTF-8 text: {error}") from error
     if lines and all("\t" in line for line in lines):
@@ -104,31 +96,31 @@ def _rows(path: Path) -> Iterable[tuple[str, str]]:
     return [(row[0].strip(), ",".join(row[1:]).strip()) for row in csv.reader(lines)]
 
 
-class _ImagesNotFound(MultiflowError):
-    """No image of a list is where it should be."""
-
-
 def _from_records(
-    layout: str, path: Path, images: Path | None, records: Captions, skipped: tuple[Skip, ...] = ()
+    layout: str,
+    path: Path,
+    images: Path | None,
+    records: Captions,
+    skipped: tuple[Skip, ...] = (),
+    manners: tuple[list[str], ...] = (),
 ) -> Dataset[Pair]:
-    """Make the data set of (image name, captions); entries without a caption are noted as skipped."""
-    good = [(name, texts) for name, texts in records if texts]
+    """Make the data set of (image name, captions); entries without a caption are noted as skipped.
+
+    `manners` are other ways to name the same images, tried before the names of the records.
+    """
+    good = [i for i, (_, texts) in enumerate(records) if texts]
     if not good:
         raise MultiflowError(
             f"captions are missing: none of the {len(records) + len(skipped)} images in '{path}' has a caption; "
             "every image needs at least one"
         )
     skipped += tuple(Skip(name, "no caption") for name, texts in records if not texts)
-    try:
-        root = image_root(path if path.is_dir() else path.parent, images, (name for name, _ in good), f"'{path}'")
-    except MultiflowError as error:
-        raise _ImagesNotFound(str(error)) from None
-    for name, _ in good:
-        inside(root, name, f"'{path}'")
-    read = partial(_read, str(root), good)
-    return Dataset("pairs", layout, str(path), len(good), read, skipped=skipped)
+    named = [[names[i] for i in good] for names in (*manners, [name for name, _ in records])]
+    paths = locate(named, path if path.is_dir() else path.parent, images, f"'{path}'")
+    items = [(path, *records[i]) for path, i in zip(paths, good, strict=True)]
+    return Dataset("pairs", layout, str(path), len(items), partial(_read, items), skipped=skipped)
 
 
-def _read(root: str, records: Captions, index: int) -> Pair:
-    name, captions = records[index]
-    return Pair(load_image(os.path.join(root, name), name), captions, name)
+def _read(items: list[tuple[str, str, tuple[str, ...]]], index: int) -> Pair:
+    path, name, captions = items[index]
+    return Pair(load_image(path, name), captions, name)

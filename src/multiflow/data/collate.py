@@ -134,8 +134,8 @@ def touched_patches(boxes: np.ndarray, patches: int) -> np.ndarray:
 def clip_box(box: Box, size: tuple[int, int]) -> Box | None:
     """Return the part of a box that lies in an image of (width, height), or None when nothing does."""
     x, y, width, height = box
-    left, top = max(0.0, x), max(0.0, y)
-    right, bottom = min(float(size[0]), x + width), min(float(size[1]), y + height)
+    left, top = max(x, 0.0), max(y, 0.0)
+    right, bottom = min(x + width, float(size[0])), min(y + height, float(size[1]))
     return (left, top, right - left, bottom - top) if right > left and bottom > top else None
 
 

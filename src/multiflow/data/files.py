@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import Image
 
@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and "\n" in text[: error.pos]:
-            return [_parse_line(path, i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+            return [_parse_line(path, i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         raise _json_error(path, error.lineno, error) from error
 
 
@@ -47,7 +47,7 @@ def _parse_line(path: Path, number: int, line: str) -> Any:
 
 def _json_error(path: Path, line: int, error: json.JSONDecodeError) -> MultiflowError:
     return MultiflowError(
-        f"'{path}' is not valid JSON: {error.msg} at line {line}, column {error.colno}; repair the file or fetch it again"
+        f"'{path}' is not valid JSON: {error.msg} at line {line}, column {error.colno}; repair it or fetch it again"
     )
 
 
@@ -73,42 +73,48 @@ def texts_of(value: Any, where: str) -> tuple[str, ...]:
     return tuple(stripped for text in values if (stripped := text.strip()))
 
 
-def inside(root: Path, name: str, where: str) -> str:
-    """Return the path of an image under `root`; a name that leads out of it is refused."""
-    if ".." in name or os.path.isabs(name):
-        base = os.path.abspath(root)
-        path = os.path.abspath(os.path.join(base, name))
-        if os.path.commonpath([base, path]) != base:
-            raise MultiflowError(
-                f"{where} names the image '{name}', outside of the data folder '{root}'; "
-                "expected a path inside it (name another folder with images=, --images)"
-            )
-        return path
-    return os.path.join(root, name)
+def locate(manners: Sequence[Sequence[str]], folder: Path, images: Path | None, where: str) -> list[str]:
+    """Return the paths of the images that a file names.
 
+    Args:
+        manners: the same images named in one or more ways; the first way of which an image exists is taken.
+        folder: where the file lies; images are sought there, in its parent and in ``images`` of either.
+        images: where to look instead.
+        where: the file, for errors.
 
-def image_root(folder: Path, images: Path | None, names: Iterable[str], where: str) -> Path:
-    """Return the folder to which image names are relative: `images` if given, else the first that holds one of them."""
+    Errors: MultiflowError if nothing is found, or if a name leads out of its folder.
+    """
     if images is not None and not images.is_dir():
         raise MultiflowError(f"the image folder '{images}' does not exist; give the folder with images=, --images")
     roots = [images] if images is not None else [folder, folder / "images", folder.parent, folder.parent / "images"]
-    sample = list(islice(names, 50))
-    for root in roots:
-        if any(os.path.exists(inside(root, name, where)) for name in sample if _plausible(root, name)):
-            return root
-    for name in sample:
-        inside(roots[0], name, where)
+    for names in manners:
+        for root in roots:
+            if any((path := _inside(root, name)) and os.path.exists(path) for name in names[:50]):
+                return [_inside(root, name) or _refuse(root, name, where) for name in names]
+    astray = next((name for name in manners[0] if not any(_inside(root, name) for root in roots)), None)
+    if astray is not None:
+        _refuse(roots[0], astray, where)
     looked = ", ".join(f"'{root}'" for root in roots)
     raise MultiflowError(
-        f"none of the images that {where} names were found, such as '{sample[0] if sample else ''}'; looked in {looked}; "
-        "give their folder with images=, --images"
+        f"none of the {len(manners[0])} images that {where} names were found, such as '{manners[0][0]}'; looked in "
+        f"{looked}; give their folder with images=, --images"
     )
 
 
-def _plausible(root: Path, name: str) -> bool:
-    """Whether a name stays inside a root, without complaint."""
-    path = os.path.abspath(os.path.join(root, name))
-    return path.startswith(os.path.abspath(root) + os.sep)
+def _inside(root: Path, name: str) -> str | None:
+    """Return the path of an image under `root`, or None if its name leads out of it."""
+    if ".." not in name and not os.path.isabs(name):
+        return os.path.join(root, name)
+    base = os.path.abspath(root)
+    path = os.path.abspath(os.path.join(base, name))
+    return path if os.path.commonpath([base, path]) == base else None
+
+
+def _refuse(root: Path, name: str, where: str) -> NoReturn:
+    raise MultiflowError(
+        f"{where} names the image '{name}', outside of the data folder '{root}'; expected a path inside it "
+        "(name another folder with images=, --images)"
+    )
 
 
 def open_image(data: bytes, key: str) -> Image.Image:
@@ -141,9 +147,14 @@ def image_files(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if is_image(entry.name) and entry.is_file())
 
 
-def choose_split(given: str | None, default: str, known: Sequence[str], where: str) -> str:
-    """Return the split to read; an unknown one is an error that lists those there are."""
-    split = default if given is None else given
-    if split not in known:
-        raise MultiflowError(f"{where} has no split '{split}'; it has {', '.join(known)}{did_you_mean(split, known)}")
-    return split
+class NoSuchSplit(MultiflowError):
+    """The data lack the split that was asked for."""
+
+
+def choose_split(given: str | None, held: Sequence[str], where: str) -> str:
+    """Return the split to read, ``train`` by default; one that is not held is an error that lists those that are."""
+    if given in held or (given is None and "train" in held):
+        return given or "train"
+    what = "no split was given, and there is no 'train'" if given is None else f"split '{given}' is unknown"
+    guess = did_you_mean(given or "", held)
+    raise NoSuchSplit(f"{what} in {where}; give split= (--split), one of {', '.join(held)}{guess}")

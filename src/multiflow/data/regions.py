@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from multiflow.data.base import Box, Dataset, Region, RegionItem, Skip
-from multiflow.data.files import field, image_files, image_root, inside, load_image, texts_of
+from multiflow.data.files import field, image_files, load_image, locate, texts_of
 from multiflow.errors import MultiflowError
 
 Records = list[tuple[str, tuple[Region, ...]]]
@@ -29,14 +29,15 @@ def open_visual_genome(content: list[Any], path: Path, images: Path | None) -> D
     skipped = []
     for i, record in enumerate(content):
         where = f"entry {i} of '{path}'"
+        listed = field(record, "regions", list, where)
         regions = []
-        for j, region in enumerate(field(record, "regions", list, where)):
+        for j, region in enumerate(listed):
             part = f"region {j} of {where}"
             texts = texts_of(field(region, "phrase", str, part), part)
             if texts:
                 box = [field(region, name, (int, float), part) for name in ("x", "y", "width", "height")]
                 regions.append(Region(texts, _box(box, part)))
-        image_id = str(record["id"] if "id" in record else record["regions"][0]["image_id"] if regions else i)
+        image_id = str(record["id"] if "id" in record else field(listed[0], "image_id", int, where) if listed else i)
         if image_id not in files:
             skipped.append(Skip(image_id, "no such image file"))
         elif regions:
@@ -72,8 +73,8 @@ def open_region_list(content: list[Any], path: Path, images: Path | None) -> Dat
         if regions:
             records.append((name, tuple(regions)))
     if records:
-        root = image_root(path.parent, images, (name for name, _ in records), f"'{path}'")
-        records = [(inside(root, name, f"'{path}'"), regions) for name, regions in records]
+        paths = locate([[name for name, _ in records]], path.parent, images, f"'{path}'")
+        records = [(place, regions) for place, (_, regions) in zip(paths, records, strict=True)]
     return _dataset("X-VLM region list", path, records, ())
 
 
@@ -91,12 +92,9 @@ def _read(records: Records, index: int) -> RegionItem:
 
 
 def _box(values: list[Any], where: str) -> Box:
-    """Return (x, y, width, height) of a box that has an area."""
-    numbers = len(values) == 4 and all(isinstance(v, int | float) and np.isfinite(v) for v in values)
-    if not numbers or values[2] <= 0 or values[3] <= 0:
-        raise MultiflowError(
-            f"{where} has the box {values}; expected x, y, width and height in pixels, the last two > 0"
-        )
+    """Return (x, y, width, height); one without an area is left to `Batches`, which names it and goes on."""
+    if len(values) != 4 or not all(isinstance(v, int | float) and np.isfinite(v) for v in values):
+        raise MultiflowError(f"{where} has the box {values}; expected four numbers: x, y, width and height in pixels")
     return (float(values[0]), float(values[1]), float(values[2]), float(values[3]))
 
 

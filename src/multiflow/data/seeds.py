@@ -18,12 +18,13 @@ class Stream(IntEnum):
     MLM = 4
     REGION_MLM = 5
     REGION_ORDER = 6
+    REGION_CAPTION = 7
 
 
 def random_at(seed: int, stream: Stream, position: int) -> np.random.Generator:
     """Return a fresh generator that depends on its three arguments alone.
 
-    >>> random_at(0, Stream.MLM, 7).integers(100) == random_at(0, Stream.MLM, 7).integers(100)
+    >>> random_at(0, Stream.MLM, 7).random() == random_at(0, Stream.MLM, 7).random()
     True
     """
     if seed < 0 or position < 0:

@@ -31,11 +31,13 @@ def load_tokenizer(source: str | Path = DEFAULT_TOKENIZER) -> PreTrainedTokenize
     """
     from transformers import AutoTokenizer
 
-    attempts = (True,) if Path(source).exists() or _looks_like_path(str(source)) else (True, False)
+    on_disk = Path(source).exists() or _looks_like_path(str(source))
     reason: Exception | None = None
-    for local_files_only in attempts:
+    for local in (True,) if on_disk else (True, False):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=local_files_only)
+            if not local:
+                _reach_hub(str(source))
+            tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=local)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = error
             continue
@@ -44,9 +46,19 @@ def load_tokenizer(source: str | Path = DEFAULT_TOKENIZER) -> PreTrainedTokenize
             raise MultiflowError(f"the tokenizer '{source}' has no {' and no '.join(lacking)}; give a BERT tokenizer")
         return tokenizer
     raise MultiflowError(
-        f"no tokenizer found at '{source}' on this disk, nor on the Hugging Face Hub from here; give a folder that "
-        "holds one (tokenizer.json or vocab.txt) with --tokenizer DIR_OR_ID"
+        f"no tokenizer found at '{source}' on this disk{'' if on_disk else ', nor on the Hugging Face Hub from here'}; "
+        "give a folder that holds one (tokenizer.json or vocab.txt) with --tokenizer DIR_OR_ID"
     ) from reason
+
+
+def _reach_hub(source: str) -> None:
+    """Ask the Hub once for a repository; transformers itself would try for a minute where there is no network."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(source, timeout=5)
+    except Exception as error:  # its HTTP library, and with it the class of a failed connection, differs by version
+        raise OSError(str(error)) from error
 
 
 def build_word_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:

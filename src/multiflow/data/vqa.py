@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from multiflow.data.base import Dataset, Question
-from multiflow.data.files import field, image_root, inside, load_image, read_json, texts_of
+from multiflow.data.files import field, load_image, locate, read_json, texts_of
 from multiflow.errors import MultiflowError
 
-Records = list[tuple[str, str, tuple[str, ...], str]]
-"""(image name, question, answers, key), in file order."""
+Records = list[tuple[str, tuple[str, ...], str]]
+"""(question, answers, key), in file order."""
 
 
 def open_vqa(content: dict[str, Any], path: Path, images: Path | None) -> Dataset[Question]:
@@ -34,22 +34,25 @@ def open_vqa(content: dict[str, Any], path: Path, images: Path | None) -> Datase
         )
     if not asked:
         raise MultiflowError(f"'{path}' holds no questions")
-    names = _image_names(asked, subset, path, images)
-    records = [
-        (name, text, (answers or {}).get(key, ()), key) for name, (_, text, key) in zip(names, asked, strict=True)
+    coco = f"COCO_{subset}_{{:0>12}}.jpg"
+    manners = [
+        [manner.format(image) for image, _, _ in asked]
+        for manner in (f"{subset}/{coco}", coco, "{:0>12}.jpg", "{}.jpg", "{}.png")
     ]
-    return _dataset("VQA v2 questions", path, images, records)
+    records = [(text, (answers or {}).get(key, ()), key) for _, text, key in asked]
+    return _dataset("VQA v2 questions", path, images, records, manners)
 
 
 def open_question_list(content: list[Any], path: Path, images: Path | None) -> Dataset[Question]:
     """Read a plain list ``[{image, question, answer?, question_id?}]``; the answer is a text or a list of texts."""
     records: Records = []
+    names = []
     for i, record in enumerate(content):
         where = f"entry {i} of '{path}'"
         answers = texts_of(record["answer"], where) if "answer" in record else ()
-        image, question = (field(record, name, str, where) for name in ("image", "question"))
-        records.append((image, question, answers, str(record.get("question_id", i))))
-    return _dataset("plain question list", path, images, records)
+        names.append(field(record, "image", str, where))
+        records.append((field(record, "question", str, where), answers, str(record.get("question_id", i))))
+    return _dataset("plain question list", path, images, records, [names])
 
 
 def _answers(path: Path) -> dict[str, tuple[str, ...]] | None:
@@ -75,32 +78,15 @@ def _subset(path: Path) -> str:
     return match[1] if match else "train2014"
 
 
-def _image_names(asked: list[tuple[str, str, str]], subset: str, path: Path, images: Path | None) -> list[str]:
-    """Return the image name of every question, in the first of the usual manners that exists on disk."""
-    coco = f"COCO_{subset}_{{:0>12}}.jpg"
-    manners = (f"{subset}/{coco}", coco, "{:0>12}.jpg", "{}.jpg", "{}.png")
-    failure = None
-    for manner in manners:
-        names = [manner.format(image) for image, _, _ in asked]
-        try:
-            image_root(path.parent, images, names, f"'{path}'")
-        except MultiflowError as error:
-            failure = failure or error
-            continue
-        return names
-    assert failure is not None
-    raise failure
-
-
-def _dataset(layout: str, path: Path, images: Path | None, records: Records) -> Dataset[Question]:
+def _dataset(
+    layout: str, path: Path, images: Path | None, records: Records, manners: list[list[str]]
+) -> Dataset[Question]:
     if not records:
         raise MultiflowError(f"'{path}' holds no questions")
-    root = image_root(path.parent, images, (record[0] for record in records), f"'{path}'")
-    for record in records:
-        inside(root, record[0], f"'{path}'")
-    return Dataset("questions", layout, str(path), len(records), partial(_read, str(root), records))
+    paths = locate(manners, path.parent, images, f"'{path}'")
+    return Dataset("questions", layout, str(path), len(records), partial(_read, paths, records))
 
 
-def _read(root: str, records: Records, index: int) -> Question:
-    name, question, answers, key = records[index]
-    return Question(load_image(os.path.join(root, name), name), question, answers, key)
+def _read(paths: list[str], records: Records, index: int) -> Question:
+    question, answers, key = records[index]
+    return Question(load_image(paths[index], os.path.basename(paths[index])), question, answers, key)

@@ -56,7 +56,9 @@ def load(path: Path) -> Masks:
         layout = Layout(tuple(_layer(fields) for fields in header["layers"]))
         ok = header["format"] == FORMAT and header["checksum"] == _checksum(packed, layout)
     except (KeyError, TypeError, ValueError) as error:
-        raise MultiflowError(f"the header of mask file '{path}' is damaged ({error!r}); make the masks again") from error
+        raise MultiflowError(
+            f"the header of mask file '{path}' is damaged ({error!r}); make the masks again"
+        ) from error
     if header["format"] != FORMAT:
         raise MultiflowError(
             f"mask file '{path}' has format {header['format']}, this version reads format {FORMAT}; update multiflow"

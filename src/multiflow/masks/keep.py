@@ -28,7 +28,8 @@ def keep_sparse(model: nn.Module, masks: Masks, optimizer: Any = None) -> Iterat
             suffices for an optimizer that is new or whose state is zero for dropped weights.
     """
     masks.apply_(model)
-    weights = [(weight, _on(masks[name], weight)) for name, group in masks.find_weights(model).items() for weight in group]
+    found = masks.find_weights(model)
+    weights = [(weight, ~masks[name].to(weight.device)) for name in masks for weight in found[name]]
 
     @torch.no_grad()
     def zero_weights(*_: Any) -> None:
@@ -44,10 +45,6 @@ def keep_sparse(model: nn.Module, masks: Masks, optimizer: Any = None) -> Iterat
             stack.callback(inner.register_step_post_hook(zero_weights).remove)
         stack.callback(zero_weights)
         yield
-
-
-def _on(mask: Tensor, weight: Tensor) -> Tensor:
-    return ~mask.to(weight.device)
 
 
 def _zero_gradient(dropped: Tensor) -> Any:

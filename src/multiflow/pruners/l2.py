@@ -1,6 +1,6 @@
 """Magnitude relative to the layer's norm.
 
-    score_ij = |W_ij| / ||W||_F, ranked over all layers together.
+score_ij = |W_ij| / ||W||_F, ranked over all layers together.
 """
 
 from __future__ import annotations

@@ -21,9 +21,5 @@ def magnitude(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     return weight.abs()
 
 
-variant(
-    "magnitude-layer", "magnitude", "Smallest magnitude, the same sparsity in every layer.", allocation="uniform"
-)
-variant(
-    "magnitude-modality", "magnitude", "Smallest magnitude in each modality group apart.", allocation="multimodal"
-)
+variant("magnitude-layer", "magnitude", "Smallest magnitude, the same sparsity in every layer.", allocation="uniform")
+variant("magnitude-modality", "magnitude", "Smallest magnitude in each modality group apart.", allocation="multimodal")

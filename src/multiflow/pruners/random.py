@@ -1,6 +1,6 @@
 """Random pruning: the floor that every method must clear.
 
-    score_ij ~ U(0, 1), ranked over all layers together; a function of the seed and the layer's name alone.
+score_ij ~ U(0, 1), ranked over all layers together; a function of the seed and the layer's name alone.
 """
 
 from __future__ import annotations

@@ -28,28 +28,26 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    run_dir: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
-    keep: int = 2,
+    run_dir: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Write a checkpoint and delete all but the latest ``keep``.
+    """Write a checkpoint for ``state["step"]`` and delete all but the latest ``keep``.
 
     Raises:
         MultiflowError: the folder cannot be written.
     """
-    final, partial = run_dir / f"step-{step:08d}", run_dir / f".step-{step:08d}.tmp"
+    final = run_dir / f"step-{state['step']:08d}"
+    partial = final.with_name(f".{final.name}.tmp")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_model(model, str(partial / "model.safetensors"))
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-        (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+        (partial / "state.json").write_text(json.dumps(state, indent=1))
         os.replace(partial, final)
     except OSError as error:
-        raise MultiflowError(f"cannot write the checkpoint {final}: {error.strerror}; free or choose another") from error
+        raise MultiflowError(
+            f"cannot write the checkpoint {final}: {error.strerror}; free or choose another"
+        ) from error
     for old in checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -69,6 +67,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MultiflowError(
-            f"checkpoint {path} does not fit this model or is damaged ({reason}); delete it to go on from the one before"
+            f"checkpoint {path} is damaged or of another model ({reason}); delete it to go on from the one before"
         ) from error
     return state

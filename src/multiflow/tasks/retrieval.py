@@ -113,11 +113,16 @@ def evaluate_retrieval(
     try:
         states, text_feat = _encode_texts(model, texts, tokenizer, batch_size, max_length)
         image_feat = torch.cat(
-            [model.image_features(model.encode_image(chunk)).float().cpu() for chunk in _chunks(model, pixel_values, batch_size)]
+            [
+                model.image_features(model.encode_image(chunk)).float().cpu()
+                for chunk in _chunks(model, pixel_values, batch_size)
+            ]
         )
         top_texts = _top(image_feat, text_feat, shortlist, batch_size)
         top_images = _top(text_feat, image_feat, shortlist, batch_size)
-        itc = _recall(_ranks(owner[top_texts] == torch.arange(len(captions))[:, None]), _ranks(top_images == owner[:, None]))
+        itc = _recall(
+            _ranks(owner[top_texts] == torch.arange(len(captions))[:, None]), _ranks(top_images == owner[:, None])
+        )
         top_texts, top_images = _rerank(model, pixel_values, states, top_texts, top_images, batch_size)
     finally:
         model.train(was_training)
@@ -152,7 +157,12 @@ def _top(queries: Tensor, answers: Tensor, shortlist: int, size: int) -> Tensor:
 
 
 def _rerank(
-    model: XVLMForPretraining, pixel_values: Tensor, states: list[Tensor], top_texts: Tensor, top_images: Tensor, size: int
+    model: XVLMForPretraining,
+    pixel_values: Tensor,
+    states: list[Tensor],
+    top_texts: Tensor,
+    top_images: Tensor,
+    size: int,
 ) -> tuple[Tensor, Tensor]:
     """Sort both shortlists by the logit of "match"; a pair that is on both is scored once."""
     count = len(states)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from torch import Tensor
 
 FILE = "metrics.jsonl"
 
@@ -18,6 +22,32 @@ class Track(Protocol):
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one record."""
+
+
+@dataclass
+class Meter:
+    """Means of the figures, and samples per second, since the last reading."""
+
+    sums: dict[str, Tensor | float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, figures: Mapping[str, Tensor | float], samples: int) -> None:
+        """Take the figures of one step (not every step needs to have the same ones)."""
+        for name, figure in figures.items():
+            figure = figure.detach() if isinstance(figure, Tensor) else figure
+            self.sums[name] = self.sums.get(name, 0.0) + figure
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.samples += samples
+
+    def read(self) -> dict[str, float]:
+        """Return the means and the rate, and start afresh."""
+        now = time.monotonic()
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        rate = self.samples / max(now - self.since, 1e-9)
+        self.sums, self.counts, self.samples, self.since = {}, {}, 0, now
+        return {**means, "rate": rate}
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -12,26 +12,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from multiflow.errors import MultiflowError
+from multiflow.errors import MultiflowError, unknown
 from multiflow.tasks.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from multiflow.tasks.feed import Batch, batch_size, prefetched, to_device
 from multiflow.tasks.progress import Progress, Report
-from multiflow.tasks.tracking import track_metrics
+from multiflow.tasks.tracking import Meter, track_metrics
 
-Batch: TypeAlias = Mapping[str, Any]
 Loss: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+Schedule: TypeAlias = Literal["cosine", "linear"]
 
 FREE_TO_CHANGE = ("checkpoint_every", "log_every", "prefetch")  # these do not alter the weights of a run
 
@@ -60,13 +60,27 @@ class TrainSettings:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = 0.1
-    schedule: Literal["cosine", "linear"] = "cosine"
+    schedule: Schedule = "cosine"
     clip: float = 1.0
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_every: int = 500
     log_every: int = 20
     prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        whole = {name: getattr(self, name) for name in ("steps", "checkpoint_every", "log_every", "prefetch")}
+        for name, value in whole.items():
+            if value < 1:
+                raise MultiflowError(f"{name} {value} was given; expected at least 1")
+        if not (self.lr > 0 and 0 <= self.warmup < 1 and self.clip > 0):
+            raise MultiflowError(
+                f"lr {self.lr}, warmup {self.warmup} and clip {self.clip} were given; expected lr and clip "
+                f"above 0 and a warmup in [0, 1)"
+            )
+        for kind, given, known in (("schedule", self.schedule, Schedule), ("precision", self.precision, Precision)):
+            if given not in get_args(known):
+                raise unknown(kind, given, get_args(known))
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ def train(
 
     Args:
         model: any module, on the device to train on.
-        batch: position -> batch (tensors, or mappings of them); called in a background thread.
+        batch: position (from 0) -> batch of tensors or mappings of them; called in a background thread.
         loss: ``(model, batch, position)`` -> scalar to minimise and figures to log.
         settings: see `TrainSettings`.
         run_dir: holds ``step-*`` checkpoints, ``metrics.jsonl`` and TensorBoard's files; its name is the stage shown.
@@ -111,21 +125,26 @@ def train(
     Raises:
         MultiflowError: the folder holds a run and ``resume`` is off, or a run with other settings; the loss or the
             gradient is not finite (nothing is saved then).
+
+    >>> model, data = nn.Linear(2, 1), {"x": torch.ones(4, 2)}
+    >>> fit = lambda model, batch, position: (model(batch["x"]).square().mean(), {})
+    >>> train(model, lambda position: data, fit, TrainSettings(steps=100), Path("runs/fit")).steps  # doctest: +SKIP
+    100
     """
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), settings.lr, settings.betas, fused=True)
-    identity = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items() if k not in FREE_TO_CHANGE}
-    state = _start(run_dir, model, optimizer, identity, resume)
-    first, seconds, latest = state["step"], state["seconds"], state["metrics"]
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings.weight_decay), settings.lr, settings.betas, fused=True
+    )
+    state = _start(run_dir, model, optimizer, _identity(settings), resume)
     device = next(model.parameters()).device
-    sums: dict[str, Tensor | float] = {}
-    counted, began, logged_at = 0, time.monotonic(), time.monotonic()
+    first, last_line, meter = state["step"], state["metrics"], Meter()
+    before = state["seconds"]
+    began = time.monotonic() - before
 
     with ExitStack() as stack:
         track = stack.enter_context(track_metrics(run_dir, first))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         batches = stack.enter_context(prefetched(batch, range(first, settings.steps), settings.prefetch))
         model.train()
-        samples = 0
         for step, inputs in enumerate(batches, first + 1):
             rate = learning_rate(settings, step)
             for group in optimizer.param_groups:
@@ -136,34 +155,37 @@ def train(
             optimizer.zero_grad()
             value.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-            if not (math.isfinite(value.item()) and math.isfinite(norm.item())):
-                raise MultiflowError(
-                    f"{run_dir.name}: loss {value.item()} and gradient norm {norm.item()} at step {step}; expected finite "
-                    f"numbers; lower the learning rate ({settings.lr:g}) or use precision 'fp32', and resume"
-                )
+            _check_finite(run_dir.name, step, value, norm, settings)
             optimizer.step()
             if after_step is not None:
                 after_step(step)
 
-            for name, figure in {"loss": value, "grad_norm": norm, **figures}.items():
-                sums[name] = sums.get(name, 0.0) + (figure.detach() if isinstance(figure, Tensor) else figure)
-            counted, samples = counted + 1, samples + batch_size(inputs)
+            meter.add({"loss": value, "grad_norm": norm, **figures}, batch_size(inputs))
+            seconds = time.monotonic() - began
             due = step % settings.checkpoint_every == 0 or step == settings.steps
-            if due or step % settings.log_every == 0:  # a line never straddles a checkpoint: resuming repeats it exactly
-                now = time.monotonic()
-                pace = {"lr": rate, "rate": samples / (now - logged_at), "seconds": seconds + now - began}
-                latest = {name: float(total) / counted for name, total in sums.items()} | pace
-                track(step, latest)
-                sums, counted, samples, logged_at = {}, 0, 0, now
+            if due or step % settings.log_every == 0:  # no line straddles a checkpoint: a resumed run repeats it
+                last_line = {**meter.read(), "lr": rate, "seconds": seconds}
+                track(step, last_line)
             if due:
-                elapsed = seconds + time.monotonic() - began
-                state = {"seconds": elapsed, "metrics": latest, "settings": identity}
-                save_checkpoint(run_dir, step, model, optimizer, state)
+                state = {"step": step, "seconds": seconds, "metrics": last_line, "settings": _identity(settings)}
+                save_checkpoint(run_dir, model, optimizer, state)
             if progress is not None:
-                eta = (time.monotonic() - began) / (step - first) * (settings.steps - step)
-                progress(Progress(run_dir.name, step, settings.steps, latest.get("rate", 0.0), eta, latest))
-        seconds += time.monotonic() - began
-    return Trained(settings.steps, state["seconds"], latest)
+                eta = (seconds - before) / (step - first) * (settings.steps - step)
+                progress(Progress(run_dir.name, step, settings.steps, last_line.get("rate", 0.0), eta, last_line))
+    return Trained(state["step"], state["seconds"], state["metrics"])
+
+
+def _identity(settings: TrainSettings) -> dict[str, Any]:
+    """Return the settings on which the weights depend, as they look after a round trip through JSON."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items() if k not in FREE_TO_CHANGE}
+
+
+def _check_finite(stage: str, step: int, loss: Tensor, norm: Tensor, settings: TrainSettings) -> None:
+    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+        raise MultiflowError(
+            f"{stage}: the loss is {loss.item():g} and its gradient has norm {norm.item():g} at step {step}, expected "
+            f"finite numbers; lower the learning rate ({settings.lr:g}) or compute with precision 'fp32'"
+        )
 
 
 def _start(
@@ -196,7 +218,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def learning_rate(settings: TrainSettings, step: int) -> float:
     """Learning rate of a step, counted from 1: linear warm-up, then down to zero just after the last step.
 
-    >>> [round(learning_rate(TrainSettings(steps=4, lr=1.0, warmup=0.5, schedule="linear"), s), 2) for s in (1, 2, 3, 4)]
+    >>> settings = TrainSettings(steps=4, lr=1.0, warmup=0.5, schedule="linear")
+    >>> [round(learning_rate(settings, step), 2) for step in (1, 2, 3, 4)]
     [0.5, 1.0, 0.67, 0.33]
     """
     warmup = round(settings.warmup * settings.steps)
@@ -208,7 +231,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 def seed_at(seed: int, position: int) -> int:
     """Mix a seed and a position into one seed; neighbours have nothing in common."""
-    return hash((seed, position, 0x9E3779B97F4A7C15)) & 0x7FFFFFFF
+    return int(np.random.SeedSequence((seed, position)).generate_state(1)[0])
 
 
 @contextmanager
@@ -228,36 +251,3 @@ def _bf16_is_faster(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
-
-
-@contextmanager
-def prefetched(batch: Callable[[int], Batch], positions: range, ahead: int) -> Iterator[Iterator[Batch]]:
-    """Yield the batches of ``positions`` in order, up to ``ahead`` of them made early in a background thread.
-
-    An error in ``batch`` is raised where that batch is due.
-    """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-
-    def stream() -> Iterator[Batch]:
-        waiting = deque(pool.submit(batch, position) for position in positions[:ahead])
-        for position in positions:
-            upcoming = position + max(ahead, 0)
-            if upcoming < positions.stop:
-                waiting.append(pool.submit(batch, upcoming))
-            yield waiting.popleft().result()
-
-    try:
-        yield stream()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """Move the tensors of a batch, and of the batches in it, to ``device``."""
-    move = lambda x: to_device(x, device) if isinstance(x, Mapping) else x.to(device) if isinstance(x, Tensor) else x  # noqa: E731
-    return {name: move(value) for name, value in batch.items()}
-
-
-def batch_size(batch: Batch) -> int:
-    """Number of rows of the first tensor of a batch."""
-    return next((len(value) for value in batch.values() if isinstance(value, Tensor)), 1)

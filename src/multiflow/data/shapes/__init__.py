@@ -7,6 +7,7 @@ from multiflow.data.shapes.render import render
 from multiflow.data.shapes.sample import make_scenes, split_of
 from multiflow.data.shapes.scene import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, STYLES, Object, Scene
 from multiflow.data.shapes.vocabulary import VOCABULARY
+from multiflow.data.shapes.write import write
 
 __all__ = [
     "BACKGROUNDS",
@@ -25,4 +26,5 @@ __all__ = [
     "regions",
     "render",
     "split_of",
+    "write",
 ]

@@ -102,3 +102,14 @@ def _phrases() -> dict[str, tuple[str, str | int]]:
 
 #: Every phrase that means something in a caption -> (kind, value); of several at one place the longest counts.
 PHRASES = _phrases()
+
+
+def variants(answer: str) -> tuple[str, ...]:
+    """Return all words for the shape, colour or place that an answer names, the answer first.
+
+    >>> variants("circle"), variants("top left"), variants("yes")
+    (('circle', 'disc'), ('top left', 'upper left'), ('yes',))
+    """
+    if answer in PLACES:
+        return answer, SHORT[PLACES.index(answer)][1].removeprefix("in the ")
+    return NOUNS.get(answer) or COLOUR_WORDS.get(answer) or (answer,)

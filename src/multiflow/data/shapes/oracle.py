@@ -3,7 +3,7 @@
 A caption is read by the longest phrases of the lexicon, left to right: adjectives and a noun make an object, a number
 makes several, a place belongs to the object before it, and a relation joins the objects on both sides of it.
 
-    score(caption, scene) = max over the ways to match objects: facts that hold - 8 * facts that do not
+    score(caption, scene) = max over the ways to match objects: facts that hold - 32 * facts that do not
 
 A fact is one named shape, colour, size, fill, place, relation or background; an object too many or too few is one that
 does not hold. With true captions the best score of a scene is that of a caption that says most about it.
@@ -22,7 +22,7 @@ from multiflow.data.shapes.scene import Object, Scene
 from multiflow.errors import MultiflowError
 
 _LONGEST = max(len(phrase.split()) for phrase in PHRASES)
-_WRONG = 8
+_WRONG = 32  # more than there are facts in a caption: one that does not hold outweighs all that do
 
 
 @dataclass

@@ -12,7 +12,7 @@ from multiflow.data.shapes.outlines import OUTLINES, Array
 from multiflow.data.shapes.scene import Object, Scene
 from multiflow.errors import MultiflowError
 
-_PALETTE = {
+PALETTE = {
     "plain": {
         "red": (214, 34, 40),
         "orange": (248, 130, 18),
@@ -25,7 +25,7 @@ _PALETTE = {
     },
     "chalk": {
         "red": (236, 84, 76),
-        "orange": (244, 158, 76),
+        "orange": (242, 144, 54),
         "yellow": (246, 230, 116),
         "green": (110, 204, 112),
         "cyan": (128, 232, 232),
@@ -34,8 +34,8 @@ _PALETTE = {
         "pink": (252, 176, 214),
     },
 }
-_JITTER = {"plain": 12.0, "chalk": 16.0}  # of each colour channel
-_MIN_SIZE = 16
+_JITTER = {"plain": 10.0, "chalk": 11.0}  # of each colour channel
+MIN_SIZE = 16
 
 
 def render(scene: Scene, size: int = 64) -> np.ndarray:
@@ -45,8 +45,8 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
     >>> render(make_scenes("train", 1)[0], size=48).shape
     (48, 48, 3)
     """
-    if size < _MIN_SIZE:
-        raise MultiflowError(f"size={size} was given, {_MIN_SIZE} pixels or more were expected; pass size=64")
+    if size < MIN_SIZE:
+        raise MultiflowError(f"size={size} was given, {MIN_SIZE} pixels or more were expected; pass size=64")
     rng = Random(scene.seed)
     canvas = _background(scene, size, rng)
     draw = _draw_chalk if scene.style == "chalk" else _draw_plain
@@ -79,16 +79,16 @@ def _draw_chalk(canvas: Array, obj: Object, size: int, rng: Random) -> None:
     x, y = c * x + s * y, c * y - s * x
     radius = 0.94 * obj.radius * size
     wobble, grain = _pick(_smooth(size), rng)[rows, columns], _pick(_grain(size), rng)[rows, columns]
-    distance = OUTLINES[obj.shape](x / radius, y / radius) * radius + (0.05 * radius) * wobble
-    stroke = max(1.4, 0.2 * radius) * (0.9 + 0.35 * rng.random())
+    distance = OUTLINES[obj.shape](x / radius, y / radius) * radius + (0.035 * radius) * wobble
+    stroke = max(1.1, 0.2 * radius) * (0.85 + 0.3 * rng.random())
     border = _step(distance) - _step(distance + stroke)
     if obj.fill == "outline":
         cover = border
     elif obj.fill == "striped":
         cover = np.maximum(border * 0.8, _step(distance) * _stripes((x + y) * 0.7071, max(3.4, 0.5 * radius)))
     else:
-        cover = np.maximum(border, 0.9 * _step(distance))
-    _blend(canvas[rows, columns], _colour(obj, "chalk", rng), cover * (0.86 + 0.14 * np.clip(grain, -2, 1)))
+        cover = np.maximum(border, 0.95 * _step(distance))
+    _blend(canvas[rows, columns], _colour(obj, "chalk", rng), cover * (0.9 + 0.1 * np.clip(grain, -3, 1)))
 
 
 def _window(obj: Object, size: int) -> tuple[slice, slice, Array, Array]:
@@ -118,7 +118,7 @@ def _blend(patch: Array, paint: Array, cover: Array) -> None:
 
 def _colour(obj: Object, style: str, rng: Random) -> Array:
     jitter = _JITTER[style]
-    return np.array([c + jitter * (2 * rng.random() - 1) for c in _PALETTE[style][obj.colour]], dtype=np.float32)
+    return np.array([c + jitter * (2 * rng.random() - 1) for c in PALETTE[style][obj.colour]], dtype=np.float32)
 
 
 def _pick(bank: Array, rng: Random) -> Array:

@@ -20,6 +20,7 @@ from multiflow.data.shapes.scene import (
     COLOURS,
     FILLS,
     GRID,
+    MAX_OBJECTS,
     SHAPES,
     SIZES,
     STYLE_BACKGROUNDS,
@@ -31,7 +32,6 @@ from multiflow.data.shapes.scene import (
 from multiflow.errors import MultiflowError, unknown
 
 SPLITS = ("train", "val", "test")
-MAX_OBJECTS = 4
 BLOCK = 8  # scenes a block; the first two are a distractor pair
 _COUNTS = {1: (1,) * 6, 2: (1, 2, 2, 2, 2, 2), 3: (1, 2, 2, 3, 3, 3), 4: (1, 2, 2, 3, 3, 4)}  # objects of the other six
 _RADIUS = {"small": 0.11, "large": 0.17}
@@ -151,24 +151,27 @@ def _clear(a: Object, others: tuple[Object, ...]) -> bool:
 
 
 def _pair(rng: Random, split: str, max_objects: int) -> tuple[tuple[tuple[Object, ...], tuple[Object, ...]], str]:
-    """Draw two lists of objects of one split that differ in one thing; return them and what it is."""
+    """Draw two lists of objects of one split that differ in one thing; return them and what it is.
+
+    Half of the pairs differ in an attribute, 3 of 10 in a relation (two objects swapped, or one elsewhere), 2 of 10 in
+    a count; with one object at most, all in an attribute.
+    """
+    family = 0.0 if max_objects == 1 else rng.random()
+    contrasts = (
+        ("shape", "colour", "size", "fill") if family < 0.5 else ("swap", "place") if family < 0.8 else ("count",)
+    )
+    most = max_objects - (contrasts == ("count",))  # room for one more
+    least = min(2, most)
     while True:
-        n = 1 if max_objects == 1 else 2 + int(rng.random() * (max_objects - 1))
-        first = _draw(rng, split, n)
-        family = rng.random()  # half of the pairs differ in an attribute, 3 of 10 in a relation, 2 of 10 in a count
+        first = _draw(rng, split, least + int(rng.random() * (most - least + 1)))
         for _ in range(2 * _TRIES):
-            if family < 0.5 or max_objects == 1:
-                contrast = _pick(rng, ("shape", "colour", "size", "fill"))
-            elif family < 0.8:
-                contrast = _pick(rng, ("swap", "place"))
-            else:
-                contrast = "count"
-            second = _change(rng, first, contrast, max_objects)
+            contrast = _pick(rng, contrasts)
+            second = _change(rng, first, contrast)
             if second and split_of(Scene(second, "grey", "plain", 0).identity) == split:
                 return ((first, second) if rng.random() < 0.5 else (second, first)), contrast
 
 
-def _change(rng: Random, objects: tuple[Object, ...], contrast: str, max_objects: int) -> tuple[Object, ...] | None:
+def _change(rng: Random, objects: tuple[Object, ...], contrast: str) -> tuple[Object, ...] | None:
     """Change one thing of a list of objects; None where the change does not fit."""
     i = int(rng.random() * len(objects))
     chosen, rest = objects[i], objects[:i] + objects[i + 1 :]
@@ -181,8 +184,6 @@ def _change(rng: Random, objects: tuple[Object, ...], contrast: str, max_objects
         moved = tuple(changed if o is chosen else partner if o is other else o for o in objects)
         return moved if all(_clear(o, tuple(p for p in moved if p is not o)) for o in moved) else None
     if contrast in ("place", "count"):
-        if contrast == "count" and len(objects) == max_objects:
-            return None
         cell = _pick(rng, [c for c in range(GRID**2) if all(c != o.cell for o in objects)])
         return _place(rng, [(*look, cell)], beside=rest if contrast == "place" else objects)
     known = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "fill": FILLS}[contrast]

@@ -15,6 +15,7 @@ STYLES = ("plain", "chalk")
 BACKGROUNDS = ("white", "grey", "black", "gradient", "checked", "speckled")
 #: The backgrounds of each style: chalk is drawn on dark boards only.
 STYLE_BACKGROUNDS = {"plain": BACKGROUNDS, "chalk": BACKGROUNDS[1:]}
+MAX_OBJECTS = 4
 #: Positions are named by the cells of a GRID x GRID raster, numbered row by row from the top left.
 GRID = 3
 
@@ -78,8 +79,10 @@ class Scene:
             raise unknown("style", self.style, STYLES)
         if self.background not in STYLE_BACKGROUNDS[self.style]:
             raise unknown(f"background of style {self.style}", self.background, STYLE_BACKGROUNDS[self.style])
-        if not self.objects:
-            raise MultiflowError("a scene of 0 objects was given, at least 1 was expected; pass Scene(objects=(...))")
+        if not 1 <= len(self.objects) <= MAX_OBJECTS:
+            raise MultiflowError(
+                f"a scene of {len(self.objects)} objects was given, 1 to {MAX_OBJECTS} were expected; pass that many"
+            )
 
     @cached_property
     def identity(self) -> Identity:

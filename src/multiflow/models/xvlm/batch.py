@@ -50,7 +50,7 @@ def read_batch(batch: Mapping[str, Any], losses: bool) -> Batch:
         losses: also ask for the keys that only the losses need.
 
     Raises:
-        MultiflowError: a key is missing, or the numbers of images and texts do not fit.
+        MultiflowError: a key is missing, or the shapes do not fit together.
     """
     pixel_values, input_ids, attention_mask = _take(batch, "pixel_values", "input_ids", "attention_mask")
     masked = regions = None
@@ -66,6 +66,11 @@ def read_batch(batch: Mapping[str, Any], losses: bool) -> Batch:
             f"{source} has {len(rows)} rows and input_ids has {len(input_ids)}; "
             "give one image for each text, or say with image_index which image each text belongs to"
         )
+    same = {"attention_mask": attention_mask} | ({} if masked is None else {"mlm_input_ids": masked.input_ids})
+    for name, tensor in same.items():
+        if tensor.shape != input_ids.shape:
+            shapes = f"{name} has shape {tuple(tensor.shape)} and input_ids {tuple(input_ids.shape)}"
+            raise MultiflowError(f"{shapes}; pad both to the same length")
     return Batch(pixel_values, input_ids, attention_mask, masked, regions)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
 
-from multiflow.errors import MultiflowError, did_you_mean
+from multiflow.errors import MultiflowError, unknown
 
 VISION = {
     "width": 768,
@@ -27,9 +29,11 @@ TEXT = {
     "max_position_embeddings": 512,
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-12,
-    "encoder_width": None,
+    "encoder_width": None,  # that of the vision tower
     "dropout": 0.1,
 }
+FRACTIONS = ("text.layer_norm_eps", "text.dropout")
+MAY_BE_ZERO = ("vision.local_attn_depth", "text.fusion_layer", *FRACTIONS)
 
 
 class XVLMConfig(PretrainedConfig):
@@ -79,26 +83,36 @@ class XVLMConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-def _complete(section: str, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def _complete(section: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise MultiflowError(f"{section} is {given!r}; it must map names to sizes: {', '.join(defaults)}")
     for key in given:
         if key not in defaults:
-            raise MultiflowError(
-                f"unknown size '{section}.{key}'; known: {', '.join(defaults)}{did_you_mean(key, defaults)}"
-            )
+            raise unknown("size", f"{section}.{key}", [f"{section}.{name}" for name in defaults])
     return {**defaults, **given}
 
 
 def _check(config: XVLMConfig) -> None:
     vision, text = config.vision, config.text
+    sizes = {"image_size": config.image_size, "patch_size": config.patch_size, "embed_dim": config.embed_dim}
+    sizes |= {f"vision.{key}": value for key, value in vision.items() if key != "act"}
+    sizes |= {f"text.{key}": value for key, value in text.items() if key != "act"}
+    for name, size in sizes.items():
+        least = 0 if name in MAY_BE_ZERO else 1
+        whole = isinstance(size, int) or name in FRACTIONS
+        if not (whole and isinstance(size, int | float) and size >= least):
+            raise MultiflowError(f"{name} is {size!r}; it must be a number of at least {least}")
     rules = [
-        (config.image_size % config.patch_size == 0, "image_size must be a multiple of patch_size"),
-        (vision["width"] % vision["heads"] == 0, "vision.width must be a multiple of vision.heads"),
-        (text["width"] % text["heads"] == 0, "text.width must be a multiple of text.heads"),
-        (text["encoder_width"] == vision["width"], "text.encoder_width must equal vision.width"),
-        (0 <= vision["local_attn_depth"] <= vision["layers"], "vision.local_attn_depth must be in 0..vision.layers"),
-        (0 <= text["fusion_layer"] <= text["layers"], "text.fusion_layer must be in 0..text.layers"),
+        ("image_size", "a multiple of patch_size", config.image_size % config.patch_size == 0),
+        ("vision.width", "a multiple of vision.heads", vision["width"] % vision["heads"] == 0),
+        ("text.width", "a multiple of text.heads", text["width"] % text["heads"] == 0),
+        ("text.encoder_width", "equal to vision.width", text["encoder_width"] == vision["width"]),
+        ("vision.local_attn_depth", "at most vision.layers", vision["local_attn_depth"] <= vision["layers"]),
+        ("text.fusion_layer", "at most text.layers", text["fusion_layer"] <= text["layers"]),
     ]
-    for holds, rule in rules:
+    for name, rule, holds in rules:
         if not holds:
-            sizes = {"image_size": config.image_size, "patch_size": config.patch_size, "vision": vision, "text": text}
-            raise MultiflowError(f"{rule}; got {sizes}")
+            raise MultiflowError(f"{name} is {sizes[name]}; it must be {rule}")
+    for act in (vision["act"], text["act"]):
+        if act not in ACT2FN:
+            raise unknown("activation", str(act), sorted(ACT2FN))

@@ -114,14 +114,14 @@ class XVLMForPretraining(PreTrainedModel):
         self,
         text_embeds: Float[Tensor, "texts length width"],
         attention_mask: Int[Tensor, "texts length"],
-        image_embeds: Float[Tensor, "images tokens width"],
+        image_embeds: Float[Tensor, "images tokens image_width"],
         image_mask: Int[Tensor, "images tokens"] | None = None,
         image_index: Int[Tensor, " texts"] | None = None,
     ) -> Float[Tensor, "texts length width"]:
         """Run the fusion layers; text ``i`` attends to image ``image_index[i]``, or to image ``i`` without an index."""
         return self.text_encoder.bert.fuse(text_embeds, attention_mask, image_embeds, image_mask, image_index)
 
-    def image_features(self, image_embeds: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images dim"]:
+    def image_features(self, image_embeds: Float[Tensor, "images tokens image_width"]) -> Float[Tensor, "images dim"]:
         """Project [CLS] to unit vectors that are compared with those of texts."""
         return F.normalize(self.vision_proj(image_embeds[:, 0]), dim=-1)
 
@@ -221,7 +221,7 @@ class XVLMForPretraining(PreTrainedModel):
         rows = [(texts, padding, own)]  # (texts, their padding, the image that each one looks at)
         if count > 1:
             image, text = losses.hard_negatives(sim, seed)
-            rows += [(texts, padding, image), (texts[text], padding[text], own)]
+            rows += [(texts, padding, image), (texts.index_select(0, text), padding[text], own)]
         else:
             warnings.warn("a batch of one pair has no hard negatives: loss_itm counts the pair alone", stacklevel=3)
         matching = len(rows)

@@ -102,7 +102,7 @@ class VisionEncoder(nn.Module):
             raise MultiflowError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; this model takes (images, 3, {side}, {side})"
             )
-        patches = self.patch_embed(pixel_values).flatten(2).transpose(1, 2)
+        patches = self.patch_embed(pixel_values.to(self.patch_embed.weight.dtype)).flatten(2).transpose(1, 2)
         cls = self.class_embedding.expand(len(patches), 1, -1)
         return self.pre_layrnorm(torch.cat([cls, patches], dim=1) + self.pos_embed.weight)
 
@@ -130,7 +130,7 @@ class VisionEncoder(nn.Module):
                 )
             everything = patch_mask.new_ones(len(x), x.shape[1])
             mask = torch.cat([patch_mask, everything]).bool()[:, None, None]
-            x = torch.cat([x[image_index], x])
+            x = torch.cat([x.index_select(0, image_index), x])
         for layer in self.encoder.layers[self.split :]:
             x = layer(x, mask)
         return self.post_layernorm(x)

@@ -1,0 +1,108 @@
+"""``multiflow apply``: a pruned model as an ordinary Hugging Face folder, its dropped weights stored as zeros."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from tyro.conf import Positional, arg
+
+from multiflow.cli.console import percent, show
+from multiflow.cli.loading import (
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    beside_model,
+    find_device,
+    find_dtype,
+    find_model,
+    open_model,
+    quiet_transformers,
+)
+from multiflow.cli.settings import Config, Device, Dtype, Family
+from multiflow.errors import MultiflowError
+from multiflow.files import claim_folder
+from multiflow.masks import Masks
+from multiflow.result import RESULT_FILE
+
+
+@dataclass(frozen=True)
+class ApplySettings:
+    """Which masks to apply to which model.
+
+    Args:
+        model: the model that the masks were made for: a folder, Hugging Face id, checkpoint file or bundled model
+        mask_file: a file that 'multiflow prune' wrote
+        out: folder to write, new or empty
+    """
+
+    model: Positional[str]
+    mask_file: Positional[str]
+    out: Annotated[str, arg(metavar="DIR")]
+    family: Family = None
+    config: Config = None
+    device: Device = "cpu"
+    dtype: Dtype = "auto"
+
+
+def apply(settings: ApplySettings) -> None:
+    """Write the pruned model, read it back, and say what it holds."""
+    find_device(settings.device)
+    find_dtype(settings.dtype)
+    place = find_model(settings.model)
+    masks = Masks.load(settings.mask_file)
+    with new_folder(Path(settings.out)) as folder:
+        model: Any = open_model(place, settings.family, settings.config, settings.device, settings.dtype)
+        masks.apply_(model)
+        with quiet_transformers():
+            model.save_pretrained(folder)
+        for path in beside_model(place, TOKENIZER_FILES + PROCESSOR_FILES):
+            shutil.copyfile(path, folder / path.name)
+        check_zeros(folder, model, masks)
+    zeros = sum(map(masks.dropped, masks))
+    groups = ", ".join(f"{group} {percent(share)}" for group, share in masks.group_sparsities().items())
+    show(
+        f"{settings.out}: {type(model).__name__} with {zeros:,} of {masks.layout.size:,} prunable weights zero "
+        f"({percent(masks.sparsity)}; {groups}), read back and checked"
+    )
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside ``out`` that takes its place when all went well, and vanishes otherwise."""
+    existed = out.is_dir()
+    claim_folder(out, RESULT_FILE)
+    partial = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.tmp")
+    try:
+        partial.mkdir()
+        yield partial
+        os.replace(partial, out)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not existed:
+            out.rmdir()
+        if isinstance(error, OSError):
+            raise MultiflowError(f"cannot write '{out}' ({error.strerror or error}); choose another folder") from error
+        raise
+
+
+def check_zeros(folder: Path, model: Any, masks: Masks) -> None:
+    """Read a model back from its folder and make sure that it holds the weights of the pruned one, bit for bit."""
+    with quiet_transformers():
+        again = type(model).from_pretrained(folder, dtype=model.dtype)
+    written = masks.find_weights(again)
+    for name, weights in masks.find_weights(model).items():
+        for ours, theirs in zip(weights, written[name], strict=True):
+            if not torch.equal(ours.detach().cpu().view(torch.uint8), theirs.detach().view(torch.uint8)):
+                raise MultiflowError(
+                    f"layer '{name}' of a {type(model).__name__} does not survive save_pretrained and from_pretrained; "
+                    "apply the masks in Python with masks.apply_(model)"
+                )
+            dropped = theirs.detach()[~masks[name]]
+            if dropped.count_nonzero() or dropped.signbit().any():
+                raise MultiflowError(f"layer '{name}' holds other values than 0.0 where the mask drops weights")

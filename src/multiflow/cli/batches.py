@@ -1,0 +1,131 @@
+"""Calibration batches for a model of a known family, from a data set or from the synthetic world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from multiflow.cli.images import ImageBatches, label_classes, open_images
+from multiflow.cli.loading import find_tokenizer, pixel_statistics
+from multiflow.data import Batches, Inputs, open_data
+from multiflow.errors import MultiflowError
+
+MOST_BATCHES = 3000  # as published
+MOST_TOKENS = 40
+SHAPES_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where calibration data come from.
+
+    Args:
+        data: a data set on disk; None = scenes of Shapes, made on the fly.
+        images: folder of the images that the data name.
+        tokenizer: folder or Hugging Face id; None = the model's own, or ``bert-base-uncased``.
+        batches: how many at most; None = all, at most 3,000 (of Shapes 16).
+        batch_size: pairs or images a batch.
+        seed: of the order, of captions and hidden tokens.
+    """
+
+    data: str | None
+    images: str | None = None
+    tokenizer: str | None = None
+    batches: int | None = None
+    batch_size: int = 32
+    seed: int = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What all kinds of batches take."""
+        limit = MOST_BATCHES if self.batches is None else self.batches
+        return {"batch_size": self.batch_size, "limit": limit, "seed": self.seed}
+
+
+@dataclass
+class Counted:
+    """Batches that remember how many samples went by in the latest pass."""
+
+    batches: Batches | ImageBatches
+    what: str
+    seen: int = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        self.seen = 0
+        batch: Any
+        for batch in self.batches:
+            for part in (batch, batch.get("region", {})):
+                rows = part.get("input_ids", part.get("pixel_values"))
+                self.seen += 0 if rows is None else len(rows)
+            yield batch
+
+    def summary(self) -> dict[str, Any]:
+        """What was read, as plain values."""
+        report = self.batches.skipped
+        seen = {"kind": self.what, "samples": self.seen, "looked_at": report.seen, "skipped": report.count}
+        return {"source": str(self.batches.data), **seen, "skips": [list(skip) for skip in report.skips[:5]]}
+
+
+def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
+    """Return the calibration batches of a model.
+
+    Args:
+        model: of a known family.
+        place: where it was loaded from; its tokenizer and pixel statistics may be there.
+        source: the data, and how many.
+    """
+    for option, value in (("--batches", source.batches), ("--batch-size", source.batch_size)):
+        if value is not None and value < 1:
+            raise MultiflowError(f"{option} {value} was given; expected at least 1")
+    config: Any = model.config
+    model_type = config.model_type
+    if model_type not in MAKERS:
+        raise MultiflowError(
+            f"there are no calibration batches for models of type '{model_type}', only for {', '.join(MAKERS)}; "
+            "prune this one from Python with mf.prune(model, batches=...)"
+        )
+    return MAKERS[model_type](model, place, source)
+
+
+def _pairs(model: Any, place: str, source: Source) -> Counted:
+    """Pairs (and regions, where the data have them) for X-VLM."""
+    config = model.config
+    data = _shapes(source, config.image_size) if source.data is None else open_data(source.data, images=source.images)
+    tokenizer = find_tokenizer(source.tokenizer, place)
+    if len(tokenizer) > config.text["vocab_size"]:
+        raise MultiflowError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {config.text['vocab_size']}; "
+            "give the tokenizer that belongs to the model with --tokenizer DIR_OR_ID"
+        )
+    length = min(MOST_TOKENS, config.text["max_position_embeddings"])
+    inputs = Inputs(tokenizer, config.image_size, config.patch_size, max_length=length)
+    return Counted(Batches(data, inputs, **source.options), "pairs")
+
+
+def _images(model: Any, place: str, source: Source) -> Counted:
+    """Images for a ViT or DINO, with labels where they lie in a folder a class."""
+    if source.data is None:
+        raise MultiflowError("there are no images to calibrate on; give some with --data DIR")
+    data, classes = open_images(source.data, source.images)
+    labels = label_classes(classes, getattr(model.config, "label2id", None) or {})
+    batches = ImageBatches(data, model.config.image_size, classes=labels, **source.options, **pixel_statistics(place))
+    return Counted(batches, "images")
+
+
+MAKERS: dict[str, Callable[[Any, str, Source], Counted]] = {"xvlm": _pairs, "vit": _images, "dinov2": _images}
+"""``config.model_type`` -> function that makes the batches of such a model."""
+
+
+def _shapes(source: Source, size: int) -> list[tuple[np.ndarray, str]]:
+    """Draw training scenes of Shapes with a caption each."""
+    from multiflow.data.shapes import describe, make_scenes, render
+
+    scenes = make_scenes("train", (source.batches or SHAPES_BATCHES) * source.batch_size, seed=source.seed)
+    return [(render(scene, size), describe(scene, 1)[0]) for scene in scenes]

@@ -1,0 +1,141 @@
+"""``multiflow prune``: from a model and data to mask files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from multiflow import pipeline
+from multiflow.allocation import find_allocation
+from multiflow.calibration import Checkpoint
+from multiflow.cli.batches import Source, open_batches
+from multiflow.cli.loading import bundled_models, find_device, find_dtype, find_model, open_model
+from multiflow.cli.progress import step_progress
+from multiflow.cli.runs import CHECKPOINT_FILE, identity, run_folder
+from multiflow.cli.settings import Config, Device, Dtype, Family, Seed, parse_hyper
+from multiflow.cli.show_run import show_run
+from multiflow.errors import MultiflowError
+from multiflow.files import write_atomically
+from multiflow.pruners import Pruner, find_pruner
+from multiflow.result import RESULT_FILE, Result, mask_file
+from multiflow.types import parse_pattern
+
+FREE_TO_CHANGE = ("out", "checkpoint_every", "resume", "device")  # these do not alter the masks
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """What to prune, how, and with which data.
+
+    Args:
+        model: a Hugging Face id or folder, a checkpoint file of an original release, or a bundled model (xvlm-shapes)
+        data: images with captions, a file or folder (multiflow show data DIR); not needed by data-free methods, and
+            xvlm-shapes makes scenes of Shapes where none are given
+        method: a name of 'multiflow show pruners'
+        sparsity: shares of the weights to drop, in [0, 1)
+        pattern: unstructured, per-row or N:M such as 2:4
+        allocation: how many weights each layer drops: global, uniform or multimodal
+        set: hyper-parameters of the method
+        batches: calibration batches at most
+        batch_size: pairs or images a batch
+        seed: seed of whatever is random
+        tokenizer: folder or Hugging Face id
+        images: folder of the images that the data name
+        out: folder for masks and result.json, new or empty
+        checkpoint_every: batches between two checkpoints of the calibration, 0 = none
+        resume: go on with an unfinished run in the output folder
+    """
+
+    model: Positional[str]
+    data: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")] = None
+    method: Annotated[str, arg(metavar="METHOD")] = "multiflow"
+    sparsity: Annotated[tuple[float, ...], arg(metavar="S ...", help_behavior_hint="(default: 0.63 0.75 0.9)")] = ()
+    pattern: Annotated[str | None, arg(metavar="PATTERN", help_behavior_hint="(default: the method's)")] = None
+    allocation: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the method's)")] = None
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
+    batches: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all, at most 3000)")] = None
+    batch_size: Annotated[int, arg(metavar="B")] = 32
+    seed: Seed = 0
+    family: Family = None
+    config: Config = None
+    tokenizer: Annotated[
+        str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own, or bert-base-uncased)")
+    ] = None
+    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: runs/prune-METHOD-HASH)")] = None
+    checkpoint_every: Annotated[int, arg(metavar="N")] = 8
+    resume: bool = False
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+
+def prune(settings: PruneSettings) -> None:
+    """Prune a model, write the masks and print what came of it."""
+    pruner, hyper = check(settings)
+    place = find_model(settings.model)
+    what = run_settings(settings)
+    out = Path(settings.out or f"runs/prune-{pruner.name}-{identity(what)}")
+    with run_folder(out, what, resume=settings.resume):
+        model = open_model(place, settings.family, settings.config, settings.device, settings.dtype)
+        batches = None
+        if pruner.statistics:
+            source = Source(
+                settings.data, settings.images, settings.tokenizer, settings.batches, settings.batch_size, settings.seed
+            )
+            batches = open_batches(model, place, source)
+        every = settings.checkpoint_every
+        with step_progress() as step:
+            result = pipeline.prune(
+                model,
+                pruner.name,
+                settings.sparsity or None,
+                batches,
+                pattern=settings.pattern,
+                allocation=settings.allocation,
+                seed=settings.seed,
+                checkpoint=Checkpoint(out / CHECKPOINT_FILE, every) if every else None,
+                progress=step,
+                **hyper,
+            )
+        save(result, out, {"run": what, "data": batches.summary() if batches else None})
+    show_run(out)
+
+
+def check(settings: PruneSettings) -> tuple[Pruner, dict[str, Any]]:
+    """Check what can be checked before anything is loaded; return the pruner and its hyper-parameters."""
+    pruner = find_pruner(settings.method)
+    hyper = pruner.settings(parse_hyper(settings.set, pruner.hyper))
+    pattern = pruner.pattern if settings.pattern is None else parse_pattern(settings.pattern)
+    pipeline.check_sparsities(settings.sparsity or None, pattern)
+    if settings.allocation is not None:
+        find_allocation(settings.allocation)
+    find_device(settings.device)
+    find_dtype(settings.dtype)
+    if settings.checkpoint_every < 0:
+        raise MultiflowError(f"--checkpoint-every {settings.checkpoint_every} was given; expected 0 (none) or more")
+    if pruner.statistics and settings.data is None and settings.model not in bundled_models():
+        raise MultiflowError(
+            f"method '{pruner.name}' needs images with captions and no data were given; name them with --data SOURCE"
+        )
+    return pruner, hyper
+
+
+def run_settings(settings: PruneSettings) -> dict[str, Any]:
+    """Return the settings that decide what a run computes, as plain values: those that differ from their defaults."""
+    return {
+        field.name: value
+        for field in fields(settings)
+        if field.name not in FREE_TO_CHANGE and (value := asdict(settings)[field.name]) != field.default
+    }
+
+
+def save(result: Result, out: Path, extra: Mapping[str, Any]) -> None:
+    """Write the masks, and ``result.json`` when they are all there."""
+    for sparsity, masks in result.masks.items():
+        masks.save(out / mask_file(sparsity))
+    write_atomically(out / RESULT_FILE, json.dumps({**result.summary(), **extra}, indent=2) + "\n")

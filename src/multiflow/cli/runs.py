@@ -1,0 +1,89 @@
+"""The output folder of a run: claimed before the work begins, whole when it ends, resumable in between.
+
+While a run goes on its folder holds ``run.json`` with the settings, and later the calibration checkpoint. At the end
+``result.json`` is written last and ``run.json`` goes. A run that fails before its first checkpoint leaves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from multiflow.errors import MultiflowError
+from multiflow.files import claim_folder, write_atomically
+from multiflow.result import RESULT_FILE
+
+RUN_FILE = "run.json"
+CHECKPOINT_FILE = "calibration.safetensors"
+
+
+def identity(settings: Mapping[str, Any]) -> str:
+    """Hash the settings that make a run what it is: eight hexadecimal digits.
+
+    >>> identity({"seed": 1})
+    '7f7a3b0b'
+    """
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def run_folder(path: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[Path]:
+    """Claim an output folder for a run, and tidy up when it ends or fails.
+
+    Args:
+        path: a new or empty folder; with ``resume`` also the folder of the same run, unfinished.
+        settings: plain values that decide what the run computes.
+        resume: go on with an unfinished run, or begin if there is none.
+
+    Raises:
+        MultiflowError: the folder cannot be written, or holds a finished run, one with other settings, other files, or
+            without ``resume`` an unfinished run.
+    """
+    going_on = (path / RUN_FILE).is_file() and not (path / RESULT_FILE).is_file()
+    there_before = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if going_on:
+        _check_same_run(path, settings, resume)
+    else:
+        claim_folder(path, RESULT_FILE)
+        write_atomically(path / RUN_FILE, json.dumps(settings, indent=2) + "\n")
+    try:
+        yield path
+    except BaseException:
+        if not going_on and not (path / CHECKPOINT_FILE).exists():
+            _remove(path, there_before)
+        raise
+    (path / RUN_FILE).unlink()
+
+
+def _check_same_run(path: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    if not resume:
+        raise MultiflowError(
+            f"output folder '{path}' holds an unfinished run; go on with it with --resume, or choose a new folder"
+        )
+    try:
+        saved = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MultiflowError(f"'{path / RUN_FILE}' cannot be read ({error}); choose a new folder") from error
+    given = json.loads(json.dumps(settings))
+    differ = [name for name in {**saved, **given} if saved.get(name) != given.get(name)]
+    if differ:
+        what = ", ".join(f"{name} ({saved.get(name)} then, {given.get(name)} now)" for name in differ)
+        raise MultiflowError(
+            f"output folder '{path}' holds an unfinished run with other settings: {what}; "
+            "resume it with its own, or choose a new folder"
+        )
+
+
+def _remove(path: Path, there_before: Path) -> None:
+    """Remove what a failed run has made: the content of its folder, and the folders that were not there before."""
+    for entry in path.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    place = path.absolute()
+    while place != there_before.absolute() and not any(place.iterdir()):
+        place.rmdir()
+        place = place.parent

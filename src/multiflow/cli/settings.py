@@ -1,0 +1,124 @@
+"""From words on the command line to settings: tyro makes the options from a frozen dataclass."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import tyro
+from tyro.conf import arg
+
+from multiflow.cli.commands import Command
+from multiflow.errors import MultiflowError, did_you_mean
+
+Settings = TypeVar("Settings")
+
+Device: TypeAlias = Annotated[str, arg(metavar="DEVICE", help="auto (CUDA if there is any), cpu, cuda or cuda:N")]
+Dtype: TypeAlias = Annotated[
+    str, arg(metavar="DTYPE", help="auto (as the model is stored), float32, bfloat16 or float16")
+]
+Seed: TypeAlias = Annotated[int, arg(metavar="S", help="seed of whatever is random")]
+Family: TypeAlias = Annotated[
+    str | None, arg(metavar="F", help="of an original checkpoint file, its family, such as xvlm or dino")
+]
+Config: TypeAlias = Annotated[
+    str | None, arg(metavar="FILE", help="of an original checkpoint file, its sizes: JSON, YAML or a preset")
+]
+
+STYLE = (
+    tyro.conf.DisallowNone,
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.HelptextFromCommentsOff,
+    tyro.conf.PositionalMetavarFromFieldName,
+)
+FRAME = "\u2500\u2502\u256d\u256e\u2570\u256f "  # what tyro draws around its messages
+
+
+def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Settings | None:
+    """Read the settings of a command from its arguments; None when only its help was asked for and printed.
+
+    Raises:
+        MultiflowError: an unknown option, a missing argument, or a value of the wrong kind.
+    """
+    prog = f"multiflow {command.name}"
+    examples = "".join(f"\n  {line}" for line in command.example.splitlines())
+    description = f"{command.summary}\n\nexample:{examples}"
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            read, unknown = tyro.cli(
+                settings, prog=prog, description=description, args=args, return_unknown_args=True, config=STYLE
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise MultiflowError(f"{_complaint(said.getvalue(), prog)}; see '{prog} --help'") from None
+    if unknown:
+        what = "option" if unknown[0].startswith("-") else "argument"
+        hint = did_you_mean(unknown[0].partition("=")[0], _options(read))
+        raise MultiflowError(f"'{prog}' takes no {what} '{unknown[0]}'{hint}; see '{prog} --help'")
+    return read
+
+
+def _options(settings: Any) -> Iterator[str]:
+    """Names of the options of a settings dataclass, those of the dataclasses in it included."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        yield from _options(value) if is_dataclass(value) else [f"--{field.name.replace('_', '-')}"]
+
+
+def _complaint(text: str, prog: str) -> str:
+    """Make one sentence of what tyro says about bad arguments in a box of several lines."""
+    lines = [line.strip(FRAME) for line in text.splitlines()[1:]]  # the first one is the box's title
+    said = " ".join(line for line in lines if line)
+    if match := re.search(r"Error parsing (.+?): no type matching (.+?) could be instantiated from \[(.*?)\]", said):
+        return f"'{prog}' {match[1]} got {match[3]}, which is no {match[2].strip('{}[]. ').split()[0]}"
+    if match := re.match(r"Missing from .*?: (\S+)", said):
+        return f"'{prog}' lacks its argument {match[1]}"
+    return f"'{prog}': {re.split(' (For full helptext|Perhaps you meant|Argument helptext)', said)[0].rstrip('. ')}"
+
+
+def parse_hyper(pairs: Iterable[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Read hyper-parameters from ``NAME=VALUE``, each of the type of its default.
+
+    >>> parse_hyper(["alpha=0.25", "schedule=exp"], {"alpha": 0.5, "schedule": "linear"})
+    {'alpha': 0.25, 'schedule': 'exp'}
+
+    Raises:
+        MultiflowError: a pair without '=' or with a value of another type than the default.
+    """
+    hyper = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise MultiflowError(f"--set got '{pair}'; expected NAME=VALUE, such as --set alpha=0.25")
+        value, default = parse_value(text), defaults.get(name)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if isinstance(default, str):
+            value = text
+        if default is not None and type(value) is not type(default):
+            kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
+                type(default).__name__, ""
+            )
+            raise MultiflowError(f"--set got '{pair}'; '{name}' takes {kind}, such as its default {default}")
+        hyper[name] = value
+    return hyper
+
+
+def parse_value(text: str) -> int | float | bool | str:
+    """Read a whole number, a number, true or false, or else a text.
+
+    >>> [parse_value(text) for text in ("60", "1e-5", "true", "exp")]
+    [60, 1e-05, True, 'exp']
+    """
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)

@@ -1,0 +1,102 @@
+"""``multiflow show``: what there is, and what is in a model, a mask, a run or a data set."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from multiflow import tasks
+from multiflow.adapters import FAMILIES
+from multiflow.cli.console import show as put
+from multiflow.cli.console import table
+from multiflow.cli.loading import bundled_models, find_model, open_model
+from multiflow.cli.settings import Config, Family
+from multiflow.cli.show_data import show_data
+from multiflow.cli.show_masks import compare_masks, is_mask_file, show_masks
+from multiflow.cli.show_model import show_model
+from multiflow.cli.show_run import find_run, show_run
+from multiflow.errors import MultiflowError, did_you_mean, unknown
+from multiflow.models.original import FAMILIES as RELEASES
+from multiflow.pruners import PRUNERS
+
+WHAT = "pruners, models, tasks, MODEL, MASK_FILE [MASK_FILE], RUN_DIR or data DIR"
+
+
+@dataclass(frozen=True)
+class ShowSettings:
+    """What to show.
+
+    Args:
+        what: pruners | models | tasks | MODEL | MASK_FILE | MASK_FILE MASK_FILE (how far two agree) | RUN_DIR |
+            data DIR
+        images: of a data set, the folder of the images that it names
+    """
+
+    what: Positional[tuple[str, ...]]
+    family: Family = None
+    config: Config = None
+    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+
+
+def show(settings: ShowSettings) -> None:
+    """Show what was named."""
+    match settings.what:
+        case [name] if name in LISTS:
+            put(LISTS[name]())
+        case ["data", source]:
+            show_data(source, settings.images)
+        case [first, second]:
+            compare_masks(first, second)
+        case [source] if is_mask_file(source):
+            show_masks(source)
+        case [source] if find_run(source):
+            show_run(Path(source))
+        case [source]:
+            if did_you_mean(source, LISTS) and not Path(source).exists():
+                raise unknown("thing to show", source, [*LISTS, *bundled_models(), "a file or folder"])
+            place = find_model(source)
+            show_model(open_model(place, settings.family, settings.config), source)
+        case given:
+            raise MultiflowError(f"'multiflow show' got {len(given)} names; expected {WHAT}")
+
+
+def list_pruners() -> object:
+    """List every pruner, what it needs and how it shares the zeros out."""
+    rows = [
+        (
+            name,
+            pruner.summary,
+            ", ".join(pruner.statistics) or "no data",
+            f"{pruner.pattern}, {pruner.allocation}",
+            " ".join(f"{key}={value}" for key, value in pruner.hyper.items()) or "-",
+        )
+        for name, pruner in PRUNERS.items()
+    ]
+    return table("", ["pruner", "what it does", "needs", "pattern, allocation", "hyper-parameters"], rows)
+
+
+def list_models() -> object:
+    """List the families that need no adapter, and the models inside the package."""
+    rows = [(name, "family", "a Hugging Face id or folder with this config.model_type") for name in FAMILIES]
+    rows += [(name, "original release", f"a checkpoint file with --family {name}") for name in RELEASES]
+    rows += [(name, "bundled", "inside this package: name it like a model") for name in bundled_models()]
+    return table("", ["model", "kind", "how to name it"], rows)
+
+
+def list_tasks() -> object:
+    """List the tasks that a model can be evaluated on: the modules of `multiflow.tasks` with ``evaluate_NAME``."""
+    rows = []
+    for info in pkgutil.iter_modules(tasks.__path__):
+        module = import_module(f"{tasks.__name__}.{info.name}")
+        if hasattr(module, f"evaluate_{info.name}"):
+            rows.append((info.name, (inspect.getdoc(module) or "").split("\n\n")[0]))
+    return table("", ["task", "what it is"], rows)
+
+
+LISTS = {"pruners": list_pruners, "models": list_models, "tasks": list_tasks}

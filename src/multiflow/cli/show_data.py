@@ -1,0 +1,79 @@
+"""What is in a data set on disk: how much in each split, and its first samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from multiflow.cli.console import show, table
+from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
+from multiflow.data.base import AnyData
+from multiflow.errors import MultiflowError
+
+SPLITS = ("train", "val", "test")
+SAMPLES = 3
+DEPTH = 2
+
+
+def show_data(source: str, images: str | None = None) -> None:
+    """Print the count and the first samples of every data set and split at a place on disk."""
+    found = data_sets(Path(source).expanduser(), images)
+    rows = [(data.source, data.layout, split or "-", data.kind, len(data), len(data.skipped)) for split, data in found]
+    show(table(source, ["source", "layout", "split", "kind", "items", "skipped"], rows))
+    for split, data in found:
+        lines = [line for item in islice(samples(data), SAMPLES) for line in item]
+        show("", f"{data.source}{f' ({split})' if split else ''}", *(f"  {line}" for line in lines))
+
+
+def data_sets(path: Path, images: str | None = None, depth: int = DEPTH) -> list[tuple[str, Dataset[Any]]]:
+    """Find the data sets in the folders below a path, or else at the path itself: (split or "", data)."""
+    found: list[tuple[str, Dataset[Any]]] = []
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() and depth else []:
+        try:
+            found += data_sets(folder, images, depth - 1)
+        except MultiflowError:  # no data set
+            continue
+    if found:
+        return found
+    opened = list(open_splits(path, images)) or [("", open_data(path, images=images))]
+    parts = [(split, (data.pairs, data.regions) if isinstance(data, Mixed) else (data,)) for split, data in opened]
+    return [(split, data) for split, several in parts for data in several]
+
+
+def open_splits(path: Path, images: str | None) -> Iterator[tuple[str, AnyData]]:
+    """Open every split that a data set has."""
+    for split in SPLITS:
+        try:
+            yield split, open_data(path, images=images, split=split)
+        except MultiflowError:  # it has no such split
+            continue
+
+
+def samples(data: Dataset[Any]) -> Iterator[list[str]]:
+    """Describe the items of a data set one by one, in a few lines each."""
+    for number in range(len(data)):
+        try:
+            yield describe(data[number])
+        except BrokenItem as error:
+            yield [f"{error.skip.key}: {error.skip.reason}"]
+
+
+def describe(item: Pair | RegionItem | Question) -> list[str]:
+    """Describe an item of a data set: a line for each of its first texts."""
+    size = " x ".join(map(str, getattr(item.image, "size", ())))
+    head = f"{item.key}, {size} pixels"
+    match item:
+        case Pair():
+            texts = list(item.captions)
+        case Question():
+            texts = [f"{item.question} {', '.join(dict.fromkeys(item.answers)) or '(no answers)'}"]
+        case _:
+            texts = [f"{region.captions[0]}, {box(region.box)}" for region in item.regions]
+    return [head, *(f"    {text}" for text in texts[:SAMPLES])]
+
+
+def box(given: tuple[float, ...] | None) -> str:
+    """Write a box in words."""
+    return "the whole image" if given is None else "box " + " ".join(f"{value:g}" for value in given)

@@ -1,0 +1,66 @@
+"""Which items, and which of their regions, go into which batch: pure functions of (seed, epoch)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from multiflow.data.seeds import Stream, random_at
+
+
+@lru_cache(maxsize=4)
+def item_order(size: int, seed: int, epoch: int, stream: Stream, shuffle: bool) -> np.ndarray:
+    """Return the item numbers of an epoch in the order of their use."""
+    return random_at(seed, stream, epoch).permutation(size) if shuffle else np.arange(size)
+
+
+@dataclass(frozen=True, eq=False)
+class RegionPlan:
+    """Region texts in line, cut into batches of equal size; an image at a cut gives texts to both batches.
+
+    Args:
+        counts: texts of each item (items,).
+        most: texts taken of one item.
+        batch_size: texts in a batch.
+        seed: seed of the run.
+        shuffle: whether items and texts come in random order.
+    """
+
+    counts: np.ndarray
+    most: int
+    batch_size: int
+    seed: int
+    shuffle: bool
+
+    @property
+    def batches(self) -> int:
+        """Batches in an epoch, the last perhaps smaller."""
+        return math.ceil(np.minimum(self.counts, self.most).sum() / self.batch_size)
+
+    def slots(self, epoch: int, number: int) -> list[tuple[int, range]]:
+        """Return the items of a batch, each with the places of its texts in the item's own order (see `texts`)."""
+        order, ends = _line(self, epoch)
+        low, high = number * self.batch_size, min((number + 1) * self.batch_size, int(ends[-1]))
+        chosen = []
+        for place in range(np.searchsorted(ends, low, "right"), np.searchsorted(ends, high - 1, "right") + 1):
+            begin = int(ends[place - 1]) if place else 0
+            chosen.append((int(order[place]), range(max(low, begin) - begin, min(high, int(ends[place])) - begin)))
+        return chosen
+
+    def texts(self, item: int, epoch: int, first: int) -> np.ndarray:
+        """Return the numbers of an item's texts in the order of their use; the first `first` keep their place."""
+        count = int(self.counts[item])
+        if not self.shuffle:
+            return np.arange(count)
+        rng = random_at(self.seed, Stream.REGION, epoch * len(self.counts) + item)
+        return np.concatenate([np.arange(first), first + rng.permutation(count - first)])
+
+
+@lru_cache(maxsize=4)
+def _line(plan: RegionPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the item numbers of an epoch in order, and where the texts of each end."""
+    order = item_order(len(plan.counts), plan.seed, epoch, Stream.REGION_ORDER, plan.shuffle)
+    return order, np.cumsum(np.minimum(plan.counts[order], plan.most))

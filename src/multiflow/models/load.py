@@ -1,0 +1,103 @@
+"""One door for every model: a Hugging Face id or folder, or a file of an original release."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from multiflow.errors import MultiflowError
+from multiflow.models.files import read_config, read_tensors
+from multiflow.models.original import FAMILIES, fill, find
+
+HOUSE = {"xvlm": "multiflow.models.xvlm"}
+"""``config.model_type`` -> module of our own model classes; every other one is looked for in transformers."""
+
+FILE_SUFFIXES = (".pth", ".th", ".pt", ".bin", ".ckpt", ".safetensors")
+
+
+def load_model(
+    source: str | Path, family: str | None = None, config: Mapping[str, Any] | str | Path | None = None
+) -> nn.Module:
+    """Load a model, in evaluation mode.
+
+    Args:
+        source: a Hugging Face id or folder, or a checkpoint file of an original release.
+        family: of a file, whose release it is: ``xvlm`` or ``dino``.
+        config: of a file, its sizes: a mapping, a JSON or YAML file (plain names, or the release's own config files),
+            or the name of a preset; None means ``base``.
+
+    Returns:
+        The model; of a file in float32 on the CPU, otherwise in the dtype that its folder declares.
+
+    Raises:
+        MultiflowError: the source cannot be found or read, or its tensors do not fit the sizes.
+
+    >>> load_model("checkpoint.pth", family="xvlm", config={"image_size": 384})  # doctest: +SKIP
+    """
+    path = Path(source)
+    if path.is_file():
+        return _load_file(path, family, config)
+    if path.suffix.lower() in FILE_SUFFIXES or (path.is_absolute() and not path.exists()):
+        raise MultiflowError(f"there is no file or folder '{source}'; check the path")
+    if family is not None or config is not None:
+        option = "family" if family is not None else "config"
+        raise MultiflowError(
+            f"'{source}' is not a file, and {option}= is for files of an original release; a Hugging Face id or folder "
+            "needs neither family nor config"
+        )
+    return _load_pretrained(str(source))
+
+
+def _load_file(path: Path, family: str | None, config: Mapping[str, Any] | str | Path | None) -> nn.Module:
+    if family is None:
+        raise MultiflowError(
+            f"'{path}' is a file and does not say which model it holds; pass family= one of {', '.join(FAMILIES)}"
+        )
+    original = find("family", family, FAMILIES)
+    if original.build is None:
+        raise MultiflowError(f"files of family '{family}' cannot be read; give a Hugging Face id or folder")
+    sizes = read_config(config, original.presets or {})
+    state = read_tensors(path)
+    with torch.device("meta"):
+        model = original.build(sizes, state)
+    fill(model, state, original, str(path))
+    return model.eval()
+
+
+def _load_pretrained(source: str) -> nn.Module:
+    import transformers
+
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise MultiflowError(
+            f"folder '{source}' holds no config.json; give a folder written by save_pretrained, or a checkpoint file "
+            "and its family"
+        )
+    try:
+        config, _ = transformers.PretrainedConfig.get_config_dict(source)
+        names = import_module(HOUSE.get(config.get("model_type", ""), "transformers"))
+        architecture = (config.get("architectures") or ["AutoModel"])[0]
+        model_class = getattr(names, architecture, None) or transformers.AutoModel
+        model, report = model_class.from_pretrained(source, output_loading_info=True)
+    except MultiflowError:
+        raise
+    except Exception as error:  # what can go wrong here is transformers' and the hub's, in many classes
+        what = (
+            "cannot load folder '{}'"
+            if Path(source).is_dir()
+            else "'{}' is no file or folder here, nor on Hugging Face"
+        )
+        raise MultiflowError(f"{what.format(source)}: {' '.join(str(error).split())[:300]}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        warnings.warn(
+            f"'{source}' lacks {len(missing)} weights of {type(model).__name__}, which are now random: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
+            stacklevel=3,
+        )
+    return model.eval()

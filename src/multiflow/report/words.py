@@ -1,0 +1,75 @@
+"""The results of a demo in sentences, every figure computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from multiflow.report.html import percent
+from multiflow.report.values import NEAR_CHANCE, Demo, recall_at_1
+
+COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def headline(demo: Demo) -> str:
+    """Return the result in one sentence, with the figures of the most telling sparsity."""
+    found = {method: recall_at_1(demo.row(method, demo.shown).quality) for method in demo.methods}
+    best, *others = sorted(found, key=lambda method: -found[method])
+    dense = f"(dense model: {points(recall_at_1(demo.dense))})"
+    if found[best] < NEAR_CHANCE * demo.chance:
+        return (
+            f"At {percent(demo.shown)} zeros and without retraining, no method is far from chance: the best, {best}, "
+            f"puts the right answer first in {points(found[best])} of 100 searches {dense}."
+        )
+    rest = ", ".join(f"{method} {points(found[method])}" for method in others)
+    return (
+        f"At {percent(demo.shown)} zeros and without retraining, the model pruned by {best} still puts the right answer "
+        f"first in {points(found[best])} of 100 searches {dense}{'; ' * bool(rest)}{rest}."
+    )
+
+
+def collapses(demo: Demo) -> Iterator[tuple[str, str]]:
+    """Yield each method of which something has collapsed, and what has, sparsity by sparsity."""
+    for method in demo.methods:
+        said = []
+        for row in (demo.row(method, s) for s in demo.sparsities):
+            groups = f"all of {' and '.join(row.collapsed_groups)}" if row.collapsed_groups else ""
+            number = len(row.collapsed_layers)
+            layers = f"{number} of {len(row.layers)} layers" if number else ""
+            if groups or layers:
+                said.append(f"{', '.join(filter(None, (groups, layers)))} at {percent(row.sparsity)}")
+        if said:
+            yield method, "; ".join(said)
+
+
+def points(value: float) -> str:
+    """Write a percentage for reading, without its sign.
+
+    >>> points(0.5), points(68.25)
+    ('0.5', '68')
+    """
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Write how many there are of something.
+
+    >>> count(2, "layer"), count(1, "sparsity", "sparsities")
+    ('two layers', 'one sparsity')
+    """
+    return f"{COUNTS[number] if number < len(COUNTS) else number} {one if number == 1 else many or one + 's'}"
+
+
+def millions(number: int) -> str:
+    """Write a number of weights.
+
+    >>> millions(4_321_000), millions(9_216)
+    ('4.3 million', '9216')
+    """
+    return f"{number / 1e6:.1f} million" if number >= 1e5 else str(number)
+
+
+def plain(value: object) -> str:
+    """Write the value of a setting."""
+    if isinstance(value, tuple | list):
+        return ", ".join(map(plain, value))
+    return "default" if value is None else str(value)

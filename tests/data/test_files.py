@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+
+from multiflow.data.base import BrokenItem
+from multiflow.data.files import choose_split, load_image, locate, read_json, texts_of
+from multiflow.errors import MultiflowError
+from tests.data.worlds import write_images
+
+
+def test_json_and_json_lines(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [1, 2]}')
+    assert read_json(path) == {"a": [1, 2]}
+    path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert read_json(path) == [{"a": 1}, {"a": 2}]
+    path.write_text('{"a": "x\u2028y"}\n{"a": 2}\n', encoding="utf-8")
+    assert read_json(path) == [{"a": "x\u2028y"}, {"a": 2}]
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(path) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ('{"a": 1,\n "b" 2}', "line 2, column 6"),
+        ('{"a": 1}\n{"a" 2}\n', "line 2, column 6"),
+        ('[{"a": 1}, {"a"', "line 1, column 16"),
+        ('{"a": 1} x', "line 1, column 10"),
+        ("", "line 1, column 1"),
+    ],
+)
+def test_bad_json_is_located(tmp_path, content, place):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(MultiflowError, match=f"a.json' is not valid JSON: .* at {place};"):
+        read_json(path)
+
+
+def test_json_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'"\xff"')
+    with pytest.raises(MultiflowError, match=r"not UTF-8 text \(byte 1\)"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(MultiflowError, match=r"No such file"):
+        read_json(tmp_path / "b.json")
+
+
+def test_images_are_sought_around_the_file(tmp_path):
+    for place in ("lists", "lists/images", ".", "images"):
+        root = tmp_path / place
+        write_images(root, ["x/a.png"])
+        assert locate([["x/a.png", "x/gone.png"]], tmp_path / "lists", None, "'f'") == [
+            str(root / "x/a.png"),
+            str(root / "x/gone.png"),
+        ]
+        (root / "x/a.png").unlink()
+
+
+def test_a_given_folder_is_the_only_one(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    (tmp_path / "other").mkdir()
+    with pytest.raises(
+        MultiflowError, match=r"none of the 1 images that 'f' names were found, such as 'a.png'; looked in"
+    ):
+        locate([["a.png"]], tmp_path, tmp_path / "other", "'f'")
+    with pytest.raises(MultiflowError, match=r"image folder '.*gone' does not exist"):
+        locate([["a.png"]], tmp_path, tmp_path / "gone", "'f'")
+
+
+def test_paths_that_leave_the_folder_are_refused(tmp_path):
+    write_images(tmp_path, ["data/a.png", "secret.png"])
+    for name in ("../secret.png", "x/../../secret.png", str(tmp_path / "secret.png")):
+        for names in ([name], ["a.png", name]):
+            with pytest.raises(MultiflowError, match=r"outside of the data folder"):
+                locate([names], tmp_path / "data", tmp_path / "data", "'f'")
+    inside = [["x/../a.png"], [str(tmp_path / "data" / "a.png")]]
+    for names in inside:
+        assert locate([names], tmp_path / "data", None, "'f'") == [str(tmp_path / "data" / "a.png")]
+
+
+def test_the_first_manner_that_exists_is_taken(tmp_path):
+    write_images(tmp_path, ["b.png"])
+    assert locate([["x/b.png"], ["b.png"], ["b.png"]], tmp_path, None, "'f'") == [str(tmp_path / "b.png")]
+
+
+def test_images_that_cannot_be_opened(tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(BrokenItem, match=r"not an image file"):
+        load_image(str(tmp_path / "a.png"), "a.png")
+    with pytest.raises(BrokenItem, match=r"No such file"):
+        load_image(str(tmp_path / "b.png"), "b.png")
+
+
+def test_texts():
+    assert texts_of(" a ", "x") == ("a",)
+    assert texts_of(["a", " ", "b"], "x") == ("a", "b")
+    with pytest.raises(MultiflowError, match=r"entry 3 holds \[1\]"):
+        texts_of([1], "entry 3")
+
+
+def test_splits():
+    assert choose_split(None, ["val", "train"], "'f'") == "train"
+    assert choose_split("val", ["val", "train"], "'f'") == "val"
+    with pytest.raises(MultiflowError, match=r"split 'tset' is unknown in 'f'.*train, test; did you mean 'test'"):
+        choose_split("tset", ["train", "test"], "'f'")
+    with pytest.raises(MultiflowError, match=r"no split was given"):
+        choose_split(None, ["val", "test"], "'f'")
