@@ -1,7 +1,7 @@
 """What pruning costs beyond a plain forward and one pass over the weights.
 
 X-VLM base at full size with random weights, float32, 4 batches of 8 images with texts, masks at three sparsities, all
-in one process. Times are medians of interleaved repetitions, so that a noisy machine disturbs both sides of a ratio alike.
+in one process. Times are medians of interleaved repetitions, so that noise disturbs both sides of a ratio alike.
 
     python benchmarks/prune_cost.py --json benchmarks/results/prune_cost.json
 """

@@ -32,14 +32,18 @@ def xvlm(model: nn.Module) -> Adapter:
         forward=_forward,
         loss=_loss,
         streams={r"crossattention\.self\.(key|value)$": "image", r"^text_encoder\.": "text"},
-        token_masks=lambda batch: {"text": batch["attention_mask"].bool()},
+        token_masks=_token_masks,
         name="xvlm",
     )
 
 
+def _token_masks(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    require(batch, *KEYS)
+    return {"text": batch["attention_mask"].bool()}
+
+
 def _forward(model: Any, batch: Mapping[str, Any]) -> None:
     """Vision, text layers on the unmasked text, fusion layers with cross-attention: each once, no losses."""
-    require(batch, *KEYS)
     model.calibration_forward(**cast_pixels(model, batch))
 
 

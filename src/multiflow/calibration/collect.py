@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -80,8 +81,9 @@ def collect(
             if done <= first:
                 continue
             for part in split(to_device(batch, device)):
-                masks = token_masks(part) if token_masks else {}
-                forward(model, part)
+                with _missing_keys_named(part, done):
+                    masks = token_masks(part) if token_masks else {}
+                    forward(model, part)
             sums.check(done)
             if after_batch:
                 after_batch(done, sums.stats())
@@ -104,6 +106,19 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return type(value)(to_device(item, device) for item in value)
     return value
+
+
+@contextmanager
+def _missing_keys_named(part: Any, batch: int) -> Iterator[None]:
+    """Turn the KeyError of a batch that lacks a key into a sentence that names it."""
+    try:
+        yield
+    except KeyError as error:
+        key = error.args[0] if error.args else None
+        if not isinstance(part, Mapping) or key in part:
+            raise
+        has = ", ".join(map(str, part)) or "nothing"
+        raise MultiflowError(f"batch {batch} has no '{key}', which the adapter needs; it has: {has}") from error
 
 
 def _checked(batches: Any) -> Iterator[Any]:

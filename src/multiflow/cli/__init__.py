@@ -6,6 +6,7 @@ input (one sentence, no traceback) and 130 on Ctrl-C.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             say("interrupted")
             return INTERRUPTED
-        except BrokenPipeError:  # the reader of the output, such as head, has had enough
-            sys.stderr.close()
+        except BrokenPipeError:  # whoever reads the output, such as head, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
 
 
@@ -47,8 +48,8 @@ def _run(args: list[str]) -> int:
 
         print(f"multiflow {__version__}")
         return 0
-    if args[0] not in COMMANDS:
-        raise unknown("option" if args[0].startswith("-") else "command", args[0], COMMANDS)
+    if args[0].startswith("-"):
+        raise unknown("option", args[0], ["--help", "--version"])
     from multiflow.cli.settings import parse
 
     command = COMMANDS[args[0]]

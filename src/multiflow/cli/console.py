@@ -26,9 +26,16 @@ def say(text: str) -> None:
     print(f"multiflow: {text}", file=sys.stderr)
 
 
+class _Output(Console):
+    """Standard output; a reader that goes away is left to `main`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def show(*lines: object) -> None:
     """Print tables and lines of text on standard output."""
-    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    console = _Output(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     for line in lines:
         if isinstance(line, Table):
             console.print(line)

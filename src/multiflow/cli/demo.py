@@ -59,7 +59,7 @@ class DemoSettings:
     batch_size: Annotated[int, arg(metavar="B")] = 32
     examples: Annotated[int, arg(metavar="N")] = 6
     seed: Seed = 0
-    device: Device = "cpu"
+    device: Device = "auto"
     dtype: Dtype = "auto"
 
 
@@ -113,7 +113,14 @@ def command_line(settings: DemoSettings) -> str:
 def result_table(found: Demo) -> Table:
     """Make the table that the command prints: the dense model, then all methods sparsity by sparsity."""
     title = f"{found.model}: {found.scenes} searches each way; quality and zeros in percent"
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     made.add_column("method")
     for header in ("zeros", "TR@1", "IR@1", *found.groups, "seconds", "mask kB"):
         made.add_column(header, justify="right")

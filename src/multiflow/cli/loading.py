@@ -117,15 +117,18 @@ def pixel_statistics(source: str) -> dict[str, Any]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and notes off the screen inside the block."""
+    """Keep the progress bars and notes of transformers and of its hub off the screen inside the block."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    levels, bars = (logging.get_verbosity(), hub.get_verbosity()), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    hub.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        logging.set_verbosity(levels[0])
+        hub.set_verbosity(levels[1])
         if bars:
             logging.enable_progress_bar()

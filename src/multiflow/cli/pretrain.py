@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional
 
-from multiflow.cli.console import show, table
 from multiflow.cli.loading import find_device, quiet_transformers
+from multiflow.cli.settings import Resume
+from multiflow.cli.show_run import print_figures
 from multiflow.tasks import pretrain as task
 from multiflow.tasks.progress import console_progress
 
@@ -20,11 +21,10 @@ class PretrainSettings:
 
     Args:
         out_dir: folder for checkpoints, metrics and the model
-        resume: go on with an unfinished run in the folder
     """
 
     out_dir: Positional[str]
-    resume: bool = False
+    resume: Resume = False
     training: OmitArgPrefixes[task.PretrainSettings] = field(default_factory=task.PretrainSettings)
 
 
@@ -34,5 +34,4 @@ def pretrain(settings: PretrainSettings) -> None:
     out = Path(settings.out_dir)
     with quiet_transformers(), console_progress(Console(stderr=True)) as progress:
         figures = task.pretrain(settings.training, out, resume=settings.resume, progress=progress)
-    rows = [(name, f"{value:.1f}") for name, value in figures.items()]
-    show(table(f"{out / 'model'} on held-out scenes, in percent", ["figure", "value"], rows))
+    print_figures(figures, out)

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from multiflow import pipeline
-from multiflow.allocation import find_allocation
+from multiflow.allocation import ALLOCATIONS, find_allocation
 from multiflow.calibration import Checkpoint
 from multiflow.cli.batches import Source, open_batches
 from multiflow.cli.loading import bundled_models, find_device, find_dtype, find_model, open_model
 from multiflow.cli.progress import step_progress
 from multiflow.cli.runs import CHECKPOINT_FILE, identity, run_folder
-from multiflow.cli.settings import Config, Device, Dtype, Family, Seed, parse_hyper
+from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, parse_hyper
 from multiflow.cli.show_run import show_run
 from multiflow.errors import MultiflowError
 from multiflow.files import write_atomically
@@ -39,7 +39,6 @@ class PruneSettings:
         method: a name of 'multiflow show pruners'
         sparsity: shares of the weights to drop, in [0, 1)
         pattern: unstructured, per-row or N:M such as 2:4
-        allocation: how many weights each layer drops: global, uniform or multimodal
         set: hyper-parameters of the method
         batches: calibration batches at most
         batch_size: pairs or images a batch
@@ -48,7 +47,6 @@ class PruneSettings:
         images: folder of the images that the data name
         out: folder for masks and result.json, new or empty
         checkpoint_every: batches between two checkpoints of the calibration, 0 = none
-        resume: go on with an unfinished run in the output folder
     """
 
     model: Positional[str]
@@ -56,7 +54,14 @@ class PruneSettings:
     method: Annotated[str, arg(metavar="METHOD")] = "multiflow"
     sparsity: Annotated[tuple[float, ...], arg(metavar="S ...", help_behavior_hint="(default: 0.63 0.75 0.9)")] = ()
     pattern: Annotated[str | None, arg(metavar="PATTERN", help_behavior_hint="(default: the method's)")] = None
-    allocation: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the method's)")] = None
+    allocation: Annotated[
+        str | None,
+        arg(
+            metavar="NAME",
+            help=f"how many weights each layer drops: {', '.join(ALLOCATIONS)}",
+            help_behavior_hint="(default: the method's)",
+        ),
+    ] = None
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
     batches: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all, at most 3000)")] = None
     batch_size: Annotated[int, arg(metavar="B")] = 32
@@ -69,7 +74,7 @@ class PruneSettings:
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: runs/prune-METHOD-HASH)")] = None
     checkpoint_every: Annotated[int, arg(metavar="N")] = 8
-    resume: bool = False
+    resume: Resume = False
     device: Device = "auto"
     dtype: Dtype = "auto"
 

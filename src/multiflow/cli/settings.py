@@ -23,10 +23,19 @@ Dtype: TypeAlias = Annotated[
 ]
 Seed: TypeAlias = Annotated[int, arg(metavar="S", help="seed of whatever is random")]
 Family: TypeAlias = Annotated[
-    str | None, arg(metavar="F", help="of an original checkpoint file, its family, such as xvlm or dino")
+    str | None,
+    arg(metavar="F", help="of an original checkpoint file, its family, such as xvlm or dino", help_behavior_hint=""),
 ]
 Config: TypeAlias = Annotated[
-    str | None, arg(metavar="FILE", help="of an original checkpoint file, its sizes: JSON, YAML or a preset")
+    str | None,
+    arg(
+        metavar="FILE",
+        help="of an original checkpoint file, its sizes: JSON, YAML or a preset",
+        help_behavior_hint="(default: base)",
+    ),
+]
+Resume: TypeAlias = Annotated[
+    bool, arg(help="go on with an unfinished run in the output folder", help_behavior_hint="")
 ]
 
 STYLE = (
@@ -35,7 +44,8 @@ STYLE = (
     tyro.conf.HelptextFromCommentsOff,
     tyro.conf.PositionalMetavarFromFieldName,
 )
-FRAME = "\u2500\u2502\u256d\u256e\u2570\u256f "  # what tyro draws around its messages
+RULE = re.compile(r"[\u256d\u256e\u2570\u256f\u2500-]*")  # lines that tyro draws around and between what it says
+SIDES = "\u2502 "
 
 
 def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Settings | None:
@@ -58,9 +68,9 @@ def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Se
             return None
         raise MultiflowError(f"{_complaint(said.getvalue(), prog)}; see '{prog} --help'") from None
     if unknown:
-        what = "option" if unknown[0].startswith("-") else "argument"
-        hint = did_you_mean(unknown[0].partition("=")[0], _options(read))
-        raise MultiflowError(f"'{prog}' takes no {what} '{unknown[0]}'{hint}; see '{prog} --help'")
+        name = unknown[0].partition("=")[0]
+        what, hint = ("option", did_you_mean(name, _options(read))) if name.startswith("-") else ("argument", "")
+        raise MultiflowError(f"'{prog}' takes no {what} '{name}'" + (hint or f"; see '{prog} --help'"))
     return read
 
 
@@ -73,13 +83,14 @@ def _options(settings: Any) -> Iterator[str]:
 
 def _complaint(text: str, prog: str) -> str:
     """Make one sentence of what tyro says about bad arguments in a box of several lines."""
-    lines = [line.strip(FRAME) for line in text.splitlines()[1:]]  # the first one is the box's title
-    said = " ".join(line for line in lines if line)
-    if match := re.search(r"Error parsing (.+?): no type matching (.+?) could be instantiated from \[(.*?)\]", said):
-        return f"'{prog}' {match[1]} got {match[3]}, which is no {match[2].strip('{}[]. ').split()[0]}"
+    lines = [line.strip(SIDES) for line in text.splitlines()[1:]]  # the first one is a title
+    said = " ".join(line for line in lines if not RULE.fullmatch(line))
+    said = re.split(r" (?:Got errors|Perhaps you meant|Argument helptext|For full helptext)", said)[0]
+    if match := re.match(r"Error parsing (\S+): .*?('.*')", said):
+        return f"'{prog}': {match[1]} cannot take {match[2]}"
     if match := re.match(r"Missing from .*?: (\S+)", said):
         return f"'{prog}' lacks its argument {match[1]}"
-    return f"'{prog}': {re.split(' (For full helptext|Perhaps you meant|Argument helptext)', said)[0].rstrip('. ')}"
+    return f"'{prog}': {said.rstrip('. ')}"
 
 
 def parse_hyper(pairs: Iterable[str], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def show(settings: ShowSettings) -> None:
             show_run(Path(source))
         case [source]:
             if did_you_mean(source, LISTS) and not Path(source).exists():
-                raise unknown("thing to show", source, [*LISTS, *bundled_models(), "a file or folder"])
+                raise unknown("name", source, [*LISTS, *bundled_models(), "a file or folder"])
             place = find_model(source)
             show_model(open_model(place, settings.family, settings.config), source)
         case given:

@@ -74,7 +74,7 @@ def span(numbers: list[int]) -> str:
 
 
 def stays_dense(model: nn.Module, layout: Layout) -> list[tuple[str, str, int]]:
-    """List what is not pruned: the linear layers outside of the groups, lone parameters, and the sum of each other kind."""
+    """List what is not pruned: other linear layers and lone parameters by name, the rest summed by kind."""
     seen = {id(model.get_submodule(name).weight) for name in layout}
     listed: list[tuple[str, str, int]] = []
     sums: dict[str, int] = {}

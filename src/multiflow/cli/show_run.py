@@ -1,32 +1,39 @@
-"""What a run left in its folder: masks, their sparsities, and what they cost."""
+"""What a run left in its folder: masks and their sparsities, what a demo measured, what pretraining reached."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from multiflow.cli.console import megabytes, percent, show, table
+from multiflow.cli.runs import RUN_FILE
 from multiflow.errors import MultiflowError
+from multiflow.report.values import DEMO_FILE
 from multiflow.result import RESULT_FILE
+
+FIGURES_FILE = "figures.json"
 
 
 def find_run(source: str) -> bool:
-    """Whether a path is the folder of a run that has ended."""
-    return (Path(source) / RESULT_FILE).is_file()
+    """Whether a path is the folder of a run."""
+    return any((Path(source) / name).is_file() for name in (*PRINTERS, RUN_FILE))
 
 
 def show_run(folder: Path) -> None:
-    """Print what ``result.json`` in a folder says."""
-    path = folder / RESULT_FILE
+    """Print what a run that has ended says of itself."""
+    name = next((name for name in PRINTERS if (folder / name).is_file()), None)
+    if name is None:
+        raise MultiflowError(f"the run in '{folder}' has not ended; go on with it by its own command and --resume")
     try:
-        print_result(json.loads(path.read_text(encoding="utf-8")), folder)
+        PRINTERS[name](json.loads((folder / name).read_text(encoding="utf-8")), folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MultiflowError(f"'{path}' is no result of multiflow prune, or a damaged one ({error!r})") from error
+        raise MultiflowError(f"'{folder / name}' is damaged ({error!r}); run the command again") from error
 
 
-def print_result(result: dict[str, Any], folder: Path) -> None:
-    """Print a result as a table, and in lines below it how it came about."""
+def print_result(result: Mapping[str, Any], folder: Path) -> None:
+    """Print the result of ``multiflow prune`` as a table, and in lines below it how it came about."""
     how, masks, timings = result["settings"], result["masks"], result["timings"]
     groups = list(dict.fromkeys(group for entry in masks.values() for group in entry["groups"]))
     rows = []
@@ -47,3 +54,31 @@ def print_result(result: dict[str, Any], folder: Path) -> None:
             names = ", ".join(f"{name} ({why})" for name, why in data["skips"])
             show(f"{data['skipped']} of {data['looked_at']} images skipped: {names}")
     show(f"scores, budgets and masks in {timings['select']:.1f} s", f"in {folder}")
+
+
+def print_demo(demo: Mapping[str, Any], folder: Path) -> None:
+    """Print the figures of ``multiflow demo``."""
+    groups = list(demo["rows"][0]["groups"])
+
+    def row(name: str, achieved: float, quality: Mapping[str, float], shares: Mapping[str, float]) -> list[str]:
+        found = [f"{quality[key]:.1f}" for key in ("tr1", "ir1")]
+        return [name, percent(achieved), *found, *(percent(shares[group]) for group in groups)]
+
+    rows = [row("dense", 0.0, demo["dense"], dict.fromkeys(groups, 0.0))]
+    rows += [row(r["method"], r["achieved"], r["quality"], r["groups"]) for r in demo["rows"]]
+    title = f"{demo['model']}: retrieval among {demo['scenes']} held-out scenes"
+    show(table(title, ["method", "zeros", "TR@1", "IR@1", *groups], rows), f"in {folder}")
+
+
+def print_figures(figures: Mapping[str, float], folder: Path) -> None:
+    """Print what the model of ``multiflow pretrain`` can do."""
+    rows = [(name, f"{value:.1f}") for name, value in figures.items()]
+    show(table(f"{folder / 'model'} on held-out scenes, in percent", ["figure", "value"], rows))
+
+
+PRINTERS: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
+    RESULT_FILE: print_result,
+    DEMO_FILE: print_demo,
+    FIGURES_FILE: print_figures,
+}
+"""File that a run leaves when it has ended -> what prints it."""

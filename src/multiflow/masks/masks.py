@@ -148,7 +148,7 @@ def pack(mask: Tensor) -> np.ndarray:
 
 def hash_weight(weight: Tensor) -> str:
     """Hash the bytes of a weight, its dtype included: 16 hexadecimal digits of SHA-256."""
-    data = memoryview(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    data = weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
     return hashlib.sha256(data, usedforsecurity=False).hexdigest()[:16]
 
 

@@ -22,8 +22,8 @@ def headline(demo: Demo) -> str:
         )
     rest = ", ".join(f"{method} {points(found[method])}" for method in others)
     return (
-        f"At {percent(demo.shown)} zeros and without retraining, the model pruned by {best} still puts the right answer "
-        f"first in {points(found[best])} of 100 searches {dense}{'; ' * bool(rest)}{rest}."
+        f"At {percent(demo.shown)} zeros and without retraining, the model pruned by {best} still puts the right "
+        f"answer first in {points(found[best])} of 100 searches {dense}{'; ' * bool(rest)}{rest}."
     )
 
 

@@ -16,16 +16,16 @@ Batch: TypeAlias = Mapping[str, Any]
 
 @contextmanager
 def prefetched(batch: Callable[[int], Batch], positions: range, ahead: int) -> Iterator[Iterator[Batch]]:
-    """Yield the batches of ``positions`` in order, up to ``ahead`` of them made early in a background thread.
+    """Yield the batches of ``positions`` in order, made in a background thread.
 
-    An error in ``batch`` is raised where that batch is due.
+    At least one and at most ``ahead`` batches are made early; an error in ``batch`` is raised where that batch is due.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
     def stream() -> Iterator[Batch]:
         waiting = deque(pool.submit(batch, position) for position in positions[:ahead])
         for position in positions:
-            upcoming = position + max(ahead, 0)
+            upcoming = position + ahead
             if upcoming < positions.stop:
                 waiting.append(pool.submit(batch, upcoming))
             yield waiting.popleft().result()

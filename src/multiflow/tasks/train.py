@@ -249,5 +249,5 @@ def compute_in(precision: Precision, device: torch.device) -> Iterator[None]:
 def _bf16_is_faster(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    cpu = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
     return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))

@@ -1,0 +1,54 @@
+# demo, test, check, bench: each makes .venv from the pinned constraints on its first run and reuses it afterwards
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test check bench format test-old wheel clean
+
+demo: $(VENV)/.ready  ## prune the bundled model four ways and write runs/demo/report.html
+	$(BIN)/multiflow demo $(ARGS)
+
+test: $(VENV)/.ready  ## the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
+
+check: $(VENV)/.ready  ## format, lint, types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.ready  ## cost of pruning against the plain forward and one pass over the weights
+	$(BIN)/python benchmarks/prune_cost.py $(ARGS)
+	$(BIN)/python benchmarks/shapes_speed.py
+
+format: $(VENV)/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-old: .venv-old/.ready  ## model, golden and contract tests with the oldest supported transformers
+	OMP_NUM_THREADS=1 .venv-old/bin/python -m pytest -q -n auto tests/models tests/test_golden.py tests/contract $(ARGS)
+
+wheel: $(VENV)/.ready
+	$(BIN)/python -m build --no-isolation
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "multiflow needs Python 3.11 or later; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+.venv-old/.ready: pyproject.toml constraints.txt
+	test -x .venv-old/bin/python || $(PYTHON) -m venv .venv-old
+	sed -e 's/^transformers==.*/transformers==5.17.0/' -e '/^huggingface_hub==/d' -e '/^tokenizers==/d' -e '/^safetensors==/d' \
+		constraints.txt > .venv-old/constraints.txt
+	PIP_CONSTRAINT=$(CURDIR)/.venv-old/constraints.txt .venv-old/bin/python -m pip install -q -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

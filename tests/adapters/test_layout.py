@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import multiflow as mf
+from tests.small import ADAPTER, chain, every, two_towers
+
+
+def layout(model, exclude=None, **groups):
+    return mf.Adapter(groups=groups, exclude=exclude).layout(model)
+
+
+def test_layers_come_in_module_order_with_shape_group_stream_and_aliases():
+    found = ADAPTER.layout(two_towers())
+    assert list(found.groups) == ["text", "vision", "shared"]
+    assert found["text.0"] == mf.Layer("text.0", (24, 16), "text", "text")
+    assert found["vision.0"].stream is None
+    assert found["text_out"] == mf.Layer("text_out", (16, 16), "shared", "text", ("vision_out",))
+    assert found.size == 4 * 16 * 24 + 16 * 16
+
+
+def test_layers_in_no_group_stay_dense_and_excluded_ones_too():
+    found = layout(two_towers(), text="text", exclude=r"text\.2")
+    assert list(found) == ["text.0", "text_out"]
+
+
+def test_an_alias_outside_all_groups_still_counts_as_a_user():
+    found = layout(two_towers(), vision="^vision")
+    assert list(found) == ["vision.0", "vision.2", "vision_out"]
+    assert found["vision_out"].aliases == ("text_out",)
+
+
+def test_three_modules_of_one_weight_of_which_the_first_is_in_no_group():
+    model = chain(4, 4, 4, 4)
+    model[1].weight = model[2].weight = model[0].weight
+    found = layout(model, later=r"^[12]$")
+    assert [(layer.name, layer.aliases) for layer in found.layers] == [("1", ("0", "2"))]
+
+
+def test_a_group_without_layers_says_what_there_is():
+    with pytest.raises(
+        mf.MultiflowError,
+        match=r"no layer matches 'vison' of group 'v'; other groups: text \(2 layers\); .*'text.0'.*did you mean 'vision'",
+    ):
+        layout(two_towers(), text=r"^text\.", v="vison")
+
+
+def test_a_path_in_two_groups_is_named():
+    with pytest.raises(mf.MultiflowError, match=r"layer 'text.0' is in two groups, 'a' and 'b'"):
+        layout(two_towers(), a="text", b=r"\.0$")
+
+
+def test_a_shared_weight_in_two_groups_is_named():
+    with pytest.raises(mf.MultiflowError, match="shares its weight with 'vision_out' but they are in two groups"):
+        layout(two_towers(), text="^text", vision="^vision")
+
+
+def test_a_linear_layer_tied_to_an_embedding_is_named():
+    model = nn.ModuleDict({"embed": nn.Embedding(8, 4), "head": nn.Linear(4, 8)})
+    model["head"].weight = model["embed"].weight
+    with pytest.raises(mf.MultiflowError, match=r"'head' shares its weight with 'embed', a Embedding.*exclude=r'head'"):
+        layout(model, all=".")
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.zeros(3, 4, 4))
+
+
+class Tower(nn.Module):
+    """What a vision tower holds besides linear layers; none of it is an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, 4, 2)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.position_embedding = nn.Parameter(torch.zeros(5, 4))
+        self.norm = nn.LayerNorm(4)
+        self.batch_norm = nn.BatchNorm2d(4)
+        self.words = nn.Embedding(8, 4)
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.layer = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Conv1D(4, 4), r"'x' is a Conv1D with the weight 'weight' \(4, 4\), which is no nn.Linear"),
+        (Experts(), r"'x' is a Experts with the weight 'gate_up_proj' \(3, 4, 4\)"),
+        (nn.MultiheadAttention(4, 2), "'x' is a MultiheadAttention with the weight 'in_proj_weight'"),
+    ],
+)
+def test_what_is_no_linear_layer_is_never_skipped_without_a_word(module, message):
+    model = nn.ModuleDict({"x": module, "y": nn.Linear(4, 4)})
+    with pytest.raises(mf.MultiflowError, match=message):
+        layout(model, all=".")
+    assert list(layout(model, all=".", exclude="x")) == ["y"]
+
+
+def test_the_output_projection_of_fused_attention_is_named():
+    model = nn.ModuleDict({"x": nn.MultiheadAttention(4, 2)})
+    with pytest.raises(mf.MultiflowError, match=r"'x.out_proj' belongs to a fused nn.MultiheadAttention"):
+        layout(model, all="out_proj")
+
+
+def test_embeddings_norms_and_convolutions_stay_dense():
+    assert list(layout(nn.ModuleDict({"tower": Tower()}), vision="tower")) == ["tower.layer"]
+
+
+def test_quantised_weights_are_refused():
+    model = chain(4, 4)
+    model[0].weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(mf.MultiflowError, match=r"weights of torch.int8; expected floating point"):
+        every(model).layout(model)
+
+
+def test_a_model_without_linear_layers():
+    with pytest.raises(mf.MultiflowError, match=r"the model has no nn.Linear"):
+        layout(nn.ReLU(), all=".")
+
+
+@pytest.mark.parametrize("fields", [{"groups": {"a": "("}}, {"groups": {"a": "."}, "exclude": "["}])
+def test_a_broken_regex(fields):
+    with pytest.raises(mf.MultiflowError, match="is not a regular expression"):
+        mf.Adapter(**fields)
+
+
+def test_no_groups():
+    with pytest.raises(mf.MultiflowError, match="at least one group"):
+        mf.Adapter(groups={})

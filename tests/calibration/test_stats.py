@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import multiflow as mf
+from tests.small import ADAPTER, towers_batches, two_towers
+
+
+def test_merging_parts_equals_one_run():
+    model, batches = two_towers(), towers_batches()
+    first, second, both = (mf.calibrate(model, part, adapter=ADAPTER) for part in (batches[:2], batches[2:], batches))
+    merged = first.merge(second)
+    for name in both["input_norm"]:
+        assert torch.equal(merged["input_norm"][name], both["input_norm"][name])
+    assert merged.counts == both.counts
+    assert mf.Stats().merge(both).counts == both.counts
+
+
+def test_save_and_load(tmp_path):
+    stats = mf.calibrate(two_towers(), towers_batches(), adapter=ADAPTER)
+    loaded, extra = mf.Stats.load(stats.save(tmp_path / "stats.safetensors", batches=4))
+    assert extra == {"batches": 4}
+    assert loaded.counts == stats.counts
+    assert all(torch.equal(loaded.sums["input_norm"][n], t) for n, t in stats.sums["input_norm"].items())
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path):
+    (tmp_path / "s").write_bytes(b"x" * 100)
+    with pytest.raises(mf.MultiflowError, match="holds no statistics, or is damaged"):
+        mf.Stats.load(tmp_path / "s")
+
+
+def stopping(batches, after):
+    for i, batch in enumerate(batches):
+        if i == after:
+            raise KeyboardInterrupt
+        yield batch
+
+
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, after):
+    model, batches = two_towers(), towers_batches(2, 2, 3, 1, 2, 2, 1)
+    place = mf.Checkpoint(tmp_path / "calibration", every=2)
+    with pytest.raises(KeyboardInterrupt):
+        mf.calibrate(model, stopping(batches, after), adapter=ADAPTER, checkpoint=place)
+    assert (tmp_path / "calibration").exists() == (after >= 2)
+    seen = []
+    stats = mf.calibrate(
+        model, batches, adapter=ADAPTER, checkpoint=place, progress=lambda what, done, total: seen.append(done)
+    )
+    assert seen == list(range(after // 2 * 2 + 1, 8))
+    straight = mf.calibrate(model, batches, adapter=ADAPTER)
+    assert all(torch.equal(stats.sums["input_norm"][n], t) for n, t in straight.sums["input_norm"].items())
+    assert stats.counts == straight.counts
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_other_settings_says_which(tmp_path):
+    place = mf.Checkpoint(tmp_path / "calibration", every=1)
+    with pytest.raises(KeyboardInterrupt):
+        mf.calibrate(two_towers(), stopping(towers_batches(), 2), adapter=ADAPTER, checkpoint=place)
+    other = mf.Adapter(groups={"text": r"^text\."}, forward=ADAPTER.forward)
+    with pytest.raises(mf.MultiflowError, match=r"other settings: layers \(5 then, 2 now\), weights"):
+        mf.calibrate(two_towers(), towers_batches(), adapter=other, checkpoint=place)

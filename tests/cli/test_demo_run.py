@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
+
+import multiflow as mf
+from multiflow.cli import demo_run
+from multiflow.cli.demo_run import choose, measure, png, pruned, timed
+from multiflow.data import load_tokenizer, to_pixels
+from multiflow.data.shapes import describe, make_scenes, render
+from multiflow.models import load_model
+from multiflow.report.values import Example, Find
+from multiflow.tasks.retrieval import evaluate_retrieval
+from tests.cli.demo_fixtures import save_tiny_model, tiny_settings
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def silent(*_):
+    return None
+
+
+def run(place, folder, **changes):
+    return measure(tiny_settings(place, folder, **changes), str(place), folder, "multiflow demo", silent)
+
+
+def test_a_row_is_what_pruning_and_searching_by_hand_give(place, tmp_path):
+    demo = run(place, tmp_path, seed=3)
+    assert [(row.method, row.sparsity) for row in demo.rows] == [
+        (method, sparsity)
+        for method in ("multiflow", "magnitude-modality", "magnitude", "random")
+        for sparsity in (0.5, 0.9)
+    ]
+    row = demo.row("magnitude", 0.9)
+    model, tokenizer = load_model(place), load_tokenizer(place)
+    masks = mf.prune(model, "magnitude", 0.9).apply_(model, 0.9)
+    scenes = make_scenes("test", 12, seed=3)
+    pixels = torch.from_numpy(to_pixels([render(scene, 24) for scene in scenes], 24))
+    texts = [describe(scene, 1) for scene in scenes]
+    found = evaluate_retrieval(model, pixels, texts, tokenizer, shortlist=4)
+    assert row.quality == found.reranked
+    assert row.itc == found.itc
+    assert row.achieved == masks.sparsity
+    assert row.groups == masks.group_sparsities()
+    assert row.layers == masks.sparsities()
+    assert list(row.layers) == [layer.name for layer in demo.layout]
+    saved = mf.Masks.load(tmp_path / row.mask_file)
+    assert saved == masks
+    assert row.mask_bytes == (tmp_path / row.mask_file).stat().st_size == demo.files[row.mask_file]
+    for example in demo.examples:
+        assert demo.captions[example.scene] == texts[example.scene][0]
+        assert np.array_equal(Image.open(io.BytesIO(demo.pictures[example.scene])), render(scenes[example.scene], 24))
+
+
+def test_the_dense_model_is_measured_with_all_its_weights(place, tmp_path):
+    demo = run(place, tmp_path, sparsity=(0.0, 0.9), method=("random",))
+    assert demo.row("random", 0.0).quality == demo.dense
+    assert demo.row("random", 0.0).achieved == 0
+
+
+def test_one_calibration_pass_serves_every_method_and_sparsity(place, tmp_path, monkeypatch):
+    passes = []
+    original = demo_run.calibrate
+    monkeypatch.setattr(demo_run, "calibrate", lambda *args, **kw: passes.append(1) or original(*args, **kw))
+    demo = run(place, tmp_path, method=("multiflow", "wanda", "ria", "random"))
+    assert len(passes) == 1
+    assert demo.calibration == 6
+    assert demo.row("wanda", 0.5).prune_seconds > demo.phases["calibrate"]
+    assert set(demo.phases) == {"load", "draw", "calibrate", "prune", "save", "evaluate"}
+
+
+def test_the_same_seed_finds_the_same(place, tmp_path):
+    first, second, other = (run(place, tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert [row.quality for row in first.rows] == [row.quality for row in second.rows]
+    assert first.examples == second.examples
+    assert first.captions != other.captions
+
+
+def test_a_model_of_another_family_is_refused(tmp_path):
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    with pytest.raises(mf.MultiflowError, match=r"is a ViTForImageClassification; .* leave --model out"):
+        run(tmp_path / "vit", tmp_path / "out")
+
+
+def test_masks_hold_only_inside_the_block(place):
+    model = load_model(place)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    masks = mf.prune(model, "magnitude", 0.5).masks[0.5]
+    name = next(iter(masks))
+
+    def fail():
+        with pruned(model, masks):
+            assert not model.state_dict()[f"{name}.weight"][~masks[name]].any()
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    after = model.state_dict()
+    assert all(
+        torch.equal(before[key].view(torch.uint8), after[key].view(torch.uint8)) for key in before if before[key].ndim
+    )
+
+
+def example(scene, *right):
+    finds = [Find(f"m{i}", scene if ok else scene + 1, scene) for i, ok in enumerate(right)]
+    return Example(scene, tuple(finds))
+
+
+def test_examples_show_each_kind_of_disagreement_once_before_any_twice():
+    kinds = {0: (True, True), 1: (True, False), 2: (True, False), 3: (False, True), 4: (True, False), 5: (True, True)}
+    examples = [example(scene, *right) for scene, right in kinds.items()]
+    assert [e.scene for e in choose(examples, 3)] == [1, 3, 0]
+    assert [e.scene for e in choose(examples, 9)] == [1, 3, 0, 2, 5, 4]
+    assert choose(examples, 0) == []
+
+
+def test_a_picture_survives_as_png():
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    assert np.array_equal(Image.open(io.BytesIO(png(image))), image)
+
+
+def test_time_is_noted_by_name():
+    phases = {}
+    with timed(phases, "think"):
+        pass
+    assert phases.keys() == {"think"}
+    assert phases["think"] >= 0

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import multiflow as mf
+from tests.small import ADAPTER, towers_batches, two_towers
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1),
+}
+
+
+def step(model, optimizer):
+    optimizer.zero_grad()
+    ADAPTER.loss(model, towers_batches(4)[0]).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("given", [True, False])
+def test_zeros_stay_and_the_rest_trains(name, given):
+    model = two_towers()
+    masks = mf.prune(model, "magnitude-modality", 0.5, adapter=ADAPTER).masks[0.5]
+    optimizer = OPTIMIZERS[name](model.parameters())
+    with mf.keep_sparse(model, masks, optimizer if given else None):
+        before = {layer: model.get_submodule(layer).weight.detach().clone() for layer in masks}
+        for _ in range(5):
+            step(model, optimizer)
+            for layer, mask in masks.items():
+                assert not model.get_submodule(layer).weight[~mask].any()
+    for layer, mask in masks.items():
+        assert (model.get_submodule(layer).weight != before[layer])[mask].float().mean() > 0.9
+        for state in optimizer.state[model.get_submodule(layer).weight].values():
+            if state.shape == mask.shape:
+                assert not state[~mask].any()
+
+
+def test_momentum_from_before_does_not_revive_weights():
+    model = two_towers()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    step(model, optimizer)
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    with mf.keep_sparse(model, masks, optimizer):
+        step(model, optimizer)
+        assert all(not model.get_submodule(layer).weight[~mask].any() for layer, mask in masks.items())
+
+
+def test_hooks_are_gone_afterwards_even_after_an_error():
+    model = two_towers()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    masks = mf.prune(model, "magnitude", 0.5, adapter=ADAPTER).masks[0.5]
+    with pytest.raises(RuntimeError), mf.keep_sparse(model, masks, optimizer):
+        raise RuntimeError
+    step(model, optimizer)
+    assert all(model.get_submodule(layer).weight[~mask].any() for layer, mask in masks.items())

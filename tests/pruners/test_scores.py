@@ -1,0 +1,84 @@
+"""Every score against its formula, written out weight by weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from multiflow.pruners import PRUNERS
+
+SHAPES = [(1, 1), (3, 5), (7, 4)]
+
+
+def weight_and_norm(shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator), torch.rand(shape[1], generator=generator) + 0.1
+
+
+def by_hand(formula, weight, *extra):
+    return torch.tensor([[formula(weight, i, j, *extra) for j in range(weight.shape[1])] for i in range(len(weight))])
+
+
+def flow(w, i, j, a):
+    flow_out = sum(abs(w[i, k]) * a[k] for k in range(w.shape[1])) / w.shape[1]
+    flow_in = a[j] * sum(abs(w[k, j]) for k in range(len(w))) / len(w)
+    return float(flow_out * abs(w[i, j]) * flow_in)
+
+
+def relative(w, i, j, a):
+    return float((abs(w[i, j]) / w[:, j].abs().sum() + abs(w[i, j]) / w[i].abs().sum()) * a[j] ** 0.5)
+
+
+FORMULAS = {
+    "multiflow": flow,
+    "wanda": lambda w, i, j, a: float(abs(w[i, j]) * a[j]),
+    "ria": relative,
+    "magnitude": lambda w, i, j: float(abs(w[i, j])),
+    "magnitude-layer": lambda w, i, j: float(abs(w[i, j])),
+    "magnitude-modality": lambda w, i, j: float(abs(w[i, j])),
+    "l2": lambda w, i, j: float(abs(w[i, j]) / w.square().sum().sqrt()),
+    "lamp": lambda w, i, j: float(w[i, j] ** 2 / w[w.abs() >= abs(w[i, j])].square().sum()),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_equals_the_formula(name, shape):
+    weight, norm = weight_and_norm(shape)
+    before = weight.clone()
+    pruner = PRUNERS[name]
+    given = {"input_norm": norm} if pruner.needs else {}
+    expected = by_hand(FORMULAS[name], weight, *given.values())
+    torch.testing.assert_close(pruner.function(weight, **given), expected, rtol=1e-5, atol=0)
+    assert torch.equal(weight, before)
+
+
+def test_every_pruner_but_random_has_its_formula_here():
+    ours = {name for name, pruner in PRUNERS.items() if pruner.function.__module__.startswith("multiflow.")}
+    assert ours - set(FORMULAS) == {"random"}
+
+
+def test_lamp_gives_equal_weights_equal_scores():
+    scores = PRUNERS["lamp"].function(torch.tensor([[1.0, -1.0], [2.0, 0.0]]))
+    torch.testing.assert_close(scores, torch.tensor([[1 / 6, 1 / 6], [1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_rows_and_columns_of_zeros_score_zero_not_nan(name):
+    weight, norm = weight_and_norm((3, 5))
+    weight[1], weight[:, 2] = 0, 0
+    pruner = PRUNERS[name]
+    given = {"input_norm": norm, "generator": torch.Generator().manual_seed(0)}
+    scores = pruner.function(weight, **{need: given[need] for need in pruner.needs})
+    assert scores.isfinite().all()
+    if name != "random":
+        assert not scores[weight == 0].any()
+        assert not pruner.function(weight * 0, **{n: given[n] for n in pruner.needs}).any()
+
+
+def test_random_is_a_function_of_the_generator():
+    first, second, other = (
+        PRUNERS["random"].function(torch.zeros(4, 4), generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)

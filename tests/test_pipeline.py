@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import multiflow as mf
+from multiflow.pipeline import check_sparsities
+from multiflow.pruners import PRUNERS
+from multiflow.types import NofM, Unstructured
+from tests.small import ADAPTER, chain, every, towers_batches, two_towers
+
+PER_LAYER = [name for name, pruner in PRUNERS.items() if pruner.allocation != "global"]
+GLOBAL = [name for name, pruner in PRUNERS.items() if pruner.allocation == "global"]
+
+
+def prune(method="multiflow", sparsity=0.5, model=None, **options):
+    return mf.prune(model or two_towers(), method, sparsity, towers_batches(), adapter=ADAPTER, **options)
+
+
+def dropped(masks):
+    return {name: int((~mask).sum()) for name, mask in masks.items()}
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.001, 0.37, 0.5, 0.63, 0.999])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("method", GLOBAL)
+def test_global_methods_drop_exactly_round_s_n_in_all(method, ties, sparsity):
+    model = two_towers()
+    if ties:
+        for parameter in model.parameters():
+            parameter.data.round_(decimals=1)
+    masks = prune(method, sparsity, model).masks[sparsity]
+    assert sum(dropped(masks).values()) == round(sparsity * masks.layout.size)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.001, 0.37, 0.5, 0.63, 0.999])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("method", PER_LAYER)
+def test_other_methods_drop_exactly_their_budget_in_every_layer(method, ties, sparsity):
+    model = two_towers()
+    if ties:
+        for parameter in model.parameters():
+            parameter.data.round_(decimals=1)
+    masks = prune(method, sparsity, model).masks[sparsity]
+    pruner = PRUNERS[method]
+    for layer in masks.layout.layers:
+        rows, columns = layer.shape
+        if pruner.allocation == "uniform" and isinstance(pruner.pattern, Unstructured):
+            assert dropped(masks)[layer.name] == round(sparsity * layer.size)
+        elif pruner.allocation == "uniform":
+            assert (~masks[layer.name]).sum(1).tolist() == [round(sparsity * columns)] * rows
+    if pruner.allocation == "multimodal":
+        for layers in masks.layout.groups.values():
+            assert sum(dropped(masks)[x.name] for x in layers) == round(sparsity * sum(x.size for x in layers))
+
+
+def test_the_multimodal_budget_is_that_of_magnitude_modality():
+    flow, magnitude = prune("multiflow"), prune("magnitude-modality")
+    assert dropped(flow.masks[0.5]) == dropped(magnitude.masks[0.5])
+    assert flow.masks[0.5] != magnitude.masks[0.5]
+
+
+@pytest.mark.parametrize("method", PRUNERS)
+def test_sparsity_zero_keeps_all(method):
+    masks = prune(method, [0.0]).masks[0.0]
+    assert all(bool(mask.all()) for mask in masks.values())
+    assert masks.sparsity == 0.0
+
+
+def test_one_pass_serves_all_sparsities_and_they_equal_single_runs():
+    result = prune(sparsity=[0.9, 0.5])
+    assert list(result.masks) == [0.9, 0.5]
+    assert result.masks[0.9] == prune(sparsity=0.9).masks[0.9]
+    assert result.masks[0.5] == prune(sparsity=0.5).masks[0.5]
+
+
+def test_sparsities_of_the_paper_are_the_default():
+    assert list(prune(sparsity=None).masks) == [0.63, 0.75, 0.9]
+    assert list(prune("magnitude", None, pattern="2:4").masks) == [0.5]
+
+
+@pytest.mark.parametrize("method", ["multiflow", "magnitude", "wanda"])
+def test_n_of_m_in_every_block(method):
+    masks = prune(method, None, pattern="3:4").masks[0.25]
+    for mask in masks.values():
+        assert bool((mask.view(-1, 4).sum(1) == 3).all())
+
+
+def test_per_row_on_any_method():
+    masks = prune("magnitude", 0.63, pattern="per-row").masks[0.63]
+    for layer in masks.layout.layers:
+        assert bool(((~masks[layer.name]).sum(1) == round(0.63 * layer.shape[1])).all())
+
+
+def test_per_row_with_another_allocation_rounds_its_budget_to_whole_rows():
+    masks = prune("wanda", 0.5, allocation="multimodal").masks[0.5]
+    whole = prune("multiflow", 0.5).masks[0.5]
+    for layer in masks.layout.layers:
+        per_row = set((~masks[layer.name]).sum(1).tolist())
+        assert per_row == {round(dropped(whole)[layer.name] / layer.size * layer.shape[1])}
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform", "multimodal"])
+def test_any_allocation_by_name(allocation):
+    result = prune("ria", 0.5, allocation=allocation)
+    assert result.settings["allocation"] == allocation
+    assert result.masks[0.5].sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_your_own_allocation():
+    masks = prune("ria", 0.5, allocation=lambda layout, sparsity: dict.fromkeys(layout, 3)).masks[0.5]
+    assert set(dropped(masks).values()) == {3}
+
+
+def test_a_pruner_from_outside_in_under_ten_lines(monkeypatch):
+    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+
+    @mf.scorer(allocation="multimodal")
+    def root_flow(weight, *, input_norm, power=0.5):
+        """Magnitude times a power of the input's norm."""
+        return weight.abs() * input_norm**power
+
+    assert prune("root_flow", 0.5).masks[0.5] == prune(root_flow, 0.5, power=0.5).masks[0.5]
+    assert prune("root_flow", 0.5, power=4.0).masks[0.5] != prune("root_flow", 0.5).masks[0.5]
+    assert prune("root_flow").settings["hyper"] == {"power": 0.5}
+
+
+def test_statistics_serve_other_methods():
+    first = prune("multiflow")
+    again = mf.prune(two_towers(), "wanda", 0.5, first.stats, adapter=ADAPTER)
+    assert again.masks[0.5] == prune("wanda").masks[0.5]
+    with pytest.raises(mf.MultiflowError, match="have no 'input_norm' of layer '0'"):
+        model = chain(4, 4)
+        mf.prune(model, "wanda", 0.5, first.stats, adapter=every(model))
+
+
+def test_a_generator_is_enough_for_one_pass_and_a_spent_one_is_told():
+    batches = iter(towers_batches())
+    model = two_towers()
+    assert mf.prune(model, "wanda", 0.5, batches, adapter=ADAPTER).masks[0.5] == prune("wanda").masks[0.5]
+    with pytest.raises(mf.MultiflowError, match="a generator that was used up"):
+        mf.prune(model, "wanda", 0.5, batches, adapter=ADAPTER)
+
+
+def test_scores_are_those_the_masks_come_from_and_refuse_changed_weights():
+    model = two_towers()
+    result = prune("ria", 0.5, model)
+    for name, scores in result.scores.items():
+        kept = result.masks[0.5][name]
+        assert scores[kept].min() >= scores[~kept].max()
+    result.apply_(model, 0.5)
+    with pytest.raises(mf.MultiflowError, match=r"weight of layer 'text.0' has changed since it was pruned"):
+        result.scores["text.0"]
+
+
+def test_the_seed_decides_random_masks_and_nothing_else():
+    assert prune("random", seed=1).masks[0.5] == prune("random", seed=1).masks[0.5]
+    assert prune("random", seed=1).masks[0.5] != prune("random", seed=2).masks[0.5]
+    state = torch.random.get_rng_state()
+    prune("random")
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_result_writes_masks_and_a_summary(tmp_path):
+    result = prune(sparsity=[0.5, 0.75])
+    result.save(tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "mask-0.5.safetensors",
+        "mask-0.75.safetensors",
+        "result.json",
+    ]
+    assert mf.Masks.load(tmp_path / "run/mask-0.75.safetensors") == result.masks[0.75]
+    summary = json.loads((tmp_path / "run/result.json").read_text())
+    assert summary["settings"]["method"] == "multiflow"
+    assert summary["masks"]["0.75"]["groups"] == result.masks[0.75].group_sparsities()
+    assert result.seconds == pytest.approx(sum(result.timings.values()))
+    with pytest.raises(mf.MultiflowError, match="already holds another run"):
+        result.save(tmp_path / "run")
+
+
+def test_apply_at_a_sparsity_that_was_not_asked_for():
+    with pytest.raises(mf.MultiflowError, match="no masks at sparsity 0.6; there are: 0.5"):
+        prune().apply_(two_towers(), 0.6)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (1.0, r"sparsity 1.0 is not in \[0, 1\)"),
+        (-0.1, "sparsity -0.1 is not in"),
+        (63, r"sparsity 63 is not in .*did you mean 0.63\?"),
+        (float("nan"), "sparsity nan is not in"),
+        ("0.5", "sparsity '0.5' is not in"),
+        (True, "sparsity True is not in"),
+        ([], "sparsity is an empty list"),
+        ([0.5, 2], "sparsity 2 is not in"),
+    ],
+)
+def test_sparsity_outside_its_range(given, message):
+    with pytest.raises(mf.MultiflowError, match=message):
+        check_sparsities(given, Unstructured())
+
+
+def test_sparsities_as_arrays_and_doubles():
+    assert check_sparsities(np.array([0.5, 0.75]), Unstructured()) == (0.5, 0.75)
+    assert check_sparsities([0.5, 0.5], Unstructured()) == (0.5,)
+    with pytest.raises(mf.MultiflowError, match=r"pattern '2:4' means sparsity 0.5, not 0.63"):
+        check_sparsities(0.63, NofM(2, 4))
+
+
+def nan_scores(weight):
+    """Say."""
+    return weight / 0 * 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "multiflw"}, "unknown pruner 'multiflw'.*did you mean 'multiflow'"),
+        ({"pattern": "2-4"}, "unknown pattern '2-4'; expected 'unstructured', 'per-row' or 'N:M'"),
+        ({"pattern": "4:4"}, "keeps 4 of 4; N:M needs 0 < N < M"),
+        ({"pattern": "5:7", "sparsity": None}, "7 divides, but layer 'text.0' has 16 inputs"),
+        ({"pattern": "2:4", "allocation": "global"}, "fixes the budget of every layer"),
+        ({"allocation": "globl"}, "unknown allocation 'globl'.*did you mean 'global'"),
+        ({"alpha": 3}, "pruner 'multiflow' has no hyper-parameter 'alpha'"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_is_computed(options, message):
+    with pytest.raises(mf.MultiflowError, match=message):
+        mf.prune(two_towers(), **{"sparsity": 0.5, "batches": iter([1 / 1]), "adapter": ADAPTER} | options)
+
+
+def test_data_that_are_missing():
+    with pytest.raises(mf.MultiflowError, match="pruner 'wanda' needs calibration data"):
+        mf.prune(two_towers(), "wanda", 0.5, adapter=ADAPTER)
+
+
+def test_scores_that_are_not_finite_or_of_the_wrong_shape_name_pruner_and_layer(monkeypatch):
+    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+    mf.scorer("bad")(nan_scores)
+    with pytest.raises(mf.MultiflowError, match=r"pruner 'bad' gave NaN or Inf scores for layer 'text.0'"):
+        prune("bad")
+    mf.scorer("short")(lambda weight: weight[0])
+    with pytest.raises(mf.MultiflowError, match=r"gave scores \(16,\) for layer 'text.0'; expected \(24, 16\)"):
+        prune("short")
+    mf.scorer("wants")(lambda weight, *, hessian: weight)
+    with pytest.raises(mf.MultiflowError, match="needs 'hessian', which is no statistic; there are: input_norm"):
+        prune("wants")
+
+
+def test_float64_weights_are_ranked_in_float64():
+    model = chain(8, 8).double()
+    base = torch.arange(64).view(8, 8)
+    model[0].weight = nn.Parameter(1 + base.double() * 1e-12)
+    masks = mf.prune(model, "magnitude", 0.5, adapter=every(model)).masks[0.5]
+    assert torch.equal(masks["0"], base >= 32)

@@ -1,0 +1,42 @@
+"""The public face: what importing costs, and that the names of the contract are there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import multiflow as mf
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_import_loads_torch_at_most():
+    loaded = (
+        "import sys, multiflow; print([m for m in ('transformers', 'PIL', 'accelerate', 'tyro') if m in sys.modules])"
+    )
+    assert run(loaded) == "[]"
+
+
+def test_the_names_of_the_contract_are_there():
+    names = "load_model prune Masks keep_sparse adapter_for Adapter original_names list_pruners MultiflowError"
+    assert all(hasattr(mf, name) for name in names.split())
+    assert all(hasattr(mf, name) for name in mf.__all__)
+    assert sorted(mf.__all__) == mf.__all__
+
+
+def test_the_version_is_that_of_the_package():
+    from importlib.metadata import version
+
+    assert mf.__version__ == version("multiflow")
+
+
+@pytest.mark.parametrize("name", ["errors", "registry", "types", "order", "result"])
+def test_examples_in_docstrings_are_true(name):
+    import doctest
+    from importlib import import_module
+
+    assert doctest.testmod(import_module(f"multiflow.{name}"), extraglobs={"mf": mf}).failed == 0
