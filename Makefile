@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench format test-old wheel clean
+.PHONY: demo test check bench docs format test-old wheel clean
 
 demo: $(VENV)/.ready  ## prune the bundled model four ways and write runs/demo/report.html
 	$(BIN)/multiflow demo $(ARGS)
@@ -26,6 +26,9 @@ check: $(VENV)/.ready  ## format, lint, types, import contract
 bench: $(VENV)/.ready  ## cost of pruning against the plain forward and one pass over the weights
 	$(BIN)/python benchmarks/prune_cost.py $(ARGS)
 	$(BIN)/python benchmarks/shapes_speed.py
+
+docs: $(VENV)/.ready  ## renew what is generated from the registries
+	$(BIN)/python docs/generate.py
 
 format: $(VENV)/.ready
 	$(BIN)/ruff format .

@@ -24,6 +24,11 @@ def recall(tr1: float, ir1: float) -> SimpleNamespace:
     return SimpleNamespace(tr1=tr1, tr5=tr1, tr10=tr1, ir1=ir1, ir5=ir1, ir10=ir1)
 
 
+def hits(tr1: float, ir1: float, scenes: int = 200) -> str:
+    """Hits that fit two recalls: the scenes in order, until they are used up."""
+    return "".join(str((i < tr1 * scenes / 100) + (i < ir1 * scenes / 100)) for i in range(scenes))
+
+
 def row(
     method: str, sparsity: float, tr1: float, ir1: float, text: float | None = None, layer: float | None = None
 ) -> Pruned:
@@ -39,6 +44,7 @@ def row(
         layers=layers,
         quality=recall(tr1, ir1),  # type: ignore[arg-type]
         itc=recall(tr1, ir1),  # type: ignore[arg-type]
+        hits=hits(tr1, ir1),
         prune_seconds=1.25,
         mask_file=f"masks/{method}/mask-{sparsity:g}.safetensors",
         mask_bytes=2345,

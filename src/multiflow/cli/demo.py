@@ -23,7 +23,7 @@ from multiflow.errors import MultiflowError
 from multiflow.files import write_atomically
 from multiflow.pruners import find_pruner
 from multiflow.report.demo import demo_page
-from multiflow.report.values import COLLAPSED, DEMO_FILE, REPORT_FILE, Demo, recall_at_1
+from multiflow.report.values import COLLAPSED, DEMO_FILE, REPORT_FILE, Demo
 from multiflow.report.words import collapses, headline
 
 
@@ -128,9 +128,9 @@ def result_table(found: Demo) -> Table:
     made.add_row("dense", "0.0", *recalls, *("0.0" for _ in found.groups), end_section=True)
     for sparsity in found.sparsities:
         rows = [found.row(method, sparsity) for method in found.methods]
-        best = max(recall_at_1(row.quality) for row in rows)
+        leaders = found.leaders(sparsity)
         for row in rows:
-            bold = "bold" if recall_at_1(row.quality) == best else ""
+            bold = "bold" if row.method in leaders else ""
             made.add_row(
                 row.method,
                 _zeros(row.achieved),

@@ -165,6 +165,7 @@ def _row(
         layers=masks.sparsities(),
         quality=found.reranked,
         itc=found.itc,
+        hits="".join(map(str, ((found.text_ranks == 0).int() + (found.image_ranks == 0).int()).tolist())),
         prune_seconds=result.timings["select"] + (calibration if find_pruner(method).statistics else 0.0),
         mask_file=file,
         mask_bytes=(folder / file).stat().st_size,

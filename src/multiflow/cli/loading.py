@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer
 from multiflow.errors import MultiflowError, did_you_mean, unknown
 from multiflow.models import load_model
 
@@ -81,12 +82,9 @@ def find_dtype(name: str) -> torch.dtype | None:
 
 def find_tokenizer(given: str | None, source: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer that was given, the one in the model's own folder, or ``bert-base-uncased``."""
-    from multiflow.data import load_tokenizer
-
+    own = given is None and beside_model(source, ("tokenizer.json", "vocab.txt"))
     with quiet_transformers():
-        if given is not None:
-            return load_tokenizer(given)
-        return load_tokenizer(source) if beside_model(source, ("tokenizer.json", "vocab.txt")) else load_tokenizer()
+        return load_tokenizer(given or (source if own else DEFAULT_TOKENIZER))
 
 
 def beside_model(source: str, names: tuple[str, ...]) -> list[Path]:

@@ -68,9 +68,11 @@ def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Se
             return None
         raise MultiflowError(f"{_complaint(said.getvalue(), prog)}; see '{prog} --help'") from None
     if unknown:
+        if not unknown[0].startswith("-"):
+            raise MultiflowError(f"'{prog}' takes no argument '{unknown[0]}'; see '{prog} --help'")
         name = unknown[0].partition("=")[0]
-        what, hint = ("option", did_you_mean(name, _options(read))) if name.startswith("-") else ("argument", "")
-        raise MultiflowError(f"'{prog}' takes no {what} '{name}'" + (hint or f"; see '{prog} --help'"))
+        hint = did_you_mean(name, _options(read)) or f"; see '{prog} --help'"
+        raise MultiflowError(f"'{prog}' takes no option '{name}'{hint}")
     return read
 
 

@@ -24,6 +24,10 @@ def reading(demo: Demo) -> Markup:
             "fusion. Embeddings, norms, biases and heads stay dense.",
         ),
         ("modality", "vision: the image tower. text: the layers that see words alone. fusion: those that see both."),
+        (
+            "too close to call",
+            "Two methods whose hits, scene by scene, differ by less than 1.96 standard errors of their mean difference.",
+        ),
         ("collapsed", f"At least {percent(COLLAPSED)} zeros in a layer or in a modality."),
         (
             "seconds",

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from multiflow.report.html import Column, Content, Markup, number, percent, section, size, table, tag
 from multiflow.report.palette import DENSE, Look
 from multiflow.report.svg import name
-from multiflow.report.values import COLLAPSED, Demo, Pruned, recall_at_1
+from multiflow.report.values import COLLAPSED, Demo, Pruned
 
 
 def numbers(demo: Demo, styles: Mapping[str, Look]) -> Markup:
     """Return the section with the table; in it None stands for the dense model, which comes first."""
-    best = {s: max(recall_at_1(r.quality) for r in demo.rows if r.sparsity == s) for s in demo.sparsities}
+    leaders = {sparsity: demo.leaders(sparsity) for sparsity in demo.sparsities}
 
     def recall(metric: str, query: str) -> Column:
         def value(row: Pruned | None) -> float:
             return getattr(row.quality if row else demo.dense, metric)
 
         def show(row: Pruned | None) -> Content:
-            strong = row is not None and recall_at_1(row.quality) == best[row.sparsity]
+            strong = row is not None and row.method in leaders[row.sparsity]
             meter = tag("span", class_="meter", style=f"scale:{number(value(row) / 100, 4)} 1", aria_hidden="true")
             return meter, tag("b" if strong else "span", f"{value(row):.1f}")
 
@@ -69,5 +69,5 @@ def numbers(demo: Demo, styles: Mapping[str, Look]) -> Markup:
     )
     rows = (None, *sorted(demo.rows, key=lambda row: row.sparsity))
     caption = f"Recall@1 in percent of {demo.scenes} searches, and the share of zeros in each modality"
-    lead = "One row a model. Bold is the best of its sparsity; the headings sort."
+    lead = "One row a model; the headings sort. Bold are the best method of each sparsity and those too close to it to call."
     return section("All numbers", table(columns, rows, caption=caption), id="numbers", lead=lead)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
-from statistics import fmean, pstdev
+from statistics import fmean, pstdev, stdev
 from typing import TYPE_CHECKING, Any
 
 from multiflow.types import Layer
@@ -33,6 +33,7 @@ class Pruned:
         layers: layer name -> share of zeros, in layout order.
         quality: recall after re-ranking, in percent.
         itc: recall of the contrastive similarity alone, in percent.
+        hits: one digit a scene: how many of its two searches (0 to 2) have the right answer first.
         prune_seconds: seconds to the masks of all sparsities of the method, calibration included if it needs one.
         mask_file: path in the output folder.
         mask_bytes: size of that file.
@@ -45,6 +46,7 @@ class Pruned:
     layers: Mapping[str, float]
     quality: Recall
     itc: Recall
+    hits: str
     prune_seconds: float
     mask_file: str
     mask_bytes: int
@@ -161,6 +163,13 @@ class Demo:
         """Return one row."""
         return next(row for row in self.rows if (row.method, row.sparsity) == (method, sparsity))
 
+    def leaders(self, sparsity: float) -> list[str]:
+        """Return the best method of a sparsity and all that cannot be told from it, best first; none near chance."""
+        rows = sorted((row for row in self.rows if row.sparsity == sparsity), key=lambda r: -recall_at_1(r.quality))
+        if recall_at_1(rows[0].quality) < NEAR_CHANCE * self.chance:
+            return []
+        return [row.method for row in rows if row is rows[0] or too_close(rows[0].hits, row.hits)]
+
     def to_json(self) -> str:
         """Return all numbers, settings and versions; pictures are left out."""
         values = {name: value for name, value in asdict(self).items() if name != "pictures"}
@@ -187,6 +196,16 @@ def most_telling(rows: Sequence[Pruned], chance: float) -> float:
         found.setdefault(row.sparsity, []).append(recall_at_1(row.quality))
     alive = [s for s in found if max(found[s]) >= NEAR_CHANCE * chance]
     return max(alive, key=lambda s: pstdev(sorted(found[s])[len(found[s]) > 2 :])) if alive else min(found)
+
+
+def too_close(a: str, b: str) -> bool:
+    """Whether the hits of two models differ, scene by scene, by less than chance would explain 95 times of 100.
+
+    >>> too_close("2222222222", "2222222212"), too_close("2222222222", "2200020002")
+    (True, False)
+    """
+    differences = [int(x) - int(y) for x, y in zip(a, b, strict=True)]
+    return abs(fmean(differences)) <= 1.96 * stdev(differences) / sqrt(len(differences))
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from multiflow.report.html import percent
-from multiflow.report.values import NEAR_CHANCE, Demo, recall_at_1
+from multiflow.report.values import Demo, recall_at_1
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -13,18 +13,31 @@ COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 def headline(demo: Demo) -> str:
     """Return the result in one sentence, with the figures of the most telling sparsity."""
     found = {method: recall_at_1(demo.row(method, demo.shown).quality) for method in demo.methods}
-    best, *others = sorted(found, key=lambda method: -found[method])
-    dense = f"(dense model: {points(recall_at_1(demo.dense))})"
-    if found[best] < NEAR_CHANCE * demo.chance:
+    ranked = sorted(found, key=lambda method: -found[method])
+    leaders = demo.leaders(demo.shown)
+    dense = f"dense model: {points(recall_at_1(demo.dense))}"
+    begin = f"At {percent(demo.shown)} zeros and without retraining,"
+    if not leaders:
         return (
-            f"At {percent(demo.shown)} zeros and without retraining, no method is far from chance: the best, {best}, "
-            f"puts the right answer first in {points(found[best])} of 100 searches {dense}."
+            f"{begin} no method is far from chance: the best, {ranked[0]}, puts the right answer first in "
+            f"{points(found[ranked[0]])} of 100 searches ({dense})."
         )
-    rest = ", ".join(f"{method} {points(found[method])}" for method in others)
+    others = [f"{method} {points(found[method])}" for method in ranked if method not in leaders]
+    figures = listed([points(found[method]) for method in leaders])
+    models, puts, close = ("model", "puts", "") if len(leaders) == 1 else ("models", "put", ", too close to call")
     return (
-        f"At {percent(demo.shown)} zeros and without retraining, the model pruned by {best} still puts the right "
-        f"answer first in {points(found[best])} of 100 searches {dense}{'; ' * bool(rest)}{rest}."
+        f"{begin} the {models} pruned by {listed(leaders)} still {puts} the right answer first in {figures} of 100 "
+        f"searches{close} ({dense}){'; ' * bool(others)}{', '.join(others)}."
     )
+
+
+def listed(items: Sequence[str]) -> str:
+    """Write several things in a row.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))
 
 
 def collapses(demo: Demo) -> Iterator[tuple[str, str]]:

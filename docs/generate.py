@@ -1,0 +1,40 @@
+"""Writes the parts of the documentation that come from the registries: ``python docs/generate.py``."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from multiflow.allocation import ALLOCATIONS
+from multiflow.pruners import PRUNERS
+
+FOLDER = Path(__file__).parent
+
+
+def methods() -> str:
+    """Return the text of ``methods.md``."""
+    rows = []
+    for pruner in PRUNERS.values():
+        hyper = ", ".join(f"`{name}={value}`" for name, value in pruner.hyper.items()) or "-"
+        data = ", ".join(f"`{name}`" for name in pruner.statistics) or "none"
+        rows.append(
+            f"| `{pruner.name}` | {pruner.summary} | {data} | {pruner.allocation} | {pruner.pattern} | {hyper} |"
+        )
+    sections, seen = [], set()
+    for pruner in PRUNERS.values():
+        module = inspect.getmodule(pruner.function)
+        if module is not None and module.__name__ not in seen:
+            seen.add(module.__name__)
+            sections.append(f"## {pruner.name}\n```\n{inspect.getdoc(module)}\n```")
+    for name, allocation in ALLOCATIONS.items():
+        sections.append(f"## Allocation: {name}\n{inspect.getdoc(inspect.getmodule(allocation))}")
+    table = "\n".join(rows)
+    return (
+        "# Methods\n\nGenerated from the registries by `make docs`.\n\n"
+        "| name | what goes | statistics | allocation | pattern | hyper-parameters |\n|---|---|---|---|---|---|\n"
+        f"{table}\n\n" + "\n\n".join(sections) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    (FOLDER / "methods.md").write_text(methods())
