@@ -76,8 +76,6 @@ def test_help_of_every_command_has_an_example_and_explains_every_option(run: Run
 
 
 def options(settings: type) -> list[str]:
-    from tyro.conf import Positional
-
     named = []
     for field in fields(settings):
         inner = field.default_factory if callable(field.default_factory) else None
@@ -87,7 +85,6 @@ def options(settings: type) -> list[str]:
             named.append(field.name.upper().replace("_", "-"))
         else:
             named.append(f"--{field.name.replace('_', '-')}")
-    assert Positional is not None
     return named
 
 

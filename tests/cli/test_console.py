@@ -14,6 +14,12 @@ def test_numbers_are_aligned_to_the_right_and_words_to_the_left(capsys: pytest.C
     assert "long name   100.00 %   1,000" in lines
 
 
+def test_a_long_title_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    title = "runs/prune-multiflow-00000000/mask-0.63.safetensors " * 5
+    show(table(title, ["n"], [(1,)]))
+    assert capsys.readouterr().out.startswith(title)
+
+
 def test_wide_tables_and_long_lines_are_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
     name, line = "layer." * 20, "word " * 100
     show(table("", ["layer", "n"], [(name, 3)]), line)

@@ -57,6 +57,14 @@ def test_each_stage_has_its_own_rate(clock: Clock, capsys: pytest.CaptureFixture
     ]
 
 
+def test_fast_rates_are_plain_numbers(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with step_progress() as step:
+        step("select", 1, 1510)
+        clock.now += 1.0
+        step("select", 1510, 1510)
+    assert capsys.readouterr().err.splitlines()[-1] == "select 1510/1510 layers, 1,510 layers/s, ETA 0:00"
+
+
 def test_an_unknown_total_is_left_out(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with step_progress() as step:
         clock.now += 1.0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -91,13 +92,16 @@ def test_pattern_allocation_and_hyper_parameters(run: Run, tiny: Path, pairs: Pa
     assert settings["hyper"] == {"alpha": 0.25}
 
 
-def test_dtype(run: Run, tiny: Path, pairs: Path) -> None:
-    ran = run("prune", tiny, "--data", pairs, "--batches", 1, "--sparsity", 0.5, "--dtype", "bfloat16", "--out", "a")
-    assert ran.code == 0
-    masks = mf.Masks.load("a/mask-0.5.safetensors")
-    with pytest.warns(UserWarning, match="made for other weights"):
-        masks.apply_(load_model(tiny))
-    masks.apply_(load_model(tiny).to(torch.bfloat16))
+def test_dtype_is_what_is_computed_in_and_the_masks_fit_the_weights_as_stored(
+    run: Run, tiny: Path, pairs: Path
+) -> None:
+    options = ["--data", pairs, "--batches", 1, "--sparsity", 0.5]
+    assert run("prune", tiny, *options, "--dtype", "bfloat16", "--out", "half").code == 0
+    model = load_model(tiny)
+    masks = mf.Masks.load("half/mask-0.5.safetensors")
+    batches = Batches(open_data(pairs), Inputs(load_tokenizer(tiny), 32, 8), limit=1)
+    assert masks == mf.prune(copy.deepcopy(model).to(torch.bfloat16), "multiflow", 0.5, batches).masks[0.5]
+    masks.apply_(model)  # no warning
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
@@ -122,6 +126,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(
         interrupt_at(patch, 4)
         ran = run(*args, "--out", "cut")
     assert ran.code == 130
+    assert ran.err.endswith(
+        "multiflow: 'cut' keeps what has been done; go on with the same command and --resume\nmultiflow: interrupted\n"
+    )
     assert files(Path("cut")) == ["calibration.safetensors", "run.json"]
     assert "unfinished run; go on with it with --resume" in run(*args, "--out", "cut").error
     assert "other settings: seed (None then, 7 now)" in run(*args, "--seed", 7, "--out", "cut", "--resume").error

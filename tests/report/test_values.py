@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from multiflow.report.values import Example, Find, most_telling, recall_at_1, wilson
+from multiflow.report.values import Example, Find, most_telling, recall_at_1, too_close, wilson
 from multiflow.tasks.retrieval import Recall
 
 
@@ -64,3 +65,27 @@ def test_intervals_hold_the_share_and_shrink_with_the_count(share):
     wide_low, wide_high = wilson(share, 20)
     assert 0 <= wide_low <= low <= share <= high <= wide_high <= 100
     assert high - low < wide_high - wide_low
+
+
+def test_hits_are_compared_scene_by_scene():
+    right, half = "2" * 100, "2" * 50 + "1" * 50
+    assert too_close(right, right)
+    assert not too_close(right, half)
+    assert not too_close(half, right)
+    assert too_close("2" * 99 + "0", "0" + "2" * 99)  # other scenes, but as many
+    shifted = half[50:] + half[:50]
+    assert too_close(half, shifted)
+    assert not too_close(half, "2" * 40 + "1" * 60)  # a small difference that always goes one way
+
+
+def test_leaders_are_the_best_and_those_too_close_to_it(make_demo, make_row):
+    demo = make_demo()
+    assert demo.leaders(0.63) == ["multiflow"]
+    close = replace(make_row("mine", 0.9, 35.0, 35.0), hits="0" * 130 + "2" * 70)
+    demo = make_demo((*demo.rows, close))
+    assert demo.leaders(0.9) == ["multiflow", "mine"]
+    between = make_row("between", 0.9, 36.0, 36.0)  # differs in few scenes, but always the same way
+    assert not too_close(between.hits, demo.row("multiflow", 0.9).hits)
+    assert make_demo((*demo.rows, between)).leaders(0.9) == ["multiflow", "between", "mine"]
+    lost = make_demo((make_row("multiflow", 0.9, 1.0, 0.5), make_row("random", 0.9, 0.5, 0.5)))
+    assert lost.leaders(0.9) == []

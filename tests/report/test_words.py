@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from multiflow.report.words import collapses, count, headline, millions, plain
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -23,6 +25,15 @@ def test_the_headline_admits_that_all_is_lost(make_demo, make_row):
     rows = (make_row("multiflow", 0.9, 1.0, 0.5), make_row("random", 0.9, 0.5, 0.5))
     assert "no method is far from chance: the best, multiflow, puts the right answer first in 0.8" in headline(
         make_demo(rows)
+    )
+
+
+def test_what_is_too_close_to_call_is_not_called(make_demo, make_row):
+    rows = [make_row("multiflow", 0.9, 40, 40), make_row("wanda", 0.9, 39, 40), make_row("random", 0.9, 1, 1)]
+    rows[1] = replace(rows[1], hits=rows[1].hits[::-1])
+    assert headline(make_demo(tuple(rows))) == (
+        f"At 90{NBSP}% zeros and without retraining, the models pruned by multiflow and wanda still put the right "
+        "answer first in 40 and 40 of 100 searches, too close to call (dense model: 92); random 1.0."
     )
 
 

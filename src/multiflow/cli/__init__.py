@@ -50,9 +50,9 @@ def _run(args: list[str]) -> int:
         return 0
     if args[0].startswith("-"):
         raise unknown("option", args[0], ["--help", "--version"])
+    command = COMMANDS[args[0]]
     from multiflow.cli.settings import parse
 
-    command = COMMANDS[args[0]]
     settings_type, run = command.load()
     settings = parse(settings_type, command, args[1:])
     return 0 if settings is None else run(settings) or 0

@@ -24,6 +24,7 @@ from multiflow.cli.loading import (
     open_model,
     quiet_transformers,
 )
+from multiflow.cli.runs import nearest_folder, remove_made
 from multiflow.cli.settings import Config, Device, Dtype, Family
 from multiflow.errors import MultiflowError
 from multiflow.files import claim_folder
@@ -57,8 +58,9 @@ def apply(settings: ApplySettings) -> None:
     place = find_model(settings.model)
     masks = Masks.load(settings.mask_file)
     with new_folder(Path(settings.out)) as folder:
-        model: Any = open_model(place, settings.family, settings.config, settings.device, settings.dtype)
-        masks.apply_(model)
+        model: Any = open_model(place, settings.family, settings.config, settings.device)
+        masks.apply_(model)  # to the weights as they are stored: those whose hashes the masks hold
+        model.to(find_dtype(settings.dtype) or model.dtype)
         with quiet_transformers():
             model.save_pretrained(folder)
         for path in beside_model(place, TOKENIZER_FILES + PROCESSOR_FILES):
@@ -75,17 +77,17 @@ def apply(settings: ApplySettings) -> None:
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder beside ``out`` that takes its place when all went well, and vanishes otherwise."""
-    existed = out.is_dir()
+    there_before = nearest_folder(out)
     claim_folder(out, RESULT_FILE)
     partial = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.tmp")
     try:
         partial.mkdir()
         yield partial
-        os.replace(partial, out)
+        out.rmdir()
+        partial.rename(out)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if not existed:
-            out.rmdir()
+        remove_made(out, there_before)
         if isinstance(error, OSError):
             raise MultiflowError(f"cannot write '{out}' ({error.strerror or error}); choose another folder") from error
         raise

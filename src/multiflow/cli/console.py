@@ -38,6 +38,9 @@ def show(*lines: object) -> None:
     console = _Output(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     for line in lines:
         if isinstance(line, Table):
+            if line.title:  # on a line of its own: rich would wrap it to the width of the table
+                console.print(Text(str(line.title), "bold"), soft_wrap=True)
+                line.title = None
             console.print(line)
         else:
             console.print(Text(str(line)), soft_wrap=True)
@@ -46,7 +49,7 @@ def show(*lines: object) -> None:
 def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """Make a table; columns of numbers are aligned to the right."""
     cells = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
     for number, header in enumerate(headers):
         numbers = bool(cells) and all(NUMBER.fullmatch(row[number].plain) for row in cells)
         made.add_column(header, justify="right" if numbers else "left", overflow="fold")

@@ -45,7 +45,7 @@ def check_replaceable(place: Path, out: Path) -> None:
     """Make sure that a folder is not there, empty, or the work of an earlier demo and nothing else."""
     if place.exists() and not place.is_dir():
         raise MultiflowError(f"output folder '{out}' is a file; choose another one with --out DIR")
-    there = sorted(str(path.relative_to(place)) for path in place.rglob("*") if not path.is_dir())
+    there = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir())
     if not there:
         return
     wrote = written_by_demo(place)

@@ -98,7 +98,7 @@ def measure(settings: DemoSettings, place: str, folder: Path, command: str, step
         settings=asdict(settings),
         versions={**versions(), "python": platform.python_version()},
         command=command,
-        files={str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()},
+        files={p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()},
     )
 
 
@@ -136,11 +136,15 @@ def pruned(model: nn.Module, masks: Masks) -> Iterator[None]:
 
 
 def choose(examples: Iterable[Example], count: int) -> list[Example]:
-    """Return scenes about which the models disagree: one of each kind of disagreement in turn, common kinds first."""
+    """Return scenes about which the sparse models disagree: one of each kind in turn, the common kinds first.
+
+    The kind of a scene is who is right about it; the dense model, which comes first in every example, does not count as
+    disagreeing.
+    """
     kinds: dict[tuple[bool, ...], list[Example]] = {}
     for example in examples:
         kinds.setdefault(example.verdicts, []).append(example)
-    ranked = sorted(kinds, key=lambda kind: (len(set(kind)) == 1, -len(kinds[kind])))
+    ranked = sorted(kinds, key=lambda kind: (len(set(kind[2:])) < 2, -len(kinds[kind])))
     turns = zip_longest(*(kinds[kind] for kind in ranked))
     return [example for turn in turns for example in turn if example is not None][:count]
 

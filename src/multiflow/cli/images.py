@@ -115,7 +115,8 @@ def label_classes(classes: Sequence[str], known: Mapping[str, int]) -> dict[str,
 
 def _read(found: tuple[tuple[Path, str], ...], index: int) -> Pair:
     path, name = found[index]
-    return Pair(load_image(str(path), path.name), (name,), f"{name}/{path.name}".lstrip("/"))
+    key = f"{name}/{path.name}".lstrip("/")
+    return Pair(load_image(str(path), key), (name,), key)
 
 
 def _resized(item: Any, size: int) -> np.ndarray:

@@ -55,7 +55,8 @@ def _paced(draw: Draw) -> Step:
         last = time.monotonic()
         rate = (done - first) / max(last - began, 1e-6)
         eta = None if total is None else (total - done) / rate
-        draw(what, done, total, f"{rate:.3g} {UNITS.get(what, 'steps')}/s, ETA {clock(eta)}")
+        pace = f"{rate:.3g}" if rate < 100 else f"{rate:,.0f}"
+        draw(what, done, total, f"{pace} {UNITS.get(what, 'steps')}/s, ETA {clock(eta)}")
 
     return step
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow import pipeline
+from multiflow.adapters import adapter_for
 from multiflow.allocation import ALLOCATIONS, find_allocation
 from multiflow.calibration import Checkpoint
 from multiflow.cli.batches import Source, open_batches
@@ -21,6 +23,7 @@ from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, 
 from multiflow.cli.show_run import show_run
 from multiflow.errors import MultiflowError
 from multiflow.files import write_atomically
+from multiflow.masks import hash_weight
 from multiflow.pruners import Pruner, find_pruner
 from multiflow.result import RESULT_FILE, Result, mask_file
 from multiflow.types import parse_pattern
@@ -86,7 +89,7 @@ def prune(settings: PruneSettings) -> None:
     what = run_settings(settings)
     out = Path(settings.out or f"runs/prune-{pruner.name}-{identity(what)}")
     with run_folder(out, what, resume=settings.resume):
-        model = open_model(place, settings.family, settings.config, settings.device, settings.dtype)
+        model, hashes = load(settings, place)
         batches = None
         if pruner.statistics:
             source = Source(
@@ -107,8 +110,18 @@ def prune(settings: PruneSettings) -> None:
                 progress=step,
                 **hyper,
             )
-        save(result, out, {"run": what, "data": batches.summary() if batches else None})
+        masks = {s: replace(m, weights=hashes or m.weights) for s, m in result.masks.items()}
+        save(replace(result, masks=masks), out, {"run": what, "data": batches.summary() if batches else None})
     show_run(out)
+
+
+def load(settings: PruneSettings, place: str) -> tuple[nn.Module, dict[str, str]]:
+    """Load the model; if it is cast to another dtype also hash its weights as stored, for these the masks are made."""
+    model: Any = open_model(place, settings.family, settings.config)
+    dtype, hashes = find_dtype(settings.dtype), {}
+    if dtype not in (None, model.dtype):
+        hashes = {name: hash_weight(model.get_submodule(name).weight) for name in adapter_for(model).layout(model)}
+    return model.to(device=find_device(settings.device), dtype=dtype), hashes
 
 
 def check(settings: PruneSettings) -> tuple[Pruner, dict[str, Any]]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from multiflow.cli.console import say
 from multiflow.errors import MultiflowError
 from multiflow.files import claim_folder, write_atomically
 from multiflow.result import RESULT_FILE
@@ -26,7 +27,7 @@ def identity(settings: Mapping[str, Any]) -> str:
     """Hash the settings that make a run what it is: eight hexadecimal digits.
 
     >>> identity({"seed": 1})
-    '7f7a3b0b'
+    'a4bbadc1'
     """
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -45,7 +46,7 @@ def run_folder(path: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
             without ``resume`` an unfinished run.
     """
     going_on = (path / RUN_FILE).is_file() and not (path / RESULT_FILE).is_file()
-    there_before = next(place for place in (path, *path.absolute().parents) if place.exists())
+    there_before = nearest_folder(path)
     if going_on:
         _check_same_run(path, settings, resume)
     else:
@@ -53,9 +54,11 @@ def run_folder(path: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
         write_atomically(path / RUN_FILE, json.dumps(settings, indent=2) + "\n")
     try:
         yield path
-    except BaseException:
+    except BaseException as error:
         if not going_on and not (path / CHECKPOINT_FILE).exists():
-            _remove(path, there_before)
+            remove_made(path, there_before)
+        elif isinstance(error, KeyboardInterrupt):
+            say(f"'{path}' keeps what has been done; go on with the same command and --resume")
         raise
     (path / RUN_FILE).unlink()
 
@@ -79,11 +82,16 @@ def _check_same_run(path: Path, settings: Mapping[str, Any], resume: bool) -> No
         )
 
 
-def _remove(path: Path, there_before: Path) -> None:
-    """Remove what a failed run has made: the content of its folder, and the folders that were not there before."""
+def nearest_folder(path: Path) -> Path:
+    """Return the path if it exists, or the nearest folder above it that does."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def remove_made(path: Path, there_before: Path) -> None:
+    """Remove what a failed command has made: the content of its folder, and the folders that were not there before."""
     for entry in path.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     place = path.absolute()
-    while place != there_before.absolute() and not any(place.iterdir()):
+    while place != there_before and not any(place.iterdir()):
         place.rmdir()
         place = place.parent

@@ -41,11 +41,11 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         file = folder / entry["file"]
         size = megabytes(file.stat().st_size) if file.is_file() else "missing"
         shares = [percent(entry["groups"][group]) for group in groups]
-        rows.append((asked, percent(entry["sparsity"]), *shares, entry["file"], size))
+        rows.append((asked, percent(entry["sparsity"]), *shares, size))
     options = {"allocation": how["allocation"], **how["hyper"], "seed": how["seed"]}
     listed = ", ".join([how["pattern"], *(f"{name} {value}" for name, value in options.items())])
     title = f"{how['model']} pruned by {how['method']} ({listed})"
-    show(table(title, ["sparsity", "achieved", *groups, "file", "size"], rows))
+    show(table(title, ["sparsity", "achieved", *groups, "mask file"], rows))
     data = result.get("data")
     if data:
         read = f"{how['batches']} batches, {data['samples']} {data['kind']}"
@@ -53,7 +53,8 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         if data["skipped"]:
             names = ", ".join(f"{name} ({why})" for name, why in data["skips"])
             show(f"{data['skipped']} of {data['looked_at']} images skipped: {names}")
-    show(f"scores, budgets and masks in {timings['select']:.1f} s", f"in {folder}")
+    show(f"scores, budgets and masks in {timings['select']:.1f} s")
+    show(f"in {folder}: {', '.join(entry['file'] for entry in masks.values())}")
 
 
 def print_demo(demo: Mapping[str, Any], folder: Path) -> None:

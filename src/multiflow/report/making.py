@@ -11,7 +11,7 @@ from multiflow.report.words import plain
 
 def reading(demo: Demo) -> Markup:
     """Return the section that explains the terms."""
-    terms = (
+    terms = [
         (
             "TR@1, IR@1",
             f"Share of the {demo.scenes} pictures (captions) whose own caption (picture) comes first among all "
@@ -26,7 +26,7 @@ def reading(demo: Demo) -> Markup:
         ("modality", "vision: the image tower. text: the layers that see words alone. fusion: those that see both."),
         (
             "too close to call",
-            "Two methods whose hits, scene by scene, differ by less than 1.96 standard errors of their mean difference.",
+            "Two methods whose hits, compared scene by scene, differ by less than 1.96 standard errors of the mean.",
         ),
         ("collapsed", f"At least {percent(COLLAPSED)} zeros in a layer or in a modality."),
         (
@@ -39,7 +39,12 @@ def reading(demo: Demo) -> Markup:
             "Nothing was fine-tuned: the figures show what pruning alone leaves. A method that looks lost here may "
             "recover with training, and a small synthetic world is no photograph.",
         ),
-    )
+    ]
+    if {"multiflow", "magnitude-modality"} <= set(demo.methods):
+        same = (
+            "have the same share of zeros in every layer: MULTIFLOW takes its budgets from magnitude in each modality, "
+        )
+        terms.append(("multiflow and magnitude-modality", same + "and chooses other weights inside each layer."))
     return section("How to read this", definitions(terms), id="reading")
 
 

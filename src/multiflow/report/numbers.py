@@ -69,5 +69,5 @@ def numbers(demo: Demo, styles: Mapping[str, Look]) -> Markup:
     )
     rows = (None, *sorted(demo.rows, key=lambda row: row.sparsity))
     caption = f"Recall@1 in percent of {demo.scenes} searches, and the share of zeros in each modality"
-    lead = "One row a model; the headings sort. Bold are the best method of each sparsity and those too close to it to call."
+    lead = "One row a model; the headings sort. Bold is the best of each sparsity, and what is too close to it to call."
     return section("All numbers", table(columns, rows, caption=caption), id="numbers", lead=lead)

@@ -164,11 +164,12 @@ class Demo:
         return next(row for row in self.rows if (row.method, row.sparsity) == (method, sparsity))
 
     def leaders(self, sparsity: float) -> list[str]:
-        """Return the best method of a sparsity and all that cannot be told from it, best first; none near chance."""
+        """Return the best methods of a sparsity, down to the last that is too close to the first; none near chance."""
         rows = sorted((row for row in self.rows if row.sparsity == sparsity), key=lambda r: -recall_at_1(r.quality))
         if recall_at_1(rows[0].quality) < NEAR_CHANCE * self.chance:
             return []
-        return [row.method for row in rows if row is rows[0] or too_close(rows[0].hits, row.hits)]
+        last = max(i for i, row in enumerate(rows) if i == 0 or too_close(rows[0].hits, row.hits))
+        return [row.method for row in rows[: last + 1]]
 
     def to_json(self) -> str:
         """Return all numbers, settings and versions; pictures are left out."""

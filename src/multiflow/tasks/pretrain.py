@@ -151,7 +151,7 @@ def joint_batch(settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase, 
     A region batch has half as many pictures, with up to two regions each.
     """
     done = position / settings.steps
-    most = next(objects for until, objects in CURRICULUM if done < until)
+    most = next((objects for until, objects in CURRICULUM if done < until), CURRICULUM[-1][1])
     start = settings.vision_steps * settings.vision_batch_size + position * settings.batch_size
     options: dict[str, Any] = {"tokenizer": tokenizer, "image_size": settings.image_size, "max_length": MAX_TOKENS}
     options |= {"seed": settings.seed, "position": position}

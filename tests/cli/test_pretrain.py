@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from multiflow.cli.commands import COMMANDS
+from multiflow.cli.pretrain import PretrainSettings
+from multiflow.cli.settings import parse
+from multiflow.tasks import pretrain as task
+from multiflow.tasks.progress import Progress
+from tests.cli.conftest import Run
+
+
+def test_every_setting_of_the_task_is_an_option(run: Run) -> None:
+    out = run("pretrain", "--help").out
+    for field in fields(task.PretrainSettings):
+        assert f"--{field.name.replace('_', '-')} " in out
+
+
+def test_options_reach_the_task() -> None:
+    args = ["out", "--steps", "7", "--lr", "1e-4", "--precision", "fp32", "--resume"]
+    assert parse(PretrainSettings, COMMANDS["pretrain"], args) == PretrainSettings(
+        "out", True, task.PretrainSettings(steps=7, lr=1e-4, precision="fp32")
+    )
+
+
+def test_the_task_is_run_and_its_figures_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretrain(settings: task.PretrainSettings, out_dir: Path, *, resume: bool, progress: Any) -> dict[str, float]:
+        assert (settings.steps, out_dir, resume) == (7, Path("out"), False)
+        progress(Progress("joint", 7, 7, 150.0, 0.0, {"loss": 1.5}))
+        return {"tr1": 95.25, "ir1": 3.0}
+
+    monkeypatch.setattr(task, "pretrain", pretrain)
+    ran = run("pretrain", "out", "--steps", 7)
+    assert ran.code == 0
+    assert ["tr1", "95.2"] in [line.split() for line in ran.out.splitlines()]
+    assert "joint 7/7 | 150 samples/s, ETA 0:00" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["out", "--steps", "few"], "--steps cannot take 'few'"),
+        (["out", "--precision", "fp64"], "invalid choice 'fp64' for argument '--precision'"),
+        (["out", "--step", "3"], "takes no option '--step'; did you mean '--steps'?"),
+        (["out", "--device", "cuda:99"], "device 'cuda:99' is not on this machine"),
+        (["file/below"], "file/below"),
+        (["run", "--seed", "1"], "run already holds a pretraining run"),
+        (["run", "--seed", "1", "--resume"], "run was started with "),
+    ],
+)
+def test_bad_input(run: Run, tmp_path: Path, args: list[str], said: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.json").write_text("{}")
+    assert said in run("pretrain", *args).error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
