@@ -7,18 +7,51 @@ result = mf.prune(model, "multiflow", sparsity=[0.63, 0.75, 0.9], batches=batche
 result.apply_(model, 0.75)
 """
 
-from multiflow.adapters import Adapter, adapter_for
-from multiflow.allocation import ALLOCATIONS
-from multiflow.calibration import Checkpoint, Stats
-from multiflow.errors import MultiflowError
-from multiflow.masks import Masks, keep_sparse
-from multiflow.models import load_model, original_names
-from multiflow.pipeline import calibrate, prune
-from multiflow.pruners import PRUNERS, scorer
-from multiflow.result import Result
-from multiflow.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiflow.adapters import Adapter, adapter_for
+    from multiflow.allocation import ALLOCATIONS
+    from multiflow.calibration import Checkpoint, Stats
+    from multiflow.errors import MultiflowError
+    from multiflow.masks import Masks, keep_sparse
+    from multiflow.models import load_model, original_names
+    from multiflow.pipeline import calibrate, prune
+    from multiflow.pruners import PRUNERS, scorer
+    from multiflow.result import Result
+    from multiflow.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "adapters": ("Adapter", "adapter_for"),
+    "allocation": ("ALLOCATIONS",),
+    "calibration": ("Checkpoint", "Stats"),
+    "errors": ("MultiflowError",),
+    "masks": ("Masks", "keep_sparse"),
+    "models": ("load_model", "original_names"),
+    "pipeline": ("calibrate", "prune"),
+    "pruners": ("PRUNERS", "scorer"),
+    "result": ("Result",),
+    "types": ("Budget", "Layer", "Layout", "NofM", "Pattern", "PerRow", "Unstructured"),
+}
+"""Module -> the public names it holds: imported when first used, so that ``multiflow --help`` needs no torch."""
+
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'multiflow' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(f"multiflow.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
 
 
 def list_pruners() -> dict[str, str]:
@@ -27,11 +60,14 @@ def list_pruners() -> dict[str, str]:
     >>> "multiflow" in list_pruners()
     True
     """
+    from multiflow.pruners import PRUNERS
+
     return {name: pruner.summary for name, pruner in PRUNERS.items()}
 
 
 __all__ = [
     "ALLOCATIONS",
+    "PRUNERS",
     "Adapter",
     "Budget",
     "Checkpoint",

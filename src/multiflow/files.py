@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from multiflow.errors import MultiflowError
 
@@ -17,9 +19,16 @@ def write_atomically(path: str | Path, data: bytes | str) -> Path:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
         raise MultiflowError(f"cannot write '{path}' ({error.strerror or error}); choose another place") from error
+    finally:  # also when interrupted
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
+
+
+def plain(value: Any) -> Any:
+    """Give a value that JSON does not know (a numpy number, a tensor, a path) as one that it does: ``default=plain``."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def claim_folder(path: str | Path, marker: str) -> Path:

@@ -147,11 +147,11 @@ def check_sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern)
             raise MultiflowError(
                 f"sparsity {s!r} is not in [0, 1); it is the share of weights to drop, such as 0.75{percent}"
             )
-        if isinstance(pattern, NofM) and not math.isclose(s, pattern.sparsity):
+        if isinstance(pattern, NofM) and not math.isclose(s, pattern.sparsity, abs_tol=1e-3):
             raise MultiflowError(
                 f"pattern '{pattern}' means sparsity {pattern.sparsity:g}, not {s:g}; leave sparsity out"
             )
-    return tuple(dict.fromkeys(given))
+    return tuple(dict.fromkeys(map(float, given)))
 
 
 def versions() -> dict[str, str]:
@@ -172,7 +172,8 @@ def _choose_allocation(pruner: Pruner, kind: Pattern, given: Share | None, *, ow
         if isinstance(kind, NofM) and given != "uniform":
             raise MultiflowError(f"pattern '{kind}' fixes the budget of every layer; leave allocation={given!r} out")
         return given
-    return pruner.allocation if own_pattern or not isinstance(kind, PerRow | NofM) else "uniform"
+    fixed = isinstance(kind, NofM) or (isinstance(kind, PerRow) and not own_pattern)
+    return "uniform" if fixed else pruner.allocation
 
 
 def _statistics(
@@ -201,6 +202,11 @@ def _statistics(
         for layer in layout:
             if layer not in batches.sums.get(name, {}):
                 raise MultiflowError(f"the statistics given have no '{name}' of layer '{layer}'; calibrate this model")
+            if batches.sums[name][layer].shape != layout[layer].shape[1:]:
+                raise MultiflowError(
+                    f"the statistics given are of another model: '{name}' of layer '{layer}' has "
+                    f"{batches.sums[name][layer].numel()} values, the layer {layout[layer].shape[1]} inputs"
+                )
     return batches, 0
 
 

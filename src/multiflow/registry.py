@@ -28,12 +28,12 @@ class Registry(Mapping[str, T], Generic[T]):
         self._records[name] = record
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._records:
+        if name not in self:
             raise unknown(self.kind, str(name), self._records)
         return self._records[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._records
+        return isinstance(name, str) and name in self._records
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._records)

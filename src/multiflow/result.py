@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 
 from multiflow.calibration import Stats
 from multiflow.errors import MultiflowError
-from multiflow.files import claim_folder, write_atomically
+from multiflow.files import claim_folder, plain, write_atomically
 from multiflow.masks import Masks
-from multiflow.order import flat
 from multiflow.pruners import Pruner
 from multiflow.types import Layout
 
@@ -63,25 +61,31 @@ class Scores(Mapping[str, Tensor]):
             )
         weight = self._weights[name]
         scores = self._pruner.function(weight, **self._provided(name, weight), **self._hyper)
+        if self._weights.parameters[name]._version != self._versions[name]:
+            raise MultiflowError(
+                f"pruner '{self._pruner.name}' changed the weight of layer '{name}' in place; compute its scores from a "
+                "copy (weight.abs(), not weight.abs_()), and load the model anew"
+            )
         if not isinstance(scores, Tensor) or scores.shape != weight.shape:
             given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise MultiflowError(
                 f"pruner '{self._pruner.name}' gave scores {given} for layer '{name}'; expected {tuple(weight.shape)}"
             )
-        if not math.isfinite(flat(scores).sum()) and not scores.isfinite().all():
+        scores = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
+        if not scores.sum().isfinite() and not scores.isfinite().all():
             raise MultiflowError(
                 f"pruner '{self._pruner.name}' gave NaN or Inf scores for layer '{name}'; check its weights and data"
             )
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return scores
 
     def _provided(self, name: str, weight: Tensor) -> dict[str, Any]:
         given: dict[str, Any] = {}
         for need in self._pruner.needs:
-            if need == "generator":
-                given[need] = torch.Generator().manual_seed(zlib.crc32(name.encode()) << 32 | (self._seed & 0xFFFFFFFF))
+            if need == "generator":  # the generator looks at 32 bits of its seed, no more
+                given[need] = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
             else:
                 assert self._stats is not None
-                given[need] = self._stats.get_layer(need, name).to(weight.device)
+                given[need] = self._stats.get_layer(need, name).to(weight)
         return given
 
     def __iter__(self) -> Iterator[str]:
@@ -131,8 +135,8 @@ class Result:
     def at(self, sparsity: float) -> Masks:
         """Return the masks at a sparsity; one that was not asked for is an error that lists those there are."""
         if sparsity not in self.masks:
-            there = ", ".join(f"{s:g}" for s in self.masks)
-            raise MultiflowError(f"there are no masks at sparsity {sparsity:g}; there are: {there}")
+            there = ", ".join(map(short, self.masks))
+            raise MultiflowError(f"there are no masks at sparsity {sparsity}; there are: {there}")
         return self.masks[sparsity]
 
     def summary(self) -> dict[str, Any]:
@@ -142,7 +146,7 @@ class Result:
             "seconds": self.seconds,
             "timings": dict(self.timings),
             "masks": {
-                f"{s:g}": {"file": mask_file(s), "sparsity": m.sparsity, "groups": m.group_sparsities()}
+                short(s): {"file": mask_file(s), "sparsity": m.sparsity, "groups": m.group_sparsities()}
                 for s, m in self.masks.items()
             },
         }
@@ -152,7 +156,7 @@ class Result:
         folder = claim_folder(folder, RESULT_FILE)
         for sparsity, masks in self.masks.items():
             masks.save(folder / mask_file(sparsity))
-        write_atomically(folder / RESULT_FILE, json.dumps(self.summary(), indent=2) + "\n")
+        write_atomically(folder / RESULT_FILE, json.dumps(self.summary(), indent=2, default=plain) + "\n")
         return folder
 
 
@@ -162,4 +166,14 @@ def mask_file(sparsity: float) -> str:
     >>> mask_file(0.63)
     'mask-0.63.safetensors'
     """
-    return f"mask-{sparsity:g}.safetensors"
+    return f"mask-{short(sparsity)}.safetensors"
+
+
+def short(sparsity: float) -> str:
+    """Write a sparsity in as few digits as say it exactly.
+
+    >>> short(0.63), short(0.0), short(2 / 3)
+    ('0.63', '0', '0.6666666666666666')
+    """
+    digits = f"{sparsity:g}"
+    return digits if float(digits) == sparsity else repr(float(sparsity))

@@ -47,6 +47,11 @@ def find_layout(
         others = tuple(user for user in users if user != path)
         for other in others:
             _check_alias(path, group, other, modules[other], group_of.get(other, group))
+            if exclude is not None and re.search(exclude, other):
+                raise MultiflowError(
+                    f"layer '{path}' shares its weight with '{other}', which Adapter(exclude=r'{exclude}') keeps dense; "
+                    f"exclude both or neither"
+                )
         layers.append(Layer(path, (weight.shape[0], weight.shape[1]), group, stream(path), others))
     for group, regex in groups.items():
         if not any(layer.group == group for layer in layers):
@@ -67,8 +72,13 @@ def _weight_owners(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
 def _refuse_unsupported(path: str, module: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Refuse what holds projections but is no plain ``nn.Linear``, rather than leave it dense without a word."""
     kind = type(module).__name__
-    fix = f"leave it dense with Adapter(exclude=r'{re.escape(path)}')"
+    fix = f"leave it dense with Adapter(exclude={_exactly(path)})"
     if isinstance(module, nn.Linear):
+        if not isinstance(module._parameters.get("weight"), nn.Parameter):
+            raise MultiflowError(
+                f"'{path}' computes its weight from other tensors (a parametrization, or torch.nn.utils.prune); "
+                f"make the weight a parameter again, or {fix}"
+            )
         parent = modules.get(path.rpartition(".")[0])
         if isinstance(parent, nn.MultiheadAttention):
             raise MultiflowError(f"'{path}' belongs to a fused nn.MultiheadAttention, which cannot be pruned; {fix}")
@@ -84,11 +94,16 @@ def _refuse_unsupported(path: str, module: nn.Module, modules: Mapping[str, nn.M
             )
 
 
+def _exactly(path: str) -> str:
+    """The regex of a module path and no other, as it is written in Python."""
+    return f"r'^{re.escape(path)}$'"
+
+
 def _check_alias(path: str, group: str, other: str, module: nn.Module, other_group: str) -> None:
     if not isinstance(module, nn.Linear):
         raise MultiflowError(
             f"layer '{path}' shares its weight with '{other}', a {type(module).__name__}, which stays dense; "
-            f"leave it out with Adapter(exclude=r'{re.escape(path)}')"
+            f"leave it out with Adapter(exclude={_exactly(path)})"
         )
     if other_group != group:
         raise MultiflowError(

@@ -52,6 +52,11 @@ def find_allocation(given: str | Callable[..., Mapping[str, int]]) -> Allocation
 
 def check_budget(budget: Mapping[str, int], layout: Layout, source: str) -> Budget:
     """Return the budget in layout order, or say which layer it gets wrong."""
+    if not isinstance(budget, Mapping):
+        raise MultiflowError(
+            f"allocation '{source}' gives a {type(budget).__name__}; expected a dict from layer name to the number of "
+            "weights to drop"
+        )
     for name in budget:
         if name not in layout:
             raise MultiflowError(f"allocation '{source}' gives a budget to '{name}', which is not in the layout")
@@ -62,7 +67,7 @@ def check_budget(budget: Mapping[str, int], layout: Layout, source: str) -> Budg
             raise MultiflowError(
                 f"allocation '{source}' gives no budget to layer '{layer.name}'; every layer needs one"
             )
-        if int(count) != count or not 0 <= count <= layer.size:
+        if isinstance(count, str) or not 0 <= count <= layer.size or int(count) != count:
             raise MultiflowError(
                 f"allocation '{source}' gives layer '{layer.name}' a budget of {count}; expected a whole number "
                 f"of weights to drop between 0 and {layer.size}"

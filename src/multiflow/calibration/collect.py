@@ -75,7 +75,7 @@ def collect(
         sums.add(path, value, masks.get(name) if name else None, name)
 
     done = 0
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+    total = _length(batches)
     with evaluating(model), watching({path: paths[path] for path in watched.values()}, observe), torch.no_grad():
         for done, batch in enumerate(_checked(batches), start=1):
             if done <= first:
@@ -93,6 +93,11 @@ def collect(
         raise MultiflowError(
             "there are no calibration batches: the data are empty, or a generator that was used up before; "
             "pass a list or another iterable that can be iterated again"
+        )
+    if done < first:
+        raise MultiflowError(
+            f"the checkpoint comes from {first} batches, but the data hold {done}; use the data it began with, "
+            "or delete the checkpoint to begin afresh"
         )
     return sums.finish(), done
 
@@ -119,6 +124,14 @@ def _missing_keys_named(part: Any, batch: int) -> Iterator[None]:
             raise
         has = ", ".join(map(str, part)) or "nothing"
         raise MultiflowError(f"batch {batch} has no '{key}', which the adapter needs; it has: {has}") from error
+
+
+def _length(batches: Any) -> int | None:
+    """How many batches there are, where that is known (a loader of a stream has a ``__len__`` that fails)."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
 
 
 def _checked(batches: Any) -> Iterator[Any]:
@@ -148,19 +161,21 @@ class _Sums:
         widths = {layer.shape[1] for layer in layout.layers}
         self._totals = {width: torch.zeros(width, dtype=torch.float64, device=device) for width in widths}
         self._buffers = {width: torch.zeros(CHUNK, width, device=device) for width in widths}
-        self._last: tuple[weakref.ref[Tensor] | None, int, str | None, int] = (None, 0, None, 0)
+        self._seen: dict[str, None] = {}  # the layers in the order in which the forward reaches them
+        self._last: tuple[weakref.ref[Tensor] | None, int, Tensor | None, int] = (None, 0, None, 0)
 
     def add(self, path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> None:
         """Add the squares of one input ``(..., in)`` over its real tokens."""
         name = self._layer[path]
-        version = 0 if value.is_inference() else value._version
+        version = -1 if value.is_inference() else value._version  # inference tensors do not say when they change
         before, at, under, count = self._last
         total = self._totals[value.shape[-1]]
-        if before is None or before() is not value or (at, under) != (version, stream):
+        if before is None or before() is not value or version < 0 or at != version or under is not mask:
             count = self._measure(_real_tokens(path, value, mask, stream), total)
-            self._last = (weakref.ref(value), version, stream, count)
+            self._last = (weakref.ref(value), version, mask, count)
         self._sums[name] += total
         self._counts[name] += count
+        self._seen.setdefault(name)
 
     def _measure(self, tokens: Tensor, total: Tensor) -> int:
         """Sum the squares of ``(tokens, in)`` into ``total``; return the number of tokens."""
@@ -177,9 +192,11 @@ class _Sums:
 
     def check(self, batch: int) -> None:
         """Stop at the first batch whose inputs hold NaN or Inf, naming the first layer that saw it."""
-        finite = torch.stack([total.sum() for total in self._sums.values()]).isfinite()
+        if not self._seen:
+            return
+        finite = torch.stack([self._sums[name].sum() for name in self._seen]).isfinite()
         if not finite.all():
-            layer = list(self._sums)[int((~finite).nonzero()[0])]
+            layer = list(self._seen)[int((~finite).nonzero()[0])]
             raise MultiflowError(
                 f"NaN or Inf in the input of layer '{layer}' in batch {batch}; check that batch's data, "
                 "or run the model in float32 or bfloat16 if it overflows"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from multiflow.errors import MultiflowError
+from multiflow.hub import reach_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -36,7 +37,7 @@ def load_tokenizer(source: str | Path = DEFAULT_TOKENIZER) -> PreTrainedTokenize
     for local in (True,) if on_disk else (True, False):
         try:
             if not local:
-                _reach_hub(str(source))
+                reach_hub(str(source))
             tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=local)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = error
@@ -49,16 +50,6 @@ def load_tokenizer(source: str | Path = DEFAULT_TOKENIZER) -> PreTrainedTokenize
         f"no tokenizer found at '{source}' on this disk{'' if on_disk else ', nor on the Hugging Face Hub from here'}; "
         "give a folder that holds one (tokenizer.json or vocab.txt) with --tokenizer DIR_OR_ID"
     ) from reason
-
-
-def _reach_hub(source: str) -> None:
-    """Ask the Hub once for a repository; transformers itself would try for a minute where there is no network."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(source, timeout=5)
-    except Exception as error:  # its HTTP library, and with it the class of a failed connection, differs by version
-        raise OSError(str(error)) from error
 
 
 def build_word_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -2,7 +2,7 @@
 
 Each layer is one uint8 tensor of packed bits under its name. The metadata hold, as JSON under ``multiflow``: the
 format version, the library version, the layers (name, shape, group, stream, aliases), the hash of each weight, the
-settings, and a checksum of all packed bytes, so that an altered file is found out.
+settings, and a checksum of all of these and the packed bytes, so that an altered file is found out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from multiflow.errors import MultiflowError
-from multiflow.files import write_atomically
+from multiflow.files import plain, write_atomically
 from multiflow.masks.masks import Masks
 from multiflow.types import Layer, Layout
 
@@ -32,9 +32,9 @@ def save(masks: Masks, path: Path) -> Path:
         "format": FORMAT,
         "layers": [asdict(layer) for layer in masks.layout.layers],
         "weights": dict(masks.weights),
-        "settings": dict(masks.settings),
-        "checksum": _checksum(masks.packed, masks.layout),
+        "settings": json.loads(json.dumps(dict(masks.settings), default=plain)),
     }
+    header["checksum"] = _checksum(header, masks.packed)
     data = to_bytes({name: masks.packed[name] for name in masks}, metadata={"multiflow": json.dumps(header)})
     return write_atomically(path, data)
 
@@ -54,7 +54,9 @@ def load(path: Path) -> Masks:
     try:
         header = json.loads(metadata["multiflow"])
         layout = Layout(tuple(_layer(fields) for fields in header["layers"]))
-        ok = header["format"] == FORMAT and header["checksum"] == _checksum(packed, layout)
+        weights, settings = header["weights"], header["settings"]
+        ok = header["checksum"] == _checksum(header, packed)
+        ok = ok and all(packed[layer.name].shape == (-(-layer.size // 8),) for layer in layout.layers)
     except (KeyError, TypeError, ValueError) as error:
         raise MultiflowError(
             f"the header of mask file '{path}' is damaged ({error!r}); make the masks again"
@@ -65,7 +67,7 @@ def load(path: Path) -> Masks:
         )
     if not ok:
         raise MultiflowError(f"mask file '{path}' was altered: its checksum does not fit; make the masks again")
-    return Masks(layout, {name: packed[name] for name in layout}, header["weights"], header["settings"])
+    return Masks(layout, {name: packed[name] for name in layout}, weights, settings)
 
 
 def _layer(fields: Mapping[str, Any]) -> Layer:
@@ -73,10 +75,12 @@ def _layer(fields: Mapping[str, Any]) -> Layer:
     return Layer(fields["name"], (rows, columns), fields["group"], fields["stream"], tuple(fields["aliases"]))
 
 
-def _checksum(packed: Mapping[str, np.ndarray], layout: Layout) -> str:
-    """Hash the names, groups, shapes and bits of all layers in layout order."""
-    digest = hashlib.sha256(usedforsecurity=False)
-    for layer in layout.layers:
-        digest.update(repr((layer.name, layer.shape, layer.group, layer.aliases)).encode())
-        digest.update(packed[layer.name].tobytes())
+def _checksum(header: Mapping[str, Any], packed: Mapping[str, np.ndarray]) -> str:
+    """Hash the header but for the checksum itself, then kind and bits of all layers in layout order."""
+    rest = {key: value for key, value in header.items() if key != "checksum"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode(), usedforsecurity=False)
+    for layer in header["layers"]:
+        bits = packed[layer["name"]]
+        digest.update(f"{bits.dtype} {bits.shape}".encode())
+        digest.update(np.ascontiguousarray(bits).data)
     return digest.hexdigest()

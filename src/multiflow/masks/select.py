@@ -14,6 +14,8 @@ from torch import Tensor
 from multiflow.order import Array, flat, smallest
 from multiflow.types import NofM, Pattern, PerRow
 
+PAIRWISE = 16  # up to this block length comparing all pairs is the fastest
+
 
 def select(scores: Tensor, counts: Sequence[int], pattern: Pattern) -> list[Tensor]:
     """Choose the weights that a layer keeps, for each of several budgets.
@@ -27,8 +29,7 @@ def select(scores: Tensor, counts: Sequence[int], pattern: Pattern) -> list[Tens
         One bool CPU tensor ``(out, in)`` for each count, True = kept.
     """
     if isinstance(pattern, NofM):
-        mask = _n_of_m(scores, pattern)
-        return [mask if count else torch.ones_like(mask) for count in counts]
+        return [_n_of_m(scores, pattern)] * len(counts)
     if isinstance(pattern, PerRow):
         return [_per_row(scores, count // scores.shape[0]) for count in counts]
     cuts = smallest([lambda: scores], [scores.numel()], counts)
@@ -57,14 +58,17 @@ def _per_row(scores: Tensor, count: int) -> Tensor:
     border = np.partition(values, count - 1, axis=1)[:, count - 1 : count]
     kept = values > border
     excess = scores.shape[1] - count - np.count_nonzero(kept, axis=1)
-    for i in np.flatnonzero(excess):  # rows with ties at the border: the last of them stay
-        ties = np.flatnonzero(values[i] == border[i])
-        kept[i, ties[len(ties) - excess[i] :]] = True
+    rows = np.flatnonzero(excess)  # those with ties at the border, of which the last stay
+    ties = values[rows] == border[rows]
+    later = np.cumsum(ties[:, ::-1], axis=1, dtype=np.int32)[:, ::-1]  # ties from here on, this one included
+    kept[rows] |= ties & (later <= excess[rows, None])
     return torch.from_numpy(kept)
 
 
 def _n_of_m(scores: Tensor, pattern: NofM) -> Tensor:
     """Keep the ``keep`` highest of every ``of`` consecutive scores, by counting for each how many go before it."""
+    if pattern.of > PAIRWISE:
+        return _per_row(scores.reshape(-1, pattern.of), pattern.of - pattern.keep).view(scores.shape)
     blocks = scores.detach().reshape(-1, pattern.of).T.contiguous()
     before = torch.zeros(blocks.shape, dtype=torch.uint8, device=scores.device)
     for i in range(pattern.of):

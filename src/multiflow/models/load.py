@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from multiflow.errors import MultiflowError
+from multiflow.hub import reach_hub
 from multiflow.models.files import read_config, read_tensors
 from multiflow.models.original import FAMILIES, fill, find
 
@@ -70,6 +71,18 @@ def _load_file(path: Path, family: str | None, config: Mapping[str, Any] | str |
     return model.eval()
 
 
+def _read_config(source: str) -> dict[str, Any]:
+    """Read the config of a folder, of the local Hugging Face cache or, failing both, of the Hub."""
+    from transformers import PretrainedConfig
+
+    if not Path(source).is_dir():
+        try:
+            return PretrainedConfig.get_config_dict(source, local_files_only=True)[0]
+        except OSError:
+            reach_hub(source)
+    return PretrainedConfig.get_config_dict(source)[0]
+
+
 def _load_pretrained(source: str) -> nn.Module:
     import transformers
 
@@ -79,7 +92,7 @@ def _load_pretrained(source: str) -> nn.Module:
             "and its family"
         )
     try:
-        config, _ = transformers.PretrainedConfig.get_config_dict(source)
+        config = _read_config(source)
         names = import_module(HOUSE.get(config.get("model_type", ""), "transformers"))
         architecture = (config.get("architectures") or ["AutoModel"])[0]
         model_class = getattr(names, architecture, None) or transformers.AutoModel

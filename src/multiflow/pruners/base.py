@@ -116,7 +116,8 @@ def find_pruner(method: str | Scorer | Pruner) -> Pruner:
         for record in PRUNERS.values():
             if record.function is method:
                 return record
-        raise MultiflowError(f"function '{method.__name__}' is not a pruner; decorate it with @multiflow.scorer")
+        name = getattr(method, "__name__", type(method).__name__)
+        raise MultiflowError(f"function '{name}' is not a pruner; decorate it with @multiflow.scorer")
     return PRUNERS[method]
 
 

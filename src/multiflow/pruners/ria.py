@@ -7,6 +7,7 @@ with a_j the root mean square of input feature j, ranked inside every layer. A r
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,7 +20,7 @@ def ria(
 ) -> Float[Tensor, "out in"]:
     """Magnitude relative to its row and its column, times a power of the input feature's norm."""
     magnitude = weight.abs()
-    tiny = magnitude.new_tensor(1e-38)
-    column = magnitude.sum(0).maximum(tiny).reciprocal()
-    row = magnitude.sum(1, keepdim=True).maximum(tiny).reciprocal()
+    tiny = torch.finfo(magnitude.dtype).tiny
+    column = magnitude.sum(0).clamp(min=tiny).reciprocal()
+    row = magnitude.sum(1, keepdim=True).clamp(min=tiny).reciprocal()
     return magnitude.mul_(column + row).mul_(input_norm**alpha)
