@@ -258,3 +258,56 @@ def test_float64_weights_are_ranked_in_float64():
     model[0].weight = nn.Parameter(1 + base.double() * 1e-12)
     masks = mf.prune(model, "magnitude", 0.5, adapter=every(model)).masks[0.5]
     assert torch.equal(masks["0"], base >= 32)
+
+
+@pytest.mark.parametrize("method", PRUNERS)
+def test_float64_models_with_every_method(method):
+    model = two_towers().double()
+    batches = [b | {"pixels": b["pixels"].double()} for b in towers_batches()]
+    assert mf.prune(model, method, 0.5, batches, adapter=ADAPTER).masks[0.5].sparsity == pytest.approx(0.5, abs=0.02)
+
+
+def test_random_masks_of_layers_of_one_shape_are_independent():
+    model = chain(64, 64, 64)
+    scores = mf.prune(model, "random", 0.5, adapter=every(model)).scores
+    both = torch.stack([scores["0"].flatten(), scores["1"].flatten()])
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 0.1
+
+
+def test_n_of_m_of_the_method_itself_holds_in_every_layer_whatever_its_allocation(monkeypatch):
+    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+    model = chain(8, 8, 8)
+    model[0].weight.data.mul_(1000)  # a global ranking would leave this layer dense
+    mf.scorer("blocks", allocation="global", pattern="2:4")(lambda weight: weight.abs())
+    assert mf.prune(model, "blocks", adapter=every(model)).masks[0.5].sparsities() == {"0": 0.5, "1": 0.5}
+
+
+def test_a_sparsity_rounded_to_three_digits_names_an_n_of_m_pattern():
+    assert check_sparsities(0.667, NofM(1, 3)) == (0.667,)
+    with pytest.raises(mf.MultiflowError, match="means sparsity 0.666667, not 0.66"):
+        check_sparsities(0.66, NofM(1, 3))
+
+
+def test_sparsities_are_plain_floats_and_close_ones_have_files_of_their_own(tmp_path):
+    result = prune("magnitude", [np.float32(0.5), 0, 0.1234567, 0.1234568])
+    assert all(type(s) is float for s in result.masks)
+    assert len(list(result.save(tmp_path / "run").glob("mask-*"))) == 4
+
+
+def test_scores_in_half_precision_and_a_pruner_that_changes_its_weight(monkeypatch):
+    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+    mf.scorer("coarse")(lambda weight: weight.abs().bfloat16())
+    assert prune("coarse").masks[0.5].sparsity == 0.5
+    mf.scorer("infinite")(lambda weight: weight / 0)
+    with pytest.raises(mf.MultiflowError, match=r"pruner 'infinite' gave NaN or Inf scores for layer 'text.0'"):
+        prune("infinite")
+    mf.scorer("impure")(lambda weight: weight.abs_())
+    with pytest.raises(mf.MultiflowError, match=r"'impure' changed the weight of layer 'text.0' in place"):
+        prune("impure")
+
+
+def test_statistics_of_another_width_name_the_layer():
+    model, other = chain(4, 4), chain(6, 4)
+    stats = mf.calibrate(other, [torch.ones(2, 6)], adapter=every(other))
+    with pytest.raises(mf.MultiflowError, match="of layer '0' has 6 values, the layer 4 inputs"):
+        mf.prune(model, "wanda", 0.5, stats, adapter=every(model))

@@ -27,7 +27,7 @@ def write_atomically(path: str | Path, data: bytes | str) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """Give a value that JSON does not know (a numpy number, a tensor, a path) as one that it does: ``default=plain``."""
+    """Give a value that JSON does not know (a numpy number, a tensor, a path) as one it does: ``default=plain``."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 

@@ -22,7 +22,7 @@ from multiflow.adapters import Adapter, adapter_for, parts
 from multiflow.allocation import check_pattern, find_allocation, fit_budget, pattern_budget
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, collect
 from multiflow.errors import MultiflowError
-from multiflow.masks import Masks, hash_weight, pack, select
+from multiflow.masks import Masks, hash_bytes, hash_weight, pack, select
 from multiflow.pruners import Pruner, find_pruner
 from multiflow.result import Result, Scores, Weights
 from multiflow.types import Budget, Layout, NofM, Pattern, PerRow, parse_pattern
@@ -86,7 +86,7 @@ def prune(
     check_pattern(kind, layout)
 
     begun = time.perf_counter()
-    stats, count = _statistics(model, layout, pruner, batches, adapter, checkpoint, progress)
+    stats = _statistics(model, layout, pruner, batches, adapter, checkpoint, progress)
     calibrated = time.perf_counter()
     record = {
         "method": pruner.name,
@@ -94,7 +94,7 @@ def prune(
         "pattern": str(kind),
         "allocation": share if isinstance(share, str) else getattr(share, "__name__", "custom"),
         "seed": seed,
-        "batches": count,
+        "batches": stats.batches if stats else 0,
         "adapter": adapter.name,
         "model": type(model).__name__,
         "versions": versions(),
@@ -127,7 +127,7 @@ def calibrate(
         >>> flow, wanda = (mf.prune(model, m, 0.75, stats) for m in ("multiflow", "wanda"))      # doctest: +SKIP
     """
     adapter = adapter or adapter_for(model)
-    return _calibrate(model, adapter.layout(model), batches, adapter, checkpoint, progress)[0]
+    return _calibrate(model, adapter.layout(model), batches, adapter, checkpoint, progress)
 
 
 def check_sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern) -> tuple[float, ...]:
@@ -184,7 +184,7 @@ def _statistics(
     adapter: Adapter,
     checkpoint: str | Path | Checkpoint | None,
     progress: Progress | None,
-) -> tuple[Stats | None, int]:
+) -> Stats | None:
     """Measure, or take over, the statistics that a pruner needs; none for a data-free one."""
     for name in pruner.statistics:
         if name not in STATISTICS:
@@ -193,7 +193,7 @@ def _statistics(
                 "(a hyper-parameter needs a default)"
             )
     if not pruner.statistics:
-        return None, 0
+        return None
     if batches is None:
         raise MultiflowError(f"pruner '{pruner.name}' needs calibration data; pass batches=, an iterable of batches")
     if not isinstance(batches, Stats):
@@ -207,7 +207,7 @@ def _statistics(
                     f"the statistics given are of another model: '{name}' of layer '{layer}' has "
                     f"{batches.sums[name][layer].numel()} values, the layer {layout[layer].shape[1]} inputs"
                 )
-    return batches, 0
+    return batches
 
 
 def _calibrate(
@@ -217,11 +217,13 @@ def _calibrate(
     adapter: Adapter,
     checkpoint: str | Path | Checkpoint | None,
     progress: Progress | None,
-) -> tuple[Stats, int]:
+) -> Stats:
     place = checkpoint if isinstance(checkpoint, Checkpoint) or checkpoint is None else Checkpoint(checkpoint)
     settings = {"adapter": adapter.name, "layers": len(layout), "weights": layout.size, **versions()}
-    start, first = place.load(settings) if place else (None, 0)
-    result = collect(
+    if place:
+        hashes = [hash_weight(weight) for weight in Weights(model, layout).parameters.values()]
+        settings["weights_hash"] = hash_bytes(repr((layout.layers, hashes)).encode())
+    stats = collect(
         model,
         layout,
         batches,
@@ -230,13 +232,12 @@ def _calibrate(
         stream=adapter.stream,
         token_masks=adapter.token_masks,
         progress=progress,
-        start=start,
-        first=first,
-        after_batch=(lambda done, stats: place.save(done, stats, settings)) if place else None,
+        start=place.load(settings) if place else None,
+        after_batch=(lambda stats: place.save(stats, settings)) if place else None,
     )
     if place:
         place.delete()
-    return result
+    return stats
 
 
 def _budgets(

@@ -63,8 +63,8 @@ class Scores(Mapping[str, Tensor]):
         scores = self._pruner.function(weight, **self._provided(name, weight), **self._hyper)
         if self._weights.parameters[name]._version != self._versions[name]:
             raise MultiflowError(
-                f"pruner '{self._pruner.name}' changed the weight of layer '{name}' in place; compute its scores from a "
-                "copy (weight.abs(), not weight.abs_()), and load the model anew"
+                f"pruner '{self._pruner.name}' changed the weight of layer '{name}' in place; compute its scores from "
+                "a copy (weight.abs(), not weight.abs_()), and load the model anew"
             )
         if not isinstance(scores, Tensor) or scores.shape != weight.shape:
             given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -136,7 +136,7 @@ class Result:
         """Return the masks at a sparsity; one that was not asked for is an error that lists those there are."""
         if sparsity not in self.masks:
             there = ", ".join(map(short, self.masks))
-            raise MultiflowError(f"there are no masks at sparsity {sparsity}; there are: {there}")
+            raise MultiflowError(f"there are no masks at sparsity {sparsity!r}; there are: {there}")
         return self.masks[sparsity]
 
     def summary(self) -> dict[str, Any]:

@@ -90,3 +90,16 @@ def test_n_of_m_must_divide_the_inputs():
     assert pattern_budget(Layout((Layer("c", (20, 20), "x"),)), 0.25, NofM(3, 4)) == {"c": 100}
     with pytest.raises(MultiflowError, match="layer 'a' has 7 inputs"):
         check_pattern(NofM(2, 4), LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (None, "gives a NoneType; expected a dict"),
+        (dict.fromkeys(LAYOUT, float("nan")), "layer 'a' a budget of nan"),
+        (dict.fromkeys(LAYOUT, "all"), "layer 'a' a budget of all"),
+    ],
+)
+def test_what_is_no_budget_is_one_sentence(budget, message):
+    with pytest.raises(MultiflowError, match=message):
+        find_allocation(lambda layout, sparsity: budget)(LAYOUT, [0.5], {}, {})

@@ -165,3 +165,47 @@ def test_progress_is_told_after_every_batch():
     told = []
     mf.calibrate(two_towers(), towers_batches(1, 1), adapter=ADAPTER, progress=lambda *step: told.append(step))
     assert told == [("calibrate", 1, 2), ("calibrate", 2, 2)]
+
+
+def test_the_first_layer_that_saw_nan_is_named_not_the_first_of_the_module_tree():
+    """The text tower comes first in the tree and shares its last weight with vision, whose data are bad."""
+    batches = towers_batches(2)
+    batches[0]["pixels"][0, 0, 0] = float("nan")
+    adapter = mf.Adapter(groups={"late": r"^text_out$|^vision\.2$"}, forward=ADAPTER.forward)
+    with pytest.raises(mf.MultiflowError, match=r"input of layer 'vision.2' in batch 1"):
+        mf.calibrate(two_towers(), batches, adapter=adapter)
+
+
+def test_one_tensor_under_two_masks():
+    model, x = chain(4, 4), torch.randn(2, 3, 4)
+    adapter = mf.Adapter(
+        groups={"all": "."},
+        forward=lambda m, b: m(b["x"]),
+        streams={".": "text"},
+        token_masks=lambda batch: {"text": batch["mask"]},
+    )
+    whole, first = torch.ones(2, 3, dtype=torch.bool), torch.tensor([[True, False, False]] * 2)
+    stats = mf.calibrate(model, [{"x": x, "mask": whole}, {"x": x, "mask": first}], adapter=adapter)
+    assert stats.counts["input_norm"] == {"0": 8}
+    torch.testing.assert_close(stats["input_norm"]["0"], rms(x, x[:, 0]))
+
+
+def test_a_forward_in_inference_mode_that_changes_a_tensor_in_place():
+    model, x = Twice(), torch.randn(5, 4)
+    with torch.inference_mode():
+        norms = mf.calibrate(model, [x], adapter=every(model))["input_norm"]
+        q = model.a(model.a(x))
+    torch.testing.assert_close(norms["q"], rms(q))
+    torch.testing.assert_close(norms["k"], rms(2 * q))
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(torch.ones(2, 3, 4))
+
+
+def test_a_loader_of_a_stream_has_no_length():
+    model, told = chain(4, 4), []
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    mf.calibrate(model, loader, adapter=every(model), progress=lambda *step: told.append(step))
+    assert told == [("calibrate", 1, None), ("calibrate", 2, None)]

@@ -14,13 +14,14 @@ def test_merging_parts_equals_one_run():
     for name in both["input_norm"]:
         assert torch.equal(merged["input_norm"][name], both["input_norm"][name])
     assert merged.counts == both.counts
+    assert (first.batches, merged.batches) == (2, 4)
     assert mf.Stats().merge(both).counts == both.counts
 
 
 def test_save_and_load(tmp_path):
     stats = mf.calibrate(two_towers(), towers_batches(), adapter=ADAPTER)
-    loaded, extra = mf.Stats.load(stats.save(tmp_path / "stats.safetensors", batches=4))
-    assert extra == {"batches": 4}
+    loaded = mf.Stats.load(stats.save(tmp_path / "stats.safetensors"))
+    assert loaded.batches == stats.batches == 4
     assert loaded.counts == stats.counts
     assert all(torch.equal(loaded.sums["input_norm"][n], t) for n, t in stats.sums["input_norm"].items())
 
@@ -63,3 +64,19 @@ def test_a_checkpoint_of_other_settings_says_which(tmp_path):
     other = mf.Adapter(groups={"text": r"^text\."}, forward=ADAPTER.forward)
     with pytest.raises(mf.MultiflowError, match=r"other settings: layers \(5 then, 2 now\), weights"):
         mf.calibrate(two_towers(), towers_batches(), adapter=other, checkpoint=place)
+
+
+def test_a_checkpoint_of_other_weights_or_of_more_data_is_refused(tmp_path):
+    place = mf.Checkpoint(tmp_path / "calibration", every=3)
+    with pytest.raises(KeyboardInterrupt):
+        mf.calibrate(two_towers(), stopping(towers_batches(), 3), adapter=ADAPTER, checkpoint=place)
+    with pytest.raises(mf.MultiflowError, match=r"other settings: weights_hash \(\w{16} then, \w{16} now\)"):
+        mf.calibrate(two_towers(seed=1), towers_batches(), adapter=ADAPTER, checkpoint=place)
+    with pytest.raises(mf.MultiflowError, match="comes from 3 batches, but the data hold 2"):
+        mf.calibrate(two_towers(), towers_batches()[:2], adapter=ADAPTER, checkpoint=place)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_before_the_first_batch(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(mf.MultiflowError, match="cannot write checkpoint '.*file/x/c'"):
+        mf.calibrate(two_towers(), iter([1 / 1]), adapter=ADAPTER, checkpoint=tmp_path / "file/x/c")

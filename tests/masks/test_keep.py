@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -56,3 +58,55 @@ def test_hooks_are_gone_afterwards_even_after_an_error():
         raise RuntimeError
     step(model, optimizer)
     assert all(model.get_submodule(layer).weight[~mask].any() for layer, mask in masks.items())
+
+
+def test_a_wrapped_optimizer_by_whatever_depth():
+    model = two_towers()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    step(model, optimizer)  # momentum that would revive dropped weights
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    wrapped = SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer))
+    with mf.keep_sparse(model, masks, wrapped):
+        step(model, optimizer)
+        assert all(not model.get_submodule(layer).weight[~mask].any() for layer, mask in masks.items())
+
+
+def test_what_is_no_optimizer_is_told_before_the_model_is_touched():
+    model = two_towers()
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    before = model.text_out.weight.clone()
+    with (
+        pytest.raises(mf.MultiflowError, match="optimizer is a str; expected a torch.optim.Optimizer"),
+        mf.keep_sparse(model, masks, "sgd"),
+    ):
+        pass
+    assert torch.equal(model.text_out.weight, before)
+
+
+def test_a_model_that_accelerate_prepares_inside_the_block():
+    from accelerate import Accelerator
+
+    model = two_towers()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    masks = mf.prune(model, "magnitude", 0.5, adapter=ADAPTER).masks[0.5]
+    accelerator = Accelerator(cpu=True)
+    prepared, wrapped = accelerator.prepare(model, optimizer)
+    with mf.keep_sparse(model, masks, wrapped):
+        for _ in range(2):
+            wrapped.zero_grad()
+            accelerator.backward(ADAPTER.loss(prepared, towers_batches(4)[0]))
+            wrapped.step()
+            assert all(not model.get_submodule(layer).weight[~mask].any() for layer, mask in masks.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_model_that_moves_to_another_device_inside_the_block():
+    model = two_towers()
+    masks = mf.prune(model, "magnitude", 0.5, adapter=ADAPTER).masks[0.5]
+    with mf.keep_sparse(model, masks):
+        model.cuda()
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
+        batch = {name: value.cuda() for name, value in towers_batches(4)[0].items()}
+        ADAPTER.loss(model, batch).backward()
+        optimizer.step()
+    assert all(not model.get_submodule(layer).weight.cpu()[~mask].any() for layer, mask in masks.items())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import struct
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,7 +86,7 @@ def test_a_truncated_file_is_refused(masks, tmp_path):
         mf.Masks.load(path)
 
 
-@pytest.mark.parametrize("where", ["bits", "group"])
+@pytest.mark.parametrize("where", ["bits", "group", "settings", "hash", "kind"])
 def test_an_altered_file_is_refused(masks, tmp_path, where):
     path = masks.save(tmp_path / "m.safetensors")
     data = bytearray(path.read_bytes())
@@ -94,8 +95,14 @@ def test_an_altered_file_is_refused(masks, tmp_path, where):
     else:
         length = struct.unpack("<Q", data[:8])[0]
         header = json.loads(data[8 : 8 + length])
-        changed = header["__metadata__"]["multiflow"].replace('"vision"', '"viSion"')
-        header["__metadata__"]["multiflow"] = changed
+        content = header["__metadata__"]["multiflow"]
+        first = json.loads(content)["weights"]["text.0"]
+        changes = {"group": ('"vision"', '"viSion"'), "settings": ('"seed": 0', '"seed": 1'), "hash": (first, "0" * 16)}
+        if where == "kind":
+            header["text.0"]["dtype"] = "I8"
+        else:
+            header["__metadata__"]["multiflow"] = content.replace(*changes[where])
+            assert header["__metadata__"]["multiflow"] != content
         text = json.dumps(header, separators=(",", ":")).encode()
         data = bytearray(struct.pack("<Q", len(text)) + text + data[8 + length :])
     path.write_bytes(data)
@@ -173,3 +180,19 @@ def test_compare_counts_agreement(model, masks):
     with pytest.raises(mf.MultiflowError, match="different layers"):
         model = chain(4, 4)
         compare(masks, mf.prune(model, "random", 0.5, adapter=every(model)).masks[0.5])
+
+
+def test_settings_that_json_does_not_know_are_written_as_plain_values(tmp_path):
+    model = chain(8, 4)
+    result = mf.prune(model, "ria", [np.float32(0.5)], [torch.ones(2, 8)], adapter=every(model), alpha=np.float32(0.5))
+    loaded = mf.Masks.load(result.masks[0.5].save(tmp_path / "m.safetensors"))
+    assert loaded.settings["hyper"] == {"alpha": 0.5}
+    assert json.loads((result.save(tmp_path / "run") / "result.json").read_text())["settings"]["sparsity"] == [0.5]
+
+
+def test_a_newer_format_is_told_apart_from_damage(masks, tmp_path, monkeypatch):
+    monkeypatch.setattr("multiflow.masks.io.FORMAT", 2)
+    path = masks.save(tmp_path / "m.safetensors")
+    monkeypatch.setattr("multiflow.masks.io.FORMAT", 1)
+    with pytest.raises(mf.MultiflowError, match="has format 2, this version reads format 1; update multiflow"):
+        mf.Masks.load(path)

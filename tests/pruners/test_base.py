@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 import multiflow as mf
@@ -92,3 +94,11 @@ def test_names_and_order_of_the_list():
         *("wanda", "ria", "multiflow"),
     ]
     assert all(mf.list_pruners().values())
+
+
+@pytest.mark.parametrize("given", [["magnitude"], 3, None])
+def test_what_is_no_name_is_one_sentence(given):
+    with pytest.raises(mf.MultiflowError, match="unknown pruner '"):
+        find_pruner(given)
+    with pytest.raises(mf.MultiflowError, match="function 'partial' is not a pruner"):
+        find_pruner(partial(len))

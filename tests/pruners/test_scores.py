@@ -82,3 +82,18 @@ def test_random_is_a_function_of_the_generator():
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_double_precision_stays_double(name):
+    weight, norm = (x.double() for x in weight_and_norm((3, 5)))
+    pruner = PRUNERS[name]
+    given = {"input_norm": norm, "generator": torch.Generator().manual_seed(0)}
+    scores = pruner.function(weight, **{need: given[need] for need in pruner.needs})
+    assert name == "random" or scores.dtype == torch.float64
+
+
+def test_the_norm_of_l2_does_not_overflow():
+    weight, _ = weight_and_norm((3, 5))
+    scores = PRUNERS["l2"].function(weight * 1e30)
+    torch.testing.assert_close(scores, PRUNERS["l2"].function(weight))

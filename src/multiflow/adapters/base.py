@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from multiflow.adapters.layout import find_layout
-from multiflow.errors import MultiflowError
+from multiflow.errors import MultiflowError, did_you_mean
 from multiflow.types import Layout
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -69,6 +69,14 @@ class Adapter:
 
     def layout(self, model: nn.Module) -> Layout:
         """List the prunable layers of a model, in module order; what does not fit is an error that names it."""
+        paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
+        for regex in [*self.streams, *([self.exclude] if self.exclude else [])]:
+            if not any(re.search(regex, path) for path in paths):
+                what = "streams" if regex in self.streams else "exclude"
+                raise MultiflowError(
+                    f"'{regex}' of {what} matches no module{did_you_mean(regex.strip('^$'), paths)}; modules are called "
+                    f"such as '{paths[-1]}'"
+                )
         return find_layout(model, self.groups, self.exclude, self.stream)
 
     def stream(self, path: str) -> str | None:

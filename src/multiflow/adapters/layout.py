@@ -49,8 +49,8 @@ def find_layout(
             _check_alias(path, group, other, modules[other], group_of.get(other, group))
             if exclude is not None and re.search(exclude, other):
                 raise MultiflowError(
-                    f"layer '{path}' shares its weight with '{other}', which Adapter(exclude=r'{exclude}') keeps dense; "
-                    f"exclude both or neither"
+                    f"layer '{path}' shares its weight with '{other}', which Adapter(exclude=r'{exclude}') keeps "
+                    "dense; exclude both or neither"
                 )
         layers.append(Layer(path, (weight.shape[0], weight.shape[1]), group, stream(path), others))
     for group, regex in groups.items():

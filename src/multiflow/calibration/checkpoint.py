@@ -1,8 +1,8 @@
 """Calibration that goes on where it was killed.
 
 The sums of the batches done so far are written every few batches, whole or not at all. A run that starts again with
-the same settings skips those batches; since sums are exact in float64 and batches are a function of their position,
-its masks are those of a run that was never stopped.
+the same settings and weights skips those batches; since float64 sums go on where they stopped, and batches are a
+function of their position, its masks are those of a run that was never stopped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiflow.calibration.stats import Stats
+from multiflow.calibration.stats import Stats, read_stats
 from multiflow.errors import MultiflowError
 
 
@@ -28,15 +28,22 @@ class Checkpoint:
     path: str | Path
     every: int = 8
 
-    def load(self, settings: Mapping[str, Any]) -> tuple[Stats | None, int]:
-        """Read the statistics and the number of batches done; nothing and 0 where there is no file yet.
+    def load(self, settings: Mapping[str, Any]) -> Stats | None:
+        """Read the statistics of the batches done; None where there is no file yet.
 
         Raises:
-            MultiflowError: the file belongs to a run with other settings; the message says which differ.
+            MultiflowError: the file belongs to a run with other settings, and the message says which differ; or no file
+                can be written there.
         """
+        try:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MultiflowError(
+                f"cannot write checkpoint '{self.path}' ({error.strerror or error}); choose another place"
+            ) from error
         if not Path(self.path).exists():
-            return None, 0
-        stats, extra = Stats.load(self.path)
+            return None
+        stats, extra = read_stats(self.path)
         saved = extra["settings"]
         differ = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
         if differ:
@@ -45,12 +52,12 @@ class Checkpoint:
                 f"checkpoint '{self.path}' belongs to a run with other settings: {what}; "
                 "use the same ones, or delete the checkpoint to begin afresh"
             )
-        return stats, extra["batches"]
+        return stats
 
-    def save(self, done: int, stats: Stats, settings: Mapping[str, Any]) -> None:
-        """Write the statistics after ``done`` batches, if it is time to."""
-        if done % self.every == 0:
-            stats.save(self.path, batches=done, settings=dict(settings))
+    def save(self, stats: Stats, settings: Mapping[str, Any]) -> None:
+        """Write the statistics after a batch, if it is time to."""
+        if stats.batches % self.every == 0:
+            stats.save(self.path, settings=dict(settings))
 
     def delete(self) -> None:
         """Remove the file: the run has ended well."""

@@ -26,6 +26,7 @@ Progress = Callable[[str, int, int | None], None]
 
 NAME = "input_norm"
 CHUNK = 128  # tokens squared at a time
+NONE = 1 << 62
 
 
 def collect(
@@ -39,9 +40,8 @@ def collect(
     token_masks: Callable[[Any], TokenMasks] | None = None,
     progress: Progress | None = None,
     start: Stats | None = None,
-    first: int = 0,
-    after_batch: Callable[[int, Stats], None] | None = None,
-) -> tuple[Stats, int]:
+    after_batch: Callable[[Stats], None] | None = None,
+) -> Stats:
     """Measure ``input_norm`` of every layer over the batches.
 
     Args:
@@ -53,11 +53,8 @@ def collect(
         stream: path -> stream whose padding mask the module's input follows.
         token_masks: ``f(part) -> {stream: bool (B, L)}``, True = a real token.
         progress: called after every batch.
-        start, first: statistics of the ``first`` batches, which are skipped: how a run goes on.
-        after_batch: called with the number of batches done and the statistics so far.
-
-    Returns:
-        The statistics and the number of batches they come from.
+        start: statistics of the first ``start.batches`` batches, which are skipped: how a run goes on.
+        after_batch: called with the statistics so far.
 
     Raises:
         MultiflowError: no batches, a layer that no forward reached, or NaN or Inf in a layer's input.
@@ -69,6 +66,7 @@ def collect(
     streams = {path: stream(path) for path in paths}
     sums = _Sums(layout, device, start)
     masks: TokenMasks = {}
+    first = start.batches if start else 0
 
     def observe(path: str, value: Tensor) -> None:
         name = streams[path]
@@ -86,7 +84,7 @@ def collect(
                     forward(model, part)
             sums.check(done)
             if after_batch:
-                after_batch(done, sums.stats())
+                after_batch(sums.stats(done))
             if progress:
                 progress("calibrate", done, total)
     if done == 0:
@@ -99,7 +97,7 @@ def collect(
             f"the checkpoint comes from {first} batches, but the data hold {done}; use the data it began with, "
             "or delete the checkpoint to begin afresh"
         )
-    return sums.finish(), done
+    return sums.finish(done)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -161,7 +159,8 @@ class _Sums:
         widths = {layer.shape[1] for layer in layout.layers}
         self._totals = {width: torch.zeros(width, dtype=torch.float64, device=device) for width in widths}
         self._buffers = {width: torch.zeros(CHUNK, width, device=device) for width in widths}
-        self._seen: dict[str, None] = {}  # the layers in the order in which the forward reaches them
+        self._measured: list[str] = []  # the layers of one batch's measurements, in the order of the forward
+        self._bad = torch.full((), NONE, device=device)  # which of them was the first with NaN or Inf
         self._last: tuple[weakref.ref[Tensor] | None, int, Tensor | None, int] = (None, 0, None, 0)
 
     def add(self, path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> None:
@@ -173,9 +172,10 @@ class _Sums:
         if before is None or before() is not value or version < 0 or at != version or under is not mask:
             count = self._measure(_real_tokens(path, value, mask, stream), total)
             self._last = (weakref.ref(value), version, mask, count)
+            self._bad.copy_(torch.where(total.sum().isfinite(), self._bad, self._bad.clamp(max=len(self._measured))))
+            self._measured.append(name)
         self._sums[name] += total
         self._counts[name] += count
-        self._seen.setdefault(name)
 
     def _measure(self, tokens: Tensor, total: Tensor) -> int:
         """Sum the squares of ``(tokens, in)`` into ``total``; return the number of tokens."""
@@ -192,21 +192,19 @@ class _Sums:
 
     def check(self, batch: int) -> None:
         """Stop at the first batch whose inputs hold NaN or Inf, naming the first layer that saw it."""
-        if not self._seen:
-            return
-        finite = torch.stack([self._sums[name].sum() for name in self._seen]).isfinite()
-        if not finite.all():
-            layer = list(self._seen)[int((~finite).nonzero()[0])]
+        bad = int(self._bad)
+        if bad != NONE:
             raise MultiflowError(
-                f"NaN or Inf in the input of layer '{layer}' in batch {batch}; check that batch's data, "
+                f"NaN or Inf in the input of layer '{self._measured[bad]}' in batch {batch}; check that batch's data, "
                 "or run the model in float32 or bfloat16 if it overflows"
             )
+        self._measured.clear()
 
-    def stats(self) -> Stats:
+    def stats(self, batches: int) -> Stats:
         """Give the statistics so far."""
-        return Stats({NAME: dict(self._sums)}, {NAME: dict(self._counts)})
+        return Stats({NAME: dict(self._sums)}, {NAME: dict(self._counts)}, batches)
 
-    def finish(self) -> Stats:
+    def finish(self, batches: int) -> Stats:
         """Give the statistics; a layer without any observation is an error that names it."""
         missed = [name for name in self._layout if not self._counts[name]]
         if missed:
@@ -214,7 +212,7 @@ class _Sums:
                 f"{len(missed)} of {len(self._layout)} layers were never reached by the forward, first '{missed[0]}'; "
                 "run them in Adapter(forward=...) or leave them dense with Adapter(exclude=...)"
             )
-        return self.stats()
+        return self.stats(batches)
 
 
 def _real_tokens(path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 A statistic is a mean over observations (tokens, say), possibly followed by a function of that mean. What is kept are
 the sums, in float64, and the numbers of observations: sums over parts of the data merge by addition, and the order of
-the batches does not show in the result.
+the batches makes no difference that the float32 result could show.
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
     Args:
         sums: statistic -> layer -> sum over all observations, float64.
         counts: statistic -> layer -> number of observations.
+        batches: number of batches that the observations come from.
     """
 
     sums: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     counts: Mapping[str, dict[str, int]] = field(default_factory=dict)
+    batches: int = 0
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         return {layer: self.get_layer(name, layer) for layer in self.sums[name]}
@@ -79,26 +81,35 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
             for layer, value in layers.items():
                 mine[layer] = mine[layer] + value if layer in mine else value
                 number[layer] = number.get(layer, 0) + other.counts[name][layer]
-        return Stats(sums, counts)
+        return Stats(sums, counts, self.batches + other.batches)
 
     def save(self, path: str | Path, **extra: Any) -> Path:
-        """Write the sums to a safetensors file, counts and ``extra`` (JSON) in its metadata."""
+        """Write the sums to a safetensors file, the rest and ``extra`` (JSON) into its metadata."""
         tensors = {f"{name}/{layer}": t.cpu() for name, layers in self.sums.items() for layer, t in layers.items()}
-        header = {"counts": self.counts, "units": {name: STATISTICS[name].unit for name in self}, **extra}
+        header = {
+            "counts": self.counts,
+            "batches": self.batches,
+            "units": {name: STATISTICS[name].unit for name in self},
+            "extra": extra,
+        }
         return write_atomically(path, to_bytes(tensors, metadata={"multiflow": json.dumps(header)}))
 
     @staticmethod
-    def load(path: str | Path) -> tuple[Stats, dict[str, Any]]:
-        """Read what `save` wrote: the statistics and the extra values."""
-        try:
-            with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {})["multiflow"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise MultiflowError(f"'{path}' holds no statistics, or is damaged ({error}); delete it") from error
+    def load(path: str | Path) -> Stats:
+        """Read what `save` wrote."""
+        return read_stats(path)[0]
+
+
+def read_stats(path: str | Path) -> tuple[Stats, dict[str, Any]]:
+    """Read a file that `Stats.save` wrote: the statistics and what was saved with them."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["multiflow"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         sums: dict[str, dict[str, Tensor]] = {name: {} for name in header["counts"]}
         for key, tensor in tensors.items():
             name, _, layer = key.partition("/")
             sums[name][layer] = tensor
-        extra = {name: value for name, value in header.items() if name not in ("counts", "units")}
-        return Stats(sums, header["counts"]), extra
+        return Stats(sums, header["counts"], header["batches"]), header["extra"]
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise MultiflowError(f"'{path}' holds no statistics, or is damaged ({error}); delete it") from error

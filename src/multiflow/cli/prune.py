@@ -22,7 +22,7 @@ from multiflow.cli.runs import CHECKPOINT_FILE, identity, run_folder
 from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, parse_hyper
 from multiflow.cli.show_run import show_run
 from multiflow.errors import MultiflowError
-from multiflow.files import write_atomically
+from multiflow.files import plain, write_atomically
 from multiflow.masks import hash_weight
 from multiflow.pruners import Pruner, find_pruner
 from multiflow.result import RESULT_FILE, Result, mask_file
@@ -156,4 +156,4 @@ def save(result: Result, out: Path, extra: Mapping[str, Any]) -> None:
     """Write the masks, and ``result.json`` when they are all there."""
     for sparsity, masks in result.masks.items():
         masks.save(out / mask_file(sparsity))
-    write_atomically(out / RESULT_FILE, json.dumps({**result.summary(), **extra}, indent=2) + "\n")
+    write_atomically(out / RESULT_FILE, json.dumps({**result.summary(), **extra}, indent=2, default=plain) + "\n")

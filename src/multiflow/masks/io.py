@@ -53,6 +53,11 @@ def load(path: Path) -> Masks:
         raise MultiflowError(f"'{path}' is a safetensors file without masks; expected one that masks.save wrote")
     try:
         header = json.loads(metadata["multiflow"])
+        if header["format"] != FORMAT:
+            raise MultiflowError(
+                f"mask file '{path}' has format {header['format']}, this version reads format {FORMAT}; "
+                "update multiflow"
+            )
         layout = Layout(tuple(_layer(fields) for fields in header["layers"]))
         weights, settings = header["weights"], header["settings"]
         ok = header["checksum"] == _checksum(header, packed)
@@ -61,10 +66,6 @@ def load(path: Path) -> Masks:
         raise MultiflowError(
             f"the header of mask file '{path}' is damaged ({error!r}); make the masks again"
         ) from error
-    if header["format"] != FORMAT:
-        raise MultiflowError(
-            f"mask file '{path}' has format {header['format']}, this version reads format {FORMAT}; update multiflow"
-        )
     if not ok:
         raise MultiflowError(f"mask file '{path}' was altered: its checksum does not fit; make the masks again")
     return Masks(layout, {name: packed[name] for name in layout}, weights, settings)

@@ -49,7 +49,7 @@ def keep_sparse(model: nn.Module, masks: Masks, optimizer: Any = None) -> Iterat
 
 
 class _Dropped:
-    """Which entries of a weight are dropped, on the device that the weight moves to (Trainer and Accelerate move it)."""
+    """Which entries of a weight are dropped, on the device that the weight moves to (Trainer and Accelerate do)."""
 
     def __init__(self, dropped: Tensor) -> None:
         self._dropped = dropped
@@ -69,7 +69,7 @@ def _unwrap(optimizer: Any) -> torch.optim.Optimizer:
         inner = inner.optimizer
     if not isinstance(inner, torch.optim.Optimizer):
         raise MultiflowError(
-            f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer, or a wrapper that holds one as "
-            "its .optimizer; leave it out where there is none yet"
+            f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer, or a wrapper that holds one "
+            "as its .optimizer; leave it out where there is none yet"
         )
     return inner

@@ -148,7 +148,11 @@ def pack(mask: Tensor) -> np.ndarray:
 
 def hash_weight(weight: Tensor) -> str:
     """Hash the bytes of a weight, its dtype included: 16 hexadecimal digits of SHA-256."""
-    data = weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
+    return hash_bytes(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
+
+def hash_bytes(data: bytes | memoryview) -> str:
+    """Hash bytes: 16 hexadecimal digits of SHA-256."""
     return hashlib.sha256(data, usedforsecurity=False).hexdigest()[:16]
 
 

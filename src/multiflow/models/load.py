@@ -16,7 +16,7 @@ from multiflow.hub import reach_hub
 from multiflow.models.files import read_config, read_tensors
 from multiflow.models.original import FAMILIES, fill, find
 
-HOUSE = {"xvlm": "multiflow.models.xvlm"}
+HOUSE = {"xvlm": "multiflow.models.xvlm", "blip-pretraining": "multiflow.models.blip"}
 """``config.model_type`` -> module of our own model classes; every other one is looked for in transformers."""
 
 FILE_SUFFIXES = (".pth", ".th", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -29,7 +29,7 @@ def load_model(
 
     Args:
         source: a Hugging Face id or folder, or a checkpoint file of an original release.
-        family: of a file, whose release it is: ``xvlm`` or ``dino``.
+        family: of a file, whose release it is: ``xvlm``, ``blip`` or ``dino``.
         config: of a file, its sizes: a mapping, a JSON or YAML file (plain names, or the release's own config files),
             or the name of a preset; None means ``base``.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "xvlm": "multiflow.models.xvlm.original:XVLM",
     "dino": "multiflow.models.vit:VIT",
+    "blip": "multiflow.models.blip.original:BLIP",
 }
 """Name in ``load_model(family=...)`` -> where its record is."""
 
@@ -29,6 +30,8 @@ MODEL_TYPES = {
     "xvlm": "multiflow.models.xvlm.original:XVLM",
     "vit": "multiflow.models.vit:VIT",
     "dinov2": "multiflow.models.vit:DINOV2",
+    "blip-pretraining": "multiflow.models.blip.original:BLIP",
+    "blip": "multiflow.models.blip.original:TRANSFORMERS_BLIP",
 }
 """``config.model_type`` -> where the record of its original names is."""
 
@@ -43,6 +46,8 @@ class Original:
             several times for one tensor map to one of them.
         build: sizes and the tensors of the file -> a model, its weights not yet filled in; None where files of the
             release are not read.
+        absent: original name of a tensor that the file lacks, the model's own (for its shape), and the tensors of the
+            file by original name -> what it is then, a tensor of its own; None where the file must have it.
         ignored: regex of names in the file that the model has no use for.
         presets: named sizes.
     """
@@ -50,6 +55,7 @@ class Original:
     layers: str
     key: Callable[[str], str]
     build: Callable[[Mapping[str, Any], Mapping[str, Tensor]], PreTrainedModel] | None = None
+    absent: Callable[[str, Tensor, Mapping[str, Tensor]], Tensor | None] = lambda name, like, given: None
     ignored: str = r"(?!)"
     presets: Mapping[str, Mapping[str, Any]] | None = None
 
@@ -101,6 +107,10 @@ def fill(model: PreTrainedModel, state: Mapping[str, Tensor], original: Original
     """
     given = _by_original_name(state, original, path)
     wanted = {key: original.key(key) for key in model.state_dict()}
+    tensors = {name: tensor for name, (_, tensor) in given.items()}
+    for key, value in model.state_dict().items():
+        if wanted[key] not in given and (tensor := original.absent(wanted[key], value, tensors)) is not None:
+            given[wanted[key]] = key, tensor
     hint = "pass config= with the sizes of this checkpoint"
     for key, value in model.state_dict().items():
         name, tensor = given.get(wanted[key], (key, value))
@@ -109,14 +119,18 @@ def fill(model: PreTrainedModel, state: Mapping[str, Tensor], original: Original
                 f"'{path}': '{name}' has shape {tuple(tensor.shape)} in the file and {tuple(value.shape)} "
                 f"in the model; {hint}"
             )
-    missing = [key for key, name in wanted.items() if name not in given]
+    missing = list(dict.fromkeys(name for name in wanted.values() if name not in given))
     if missing:
         raise MultiflowError(f"'{path}' lacks {_some(missing)}; {hint}, and the family it belongs to")
     unexpected = [name for key, (name, _) in given.items() if key not in wanted.values()]
     if unexpected:
         raise MultiflowError(f"'{path}' holds {_some(unexpected)}, which the model does not have; {hint}")
 
-    filled = {name: nn.Parameter(tensor.float()) for name, (_, tensor) in given.items()}
+    buffers = {wanted[key]: buffer.dtype for key, buffer in model.named_buffers() if key in wanted}
+    filled = {
+        name: tensor.to(buffers[name]) if name in buffers else nn.Parameter(tensor.float())
+        for name, (_, tensor) in given.items()
+    }
     model.load_state_dict({key: filled[name] for key, name in wanted.items()}, assign=True)
 
 

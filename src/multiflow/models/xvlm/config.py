@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from transformers import PretrainedConfig
-from transformers.activations import ACT2FN
 
-from multiflow.errors import MultiflowError, unknown
+from multiflow.models.sizes import check_activations, check_rules, check_sizes, complete
 
 VISION = {
     "width": 768,
@@ -74,8 +72,8 @@ class XVLMConfig(PretrainedConfig):
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.temp = temp
-        self.vision = _complete("vision", vision or {}, VISION)
-        self.text = _complete("text", text or {}, TEXT)
+        self.vision = complete("vision", vision or {}, VISION)
+        self.text = complete("text", text or {}, TEXT)
         self.text["encoder_width"] = self.text["encoder_width"] or self.vision["width"]
         self.initializer_range = initializer_range
         kwargs.setdefault("tie_word_embeddings", True)
@@ -83,25 +81,12 @@ class XVLMConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-def _complete(section: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise MultiflowError(f"{section} is {given!r}; it must map names to sizes: {', '.join(defaults)}")
-    for key in given:
-        if key not in defaults:
-            raise unknown("size", f"{section}.{key}", [f"{section}.{name}" for name in defaults])
-    return {**defaults, **given}
-
-
 def _check(config: XVLMConfig) -> None:
     vision, text = config.vision, config.text
     sizes = {"image_size": config.image_size, "patch_size": config.patch_size, "embed_dim": config.embed_dim}
     sizes |= {f"vision.{key}": value for key, value in vision.items() if key != "act"}
     sizes |= {f"text.{key}": value for key, value in text.items() if key != "act"}
-    for name, size in sizes.items():
-        least = 0 if name in MAY_BE_ZERO else 1
-        whole = isinstance(size, int) or name in FRACTIONS
-        if not (whole and isinstance(size, int | float) and size >= least):
-            raise MultiflowError(f"{name} is {size!r}; it must be a number of at least {least}")
+    check_sizes(sizes, fractions=FRACTIONS, may_be_zero=MAY_BE_ZERO)
     rules = [
         ("image_size", "a multiple of patch_size", config.image_size % config.patch_size == 0),
         ("vision.width", "a multiple of vision.heads", vision["width"] % vision["heads"] == 0),
@@ -110,9 +95,5 @@ def _check(config: XVLMConfig) -> None:
         ("vision.local_attn_depth", "at most vision.layers", vision["local_attn_depth"] <= vision["layers"]),
         ("text.fusion_layer", "at most text.layers", text["fusion_layer"] <= text["layers"]),
     ]
-    for name, rule, holds in rules:
-        if not holds:
-            raise MultiflowError(f"{name} is {sizes[name]}; it must be {rule}")
-    for act in (vision["act"], text["act"]):
-        if act not in ACT2FN:
-            raise unknown("activation", str(act), sorted(ACT2FN))
+    check_rules(sizes, rules)
+    check_activations(vision["act"], text["act"])

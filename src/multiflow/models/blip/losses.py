@@ -1,0 +1,66 @@
+"""The pretraining losses of BLIP (Li et al., arXiv 2201.12086), as functions of tensors.
+
+ITC:  cross-entropy of each image (text) with the momentum features of all texts (images) of the batch and the queue;
+      the target is the pair, mixed with a share ``alpha`` of what the momentum model believes
+ITM:  cross-entropy of match / no match over each pair and two hard negatives of it
+LM:   cross-entropy of each next token, labels smoothed by 0.1
+
+Differs from the published code: the temperature is a clamped copy; negatives are a function of the seed, not of a
+running generator.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+LABEL_SMOOTHING = 0.1
+
+
+def similarity(
+    features: Float[Tensor, "pairs dim"], others: Float[Tensor, "dim others"], temp: Float[Tensor, ""]
+) -> Float[Tensor, "pairs others"]:
+    """Cosines over the temperature, in float32."""
+    return features.float() @ others.float() / temp.float().clamp(0.001, 0.5)
+
+
+def soft_targets(momentum_sim: Float[Tensor, "pairs others"], alpha: float) -> Float[Tensor, "pairs others"]:
+    """``alpha softmax(momentum_sim) + (1 - alpha)`` at the right pair, which is on the diagonal."""
+    hard = torch.zeros_like(momentum_sim).fill_diagonal_(1 - alpha)
+    return hard + alpha * momentum_sim.softmax(1) if alpha else hard
+
+
+@torch.no_grad()
+def hard_negatives(
+    image_sim: Float[Tensor, "pairs pairs"], text_sim: Float[Tensor, "pairs pairs"], seed: int
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+    """For every text a wrong image, and for every image a wrong text: the more similar the likelier.
+
+    Args:
+        image_sim: similarity of each image (row) with each text.
+        text_sim: similarity of each text (row) with each image.
+        seed: equal seeds give equal draws.
+    """
+    noise = torch.rand((2, *image_sim.shape), generator=torch.Generator().manual_seed(seed)).to(image_sim.device)
+    weights = torch.stack([text_sim.softmax(1), image_sim.softmax(1)]) + 1e-4
+    weights.diagonal(dim1=1, dim2=2).zero_()
+    images, texts = (weights / -noise.log()).argmax(2)  # the first to arrive among exponential clocks of these rates
+    return images, texts
+
+
+def matching_loss(logits: Float[Tensor, "rows 2"], pairs: int) -> Float[Tensor, ""]:
+    """ITM: the first ``pairs`` rows match, the others do not."""
+    target = (torch.arange(len(logits), device=logits.device) < pairs).long()
+    return F.cross_entropy(logits.float(), target)
+
+
+def language_loss(
+    logits: Float[Tensor, "texts length vocab"],
+    input_ids: Int[Tensor, "texts length"],
+    attention_mask: Int[Tensor, "texts length"],
+) -> Float[Tensor, ""]:
+    """LM: each real token from those before it, mean over all of them; the first token is given."""
+    target = input_ids.masked_fill(attention_mask == 0, -100)[:, 1:]
+    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), target.flatten(), label_smoothing=LABEL_SMOOTHING)

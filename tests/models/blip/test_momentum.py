@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from multiflow.models.blip.momentum import as_buffers, enqueue, follow, momentum_pairs
+from tests.models.blip.sizes import small_model
+
+
+def test_buffers_compute_what_parameters_did():
+    module, x = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2, bias=False)), torch.randn(5, 3)
+    before, names = module(x), list(module.state_dict())
+    frozen = as_buffers(module)
+    assert torch.equal(frozen(x), before)
+    assert not list(frozen.parameters())
+    assert list(frozen.state_dict()) == names
+
+
+def test_every_online_parameter_of_the_towers_has_a_copy():
+    model = small_model()
+    pairs = momentum_pairs(model)
+    towers = (model.vision_model, model.text_encoder, model.vision_proj, model.text_proj)
+    assert {id(online) for _, online in pairs} == {id(p) for tower in towers for p in tower.parameters()}
+    assert all(copy.shape == online.shape and copy is not online for copy, online in pairs)
+
+
+def test_copies_follow_slowly():
+    model = small_model()
+    before = [(copy.clone(), online.clone()) for copy, online in momentum_pairs(model)]
+    follow(model, 0.75)
+    for (copy, online), (old, unchanged) in zip(momentum_pairs(model), before, strict=True):
+        torch.testing.assert_close(copy, 0.75 * old + 0.25 * unchanged)
+        assert torch.equal(online, unchanged)
+
+
+def test_a_queue_wraps_round():
+    queue, features = torch.zeros(2, 5), torch.arange(1.0, 9.0).reshape(4, 2)
+    enqueue(queue, torch.tensor([3]), features)
+    assert queue.tolist() == [[5, 7, 0, 1, 3], [6, 8, 0, 2, 4]]
+
+
+def test_of_more_features_than_a_queue_holds_the_last_ones_stay():
+    queue, features = torch.zeros(1, 3), torch.arange(1.0, 8.0)[:, None]
+    enqueue(queue, torch.tensor([1]), features)  # 7 lands where the seventh of them falls: (1 + 6) % 3 = 1
+    assert queue.tolist() == [[6, 7, 5]]
