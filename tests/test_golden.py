@@ -14,6 +14,7 @@ METHODS = {
     "omp_modality": ("magnitude-modality", 1),
     "l2": ("l2", 1),
     "lamp": ("lamp", 1),
+    "snip": ("snip", 1),
     "multiflow": ("multiflow", 2),
 }
 SPARSITIES = [0.63, 0.75, 0.9]
@@ -45,7 +46,15 @@ def test_statistics_equal_the_published_ones_up_to_a_factor_per_layer(family):
 
 
 @pytest.mark.parametrize(
-    ("family", "tag"), [("xvlm", "multiflow"), ("xvlm", "lamp"), ("dino", "multiflow"), ("dino", "l2")]
+    ("family", "tag"),
+    [
+        ("xvlm", "multiflow"),
+        ("xvlm", "lamp"),
+        ("xvlm", "snip"),
+        ("dino", "snip"),
+        ("dino", "multiflow"),
+        ("dino", "l2"),
+    ],
 )
 def test_scores_equal_the_published_ones_up_to_a_factor_per_layer(family, tag):
     model = golden_data.model(family)

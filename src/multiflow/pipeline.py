@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from multiflow.adapters import Adapter, adapter_for, parts
 from multiflow.allocation import check_pattern, find_allocation, fit_budget, pattern_budget
-from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, collect
+from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, collect, mean_gradient
 from multiflow.errors import MultiflowError
 from multiflow.masks import Masks, hash_bytes, hash_weight, pack, select
 from multiflow.pruners import Pruner, find_pruner
@@ -115,10 +115,11 @@ def calibrate(
     batches: Iterable[Any],
     *,
     adapter: Adapter | None = None,
+    statistics: Sequence[str] = ("input_norm",),
     checkpoint: str | Path | Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Stats:
-    """Measure the statistics that activation-based methods share, in one pass over the batches.
+    """Measure statistics that several methods share: by default those of all activation-based ones, in one pass.
 
     The result can be given to `prune` in place of batches, for any number of methods and sparsities.
 
@@ -127,7 +128,7 @@ def calibrate(
         >>> flow, wanda = (mf.prune(model, m, 0.75, stats) for m in ("multiflow", "wanda"))      # doctest: +SKIP
     """
     adapter = adapter or adapter_for(model)
-    return _calibrate(model, adapter.layout(model), batches, adapter, checkpoint, progress)
+    return _calibrate(model, adapter.layout(model), batches, adapter, statistics, checkpoint, progress)
 
 
 def check_sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern) -> tuple[float, ...]:
@@ -197,15 +198,16 @@ def _statistics(
     if batches is None:
         raise MultiflowError(f"pruner '{pruner.name}' needs calibration data; pass batches=, an iterable of batches")
     if not isinstance(batches, Stats):
-        return _calibrate(model, layout, batches, adapter, checkpoint, progress)
+        return _calibrate(model, layout, batches, adapter, pruner.statistics, checkpoint, progress)
     for name in pruner.statistics:
         for layer in layout:
             if layer not in batches.sums.get(name, {}):
                 raise MultiflowError(f"the statistics given have no '{name}' of layer '{layer}'; calibrate this model")
-            if batches.sums[name][layer].shape != layout[layer].shape[1:]:
+            rows, inputs = layout[layer].shape
+            if (given := tuple(batches.sums[name][layer].shape)) not in [(inputs,), (rows, inputs)]:
                 raise MultiflowError(
-                    f"the statistics given are of another model: '{name}' of layer '{layer}' has "
-                    f"{batches.sums[name][layer].numel()} values, the layer {layout[layer].shape[1]} inputs"
+                    f"the statistics given are of another model: '{name}' of layer '{layer}' has shape {given}, "
+                    f"the layer {(rows, inputs)}"
                 )
     return batches
 
@@ -215,26 +217,48 @@ def _calibrate(
     layout: Layout,
     batches: Iterable[Any],
     adapter: Adapter,
+    statistics: Sequence[str],
     checkpoint: str | Path | Checkpoint | None,
     progress: Progress | None,
 ) -> Stats:
+    """Measure statistics: forward only for that of the inputs, forward and backward for gradients."""
+    if len(statistics) > 1:
+        if checkpoint is not None:
+            raise MultiflowError(f"a checkpoint holds one statistic, not {', '.join(statistics)}; leave checkpoint out")
+        found = [_calibrate(model, layout, batches, adapter, [name], None, progress) for name in statistics]
+        return Stats.join(found)
+    weights = Weights(model, layout).parameters
     place = checkpoint if isinstance(checkpoint, Checkpoint) or checkpoint is None else Checkpoint(checkpoint)
-    settings = {"adapter": adapter.name, "layers": len(layout), "weights": layout.size, **versions()}
+    settings = {
+        "adapter": adapter.name,
+        "statistic": statistics[0],
+        "layers": len(layout),
+        "weights": layout.size,
+        **versions(),
+    }
     if place:
-        hashes = [hash_weight(weight) for weight in Weights(model, layout).parameters.values()]
+        hashes = [hash_weight(weight) for weight in weights.values()]
         settings["weights_hash"] = hash_bytes(repr((layout.layers, hashes)).encode())
-    stats = collect(
-        model,
-        layout,
-        batches,
-        adapter.forward,
-        split=parts,
-        stream=adapter.stream,
-        token_masks=adapter.token_masks,
-        progress=progress,
-        start=place.load(settings) if place else None,
-        after_batch=(lambda stats: place.save(stats, settings)) if place else None,
-    )
+    progressing: dict[str, Any] = {
+        "progress": progress,
+        "start": place.load(settings) if place else None,
+        "after_batch": (lambda stats: place.save(stats, settings)) if place else None,
+    }
+    if statistics[0] == "gradient":
+        if adapter.loss is None:
+            raise MultiflowError(f"adapter '{adapter.name}' has no loss, which gradients need; pass Adapter(loss=...)")
+        stats = mean_gradient(model, weights, batches, adapter.loss, **progressing)
+    else:
+        stats = collect(
+            model,
+            layout,
+            batches,
+            adapter.forward,
+            split=parts,
+            stream=adapter.stream,
+            token_masks=adapter.token_masks,
+            **progressing,
+        )
     if place:
         place.delete()
     return stats

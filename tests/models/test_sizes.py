@@ -12,7 +12,10 @@ def test_sizes_are_completed_in_the_order_of_the_defaults():
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"widht": 1}, "unknown size 'text.widht'; known: text.width; did you mean 'text.width'"), ("big", "text is 'big'")],
+    [
+        ({"widht": 1}, "unknown size 'text.widht'; known: text.width; did you mean 'text.width'"),
+        ("big", "text is 'big'"),
+    ],
 )
 def test_a_section_that_is_wrong_is_named(given, message):
     with pytest.raises(MultiflowError, match=message):

@@ -90,7 +90,7 @@ def test_a_variant_differs_in_its_record_alone():
 def test_names_and_order_of_the_list():
     ours = [name for name in mf.list_pruners() if PRUNERS[name].function.__module__.startswith("multiflow.")]
     assert ours == [
-        *("random", "magnitude", "magnitude-layer", "magnitude-modality", "l2", "lamp"),
+        *("random", "magnitude", "magnitude-layer", "magnitude-modality", "l2", "lamp", "snip"),
         *("wanda", "ria", "multiflow"),
     ]
     assert all(mf.list_pruners().values())

@@ -55,7 +55,7 @@ def test_equals_the_formula(name, shape):
 
 def test_every_pruner_but_random_has_its_formula_here():
     ours = {name for name, pruner in PRUNERS.items() if pruner.function.__module__.startswith("multiflow.")}
-    assert ours - set(FORMULAS) == {"random"}
+    assert ours - set(FORMULAS) == {"random", "snip"}  # snip: test_the_score_of_snip
 
 
 def test_lamp_gives_equal_weights_equal_scores():
@@ -68,7 +68,7 @@ def test_rows_and_columns_of_zeros_score_zero_not_nan(name):
     weight, norm = weight_and_norm((3, 5))
     weight[1], weight[:, 2] = 0, 0
     pruner = PRUNERS[name]
-    given = {"input_norm": norm, "generator": torch.Generator().manual_seed(0)}
+    given = {"input_norm": norm, "gradient": weight.cos(), "generator": torch.Generator().manual_seed(0)}
     scores = pruner.function(weight, **{need: given[need] for need in pruner.needs})
     assert scores.isfinite().all()
     if name != "random":
@@ -88,7 +88,7 @@ def test_random_is_a_function_of_the_generator():
 def test_double_precision_stays_double(name):
     weight, norm = (x.double() for x in weight_and_norm((3, 5)))
     pruner = PRUNERS[name]
-    given = {"input_norm": norm, "generator": torch.Generator().manual_seed(0)}
+    given = {"input_norm": norm, "gradient": weight.cos(), "generator": torch.Generator().manual_seed(0)}
     scores = pruner.function(weight, **{need: given[need] for need in pruner.needs})
     assert name == "random" or scores.dtype == torch.float64
 
@@ -97,3 +97,9 @@ def test_the_norm_of_l2_does_not_overflow():
     weight, _ = weight_and_norm((3, 5))
     scores = PRUNERS["l2"].function(weight * 1e30)
     torch.testing.assert_close(scores, PRUNERS["l2"].function(weight))
+
+
+def test_the_score_of_snip():
+    weight, gradient = weight_and_norm((3, 5))[0], weight_and_norm((3, 5), seed=1)[0]
+    expected = by_hand(lambda w, i, j, g: float(abs(w[i, j] * g[i, j])), weight, gradient)
+    torch.testing.assert_close(PRUNERS["snip"].function(weight, gradient=gradient), expected)

@@ -50,7 +50,8 @@ def blip(model: nn.Module) -> Adapter:
     ``BlipForConditionalGeneration`` has a decoder that sees the image: its loss is LM. ``BlipForImageTextRetrieval``
     has an encoder: its loss is ITC + ITM within the batch, the negatives being the most similar wrong pairs.
     ``BlipForQuestionAnswering`` has both, and the decoder sees the encoder's states: its loss is LM of the answers,
-    ``labels`` (padding -100 or [PAD]); where a batch has none, the text itself is decoded.
+    ``labels`` (padding -100 or [PAD]); where a batch has none, the text itself is decoded. (transformers 5.23 drops the
+    mask of that cross-attention, so there the decoder sees padded questions with their padding, as in its own forward.)
     """
     encodes, decodes = hasattr(model, "text_encoder"), hasattr(model, "text_decoder")
     if not (hasattr(model, "vision_model") and (encodes or decodes)):

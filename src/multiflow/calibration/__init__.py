@@ -2,6 +2,7 @@
 
 from multiflow.calibration.checkpoint import Checkpoint
 from multiflow.calibration.collect import Progress, collect
+from multiflow.calibration.gradients import mean_gradient
 from multiflow.calibration.stats import STATISTICS, Statistic, Stats
 
-__all__ = ["STATISTICS", "Checkpoint", "Progress", "Statistic", "Stats", "collect"]
+__all__ = ["STATISTICS", "Checkpoint", "Progress", "Statistic", "Stats", "collect", "mean_gradient"]

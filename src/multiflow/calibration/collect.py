@@ -73,13 +73,13 @@ def collect(
         sums.add(path, value, masks.get(name) if name else None, name)
 
     done = 0
-    total = _length(batches)
+    total = length(batches)
     with evaluating(model), watching({path: paths[path] for path in watched.values()}, observe), torch.no_grad():
-        for done, batch in enumerate(_checked(batches), start=1):
+        for done, batch in enumerate(iterate(batches), start=1):
             if done <= first:
                 continue
             for part in split(to_device(batch, device)):
-                with _missing_keys_named(part, done):
+                with missing_keys_named(part, done):
                     masks = token_masks(part) if token_masks else {}
                     forward(model, part)
             sums.check(done)
@@ -87,6 +87,12 @@ def collect(
                 after_batch(sums.stats(done))
             if progress:
                 progress("calibrate", done, total)
+    check_some(done, first)
+    return sums.finish(done)
+
+
+def check_some(done: int, first: int) -> None:
+    """Refuse data without batches, and data with fewer batches than a checkpoint comes from."""
     if done == 0:
         raise MultiflowError(
             "there are no calibration batches: the data are empty, or a generator that was used up before; "
@@ -97,7 +103,6 @@ def collect(
             f"the checkpoint comes from {first} batches, but the data hold {done}; use the data it began with, "
             "or delete the checkpoint to begin afresh"
         )
-    return sums.finish(done)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -112,7 +117,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 @contextmanager
-def _missing_keys_named(part: Any, batch: int) -> Iterator[None]:
+def missing_keys_named(part: Any, batch: int) -> Iterator[None]:
     """Turn the KeyError of a batch that lacks a key into a sentence that names it."""
     try:
         yield
@@ -124,7 +129,7 @@ def _missing_keys_named(part: Any, batch: int) -> Iterator[None]:
         raise MultiflowError(f"batch {batch} has no '{key}', which the adapter needs; it has: {has}") from error
 
 
-def _length(batches: Any) -> int | None:
+def length(batches: Any) -> int | None:
     """How many batches there are, where that is known (a loader of a stream has a ``__len__`` that fails)."""
     try:
         return len(batches)
@@ -132,7 +137,8 @@ def _length(batches: Any) -> int | None:
         return None
 
 
-def _checked(batches: Any) -> Iterator[Any]:
+def iterate(batches: Any) -> Iterator[Any]:
+    """Iterate over batches, or say that this is no iterable of batches."""
     if isinstance(batches, str | bytes | Mapping | Tensor) or not isinstance(batches, Iterable):
         raise MultiflowError(
             f"batches is a {type(batches).__name__}; expected an iterable of batches, such as a list or a DataLoader"

@@ -1,8 +1,8 @@
-"""Gradients of the calibration loss: one float32 tensor a weight, or one row a batch.
+"""Gradients of the pretraining loss: one float32 sum a weight.
 
 The model runs in evaluation mode; only prunable weights get gradients, and each is taken away as soon as the backward
-pass has made it, so that no more than the sums themselves are held. A shared weight's gradient sums over its users by
-itself. Training flags, ``requires_grad`` and ``.grad`` are afterwards as they were.
+pass has made it, so that little more than the sums themselves is held. A shared weight's gradient sums over its users by
+itself. Training flags, ``requires_grad``, ``.grad`` and buffers are afterwards as they were.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multiflow.calibration.collect import Progress, to_device
+from multiflow.calibration.collect import Progress, check_some, iterate, length, missing_keys_named, to_device
 from multiflow.calibration.hooks import evaluating
 from multiflow.calibration.stats import Stats
 from multiflow.errors import MultiflowError
 
 Loss = Callable[[nn.Module, Any], Tensor]
-Take = Callable[[int, str, Tensor], None]
-"""``f(batch, layer, gradient)``, called once a batch and layer; the gradient is only lent."""
 
 
 def mean_gradient(
@@ -31,52 +29,55 @@ def mean_gradient(
     weights: Mapping[str, nn.Parameter],
     batches: Iterable[Any],
     loss: Loss,
+    *,
     progress: Progress | None = None,
-) -> tuple[Stats, int]:
-    """Measure ``gradient``, the mean over batches of the gradient of the loss; return it with the number of batches."""
-    sums = {name: torch.zeros(w.shape, dtype=torch.float32, device=w.device) for name, w in weights.items()}
-    done = each_gradient(model, weights, batches, loss, lambda _, name, grad: sums[name].add_(grad), progress)
-    return Stats({"gradient": sums}, {"gradient": dict.fromkeys(weights, done)}), done
+    start: Stats | None = None,
+    after_batch: Callable[[Stats], None] | None = None,
+) -> Stats:
+    """Measure ``gradient`` of every weight: the mean over batches of the gradient of the loss.
 
-
-def each_gradient(
-    model: nn.Module,
-    weights: Mapping[str, nn.Parameter],
-    batches: Iterable[Any],
-    loss: Loss,
-    take: Take,
-    progress: Progress | None = None,
-) -> int:
-    """Run forward and backward on every batch and hand over each weight's gradient; return the number of batches.
+    Args:
+        model: runs in evaluation mode, and is left as it was, gradients and flags included.
+        weights: layer name -> its weight; one that no loss depends on has the gradient zero.
+        batches: moved to the weights' device one by one.
+        loss: ``f(model, batch) -> scalar``.
+        progress, start, after_batch: as in `collect`.
 
     Raises:
         MultiflowError: no batches, or a loss that is no finite scalar.
     """
     device = next(iter(weights.values())).device
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
-    done = 0
+    sums = {name: torch.zeros(w.shape, dtype=torch.float32, device=w.device) for name, w in weights.items()}
+    first = start.batches if start else 0
+    if start:
+        for name, total in start.sums["gradient"].items():
+            sums[name].copy_(total)
+
+    def stats(batches: int) -> Stats:
+        return Stats({"gradient": sums}, {"gradient": dict.fromkeys(weights, batches)}, batches)
+
+    done, total_batches = 0, length(batches)
     with _differentiable(model, weights), ExitStack() as stack:
         for name, weight in weights.items():
-            handle = weight.register_post_accumulate_grad_hook(partial(_hand_over, lambda: done, name, take))
-            stack.callback(handle.remove)
-        for batch in batches:
-            value = loss(model, to_device(batch, device))
-            _check_loss(value, done + 1)
+            stack.callback(weight.register_post_accumulate_grad_hook(partial(_take, sums[name])).remove)
+        for done, batch in enumerate(iterate(batches), start=1):
+            if done <= first:
+                continue
+            with missing_keys_named(batch, done):
+                value = loss(model, to_device(batch, device))
+            _check_loss(value, done)
             value.backward()
-            done += 1
+            if after_batch:
+                after_batch(stats(done))
             if progress:
-                progress("calibrate", done, total)
-    if done == 0:
-        raise MultiflowError(
-            "there are no calibration batches: the data are empty, or a generator that was used up before; "
-            "pass a list or another iterable that can be iterated again"
-        )
-    return done
+                progress("calibrate", done, total_batches)
+    check_some(done, first)
+    return stats(done)
 
 
-def _hand_over(batch: Callable[[], int], name: str, take: Take, weight: Tensor) -> None:
-    assert weight.grad is not None
-    take(batch(), name, weight.grad)
+def _take(total: Tensor, weight: Tensor) -> None:
+    """Add a weight's gradient to its sum as soon as it is there, and free it."""
+    total.add_(weight.grad)  # type: ignore[arg-type]
     weight.grad = None
 
 
@@ -92,8 +93,9 @@ def _check_loss(value: Any, batch: int) -> None:
 
 @contextmanager
 def _differentiable(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Let only these weights have gradients, and put flags and gradients back afterwards."""
+    """Let only these weights have gradients, and put flags, gradients and buffers back afterwards."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]  # a loss may move queues and copies
     wanted = {id(weight) for weight in weights.values()}
     try:
         for parameter, _, _ in before:
@@ -106,3 +108,6 @@ def _differentiable(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> It
             parameter.grad = None
             parameter.requires_grad_(flag)
             parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

@@ -8,7 +8,7 @@ the batches makes no difference that the float32 result could show.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ STATISTICS.add(
     "input_norm",
     Statistic("input_norm", "root mean square of each input feature over the real tokens, (in,)", torch.sqrt),
 )
+STATISTICS.add(
+    "gradient",
+    Statistic("gradient", "mean over batches of the gradient of the pretraining loss, (out, in)", lambda mean: mean),
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
     """Statistic name -> layer name -> float32 tensor.
 
     Args:
-        sums: statistic -> layer -> sum over all observations, float64.
+        sums: statistic -> layer -> sum over all observations; float64, gradients float32.
         counts: statistic -> layer -> number of observations.
         batches: number of batches that the observations come from.
     """
@@ -82,6 +86,13 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
                 mine[layer] = mine[layer] + value if layer in mine else value
                 number[layer] = number.get(layer, 0) + other.counts[name][layer]
         return Stats(sums, counts, self.batches + other.batches)
+
+    @staticmethod
+    def join(parts: Sequence[Stats]) -> Stats:
+        """Put different statistics of the same batches together."""
+        sums = {name: of for part in parts for name, of in part.sums.items()}
+        counts = {name: of for part in parts for name, of in part.counts.items()}
+        return Stats(sums, counts, parts[0].batches)
 
     def save(self, path: str | Path, **extra: Any) -> Path:
         """Write the sums to a safetensors file, the rest and ``extra`` (JSON) into its metadata."""

@@ -5,6 +5,7 @@ from multiflow.pruners import random
 from multiflow.pruners import magnitude
 from multiflow.pruners import l2
 from multiflow.pruners import lamp
+from multiflow.pruners import snip
 from multiflow.pruners import wanda
 from multiflow.pruners import ria
 from multiflow.pruners import multiflow
@@ -22,6 +23,7 @@ __all__ = [
     "random",
     "ria",
     "scorer",
+    "snip",
     "variant",
     "wanda",
 ]

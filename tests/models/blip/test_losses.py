@@ -56,4 +56,6 @@ def test_language_loss_smooths_labels_and_ignores_padding():
         for row, place in [(0, 1), (0, 2), (0, 3), (1, 1)]
     ]
     torch.testing.assert_close(losses.language_loss(logits, ids, mask), torch.stack(each).mean())
-    assert not torch.isclose(losses.language_loss(logits, ids, mask), F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+    assert not torch.isclose(
+        losses.language_loss(logits, ids, mask), F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    )

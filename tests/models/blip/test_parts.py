@@ -20,7 +20,12 @@ def test_all_but_self_attention_is_shared():
 def test_the_parts_have_the_sizes_of_the_config():
     config = small_config(text={**small_config().text, "dropout": 0.25})
     vision, text = parts.vision_model(config).config, parts.text_encoder(config).config
-    assert (vision.image_size, vision.hidden_size, vision.intermediate_size, vision.layer_norm_eps) == (24, 24, 40, 1e-6)
+    assert (vision.image_size, vision.hidden_size, vision.intermediate_size, vision.layer_norm_eps) == (
+        24,
+        24,
+        40,
+        1e-6,
+    )
     assert (text.hidden_size, text.encoder_hidden_size, text.num_hidden_layers, text.vocab_size) == (32, 24, 2, 50)
     assert (text.hidden_dropout_prob, text.attention_probs_dropout_prob, text.label_smoothing) == (0.25, 0.25, 0.1)
 

@@ -111,9 +111,12 @@ def _release_config(release: Mapping[str, Any]) -> BlipPretrainingConfig:
         raise MultiflowError(f"med_config is {text!r}; it must be a mapping, or the path of a JSON file")
     names = {ours: RELEASE_SIZES.get(ours, ours) for ours in TEXT if ours != "encoder_width"}
     top = {name: release[name] for name in ("image_size", "queue_size", "alpha") if name in release}
+    words = text.get("vocab_size", TEXT["vocab_size"])
     return BlipPretrainingConfig(
         vision=VITS[release["vit"]],
         text={ours: text[name] for ours, name in names.items() if name in text},
+        bos_token_id=words - 2,  # the release adds [DEC] and [ENC] behind the other words
+        enc_token_id=words - 1,
         **top,
     )
 

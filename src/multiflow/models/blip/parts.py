@@ -74,5 +74,6 @@ def _text_config(config: BlipPretrainingConfig) -> BlipTextConfig:
         initializer_range=config.initializer_range,
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,
+        sep_token_id=None,  # only generation asks for it
         label_smoothing=LABEL_SMOOTHING,
     )

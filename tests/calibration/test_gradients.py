@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import multiflow as mf
+from tests.small import ADAPTER, chain, every, towers_batches, two_towers
+
+
+def gradients(model, batches, **options):
+    return mf.calibrate(model, batches, adapter=ADAPTER, statistics=["gradient"], **options)
+
+
+def test_is_the_mean_of_the_batches_gradients_summed_over_all_users():
+    model, batches = two_towers(), towers_batches()
+    found = gradients(model, batches)["gradient"]
+    weights = [model.get_submodule(name).weight for name in found]
+    by_batch = [torch.autograd.grad(ADAPTER.loss(model, batch), weights) for batch in batches]
+    for i, (name, gradient) in enumerate(found.items()):
+        expected = torch.stack([of[i] for of in by_batch]).mean(0)
+        torch.testing.assert_close(gradient, expected, msg=name)
+
+
+def test_parts_of_the_data_merge():
+    model, batches = two_towers(), towers_batches()
+    parts = gradients(model, batches[:1]).merge(gradients(model, batches[1:]))
+    whole = gradients(model, batches)
+    assert parts.batches == whole.batches == 4
+    for name, gradient in whole["gradient"].items():
+        torch.testing.assert_close(parts["gradient"][name], gradient)
+
+
+class Counting(nn.Module):
+    """A model whose loss moves a buffer, as momentum queues do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.unused = nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        return self.layer(x).square().mean() * self.seen
+
+
+def test_everything_is_left_as_it_was_even_after_an_error():
+    model = Counting().train()
+    model.layer.bias.requires_grad_(False)
+    model.layer.weight.grad = torch.ones(3, 4)
+    before, batches = copy.deepcopy(model.state_dict()), [torch.randn(2, 4), torch.randn(2, 4)]
+    adapter = every(model, loss=lambda m, b: m(b))
+    with torch.no_grad():
+        mf.prune(model, "snip", 0.5, batches, adapter=adapter)
+    with pytest.raises(mf.MultiflowError, match="loss of batch 2 is nan"):
+        mf.prune(model, "snip", 0.5, [batches[0], batches[1] * float("nan")], adapter=adapter)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model.layer.weight.grad, torch.ones(3, 4))
+    assert model.layer.bias.grad is model.unused.weight.grad is None
+    assert [p.requires_grad for p in model.layer.parameters()] == [True, False]
+    assert model.training
+    assert not model.layer.weight._post_accumulate_grad_hooks
+
+
+def test_a_layer_without_gradient_has_gradient_zero():
+    model = Counting()
+    stats = mf.calibrate(
+        model, [torch.randn(2, 4)], adapter=every(model, loss=lambda m, b: m(b)), statistics=["gradient"]
+    )
+    assert not stats["gradient"]["unused"].any()
+    assert stats["gradient"]["layer"].any()
+
+
+def test_statistics_of_both_kinds_at_once():
+    stats = mf.calibrate(two_towers(), towers_batches(), adapter=ADAPTER, statistics=["gradient", "input_norm"])
+    assert set(stats) == {"gradient", "input_norm"}
+    assert stats.batches == 4
+    first, again = (
+        mf.prune(two_towers(), "snip", 0.5, data, adapter=ADAPTER).masks[0.5] for data in (stats, towers_batches())
+    )
+    assert first == again
+
+
+def test_what_a_loss_must_be():
+    model = chain(4, 3)
+    with pytest.raises(mf.MultiflowError, match=r"adapter 'custom' has no loss.*Adapter\(loss=...\)"):
+        mf.prune(model, "snip", 0.5, [torch.randn(2, 4)], adapter=every(model))
+    with pytest.raises(mf.MultiflowError, match=r"the loss of batch 1 is \(2, 3\); .* must return a scalar"):
+        mf.prune(model, "snip", 0.5, [torch.randn(2, 4)], adapter=every(model, loss=lambda m, b: m(b)))
+    with pytest.raises(mf.MultiflowError, match="no calibration batches"):
+        mf.prune(model, "snip", 0.5, [], adapter=every(model, loss=lambda m, b: m(b).mean()))
+
+
+def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path):
+    model, batches = two_towers(), towers_batches(2, 2, 3, 1, 2)
+
+    def stopping():
+        yield from batches[:3]
+        raise KeyboardInterrupt
+
+    place = mf.Checkpoint(tmp_path / "calibration", every=2)
+    with pytest.raises(KeyboardInterrupt):
+        gradients(model, stopping(), checkpoint=place)
+    seen = []
+    resumed = gradients(model, batches, checkpoint=place, progress=lambda what, done, total: seen.append(done))
+    assert seen == [3, 4, 5]
+    straight = gradients(model, batches)
+    assert all(torch.equal(resumed["gradient"][name], g) for name, g in straight["gradient"].items())
+    assert list(tmp_path.iterdir()) == []
