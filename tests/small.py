@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ def towers_batches(*sizes: int, tokens: int = 7, seed: int = 1) -> list[dict[str
 def chain(*widths: int, seed: int = 0) -> nn.Sequential:
     """A chain of linear layers ``0, 1, ...`` without biases."""
     torch.manual_seed(seed)
-    return nn.Sequential(*[nn.Linear(a, b, bias=False) for a, b in zip(widths, widths[1:], strict=False)])
+    return nn.Sequential(*[nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(widths)])
 
 
 def every(model: nn.Module, **options: object) -> mf.Adapter:

@@ -22,7 +22,7 @@ def test_the_example_of_any_other_model_runs(capsys):
     assert capsys.readouterr().out.startswith("{'vision': 0.5, 'text': 0.5}")
 
 
-@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*.md")) + ["docs"])
+@pytest.mark.parametrize("page", [*sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*.md")), "docs"])
 def test_links_lead_somewhere(page):
     pages = [ROOT / page] if page.endswith(".md") else sorted((ROOT / page).glob("*.md"))
     for path in pages:

@@ -15,6 +15,7 @@ from tests.small import ADAPTER, towers_batches, two_towers
 
 MODELS = {
     "xvlm": (lambda: golden_data.model("xvlm"), lambda: golden_data.batches("xvlm")[:3], None),
+    "blip": (lambda: golden_data.model("blip"), lambda: golden_data.batches("blip")[:3], None),
     "vit": (lambda: golden_data.model("dino"), lambda: golden_data.batches("dino")[:3], None),
     "custom, tied": (two_towers, towers_batches, ADAPTER),
 }
@@ -56,6 +57,8 @@ def test_the_same_twice(kind, method):
 
 
 def test_the_order_of_the_batches_does_not_matter(kind, method):
+    if kind is MODELS["blip"] and "gradient" in PRUNERS[method].statistics:
+        pytest.skip("BLIP's loss carries queues and momentum copies from batch to batch: its gradients have an order")
     batches = kind[1]()
     first, second = run(kind, method, batches=batches), run(kind, method, batches=batches[::-1])
     assert all(first.masks[s] == second.masks[s] for s in first.masks)

@@ -74,8 +74,8 @@ class Adapter:
             if not any(re.search(regex, path) for path in paths):
                 what = "streams" if regex in self.streams else "exclude"
                 raise MultiflowError(
-                    f"'{regex}' of {what} matches no module{did_you_mean(regex.strip('^$'), paths)}; modules are called "
-                    f"such as '{paths[-1]}'"
+                    f"'{regex}' of {what} matches no module{did_you_mean(regex.strip('^$'), paths)}; "
+                    f"modules are called such as '{paths[-1]}'"
                 )
         return find_layout(model, self.groups, self.exclude, self.stream)
 

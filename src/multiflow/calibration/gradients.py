@@ -1,8 +1,8 @@
 """Gradients of the pretraining loss: one float32 sum a weight.
 
 The model runs in evaluation mode; only prunable weights get gradients, and each is taken away as soon as the backward
-pass has made it, so that little more than the sums themselves is held. A shared weight's gradient sums over its users by
-itself. Training flags, ``requires_grad``, ``.grad`` and buffers are afterwards as they were.
+pass has made it, so that little more than the sums themselves is held. A shared weight's gradient sums over its users
+by itself. Training flags, ``requires_grad``, ``.grad`` and buffers are afterwards as they were.
 """
 
 from __future__ import annotations
