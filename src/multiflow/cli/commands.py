@@ -69,7 +69,7 @@ for _command in (
     Command(
         "pretrain",
         "Train a small X-VLM on Shapes from scratch.",
-        "multiflow pretrain runs/xvlm-shapes --steps 3600\nmultiflow pretrain runs/xvlm-shapes --steps 3600 --resume",
+        "multiflow pretrain runs/xvlm-shapes\nmultiflow pretrain runs/xvlm-shapes --resume",
     ),
 ):
     COMMANDS.add(_command.name, _command)

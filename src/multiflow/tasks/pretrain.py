@@ -78,7 +78,7 @@ class PretrainSettings:
     vision_steps: int = 3000
     vision_batch_size: int = 64
     vision_lr: float = 1.5e-3
-    steps: int = 3600
+    steps: int = 2000
     batch_size: int = 128
     lr: float = 1e-3
     weight_decay: float = 0.02
