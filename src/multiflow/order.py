@@ -11,16 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from multiflow.parallel import in_parallel
+
 Array: TypeAlias = Any  # numpy on the CPU, where it is several times faster than torch at this; torch elsewhere
 
 SAMPLE = 1 << 15  # values looked at to place the bracket
-WIDTH = 5.0  # standard deviations on either side of the expected rank
+WIDTH = 4.0  # standard deviations on either side of the expected rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def smallest(tensors: Sequence[Callable[[], Tensor]], sizes: Sequence[int], coun
     width = WIDTH
     while pending:
         brackets = [_bracket(sample, count / total, width) for count in pending]
-        looks = [_look(flat(tensor()), brackets) for tensor in tensors]
+        looks = list(in_parallel(partial(_look_at, brackets), tensors))
         for i, count in enumerate(pending):
             cut = _resolve(brackets[i], [look[i] for look in looks], count)
             if cut is not None:
@@ -80,14 +83,22 @@ def smallest(tensors: Sequence[Callable[[], Tensor]], sizes: Sequence[int], coun
 
 def _sample(tensors: Sequence[Callable[[], Tensor]], sizes: Sequence[int], total: int) -> np.ndarray:
     """Take about `SAMPLE` values, spread over all tensors in proportion to their sizes, and sort them."""
-    parts = []
-    for tensor, size in zip(tensors, sizes, strict=True):
-        take = min(size, math.ceil(SAMPLE * size / total))
-        # multiples of the golden ratio modulo the size: evenly spread, and blind to rows and columns
-        index = (np.arange(take, dtype=np.float64) * 0.6180339887498949 % 1 * size).astype(np.int64)
-        row = flat(tensor())
-        parts.append(row[index] if isinstance(row, np.ndarray) else row[torch.from_numpy(index).to(row.device)].cpu())
-    return np.sort(np.concatenate([np.asarray(part) for part in parts]))
+
+    def take(tensor: Callable[[], Tensor], size: int) -> np.ndarray:
+        row, index = flat(tensor()), _spread(min(size, math.ceil(SAMPLE * size / total)), size)
+        return (
+            row.take(index)
+            if isinstance(row, np.ndarray)
+            else row[torch.from_numpy(index).to(row.device)].cpu().numpy()
+        )
+
+    return np.sort(np.concatenate(list(in_parallel(lambda pair: take(*pair), zip(tensors, sizes, strict=True)))))
+
+
+@lru_cache(maxsize=16)
+def _spread(count: int, size: int) -> np.ndarray:
+    """Spread positions evenly over a row: multiples of the golden ratio, which are blind to rows and columns."""
+    return (np.arange(count, dtype=np.float64) * 0.6180339887498949 % 1 * size).astype(np.int64)
 
 
 def _bracket(sample: np.ndarray, share: float, width: float) -> tuple[float, float]:
@@ -110,16 +121,26 @@ class _Look:
     at_high: int
 
 
-def _look(row: Array, brackets: Sequence[tuple[float, float]]) -> list[_Look]:
-    looks = []
+def _look_at(brackets: Sequence[tuple[float, float]], tensor: Callable[[], Tensor]) -> list[_Look]:
+    """Look at one tensor: one comparison with each end, one gathering of what lies in any of the brackets."""
+    row = flat(tensor())
+    below: list[int] = []
+    near = row != row  # nothing yet
     for low, high in brackets:
-        above_low = row > low
-        inside = row[above_low & (row < high)]
-        below = count_true(row < low)
-        at_low = len(row) - count_true(above_low) - below
-        at_high = count_true(row == high)
-        looks.append(_Look(below, at_low, inside if isinstance(inside, np.ndarray) else inside.cpu().numpy(), at_high))
-    return looks
+        inside = row >= low
+        below.append(len(row) - count_true(inside))
+        inside &= row <= high
+        near |= inside
+    values = row.take(np.flatnonzero(near)) if isinstance(row, np.ndarray) else row[near].cpu().numpy()
+    return [
+        _Look(
+            under,
+            count_true(values == low),
+            values[(values > low) & (values < high)],
+            count_true(values == high) if high != low else 0,
+        )
+        for under, (low, high) in zip(below, brackets, strict=True)
+    ]
 
 
 def _resolve(bracket: tuple[float, float], looks: Sequence[_Look], count: int) -> Cut | None:

@@ -7,10 +7,10 @@ Everything is checked before anything is computed, and the model is never change
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from multiflow.adapters import Adapter, adapter_for, parts
 from multiflow.allocation import check_pattern, find_allocation, fit_budget, pattern_budget
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, collect, mean_gradient
 from multiflow.errors import MultiflowError
-from multiflow.masks import Masks, hash_bytes, hash_weight, pack, select
+from multiflow.masks import Masks, hash_weight, pack, select
+from multiflow.parallel import in_parallel
 from multiflow.pruners import Pruner, find_pruner
 from multiflow.result import Result, Scores, Weights
 from multiflow.types import Budget, Layout, NofM, Pattern, PerRow, parse_pattern
@@ -135,11 +136,8 @@ def check_sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern)
     """Return the sparsities asked for, each in [0, 1) and, for an N:M pattern, the one that it means."""
     if sparsity is None:
         return (pattern.sparsity,) if isinstance(pattern, NofM) else SPARSITIES
-    given = (
-        tuple(sparsity)
-        if isinstance(sparsity, Sequence | np.ndarray) and not isinstance(sparsity, str)
-        else (sparsity,)
-    )
+    several = isinstance(sparsity, Sequence | np.ndarray) and not isinstance(sparsity, str)
+    given: tuple[Any, ...] = tuple(sparsity) if several else (sparsity,)  # type: ignore[arg-type]
     if not given:
         raise MultiflowError("sparsity is an empty list; give at least one share of zeros, such as 0.75")
     for s in given:
@@ -237,8 +235,8 @@ def _calibrate(
         **versions(),
     }
     if place:
-        hashes = [hash_weight(weight) for weight in weights.values()]
-        settings["weights_hash"] = hash_bytes(repr((layout.layers, hashes)).encode())
+        hashes = list(in_parallel(hash_weight, weights.values()))
+        settings["weights_hash"] = hashlib.sha256(repr((layout.layers, hashes)).encode()).hexdigest()[:16]
     progressing: dict[str, Any] = {
         "progress": progress,
         "start": place.load(settings) if place else None,
@@ -288,13 +286,16 @@ def _make_masks(
     progress: Progress | None,
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, str]]:
     """Select and pack the masks of all sparsities layer by layer, and hash the weights they are made for."""
+
+    def make(name: str) -> tuple[list[np.ndarray], str]:
+        kept = select(scores[name], [budget[name] for budget in budgets], kind)
+        return [pack(mask) for mask in kept], hash_weight(weights.parameters[name])
+
     packed: list[dict[str, np.ndarray]] = [{} for _ in budgets]
-    with ThreadPoolExecutor(1) as beside:  # hashing needs no more than one core, and selection leaves one free
-        hashes = beside.map(hash_weight, weights.parameters.values())
-        for done, name in enumerate(layout, start=1):
-            kept = select(scores[name], [budget[name] for budget in budgets], kind)
-            for masks, mask in zip(packed, kept, strict=True):
-                masks[name] = pack(mask)
-            if progress:
-                progress("select", done, len(layout))
-        return packed, dict(zip(layout, hashes, strict=True))
+    hashes = {}
+    for done, (name, (masks, hashes[name])) in enumerate(zip(layout, in_parallel(make, layout), strict=True), start=1):
+        for of, mask in zip(packed, masks, strict=True):
+            of[name] = mask
+        if progress:
+            progress("select", done, len(layout))
+    return packed, hashes

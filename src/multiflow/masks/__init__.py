@@ -2,7 +2,7 @@
 
 from multiflow.masks.compare import Agreement, by_group, compare, total
 from multiflow.masks.keep import keep_sparse
-from multiflow.masks.masks import Masks, hash_bytes, hash_weight, pack
+from multiflow.masks.masks import Masks, hash_weight, pack
 from multiflow.masks.select import select
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "Masks",
     "by_group",
     "compare",
-    "hash_bytes",
     "hash_weight",
     "keep_sparse",
     "pack",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,13 +147,8 @@ def pack(mask: Tensor) -> np.ndarray:
 
 
 def hash_weight(weight: Tensor) -> str:
-    """Hash the bytes of a weight, its dtype included: 16 hexadecimal digits of SHA-256."""
-    return hash_bytes(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-
-
-def hash_bytes(data: bytes | memoryview) -> str:
-    """Hash bytes: 16 hexadecimal digits of SHA-256."""
-    return hashlib.sha256(data, usedforsecurity=False).hexdigest()[:16]
+    """Hash the bytes of a weight: 8 hexadecimal digits of CRC-32, which tells weights apart in one fast pass."""
+    return f"{zlib.crc32(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data):08x}"
 
 
 def _weights(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[nn.Parameter, ...]:
