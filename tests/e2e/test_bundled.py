@@ -42,8 +42,8 @@ def test_the_demo_shows_that_methods_differ(tmp_path, capsys):
     numbers = json.loads((out / "demo.json").read_text())
     recall = {row["method"]: row["quality"]["ir1"] for row in numbers["rows"]}
     assert recall["random"] < 15
-    assert 50 < recall["magnitude-modality"]
-    assert 50 < recall["multiflow"]
+    assert recall["magnitude-modality"] > 50
+    assert recall["multiflow"] > 50
     assert mf.Masks.load(out / "masks/multiflow/mask-0.63.safetensors").sparsity == pytest.approx(0.63, abs=1e-4)
     assert "<html" in (out / "report.html").read_text()
     assert "multiflow" in capsys.readouterr().out
