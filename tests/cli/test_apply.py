@@ -37,6 +37,7 @@ def test_an_ordinary_folder_with_zeros(run: Run, tiny: Path, mask_file: Path, tm
     assert names(out) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert names(out.parent) == ["pruned"]
     assert (out / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # readable by whoever may read the others
     config = json.loads((out / "config.json").read_text())
     assert config == json.loads((tiny / "config.json").read_text())
     assert "sparsity_config" not in config

@@ -79,6 +79,11 @@ def test_one_calibration_pass_serves_every_method_and_sparsity(place, tmp_path, 
     assert set(demo.phases) == {"load", "draw", "calibrate", "prune", "save", "evaluate"}
 
 
+def test_methods_that_need_gradients_and_methods_that_need_nothing(place, tmp_path):
+    assert {row.method for row in run(place, tmp_path / "a", method=("snip", "multiflow")).rows} == {"snip", "multiflow"}
+    assert {row.method for row in run(place, tmp_path / "b", method=("magnitude",)).rows} == {"magnitude"}
+
+
 def test_the_same_seed_finds_the_same(place, tmp_path):
     first, second, other = (run(place, tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     assert [row.quality for row in first.rows] == [row.quality for row in second.rows]

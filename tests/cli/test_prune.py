@@ -131,7 +131,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(
     )
     assert files(Path("cut")) == ["calibration.safetensors", "run.json"]
     assert "unfinished run; go on with it with --resume" in run(*args, "--out", "cut").error
-    assert "other settings: seed (None then, 7 now)" in run(*args, "--seed", 7, "--out", "cut", "--resume").error
+    assert "other settings: seed (the default then, 7 now)" in run(*args, "--seed", 7, "--out", "cut", "--resume").error
     assert "has not ended" in run("show", "cut").error
     ran = run(*args, "--out", "cut", "--resume", "--checkpoint-every", 3)
     assert ran.code == 0
@@ -167,6 +167,7 @@ def test_no_checkpoints_on_request(
         (["--sparsity", "63"], "did you mean 0.63?"),
         (["--sparsity", "1"], "sparsity 1.0 is not in [0, 1)"),
         (["--sparsity", "-0.1"], "sparsity -0.1 is not in [0, 1)"),
+        (["--sparsity"], "Missing value for argument '--sparsity'"),
         (["--sparsity", "0.5", "nan"], "sparsity nan is not in [0, 1)"),
         (["--pattern", "2:5"], "pattern '2:5' needs input sizes that 5 divides"),
         (["--pattern", "4:2"], "pattern '4:2' keeps 4 of 2"),
@@ -182,6 +183,7 @@ def test_no_checkpoints_on_request(
         (["--method", "multiflow"], "needs images with captions and no data were given; name them with --data"),
         (["--method", "multiflow", "--data", "nowhere"], "no data at 'nowhere'"),
         (["--family", "xvlm"], "needs neither family nor config"),
+        (["--family", "xvlm"], "--family is for files of an original release"),
         (["--out", "file"], "output folder 'file' is a file"),
         (["--out", "file/below"], "cannot write into output folder 'file/below'"),
         (["--out", "full"], "output folder 'full' already holds other files"),

@@ -82,6 +82,8 @@ def test_help_prints_the_example_and_gives_nothing(capsys: pytest.CaptureFixture
         (["m", "--sparsity", "0.5", "no"], "'multiflow try': --sparsity cannot take '0.5', 'no'; see"),
         (["m", "--depth", "deep"], "'multiflow try': --depth cannot take 'deep'; see"),
         (["m", "--mode", "idle"], "'multiflow try': invalid choice 'idle' for argument '--mode'. Expected one of"),
+        (["m", "--sparsity", "--seed", "3"], "'multiflow try': Missing value for argument '--sparsity'; see"),
+        (["m", "--set"], "'multiflow try': Missing value for argument '--set'; see 'multiflow try --help'"),
         (["m", "--seed"], "'multiflow try': Missing value for argument '--seed'. Expected 1 values; see"),
     ],
 )

@@ -63,6 +63,8 @@ def apply(settings: ApplySettings) -> None:
         model.to(find_dtype(settings.dtype) or model.dtype)
         with quiet_transformers():
             model.save_pretrained(folder)
+        for path in folder.glob("*.safetensors"):  # safetensors makes its files readable by their owner alone
+            shutil.copymode(folder / "config.json", path)
         for path in beside_model(place, TOKENIZER_FILES + PROCESSOR_FILES):
             shutil.copyfile(path, folder / path.name)
         check_zeros(folder, model, masks)

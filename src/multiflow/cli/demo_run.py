@@ -27,6 +27,7 @@ from multiflow.masks import Masks
 from multiflow.models.xvlm import XVLMForPretraining
 from multiflow.pipeline import calibrate, prune, versions
 from multiflow.pruners import find_pruner
+from multiflow.pruners import find_pruner
 from multiflow.report.values import Demo, Example, Find, Pruned, most_telling
 from multiflow.result import Result, mask_file
 from multiflow.tasks.retrieval import RetrievalResult, evaluate_retrieval
@@ -52,7 +53,8 @@ def measure(settings: DemoSettings, place: str, folder: Path, command: str, step
         source = Source(None, batches=settings.batches, batch_size=settings.batch_size, seed=settings.seed)
         batches = open_batches(model, place, source)
     with timed(phases, "calibrate"):
-        stats = calibrate(model, batches, progress=step)
+        needs = dict.fromkeys(name for method in settings.method for name in find_pruner(method).statistics)
+        stats = calibrate(model, batches, statistics=list(needs), progress=step) if needs else None
     with timed(phases, "prune"):
         results = {m: prune(model, m, settings.sparsity, stats, seed=settings.seed) for m in settings.method}
     with timed(phases, "save"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -53,8 +54,11 @@ def open_model(
 ) -> nn.Module:
     """Load MODEL, which `find_model` has resolved, in a dtype on a device, without a word from transformers."""
     place, kind = find_device(device), find_dtype(dtype)
-    with quiet_transformers():
-        model = load_model(source, family=family, config=config)
+    try:
+        with quiet_transformers():
+            model = load_model(source, family=family, config=config)
+    except MultiflowError as error:  # name what is an argument in Python as the option that it is here
+        raise MultiflowError(re.sub(r"\b(family|config)=", r"--\1", str(error))) from error
     return model.to(device=place, dtype=kind)
 
 

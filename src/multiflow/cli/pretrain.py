@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from rich.console import Console
@@ -11,8 +12,11 @@ from tyro.conf import OmitArgPrefixes, Positional
 from multiflow.cli.loading import find_device, quiet_transformers
 from multiflow.cli.settings import Resume
 from multiflow.cli.show_run import print_figures
+from multiflow.errors import MultiflowError
 from multiflow.tasks import pretrain as task
 from multiflow.tasks.progress import console_progress
+
+MAY_BE_ZERO = ("seed", "region_every")
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,23 @@ class PretrainSettings:
 
 def pretrain(settings: PretrainSettings) -> None:
     """Train, and print what the stored model can do."""
-    find_device(settings.training.device)
+    check(settings.training)
     out = Path(settings.out_dir)
     with quiet_transformers(), console_progress(Console(stderr=True)) as progress:
         figures = task.pretrain(settings.training, out, resume=settings.resume, progress=progress)
     print_figures(figures, out)
+
+
+def check(training: task.PretrainSettings) -> None:
+    """Check all that can be checked before the output folder is touched."""
+    find_device(training.device)
+    for entry in fields(training):
+        value = getattr(training, entry.name)
+        if isinstance(entry.default, float):
+            wrong, expected = not 0 <= value < math.inf, "a number of at least 0"
+        else:
+            least = 0 if entry.name in MAY_BE_ZERO else 1
+            wrong, expected = isinstance(value, int) and value < least, f"at least {least}"
+        if wrong:
+            raise MultiflowError(f"--{entry.name.replace('_', '-')} {value} was given; expected {expected}")
+    task.shapes_model(training, len(task.shapes_tokenizer()))  # sizes that do not go together are an error

@@ -58,6 +58,7 @@ def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Se
     examples = "".join(f"\n  {line}" for line in command.example.splitlines())
     description = f"{command.summary}\n\nexample:{examples}"
     said = io.StringIO()
+    _check_values(settings, prog, args)
     try:
         with redirect_stderr(said):
             read, unknown = tyro.cli(
@@ -76,11 +77,23 @@ def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Se
     return read
 
 
+def _check_values(settings: Any, prog: str, args: Sequence[str]) -> None:
+    """Refuse an option that takes several values and got none: tyro would read it as an empty list."""
+    several = {_option(field.name) for field in fields(settings) if isinstance(field.default, tuple)}
+    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+        if arg in several and following.startswith("--"):
+            raise MultiflowError(f"'{prog}': Missing value for argument '{arg}'; see '{prog} --help'")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _options(settings: Any) -> Iterator[str]:
     """Names of the options of a settings dataclass, those of the dataclasses in it included."""
     for field in fields(settings):
         value = getattr(settings, field.name)
-        yield from _options(value) if is_dataclass(value) else [f"--{field.name.replace('_', '-')}"]
+        yield from _options(value) if is_dataclass(value) else [_option(field.name)]
 
 
 def _complaint(text: str, prog: str) -> str:
