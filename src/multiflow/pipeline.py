@@ -11,7 +11,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from multiflow.errors import MultiflowError
 from multiflow.masks import Masks, hash_weight, pack, select
 from multiflow.parallel import in_parallel
 from multiflow.pruners import Pruner, find_pruner
-from multiflow.result import Result, Scores, Weights
+from multiflow.result import Result, Scores, Weights, versions
 from multiflow.types import Budget, Layout, NofM, Pattern, PerRow, parse_pattern
 
 Share = str | Callable[..., Mapping[str, int]]
@@ -82,7 +81,7 @@ def prune(
     kind = pruner.pattern if pattern is None else parse_pattern(pattern)
     sparsities = check_sparsities(sparsity, kind)
     share = _choose_allocation(pruner, kind, allocation, own_pattern=pattern is None)
-    adapter = adapter or adapter_for(model)
+    adapter = _adapter(model, adapter)
     layout = adapter.layout(model)
     check_pattern(kind, layout)
 
@@ -128,7 +127,7 @@ def calibrate(
         >>> stats = mf.calibrate(model, batches)                                                 # doctest: +SKIP
         >>> flow, wanda = (mf.prune(model, m, 0.75, stats) for m in ("multiflow", "wanda"))      # doctest: +SKIP
     """
-    adapter = adapter or adapter_for(model)
+    adapter = _adapter(model, adapter)
     return _calibrate(model, adapter.layout(model), batches, adapter, statistics, checkpoint, progress)
 
 
@@ -153,15 +152,10 @@ def check_sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern)
     return tuple(dict.fromkeys(map(float, given)))
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what a result is."""
-    found = {}
-    for name in ("multiflow", "torch", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+def _adapter(model: nn.Module, given: Adapter | None) -> Adapter:
+    if given is not None and not isinstance(given, Adapter):
+        raise MultiflowError(f"adapter is a {type(given).__name__}; expected an mf.Adapter(groups={{...}})")
+    return given or adapter_for(model)
 
 
 def _choose_allocation(pruner: Pruner, kind: Pattern, given: Share | None, *, own_pattern: bool) -> Share:

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,14 @@ def short(sparsity: float) -> str:
     """
     digits = f"{sparsity:g}"
     return digits if float(digits) == sparsity else repr(float(sparsity))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a result is."""
+    found = {}
+    for name in ("multiflow", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

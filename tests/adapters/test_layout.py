@@ -148,7 +148,19 @@ def test_an_excluded_path_that_shares_the_weight_of_a_layer_is_an_error():
         layout(two_towers(), all=r"^text", exclude="vision_out")
 
 
-@pytest.mark.parametrize("fields", [{"streams": {"txt": "text"}}, {"exclude": "txt"}])
+@pytest.mark.parametrize(
+    "fields", [{"streams": {"txt": "text"}, "token_masks": lambda batch: {"text": None}}, {"exclude": "txt"}]
+)
 def test_a_regex_of_streams_or_exclude_that_matches_nothing(fields):
     with pytest.raises(mf.MultiflowError, match=r"'txt' of (streams|exclude) matches no module; did you mean 'text'"):
         mf.Adapter(groups={"text": "text"}, **fields).layout(two_towers())
+
+
+def test_streams_without_token_masks():
+    with pytest.raises(mf.MultiflowError, match=r"streams \['text'\] needs token_masks=f\(batch\)"):
+        mf.Adapter(groups={"text": "text"}, streams={"text": "text"})
+
+
+def test_an_adapter_that_is_none():
+    with pytest.raises(mf.MultiflowError, match="adapter is a dict; expected an mf.Adapter"):
+        mf.prune(two_towers(), "magnitude", 0.5, adapter={"text": "text"})

@@ -209,3 +209,14 @@ def test_a_loader_of_a_stream_has_no_length():
     loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
     mf.calibrate(model, loader, adapter=every(model), progress=lambda *step: told.append(step))
     assert told == [("calibrate", 1, None), ("calibrate", 2, None)]
+
+
+def test_a_stream_that_token_masks_does_not_know_is_named():
+    adapter = mf.Adapter(
+        groups={"vision": r"^vision\."},
+        forward=ADAPTER.forward,
+        streams={"vision": "image"},
+        token_masks=lambda batch: {"imgae": None},
+    )
+    with pytest.raises(mf.MultiflowError, match=r"'vision.0' follows stream 'image', but token_masks gives imgae"):
+        mf.calibrate(two_towers(), towers_batches(4), adapter=adapter)

@@ -77,7 +77,7 @@ def test_a_resumed_run_that_fails_loses_nothing(tmp_path: Path) -> None:
 
 def test_resume_with_other_settings_says_which(tmp_path: Path) -> None:
     start(tmp_path / "run", checkpoint=True)
-    with pytest.raises(MultiflowError, match=r"sparsity \(\[0.5\] then, \[0.75\] now\), seed \(the default then, 3 now\)"):
+    with pytest.raises(MultiflowError, match=r"sparsity \(\[0.5\] then, \[0.75\] now\), seed \(default then, 3 now\)"):
         start(tmp_path / "run", {"model": "m", "sparsity": (0.75,), "seed": 3}, resume=True)
 
 

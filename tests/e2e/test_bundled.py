@@ -26,7 +26,7 @@ def test_it_is_small_stored_in_float16_and_tells_how_it_was_made():
 
 @pytest.fixture(scope="module")
 def model():
-    return mf.load_model(str(FOLDER))
+    return mf.load_model("xvlm-shapes")
 
 
 def test_it_finds_scenes_it_has_never_seen(model):

@@ -19,7 +19,7 @@ from multiflow.types import Layout
 
 Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[nn.Module, Any], Tensor]
-TokenMasks = Callable[[Any], Mapping[str, Tensor]]
+TokenMasks = Callable[[Any], Mapping[str, Tensor | None]]
 
 
 def call(model: nn.Module, batch: Any) -> Any:
@@ -41,7 +41,7 @@ class Adapter:
         loss: ``f(model, batch) -> scalar``; needed only by pruners that use gradients.
         streams: regex -> stream, searched in module paths: whose padding mask the inputs of those layers follow.
             The first match counts; layers without a stream have no padding.
-        token_masks: ``f(batch) -> {stream: bool (B, L)}``, True = a real token.
+        token_masks: ``f(batch) -> {stream: bool (B, L)}``, True = a real token; None for a stream without padding.
         exclude: regex of module paths that stay dense although a group matches them.
         name: what lists and reports call it.
 
@@ -61,6 +61,11 @@ class Adapter:
     def __post_init__(self) -> None:
         if not self.groups:
             raise MultiflowError("an adapter needs at least one group, such as groups={'vision': r'^encoder'}")
+        if self.streams and self.token_masks is None:
+            raise MultiflowError(
+                f"an adapter with streams {sorted(set(self.streams.values()))} needs token_masks=f(batch), which says "
+                "for each stream which tokens are real"
+            )
         for regex in [*self.groups.values(), *self.streams, *([self.exclude] if self.exclude else [])]:
             try:
                 re.compile(regex)

@@ -76,9 +76,9 @@ def _take(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {key: batch[key] for key in (*KEYS, "region") if key in batch}
 
 
-def _text_mask(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def _text_mask(batch: Mapping[str, Any]) -> dict[str, Tensor | None]:
     require(batch, *KEYS)
-    return {"text": batch["attention_mask"].bool()}
+    return {"text": batch["attention_mask"].bool(), "image": None}
 
 
 def _answer_masks(model: Any) -> TokenMasks:

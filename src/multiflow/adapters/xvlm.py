@@ -37,9 +37,9 @@ def xvlm(model: nn.Module) -> Adapter:
     )
 
 
-def _token_masks(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def _token_masks(batch: Mapping[str, Any]) -> dict[str, Tensor | None]:
     require(batch, *KEYS)
-    return {"text": batch["attention_mask"].bool()}
+    return {"text": batch["attention_mask"].bool(), "image": None}
 
 
 def _forward(model: Any, batch: Mapping[str, Any]) -> None:

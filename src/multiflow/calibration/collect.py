@@ -20,7 +20,7 @@ from multiflow.calibration.stats import Stats
 from multiflow.errors import MultiflowError
 from multiflow.types import Layout
 
-TokenMasks = Mapping[str, Tensor]
+TokenMasks = Mapping[str, Tensor | None]
 Progress = Callable[[str, int, int | None], None]
 """``f(what, done, total)``, called after every step; ``total`` is None where it is not known."""
 
@@ -70,7 +70,12 @@ def collect(
 
     def observe(path: str, value: Tensor) -> None:
         name = streams[path]
-        sums.add(path, value, masks.get(name) if name else None, name)
+        if name and name not in masks:
+            raise MultiflowError(
+                f"layer '{path}' follows stream '{name}', but token_masks gives {', '.join(masks) or 'nothing'}; "
+                "let it give a mask for every stream, or None for one without padding"
+            )
+        sums.add(path, value, masks[name] if name else None, name)
 
     done = 0
     total = length(batches)

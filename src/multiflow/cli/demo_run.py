@@ -25,11 +25,10 @@ from multiflow.data.shapes import describe, make_scenes, render
 from multiflow.errors import MultiflowError
 from multiflow.masks import Masks
 from multiflow.models.xvlm import XVLMForPretraining
-from multiflow.pipeline import calibrate, prune, versions
-from multiflow.pruners import find_pruner
+from multiflow.pipeline import calibrate, prune
 from multiflow.pruners import find_pruner
 from multiflow.report.values import Demo, Example, Find, Pruned, most_telling
-from multiflow.result import Result, mask_file
+from multiflow.result import Result, mask_file, versions
 from multiflow.tasks.retrieval import RetrievalResult, evaluate_retrieval
 
 if TYPE_CHECKING:

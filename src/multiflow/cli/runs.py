@@ -75,7 +75,7 @@ def _check_same_run(path: Path, settings: Mapping[str, Any], resume: bool) -> No
     given = json.loads(json.dumps(settings))
     differ = [name for name in {**saved, **given} if saved.get(name) != given.get(name)]
     if differ:
-        default = "the default"  # settings that have it are left out
+        default = "default"  # settings that have it are left out
         what = ", ".join(f"{name} ({saved.get(name, default)} then, {given.get(name, default)} now)" for name in differ)
         raise MultiflowError(
             f"output folder '{path}' holds an unfinished run with other settings: {what}; "

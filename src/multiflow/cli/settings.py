@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import tyro
@@ -80,9 +81,9 @@ def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Se
 def _check_values(settings: Any, prog: str, args: Sequence[str]) -> None:
     """Refuse an option that takes several values and got none: tyro would read it as an empty list."""
     several = {_option(field.name) for field in fields(settings) if isinstance(field.default, tuple)}
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
-        if arg in several and following.startswith("--"):
-            raise MultiflowError(f"'{prog}': Missing value for argument '{arg}'; see '{prog} --help'")
+    for word, following in pairwise([*args, "--"]):
+        if word in several and following.startswith("--"):
+            raise MultiflowError(f"'{prog}': Missing value for argument '{word}'; see '{prog} --help'")
 
 
 def _option(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def load_model(
     """Load a model, in evaluation mode.
 
     Args:
-        source: a Hugging Face id or folder, or a checkpoint file of an original release.
+        source: a Hugging Face id or folder, the name of a bundled model (``xvlm-shapes``), or a checkpoint file of an
+            original release.
         family: of a file, whose release it is: ``xvlm``, ``blip`` or ``dino``.
         config: of a file, its sizes: a mapping, a JSON or YAML file (plain names, or the release's own config files),
             or the name of a preset; None means ``base``.
@@ -52,7 +54,8 @@ def load_model(
             f"'{source}' is not a file, and {option}= is for files of an original release; a Hugging Face id or folder "
             "needs neither family nor config"
         )
-    return _load_pretrained(str(source))
+    bundled = files("multiflow") / "assets" / str(source)
+    return _load_pretrained(str(bundled) if not path.exists() and bundled.is_dir() else str(source))
 
 
 def _load_file(path: Path, family: str | None, config: Mapping[str, Any] | str | Path | None) -> nn.Module:
