@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from multiflow.tasks.feed import batch_size, prefetched, to_device
+from multiflow.calibration import to_device
+from multiflow.tasks.feed import batch_size, prefetched
 
 
 def test_batches_come_in_order_and_at_most_ahead_of_time():

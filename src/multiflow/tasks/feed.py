@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 Batch: TypeAlias = Mapping[str, Any]
@@ -34,17 +33,6 @@ def prefetched(batch: Callable[[int], Batch], positions: range, ahead: int) -> I
         yield stream()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """Move the tensors of a batch, and of the batches in it, to ``device``."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return to_device(value, device)
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return {name: move(value) for name, value in batch.items()}
 
 
 def batch_size(batch: Batch) -> int:

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from multiflow.calibration import to_device
 from multiflow.errors import MultiflowError, unknown
 from multiflow.tasks.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from multiflow.tasks.feed import Batch, batch_size, prefetched, to_device
+from multiflow.tasks.feed import Batch, batch_size, prefetched
 from multiflow.tasks.progress import Progress, Report
 from multiflow.tasks.tracking import Meter, track_metrics
 

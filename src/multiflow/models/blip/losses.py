@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from multiflow.models.matching import draw_negatives
+
 LABEL_SMOOTHING = 0.1
 
 
@@ -32,28 +34,11 @@ def soft_targets(momentum_sim: Float[Tensor, "pairs others"], alpha: float) -> F
     return hard + alpha * momentum_sim.softmax(1) if alpha else hard
 
 
-@torch.no_grad()
 def hard_negatives(
     image_sim: Float[Tensor, "pairs pairs"], text_sim: Float[Tensor, "pairs pairs"], seed: int
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
-    """For every text a wrong image, and for every image a wrong text: the more similar the likelier.
-
-    Args:
-        image_sim: similarity of each image (row) with each text.
-        text_sim: similarity of each text (row) with each image.
-        seed: equal seeds give equal draws.
-    """
-    noise = torch.rand((2, *image_sim.shape), generator=torch.Generator().manual_seed(seed)).to(image_sim.device)
-    weights = torch.stack([text_sim.softmax(1), image_sim.softmax(1)]) + 1e-4
-    weights.diagonal(dim1=1, dim2=2).zero_()
-    images, texts = (weights / -noise.log()).argmax(2)  # the first to arrive among exponential clocks of these rates
-    return images, texts
-
-
-def matching_loss(logits: Float[Tensor, "rows 2"], pairs: int) -> Float[Tensor, ""]:
-    """ITM: the first ``pairs`` rows match, the others do not."""
-    target = (torch.arange(len(logits), device=logits.device) < pairs).long()
-    return F.cross_entropy(logits.float(), target)
+    """For every text a wrong image, and for every image a wrong text; see `draw_negatives`."""
+    return draw_negatives(image_sim, text_sim, seed, floor=1e-4)
 
 
 def language_loss(

@@ -23,6 +23,7 @@ from multiflow.models.blip import losses, parts
 from multiflow.models.blip.batch import read_pairs
 from multiflow.models.blip.config import BlipPretrainingConfig
 from multiflow.models.blip.momentum import as_buffers, enqueue, follow, momentum_pairs
+from multiflow.models.matching import matching_loss
 
 LOSSES = ("loss_itc", "loss_itm", "loss_lm")
 
@@ -231,7 +232,7 @@ class BlipForPretraining(PreTrainedModel):
         logits = self.text_decoder.cls(self.decode(input_ids, attention_mask, images))
         return BlipPretrainingOutput(
             loss_itc=loss_itc,
-            loss_itm=losses.matching_loss(itm_logits, count),
+            loss_itm=matching_loss(itm_logits, count),
             loss_lm=losses.language_loss(logits, input_ids, attention_mask),
             image_embeds=images,
             text_embeds=texts,

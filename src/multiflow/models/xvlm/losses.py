@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from multiflow.models.matching import draw_negatives
+
 
 def similarity(
     image_feat: Float[Tensor, "pairs dim"], text_feat: Float[Tensor, "pairs dim"], temp: Float[Tensor, ""]
@@ -30,23 +32,9 @@ def contrastive_loss(sim: Float[Tensor, "pairs pairs"]) -> Float[Tensor, ""]:
     return (F.cross_entropy(sim, target) + F.cross_entropy(sim.T, target)) / 2
 
 
-@torch.no_grad()
 def hard_negatives(sim: Float[Tensor, "pairs pairs"], seed: int) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
-    """For every text a wrong image, and for every image a wrong text: the more similar the likelier.
-
-    Drawn from the softmax of the similarities without the right pair; equal seeds give equal draws.
-    """
-    noise = torch.rand((2, *sim.shape), generator=torch.Generator().manual_seed(seed)).to(sim.device)
-    weights = torch.stack([sim.T.softmax(1), sim.softmax(1)]) + 1e-5
-    weights.diagonal(dim1=1, dim2=2).zero_()
-    images, texts = (weights / -noise.log()).argmax(2)  # the first to arrive among exponential clocks of these rates
-    return images, texts
-
-
-def matching_loss(logits: Float[Tensor, "rows 2"], pairs: int) -> Float[Tensor, ""]:
-    """ITM: the first ``pairs`` rows match, the others do not."""
-    target = (torch.arange(len(logits), device=logits.device) < pairs).long()
-    return F.cross_entropy(logits.float(), target)
+    """For every text a wrong image, and for every image a wrong text; see `draw_negatives`."""
+    return draw_negatives(sim, sim.T, seed, floor=1e-5)
 
 
 def masked_token_loss(

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from multiflow.models.matching import matching_loss
 from multiflow.models.xvlm import losses
 from multiflow.models.xvlm.batch import Batch, read_batch
 from multiflow.models.xvlm.config import XVLMConfig
@@ -235,7 +236,7 @@ class XVLMForPretraining(PreTrainedModel):
         bbox = self.bbox_head(fused[0 if regions is None else -1][:, 0]).sigmoid()
         out = XVLMOutput(
             loss_itc=losses.contrastive_loss(sim),
-            loss_itm=losses.matching_loss(itm_logits, count),
+            loss_itm=matching_loss(itm_logits, count),
             image_embeds=images[:count],
             text_embeds=texts,
             cross_embeds=fused[0],
