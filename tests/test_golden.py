@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
 import multiflow as mf
+from multiflow.pipeline import steps
 from tests import golden_data
 
 METHODS = {
@@ -17,6 +20,13 @@ METHODS = {
     "snip": ("snip", 1),
     "multiflow": ("multiflow", 2),
 }
+STEPS = {"steps": 3, "batches_per_step": 2}
+IN_STEPS = {  # tag -> method, its settings, share of the entries that must agree
+    "itersnip": ("itersnip", STEPS, 0.94),
+    "chita": ("chita", {}, 0.995),
+    "chitapp": ("chita++", STEPS, 0.97),
+}
+FAMILIES = ["xvlm", "dino", "blip"]
 SPARSITIES = [0.63, 0.75, 0.9]
 
 
@@ -65,3 +75,96 @@ def test_scores_equal_the_published_ones_up_to_a_factor_per_layer(family, tag):
         expected = values[f"{tag}/{names[name]}"].double()
         factor = scores.double().sum() / expected.sum()
         torch.testing.assert_close(scores.double(), expected * factor, rtol=1e-3, atol=1e-5 * float(scores.max()))
+
+
+@cache
+def pruned_in_steps(family, tag):
+    method, settings, _ = IN_STEPS[tag]
+    return mf.prune(golden_data.model(family), method, SPARSITIES, golden_data.batches(family), **settings)
+
+
+def differences(family, masks, tag, sparsity):
+    """Count the entries that differ from the published ones."""
+    names, expected = mf.original_names(golden_data.model(family)), golden_data.masks(family)[tag][sparsity]
+    assert {names[name] for name in masks} == set(expected)
+    return sum(int((mask != expected[names[name]]).sum()) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tag", IN_STEPS)
+def test_methods_in_steps_are_as_close_to_the_published_ones_as_they_can_be(family, tag):
+    for sparsity, masks in pruned_in_steps(family, tag).masks.items():
+        size = masks.layout.size
+        assert differences(family, masks, tag, sparsity) <= (1 - IN_STEPS[tag][2]) * size, sparsity
+        assert sum(map(masks.dropped, masks)) == round(sparsity * size)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_itersnip_equals_the_published_one_where_intermediate_counts_are_truncated(family, monkeypatch):
+    """But for BLIP at 0.75, where scores at the border of an early step lie as close as sums in float32 can tell."""
+    model = golden_data.model(family)
+    size, ours = mf.adapter_for(model).layout(model).size, steps.sparsities_of
+
+    def truncated(schedule, target, number):
+        return [int(s * size) / size for s in ours(schedule, target, number)[:-1]] + [target]
+
+    monkeypatch.setattr(steps, "sparsities_of", truncated)
+    result = mf.prune(model, "itersnip", SPARSITIES, golden_data.batches(family), **STEPS)
+    for sparsity, masks in result.masks.items():
+        allowed = 0.015 * size if (family, sparsity) == ("blip", 0.75) else 2
+        assert differences(family, masks, "itersnip", sparsity) <= allowed, sparsity
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_weights_of_chita_equal_the_published_ones(family):
+    model = golden_data.model(family)
+    names, values = mf.original_names(model), golden_data.tensors(family, "values")
+    result, ours, theirs, before = pruned_in_steps(family, "chita"), [], [], []
+    for name, weight in result.weights[0.63].items():
+        mask = result.masks[0.63][name]
+        both = mask & golden_data.masks(family)["chita"][0.63][names[name]]
+        ours.append(weight[both])
+        theirs.append(values[f"chita_weights/63/{names[name]}"][both])
+        before.append(model.get_submodule(name).weight.detach()[both])
+        assert not weight[~mask].any()
+    solved, expected = torch.cat(ours), torch.cat(theirs)
+    assert (solved - expected).norm() <= 0.02 * expected.norm()
+    assert (torch.cat(before) - expected).norm() > 0.1 * expected.norm()  # weights left alone are not that close
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chita_lowers_its_objective_further_than_magnitude_and_random_supports(family):
+    """Layer by layer (each is one block here), also where those supports get the best weights that they can have."""
+    model, batches, result = golden_data.model(family), golden_data.batches(family), pruned_in_steps(family, "chita")
+    adapter, generator = mf.adapter_for(model), torch.Generator().manual_seed(0)
+    weights = {name: model.get_submodule(name).weight for name in adapter.layout(model)}
+    gradients = [torch.autograd.grad(adapter.loss(model, batch), list(weights.values())) for batch in batches]
+    lowest = {"chita": 0.0, "magnitude": 0.0, "random": 0.0}
+    for i, (name, weight) in enumerate(weights.items()):
+        rows, w0 = torch.stack([of[i].flatten() for of in gradients]).double(), weight.detach().flatten().double()
+        kept = result.masks[0.9][name].flatten()
+        supports = {
+            "magnitude": w0.abs().argsort(descending=True)[: int(kept.sum())],
+            "random": torch.randperm(len(w0), generator=generator)[: int(kept.sum())],
+        }
+        reached = objective(rows, w0, result.weights[0.9][name].flatten().double())
+        lowest["chita"] += reached
+        for other, support in supports.items():
+            assert reached < objective(rows, w0, torch.zeros_like(w0).index_copy_(0, support, w0[support]))
+            lowest[other] += objective(rows, w0, best_on(support, rows, w0))
+    assert lowest["chita"] < min(lowest["magnitude"], lowest["random"])
+
+
+def objective(rows, w0, w, samples=2, ridge=1e-5):
+    """Q of CHITA, from its paper."""
+    away = w - w0
+    linear = (rows.sum(0) / samples) @ w
+    return float((rows @ away).square().sum() / 2 + linear + len(rows) * ridge / 2 * away.square().sum())
+
+
+def best_on(support, rows, w0, samples=2, ridge=1e-5):
+    """The weights of least Q on a support: where its gradient is zero."""
+    own, ridge = rows[:, support], len(rows) * ridge
+    right = own.T @ (rows @ w0) + ridge * w0[support] - own.sum(0) / samples
+    small = torch.linalg.solve(own @ own.T + ridge * torch.eye(len(own)).double(), own @ right)
+    return torch.zeros_like(w0).index_copy_(0, support, (right - own.T @ small) / ridge)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from multiflow.masks import Masks, keep_sparse
     from multiflow.models import load_model, original_names
     from multiflow.pipeline import calibrate, prune
-    from multiflow.pruners import PRUNERS, scorer
+    from multiflow.pruners import PRUNERS, learner, scorer, solver
     from multiflow.result import Result
     from multiflow.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
 
@@ -34,7 +34,7 @@ _HOMES = {
     "masks": ("Masks", "keep_sparse"),
     "models": ("load_model", "original_names"),
     "pipeline": ("calibrate", "prune"),
-    "pruners": ("PRUNERS", "scorer"),
+    "pruners": ("PRUNERS", "learner", "scorer", "solver"),
     "result": ("Result",),
     "types": ("Budget", "Layer", "Layout", "NofM", "Pattern", "PerRow", "Unstructured"),
 }
@@ -84,9 +84,11 @@ __all__ = [
     "adapter_for",
     "calibrate",
     "keep_sparse",
+    "learner",
     "list_pruners",
     "load_model",
     "original_names",
     "prune",
     "scorer",
+    "solver",
 ]

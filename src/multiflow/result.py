@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from multiflow.calibration import Stats
@@ -21,6 +24,7 @@ from multiflow.pruners import Pruner
 from multiflow.types import Layout
 
 RESULT_FILE = "result.json"
+Value = TypeVar("Value")
 
 
 class Weights(Mapping[str, Tensor]):
@@ -103,7 +107,8 @@ class Result:
     Args:
         masks: sparsity as it was given -> `Masks`.
         weights: sparsity -> layer name -> changed weights, for methods that change kept weights; else None.
-        scores: layer name -> scores, computed when looked up.
+        scores: layer name -> scores, computed when looked up; None for methods whose scores are others at every
+            sparsity: those that prune in steps, or learn.
         stats: the statistics that the method used, or None for a data-free one. Other methods can use them again:
             ``mf.prune(model, "wanda", batches=result.stats)``.
         settings: method, hyper-parameters, pattern, allocation, seed, versions.
@@ -112,10 +117,15 @@ class Result:
 
     masks: Mapping[float, Masks]
     weights: Mapping[float, Mapping[str, Tensor]] | None
-    scores: Mapping[str, Tensor] = field(repr=False)
+    scores: Mapping[str, Tensor] | None = field(repr=False)
     stats: Stats | None = field(repr=False)
     settings: Mapping[str, Any]
     timings: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "masks", BySparsity(self.masks))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", BySparsity(self.weights))
 
     @property
     def seconds(self) -> float:
@@ -124,21 +134,10 @@ class Result:
 
     def apply_(self, model: nn.Module, sparsity: float) -> Masks:
         """Zero the dropped weights of the model in place, write changed weights if there are any; return the masks."""
-        masks = self.at(sparsity)
-        masks.apply_(model)
+        masks = self.masks[sparsity].apply_(model)
         if self.weights is not None:
-            with torch.no_grad():
-                for name, parameters in masks.find_weights(model).items():
-                    for parameter in parameters:
-                        parameter.copy_(self.weights[sparsity][name])
+            write_weights_(model, masks, self.weights[sparsity])
         return masks
-
-    def at(self, sparsity: float) -> Masks:
-        """Return the masks at a sparsity; one that was not asked for is an error that lists those there are."""
-        if sparsity not in self.masks:
-            there = ", ".join(map(short, self.masks))
-            raise MultiflowError(f"there are no masks at sparsity {sparsity!r}; there are: {there}")
-        return self.masks[sparsity]
 
     def summary(self) -> dict[str, Any]:
         """Settings, seconds and achieved sparsities, as plain values."""
@@ -155,10 +154,61 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write one mask file a sparsity and ``result.json`` into a new or empty folder; return the folder."""
         folder = claim_folder(folder, RESULT_FILE)
-        for sparsity, masks in self.masks.items():
-            masks.save(folder / mask_file(sparsity))
+        self.save_tensors(folder)
         write_atomically(folder / RESULT_FILE, json.dumps(self.summary(), indent=2, default=plain) + "\n")
         return folder
+
+
+    def save_tensors(self, folder: Path) -> None:
+        """Write the masks into a folder, and beside them the changed weights if there are any."""
+        for sparsity, masks in self.masks.items():
+            if self.weights is not None:
+                tensors = {name: weight.contiguous() for name, weight in self.weights[sparsity].items()}
+                write_atomically(folder / weights_file(sparsity), to_bytes(tensors))
+            masks.save(folder / mask_file(sparsity))
+
+
+class BySparsity(dict[float, Value]):
+    """Sparsity -> value; one that was not asked for is an error that lists those there are."""
+
+    def __missing__(self, sparsity: Any) -> Value:
+        there = ", ".join(map(short, self))
+        raise MultiflowError(f"there are no masks at sparsity {sparsity!r}; there are: {there}")
+
+
+def changed_weights(mask_path: Path, masks: Masks) -> dict[str, Tensor] | None:
+    """Read the changed weights that lie beside a mask file; None for methods that change none.
+
+    Raises:
+        MultiflowError: the method changes weights, and the file is not there or holds other layers.
+    """
+    if not masks.settings.get("changes_weights"):
+        return None
+    path = mask_path.with_name(weights_file(masks.settings["sparsity"]))
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise MultiflowError(
+            f"masks of '{masks.settings['method']}' belong to changed weights, which cannot be read from '{path}' "
+            f"({error}); keep the two files side by side"
+        ) from error
+    for layer in masks.layout.layers:
+        if layer.name not in weights or weights[layer.name].shape != layer.shape:
+            raise MultiflowError(f"'{path}' does not fit its masks at layer '{layer.name}'; prune again")
+    return weights
+
+
+def write_weights_(model: nn.Module, masks: Masks, weights: Mapping[str, Tensor]) -> None:
+    """Write changed weights into the layers of a model that masks were applied to."""
+    with torch.no_grad():
+        for name, parameters in masks.find_weights(model).items():
+            for parameter in parameters:
+                parameter.copy_(weights[name])
+
+
+def weights_file(sparsity: float) -> str:
+    """Name the file of the changed weights at a sparsity, beside that of the masks."""
+    return f"weights-{short(sparsity)}.safetensors"
 
 
 def mask_file(sparsity: float) -> str:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import multiflow as mf
+from tests import golden_data
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
 
@@ -105,6 +106,36 @@ def test_a_layer_never_reached_is_named():
     adapter = mf.Adapter(groups={"text": r"^text\.", "head": "^head$"}, forward=lambda m, b: m.text(m.embed(b["ids"])))
     with pytest.raises(mf.MultiflowError, match="1 of 3 layers were never reached by the forward, first 'head'"):
         mf.calibrate(model, towers_batches(), adapter=adapter)
+
+
+def test_padding_alone_is_not_taken_for_a_layer_never_reached():
+    batches = towers_batches(2, 3)
+    empty = [batch | {"mask": torch.zeros_like(batch["mask"])} for batch in batches]
+    with pytest.raises(mf.MultiflowError, match=r"layer 'text.0' saw nothing but padding: .* stream 'text' are masked"):
+        mf.calibrate(two_towers(), empty, adapter=ADAPTER)
+    both = mf.calibrate(two_towers(), [empty[0], batches[1]], adapter=ADAPTER)
+    alone = mf.calibrate(two_towers(), [batches[1]], adapter=ADAPTER)
+    assert torch.equal(both["input_norm"]["text.0"], alone["input_norm"]["text.0"])
+
+
+def test_what_an_adapter_says_of_a_batch_says_which():
+    def forward(model, batch):
+        if len(batch["ids"]) == 2:
+            raise mf.MultiflowError("a batch has no 'boxes'; it has none")
+        return ADAPTER.forward(model, batch)
+
+    adapter = mf.Adapter(groups={"text": r"^text\."}, forward=forward)
+    with pytest.raises(mf.MultiflowError, match=r"^batch 2 has no 'boxes'; it has none$"):
+        mf.calibrate(two_towers(), towers_batches(3, 2), adapter=adapter)
+
+
+@pytest.mark.parametrize("method", ["multiflow", "snip"])
+@pytest.mark.parametrize("family", ["xvlm", "blip", "dino"])
+def test_a_batch_of_a_known_family_that_lacks_a_key_is_numbered(family, method):
+    batches = golden_data.batches(family)[:2]
+    batches[1] = {name: value for name, value in batches[1].items() if name != "pixel_values"}
+    with pytest.raises(mf.MultiflowError, match=r"^batch 2 has no 'pixel_values'"):
+        mf.prune(golden_data.model(family), method, 0.5, batches)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

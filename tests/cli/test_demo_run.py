@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from transformers import ViTConfig, ViTForImageClassification
 import multiflow as mf
 from multiflow.cli import demo_run
 from multiflow.cli.demo_run import choose, measure, png, pruned, timed
-from multiflow.data import load_tokenizer, to_pixels
+from multiflow.data import build_word_tokenizer, load_tokenizer, to_pixels
 from multiflow.data.shapes import describe, make_scenes, render
 from multiflow.models import load_model
 from multiflow.report.values import Example, Find
@@ -142,3 +143,18 @@ def test_time_is_noted_by_name():
         pass
     assert phases.keys() == {"think"}
     assert phases["think"] >= 0
+
+
+def test_a_model_without_a_tokenizer_is_told_what_the_demo_can_do(place, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(place, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    advice = "; give a folder that 'multiflow pretrain' wrote, or leave --model out"
+    with pytest.raises(mf.MultiflowError) as caught:
+        run(bare, tmp_path / "out")
+    said = f"model '{bare}' comes without a tokenizer that fits: it has no tokenizer.json or vocab.txt"
+    assert str(caught.value) == said + advice
+    build_word_tokenizer([f"word{i}" for i in range(500)]).save_pretrained(bare)
+    with pytest.raises(mf.MultiflowError, match=r"the tokenizer has 505 tokens, the model embeds \d+; give") as caught:
+        run(bare, tmp_path / "out")
+    assert str(caught.value).endswith(advice)
+    assert "--tokenizer" not in str(caught.value)

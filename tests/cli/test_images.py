@@ -113,7 +113,7 @@ def test_broken_images_are_skipped_and_reported(classes: Path) -> None:
 def test_only_broken_images_are_an_error(classes: Path) -> None:
     for path in classes.rglob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(MultiflowError, match="no image of 5 pairs .* can be read: 5 of 5 items skipped"):
+    with pytest.raises(MultiflowError, match="none of the 5 images from .* can be read: 5 of 5 items skipped"):
         list(ImageBatches(open_images(str(classes))[0], SIZE))
 
 
@@ -126,6 +126,8 @@ def test_a_classifier_is_pruned_on_images(run: Run, vit: Path, classes: Path) ->
     ran = run("prune", vit, "--data", classes, "--sparsity", 0.5, "--batch-size", 2, "--out", "out")
     assert ran.code == 0
     assert "3 batches, 5 images" in ran.out
+    assert f"5 images from {classes} (image folder with a folder a class)" in ran.out.replace("\n", " ")
+    assert "pairs" not in ran.out
     data, _ = open_images(str(classes))
     model: Any = ViTForImageClassification.from_pretrained(vit)
     expected = mf.prune(model, "multiflow", 0.5, ImageBatches(data, SIZE, batch_size=2))

@@ -13,6 +13,7 @@ from multiflow.cli.loading import (
     find_device,
     find_dtype,
     find_model,
+    naming_options,
     open_model,
     pixel_statistics,
     quiet_transformers,
@@ -92,3 +93,14 @@ def test_transformers_is_as_loud_as_before() -> None:
         assert not logging.is_progress_bar_enabled()
         raise ZeroDivisionError
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize(("said", "here"), [
+    ("pass family= one of xvlm", "pass --family one of xvlm"),
+    ("at most 12 rows fit: set batches_per_step=12", "at most 12 rows fit: --set batches_per_step=12"),
+    ("no layer 'a'; set Adapter(streams=...)", "no layer 'a'; set Adapter(streams=...)"),
+])  # fmt: skip
+def test_errors_name_options(said: str, here: str) -> None:
+    with pytest.raises(MultiflowError) as caught, naming_options():
+        raise MultiflowError(said)
+    assert str(caught.value) == here

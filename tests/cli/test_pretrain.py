@@ -21,10 +21,17 @@ def test_every_setting_of_the_task_is_an_option(run: Run) -> None:
 
 
 def test_options_reach_the_task() -> None:
-    args = ["out", "--steps", "7", "--lr", "1e-4", "--precision", "fp32", "--resume"]
+    args = ["out", "--steps", "7", "--lr", "1e-4", "--precision", "fp32", "--resume", "--family", "blip"]
+    args += ["--text-mlp", "64"]
     assert parse(PretrainSettings, COMMANDS["pretrain"], args) == PretrainSettings(
-        "out", True, task.PretrainSettings(steps=7, lr=1e-4, precision="fp32")
+        "out", True, task.PretrainSettings("blip", steps=7, lr=1e-4, precision="fp32", text_mlp=64)
     )
+
+
+def test_help_says_which_sizes_are_those_of_the_family(run: Run) -> None:
+    text = " ".join(run("pretrain", "--help").out.replace("│", " ").split())
+    assert "--family {xvlm,blip}" in text
+    assert text.count("(default: the family's)") == 3
 
 
 def test_the_task_is_run_and_its_figures_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +58,13 @@ def test_the_task_is_run_and_its_figures_printed(run: Run, monkeypatch: pytest.M
         (["out", "--seed", "-1"], "--seed -1 was given; expected at least 0"),
         (["out", "--lr", "nan"], "--lr nan was given; expected a number of at least 0"),
         (["out", "--width", "33"], "vision.width is 33; it must be a multiple of vision.heads"),
+        (["out", "--family", "blip", "--width", "33"], "vision.width is 33; it must be a multiple of vision.heads"),
+        (["out", "--family", "vit"], "invalid choice 'vit' for argument '--family'"),
+        (["out", "--text-layers", "0"], "--text-layers 0 was given; expected at least 1"),
+        (["out", "--text-layers", "two"], "--text-layers"),
         (["out", "--device", "cuda:99"], "device 'cuda:99' is not on this machine"),
         (["file/below"], "file/below"),
-        (["run", "--seed", "1"], "run already holds a pretraining run"),
+        (["run", "--seed", "1"], "run already holds a run"),
         (["run", "--seed", "1", "--resume"], "run was started with "),
     ],
 )

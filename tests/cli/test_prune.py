@@ -180,7 +180,7 @@ def test_no_checkpoints_on_request(
         (["--device", "cpuu"], "unknown device 'cpuu'; known: auto, cpu, cuda, cuda:N, mps; did you mean 'cpu'?"),
         (["--dtype", "float"], "unknown dtype 'float'"),
         (["--checkpoint-every", "-1"], "--checkpoint-every -1 was given; expected 0 (none) or more"),
-        (["--method", "multiflow"], "needs images with captions and no data were given; name them with --data"),
+        (["--method", "multiflow"], "needs calibration data and none were given; name some with --data"),
         (["--method", "multiflow", "--data", "nowhere"], "no data at 'nowhere'"),
         (["--family", "xvlm"], "needs neither family nor config"),
         (["--family", "xvlm"], "--family is for files of an original release"),
@@ -288,6 +288,11 @@ def test_a_tokenizer_with_more_tokens_than_the_model_embeds(run: Run, tiny: Path
     error = run("prune", tiny, "--data", pairs, "--tokenizer", "large").error
     assert "the tokenizer has 505 tokens, the model embeds" in error
     assert "--tokenizer DIR_OR_ID" in error
+
+
+def test_a_pattern_that_does_not_fit_offers_what_the_command_line_can_do(run: Run, tiny: Path) -> None:
+    error = run("prune", tiny, "--method", "magnitude", "--pattern", "2:5").error
+    assert error.endswith("has 16 inputs; choose another N:M")
 
 
 def test_infinite_activations_name_layer_and_batch(run: Run, tiny: Path, pairs: Path, tmp_path: Path) -> None:

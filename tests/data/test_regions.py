@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from multiflow.data import Region, open_data
@@ -98,3 +100,39 @@ def test_regions_have_no_splits(tmp_path):
     write_visual_genome(tmp_path)
     with pytest.raises(MultiflowError, match=r"split 'val' was given, but .* has no splits; leave it out"):
         open_data(tmp_path, split="val")
+
+
+def test_boxes_follow_images_that_were_stored_smaller(tmp_path):
+    path = write_visual_genome(tmp_path, count=3, regions=1)
+    sizes = [(20, 10), (40, 40), (60, 20)]  # as released; all are stored as 20 x 10
+    write_json(
+        tmp_path / "image_data.json",
+        [{"image_id": i, "width": width, "height": height, "url": "x"} for i, (width, height) in enumerate(sizes)],
+    )
+    for source in (tmp_path, path):
+        assert [item.regions[0].box for item in open_data(source)] == [
+            (0, 0, 4, 5),
+            (0, 0, 2, 1.25),
+            (0, 0, pytest.approx(4 / 3), 2.5),
+        ]
+
+
+def test_blank_phrases_are_skipped_and_named(tmp_path):
+    write_images(tmp_path / "images", ["5.png"])
+    region = {"x": 0, "y": 0, "width": 2, "height": 2, "phrase": "a thing", "image_id": 5}
+    path = write_json(
+        tmp_path / "region_descriptions.json", [{"id": 5, "regions": [{**region, "phrase": " "}, region]}]
+    )
+    assert open_data(path).skipped == (("5, region 0", "no caption"),)
+    elements = [{"bb": [0, 0, 2, 2], "caption": text} for text in ("", "a thing", ["", " "])]
+    path = write_json(tmp_path / "images" / "list.json", [{"image": "5.png", "elems": elements}])
+    data = open_data(path)
+    assert len(data[0].regions) == 1
+    assert [skip.key for skip in data.skipped] == ["5.png, element 0", "5.png, element 2"]
+
+
+def test_region_list_as_json_lines(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    record = {"image": "a.png", "elems": [{"bb": [0, 0, 5, 5], "caption": "x", "attributes": "red"}]}
+    (tmp_path / "regions.jsonl").write_text("\n".join([json.dumps(record)] * 2))
+    assert [item.regions[0].captions for item in open_data(tmp_path)] == [("red x",)] * 2

@@ -56,6 +56,16 @@ def test_a_shard_cut_in_the_middle_gives_what_comes_before(tmp_path, where):
     assert "cut or damaged" in data.skipped[0].reason
 
 
+def test_a_cut_within_a_sample_is_reported_once(tmp_path):
+    path = write_shard(tmp_path / "a.tar", samples(range(3)))
+    content = path.read_bytes()
+    for member, kept in (("000000002.txt", 2), ("000000002.json", 3)):
+        path.write_bytes(content[: content.index(member.encode()) + 100])
+        data = open_shards([path], tmp_path)
+        assert [pair.captions[0] for pair in data] == [f"picture {i}" for i in range(kept)]
+        assert [skip.key for skip in data.skipped] == ["a.tar"]
+
+
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_every_format_of_tar(tmp_path, form):
     folder = "f" * 60

@@ -1,4 +1,4 @@
-"""The bundled model, used as a newcomer does: nothing but its name."""
+"""The bundled models, used as a newcomer does: nothing but their names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from transformers import AutoTokenizer
 
 import multiflow as mf
 from multiflow.cli import main
+from multiflow.tasks.digits import digit_batches
+from multiflow.tasks.digits_vit import digit_accuracy
 from multiflow.tasks.release import evaluate_shapes
 
-FOLDER = files("multiflow") / "assets" / "xvlm-shapes"
+ASSETS = files("multiflow") / "assets"
+FOLDER = ASSETS / "xvlm-shapes"
+DIGITS = ASSETS / "vit-digits"
 
 
 def test_it_is_small_stored_in_float16_and_tells_how_it_was_made():
@@ -47,3 +51,21 @@ def test_the_demo_shows_that_methods_differ(tmp_path, capsys):
     assert mf.Masks.load(out / "masks/multiflow/mask-0.63.safetensors").sparsity == pytest.approx(0.63, abs=1e-4)
     assert "<html" in (out / "report.html").read_text()
     assert "multiflow" in capsys.readouterr().out
+
+
+def test_all_of_them_together_are_small():
+    assert sum(len(path.read_bytes()) for folder in ASSETS.iterdir() for path in folder.iterdir()) < 15e6
+    names = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert {path.name for path in DIGITS.iterdir()} == names
+    assert sum(len(path.read_bytes()) for path in DIGITS.iterdir()) < 3e5
+
+
+def test_the_vit_reads_digits_and_survives_pruning():
+    model, test = mf.load_model("vit-digits"), digit_batches("test", batch_size=180)
+    dense = digit_accuracy(model, test)
+    assert dense > 97
+    assert f"test split: {dense:.1f} %" in (DIGITS / "README.md").read_text()
+    result = mf.prune(model, "multiflow", sparsity=[0.5], batches=digit_batches("train", limit=4))
+    result.apply_(model, 0.5)
+    assert sum(int((layer.weight == 0).sum()) for layer in model.modules() if type(layer).__name__ == "Linear") > 50_000
+    assert digit_accuracy(model, test) > 80

@@ -1,6 +1,8 @@
-"""A tiny X-VLM on Shapes, shared by the tests of the tasks."""
+"""A tiny X-VLM and a tiny BLIP on Shapes, shared by the tests of the tasks."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from multiflow.tasks.pretrain import PretrainSettings
 
@@ -24,3 +26,5 @@ SMALL = PretrainSettings(
     checkpoint_every=3,
     test_scenes=12,
 )
+SMALL_BLIP = replace(SMALL, family="blip")
+FAMILIES = {"xvlm": SMALL, "blip": SMALL_BLIP}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.functional import one_hot
@@ -7,34 +9,43 @@ from torch.nn.functional import one_hot
 from multiflow.data import build_word_tokenizer, encode_texts
 from multiflow.data.shapes import describe, make_scenes
 from multiflow.errors import MultiflowError
-from multiflow.tasks.pretrain import pictures, shapes_model, shapes_tokenizer
 from multiflow.tasks.retrieval import UNFOUND, Recall, evaluate_retrieval
-from tests.tasks.small import SMALL
+from multiflow.tasks.shapes_batches import pictures
+from multiflow.tasks.shapes_models import shapes_model, shapes_tokenizer
+from tests.tasks.small import FAMILIES, SMALL
 
-TOKENIZER = shapes_tokenizer()
+TOKENIZER = shapes_tokenizer("blip")  # X-VLM's, and two tokens more
 SCENES = make_scenes("test", 9)
 CAPTIONS = [describe(scene, 1 + i % 3) for i, scene in enumerate(SCENES)]
 PIXELS = pictures(SCENES, SMALL.image_size)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return shapes_model(SMALL, len(TOKENIZER)).eval()
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def model(request):
+    return shapes_model(FAMILIES[request.param], len(TOKENIZER)).eval()
+
+
+def match_score(model, ids, mask, text, image, cosine):
+    """The matching score of one pair, the plain way."""
+    if model.config.model_type == "xvlm":
+        return model.itm_head(model.fuse(text, mask, image)[:, 0])[0, 1]
+    return model.itm_head(model.ground(ids, mask, image)[:, 0])[0, 1] + cosine
 
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
 def all_pairs(model):
-    """Cosines and match logits of every image (rows) with every text (columns), one pair at a time."""
+    """Cosines and match scores of every image (rows) with every text (columns), one pair at a time."""
+    end = model.config.model_type != "xvlm"
     texts = [text for several in CAPTIONS for text in several]
     cosine, match = torch.empty(len(SCENES), len(texts)), torch.empty(len(SCENES), len(texts))
     for i, pixels in enumerate(PIXELS):
         image = model.encode_image(pixels[None])
         for j, caption in enumerate(texts):
-            ids, mask = map(torch.from_numpy, encode_texts(TOKENIZER, [caption]))
+            ids, mask = map(torch.from_numpy, encode_texts(TOKENIZER, [caption], end=end))
             text = model.encode_text(ids, mask)
             cosine[i, j] = model.image_features(image)[0] @ model.text_features(text)[0]
-            match[i, j] = model.itm_head(model.fuse(text, mask, image)[:, 0])[0, 1]
+            match[i, j] = match_score(model, ids, mask, text, image, cosine[i, j])
     return cosine, match
 
 
@@ -74,6 +85,7 @@ class Knows:
     """Image i holds the number i, text i the word "w<i>"; cosines prefer the next image, the matching head is right."""
 
     training, device, dtype = False, torch.device("cpu"), torch.float32
+    config = SimpleNamespace(model_type="xvlm")
 
     def eval(self):
         return self
@@ -141,6 +153,12 @@ def test_padding_does_not_matter(model):
 def test_bad_input_is_refused(model, captions, options, message):
     with pytest.raises(MultiflowError, match=message):
         evaluate_retrieval(model, PIXELS, captions, TOKENIZER, **options)
+
+
+def test_other_models_are_refused():
+    other = SimpleNamespace(config=SimpleNamespace(model_type="clip"))
+    with pytest.raises(MultiflowError, match="of type 'clip'; this task takes models of type xvlm or blip-pretraining"):
+        evaluate_retrieval(other, PIXELS, CAPTIONS, TOKENIZER)
 
 
 def test_nothing_to_search_is_refused(model):

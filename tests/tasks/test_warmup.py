@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from multiflow.data.shapes import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, Object, Scene, make_scenes
-from multiflow.tasks.pretrain import shapes_model
+from multiflow.tasks.shapes_models import shapes_model
 from multiflow.tasks.warmup import CLASSES, PatchClassifier, owner_map, patch_labels, patch_loss
-from tests.tasks.small import SMALL
+from tests.tasks.small import FAMILIES
 
 SQUARE = Object("square", "blue", "large", "striped", x=0.25, y=0.75, radius=0.2)
 DISC = Object("circle", "red", "small", "solid", x=0.75, y=0.25, radius=0.1)
@@ -67,11 +67,14 @@ def test_one_wrong_attribute_makes_the_patch_wrong():
     assert loss.item() == pytest.approx(40 / objects, rel=1e-4)
 
 
-def test_the_classifier_trains_the_tower_of_the_model():
-    model = shapes_model(SMALL, 50)
+@pytest.mark.parametrize("settings", FAMILIES.values(), ids=FAMILIES)
+def test_the_classifier_trains_the_tower_of_the_model(settings):
+    model = shapes_model(settings, 50)
     classifier = PatchClassifier(model)
     labels, pixels = map(torch.from_numpy, patch_labels(make_scenes("train", 4), side=24, patch=8))
     loss, _ = patch_loss(classifier(torch.randn(4, 3, 24, 24)), labels, pixels)
     loss.backward()
-    assert model.vision_encoder.patch_embed.weight.grad.abs().sum() > 0
-    assert model.text_proj.weight.grad is None
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    patches = {"xvlm": "vision_encoder.patch_embed.weight", "blip": "vision_model.embeddings.patch_embedding.weight"}
+    assert model.get_parameter(patches[settings.family]).grad.abs().sum() > 0
+    assert {name.split(".")[0] for name in reached} == {patches[settings.family].split(".")[0]}

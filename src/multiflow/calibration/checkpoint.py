@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiflow.calibration.stats import Stats, read_stats
+from torch import Tensor
+
+from multiflow.calibration.stats import Stats, read_stats, read_tensors, write_tensors
 from multiflow.errors import MultiflowError
 
 
@@ -35,16 +37,45 @@ class Checkpoint:
             MultiflowError: the file belongs to a run with other settings, and the message says which differ; or no file
                 can be written there.
         """
+        if not self._there():
+            return None
+        stats, extra = read_stats(self.path)
+        self._check(extra["settings"], settings)
+        return stats
+
+    def save(self, stats: Stats, settings: Mapping[str, Any]) -> None:
+        """Write the statistics after a batch, if it is time to."""
+        if stats.batches % self.every == 0:
+            stats.save(self.path, settings=dict(settings))
+
+    def load_state(self, settings: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read what `save_state` wrote, tensors and facts; None where there is no file yet. Errors: as `load`."""
+        if not self._there():
+            return None
+        tensors, header = read_tensors(self.path, "checkpoint")
+        self._check(header["settings"], settings)
+        return tensors, header["facts"]
+
+    def save_state(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Write where a method stands that works in steps: tensors, and facts that JSON can say."""
+        write_tensors(self.path, tensors, {"settings": dict(settings), "facts": dict(facts)})
+
+    def part(self, name: str) -> Checkpoint:
+        """Return the checkpoint of a part of the run, a file beside this one."""
+        path = Path(self.path)
+        return Checkpoint(path.with_name(f"{path.stem}-{name}{path.suffix}"), self.every)
+
+    def _there(self) -> bool:
+        """Whether there is a file; a place where none can be written is an error."""
         try:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MultiflowError(
                 f"cannot write checkpoint '{self.path}' ({error.strerror or error}); choose another place"
             ) from error
-        if not Path(self.path).exists():
-            return None
-        stats, extra = read_stats(self.path)
-        saved = extra["settings"]
+        return Path(self.path).exists()
+
+    def _check(self, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         differ = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
         if differ:
             what = ", ".join(f"{name} ({saved.get(name)} then, {settings.get(name)} now)" for name in sorted(differ))
@@ -52,12 +83,6 @@ class Checkpoint:
                 f"checkpoint '{self.path}' belongs to a run with other settings: {what}; "
                 "use the same ones, or delete the checkpoint to begin afresh"
             )
-        return stats
-
-    def save(self, stats: Stats, settings: Mapping[str, Any]) -> None:
-        """Write the statistics after a batch, if it is time to."""
-        if stats.batches % self.every == 0:
-            stats.save(self.path, settings=dict(settings))
 
     def delete(self) -> None:
         """Remove the file: the run has ended well."""

@@ -7,6 +7,7 @@ the inputs of every module that uses it, a layer used twice in a forward those o
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -123,9 +124,14 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 @contextmanager
 def missing_keys_named(part: Any, batch: int) -> Iterator[None]:
-    """Turn the KeyError of a batch that lacks a key into a sentence that names it."""
+    """Turn the KeyError of a batch that lacks a key into a sentence that names both; number what is said of a batch."""
     try:
         yield
+    except MultiflowError as error:
+        said, numbered = str(error), re.sub(r"^(a|the) batch\b", f"batch {batch}", str(error))
+        if numbered == said:
+            raise
+        raise MultiflowError(numbered) from error
     except KeyError as error:
         key = error.args[0] if error.args else None
         if not isinstance(part, Mapping) or key in part:
@@ -170,6 +176,7 @@ class _Sums:
         widths = {layer.shape[1] for layer in layout.layers}
         self._totals = {width: torch.zeros(width, dtype=torch.float64, device=device) for width in widths}
         self._buffers = {width: torch.zeros(CHUNK, width, device=device) for width in widths}
+        self._padded: dict[str, str] = {}  # layers that saw a batch of padding alone, and its stream
         self._measured: list[str] = []  # the layers of one batch's measurements, in the order of the forward
         self._bad = torch.full((), NONE, device=device)  # which of them was the first with NaN or Inf
         self._last: tuple[weakref.ref[Tensor] | None, int, Tensor | None, int] = (None, 0, None, 0)
@@ -187,6 +194,8 @@ class _Sums:
             self._measured.append(name)
         self._sums[name] += total
         self._counts[name] += count
+        if stream and not count:
+            self._padded[name] = stream
 
     def _measure(self, tokens: Tensor, total: Tensor) -> int:
         """Sum the squares of ``(tokens, in)`` into ``total``; return the number of tokens."""
@@ -218,6 +227,12 @@ class _Sums:
     def finish(self, batches: int) -> Stats:
         """Give the statistics; a layer without any observation is an error that names it."""
         missed = [name for name in self._layout if not self._counts[name]]
+        padded = [name for name in missed if name in self._padded]
+        if padded:
+            raise MultiflowError(
+                f"layer '{padded[0]}' saw nothing but padding: in every batch all tokens of its stream "
+                f"'{self._padded[padded[0]]}' are masked; check the attention_mask, which has 1 for real tokens"
+            )
         if missed:
             raise MultiflowError(
                 f"{len(missed)} of {len(self._layout)} layers were never reached by the forward, first '{missed[0]}'; "

@@ -24,13 +24,13 @@ def watching(modules: Mapping[str, nn.Module], observe: Observer) -> Iterator[No
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and every module back as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
+    before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in before:
+            module.training = training
 
 
 def _hook(path: str, observe: Observer) -> Callable[[nn.Module, Any, Any], None]:

@@ -103,7 +103,7 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
             "units": {name: STATISTICS[name].unit for name in self},
             "extra": extra,
         }
-        return write_atomically(path, to_bytes(tensors, metadata={"multiflow": json.dumps(header)}))
+        return write_tensors(path, tensors, header)
 
     @staticmethod
     def load(path: str | Path) -> Stats:
@@ -113,14 +113,27 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
 
 def read_stats(path: str | Path) -> tuple[Stats, dict[str, Any]]:
     """Read a file that `Stats.save` wrote: the statistics and what was saved with them."""
+    tensors, header = read_tensors(path, "statistics")
+    if "counts" not in header:
+        raise MultiflowError(f"'{path}' holds no statistics but another checkpoint of ours; delete it or use another")
+    sums: dict[str, dict[str, Tensor]] = {name: {} for name in header["counts"]}
+    for key, tensor in tensors.items():
+        name, _, layer = key.partition("/")
+        sums[name][layer] = tensor
+    return Stats(sums, header["counts"], header["batches"]), header["extra"]
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
+    """Write tensors to a safetensors file whole or not at all, with a header that JSON can say."""
+    there = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_atomically(path, to_bytes(there, metadata={"multiflow": json.dumps(header)}))
+
+
+def read_tensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote; a damaged file is an error that calls it ``what``."""
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})["multiflow"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        sums: dict[str, dict[str, Tensor]] = {name: {} for name in header["counts"]}
-        for key, tensor in tensors.items():
-            name, _, layer = key.partition("/")
-            sums[name][layer] = tensor
-        return Stats(sums, header["counts"], header["batches"]), header["extra"]
+            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise MultiflowError(f"'{path}' holds no statistics, or is damaged ({error}); delete it") from error
+        raise MultiflowError(f"'{path}' holds no {what}, or is damaged ({error}); delete it") from error

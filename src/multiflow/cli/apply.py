@@ -24,12 +24,13 @@ from multiflow.cli.loading import (
     open_model,
     quiet_transformers,
 )
+from multiflow.cli.masks import put_on
 from multiflow.cli.runs import nearest_folder, remove_made
 from multiflow.cli.settings import Config, Device, Dtype, Family
 from multiflow.errors import MultiflowError
 from multiflow.files import claim_folder
-from multiflow.masks import Masks
-from multiflow.result import RESULT_FILE
+from multiflow.masks import Masks, is_original
+from multiflow.result import RESULT_FILE, changed_weights, write_weights_
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ApplySettings:
 
     Args:
         model: the model that the masks were made for: a folder, Hugging Face id, checkpoint file or bundled model
-        mask_file: a file that 'multiflow prune' wrote
+        mask_file: a file that 'multiflow prune' wrote, or one of the original release
         out: folder to write, new or empty
     """
 
@@ -56,10 +57,15 @@ def apply(settings: ApplySettings) -> None:
     find_device(settings.device)
     find_dtype(settings.dtype)
     place = find_model(settings.model)
-    masks = Masks.load(settings.mask_file)
+    masks = Masks.load(settings.mask_file)  # what is wrong with it is said before the model is loaded
+    changed = changed_weights(Path(settings.mask_file), masks)
     with new_folder(Path(settings.out)) as folder:
         model: Any = open_model(place, settings.family, settings.config, settings.device)
+        if is_original(Path(settings.mask_file)):
+            masks = put_on(model, masks)
         masks.apply_(model)  # to the weights as they are stored: those whose hashes the masks hold
+        if changed is not None:
+            write_weights_(model, masks, changed)
         model.to(find_dtype(settings.dtype) or model.dtype)
         with quiet_transformers():
             model.save_pretrained(folder)

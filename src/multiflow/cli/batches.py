@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from multiflow.cli.images import ImageBatches, label_classes, open_images
-from multiflow.cli.loading import find_tokenizer, pixel_statistics
-from multiflow.data import Batches, Inputs, open_data
+from multiflow.cli.loading import fitting_tokenizer, pixel_statistics
+from multiflow.data import Batches, Inputs, open_data, whole_images
+from multiflow.data.base import AnyData, from_memory
 from multiflow.errors import MultiflowError
 
-MOST_BATCHES = 3000  # as published
+MOST_BATCHES = 3000  # as published, like the lengths of the texts
 MOST_TOKENS = 40
+MOST_BLIP_TOKENS = 30
 SHAPES_BATCHES = 16
 
 
@@ -52,6 +53,7 @@ class Counted:
 
     batches: Batches | ImageBatches
     what: str
+    source: str
     seen: int = 0
 
     def __len__(self) -> int:
@@ -70,7 +72,7 @@ class Counted:
         """What was read, as plain values."""
         report = self.batches.skipped
         seen = {"kind": self.what, "samples": self.seen, "looked_at": report.seen, "skipped": report.count}
-        return {"source": str(self.batches.data), **seen, "skips": [list(skip) for skip in report.skips[:5]]}
+        return {"source": self.source, **seen, "skips": [list(skip) for skip in report.skips[:5]]}
 
 
 def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
@@ -94,19 +96,46 @@ def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
     return MAKERS[model_type](model, place, source)
 
 
-def _pairs(model: Any, place: str, source: Source) -> Counted:
-    """Pairs (and regions, where the data have them) for X-VLM."""
+def _xvlm(model: Any, place: str, source: Source) -> Counted:
+    """Pairs, and regions where the data have them, for X-VLM."""
     config = model.config
-    data = _shapes(source, config.image_size) if source.data is None else open_data(source.data, images=source.images)
-    tokenizer = find_tokenizer(source.tokenizer, place)
-    if len(tokenizer) > config.text["vocab_size"]:
-        raise MultiflowError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {config.text['vocab_size']}; "
-            "give the tokenizer that belongs to the model with --tokenizer DIR_OR_ID"
-        )
-    length = min(MOST_TOKENS, config.text["max_position_embeddings"])
-    inputs = Inputs(tokenizer, config.image_size, config.patch_size, max_length=length)
-    return Counted(Batches(data, inputs, **source.options), "pairs")
+    text = config.text
+    inputs = Inputs(
+        fitting_tokenizer(source.tokenizer, place, text["vocab_size"]),
+        config.image_size,
+        config.patch_size,
+        max_length=min(MOST_TOKENS, text["max_position_embeddings"]),
+    )
+    return _pairs(_open(source, config.image_size), inputs, source)
+
+
+def _blip_pretraining(model: Any, place: str, source: Source) -> Counted:
+    """Pairs for our BLIP."""
+    text = model.config.text
+    return _blip(place, source, model.config.image_size, text["vocab_size"], text["max_position_embeddings"])
+
+
+def _blip_transformers(model: Any, place: str, source: Source) -> Counted:
+    """Pairs for the BLIP models of transformers."""
+    text, size = model.config.text_config, model.config.vision_config.image_size
+    return _blip(place, source, size, text.vocab_size, text.max_position_embeddings)
+
+
+def _blip(place: str, source: Source, size: int, vocabulary: int, positions: int) -> Counted:
+    """Pairs for BLIP, whose texts end with [SEP]; of regions it sees the whole image and one of its captions."""
+    inputs = Inputs(
+        fitting_tokenizer(source.tokenizer, place, vocabulary),
+        size,
+        max_length=min(MOST_BLIP_TOKENS, positions),
+        mlm=False,
+        end=True,
+        **pixel_statistics(place),
+    )
+    return _pairs(whole_images(_open(source, size)), inputs, source)
+
+
+def _pairs(data: AnyData, inputs: Inputs, source: Source) -> Counted:
+    return Counted(Batches(data, inputs, **source.options), "pairs", str(data))
 
 
 def _images(model: Any, place: str, source: Source) -> Counted:
@@ -116,16 +145,24 @@ def _images(model: Any, place: str, source: Source) -> Counted:
     data, classes = open_images(source.data, source.images)
     labels = label_classes(classes, getattr(model.config, "label2id", None) or {})
     batches = ImageBatches(data, model.config.image_size, classes=labels, **source.options, **pixel_statistics(place))
-    return Counted(batches, "images")
+    return Counted(batches, "images", batches.source)
 
 
-MAKERS: dict[str, Callable[[Any, str, Source], Counted]] = {"xvlm": _pairs, "vit": _images, "dinov2": _images}
+MAKERS: dict[str, Callable[[Any, str, Source], Counted]] = {
+    "xvlm": _xvlm,
+    "blip-pretraining": _blip_pretraining,
+    "blip": _blip_transformers,
+    "vit": _images,
+    "dinov2": _images,
+}
 """``config.model_type`` -> function that makes the batches of such a model."""
 
 
-def _shapes(source: Source, size: int) -> list[tuple[np.ndarray, str]]:
-    """Draw training scenes of Shapes with a caption each."""
+def _open(source: Source, size: int) -> AnyData:
+    """Open the data, or draw training scenes of Shapes with a caption each where none were given."""
+    if source.data is not None:
+        return open_data(source.data, images=source.images)
     from multiflow.data.shapes import describe, make_scenes, render
 
     scenes = make_scenes("train", (source.batches or SHAPES_BATCHES) * source.batch_size, seed=source.seed)
-    return [(render(scene, size), describe(scene, 1)[0]) for scene in scenes]
+    return from_memory([(render(scene, size), describe(scene, 1)[0]) for scene in scenes])

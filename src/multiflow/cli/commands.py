@@ -68,8 +68,13 @@ for _command in (
     ),
     Command(
         "pretrain",
-        "Train a small X-VLM on Shapes from scratch.",
-        "multiflow pretrain runs/xvlm-shapes\nmultiflow pretrain runs/xvlm-shapes --resume",
+        "Train a small X-VLM or BLIP on Shapes from scratch.",
+        "multiflow pretrain runs/xvlm-shapes\nmultiflow pretrain runs/blip-shapes --family blip --resume",
+    ),
+    Command(
+        "digits",
+        "Write scikit-learn's handwritten digits as images, and train a small ViT on them.",
+        "multiflow digits runs/digits\nmultiflow digits runs/digits --images-only",
     ),
 ):
     COMMANDS.add(_command.name, _command)

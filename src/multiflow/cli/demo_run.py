@@ -18,12 +18,11 @@ from PIL import Image
 from torch import nn
 
 from multiflow.cli.batches import Source, open_batches
-from multiflow.cli.loading import find_tokenizer, open_model
+from multiflow.cli.loading import OWN_TOKENIZER, beside_model, fitting_tokenizer, open_model
 from multiflow.cli.progress import Step
 from multiflow.data import to_pixels
 from multiflow.data.shapes import describe, make_scenes, render
 from multiflow.errors import MultiflowError
-from multiflow.masks import Masks
 from multiflow.models.xvlm import XVLMForPretraining
 from multiflow.pipeline import calibrate, prune
 from multiflow.pruners import find_pruner
@@ -32,6 +31,8 @@ from multiflow.result import Result, mask_file, versions
 from multiflow.tasks.retrieval import RetrievalResult, evaluate_retrieval
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from multiflow.cli.demo import DemoSettings
 
 MASKS = "masks"
@@ -42,7 +43,7 @@ def measure(settings: DemoSettings, place: str, folder: Path, command: str, step
     phases: dict[str, float] = {}
     with timed(phases, "load"):
         model = open_xvlm(place, settings)
-        tokenizer = find_tokenizer(None, place)
+        tokenizer = open_tokenizer(place, settings, model.config.text["vocab_size"])
         side = model.config.image_size
     with timed(phases, "draw"):
         scenes = make_scenes("test", settings.scenes, seed=settings.seed)
@@ -52,10 +53,14 @@ def measure(settings: DemoSettings, place: str, folder: Path, command: str, step
         source = Source(None, batches=settings.batches, batch_size=settings.batch_size, seed=settings.seed)
         batches = open_batches(model, place, source)
     with timed(phases, "calibrate"):
-        needs = dict.fromkeys(name for method in settings.method for name in find_pruner(method).statistics)
+        shared = [find_pruner(method) for method in settings.method if find_pruner(method).one_pass]
+        needs = dict.fromkeys(name for pruner in shared for name in pruner.statistics)
         stats = calibrate(model, batches, statistics=list(needs), progress=step) if needs else None
     with timed(phases, "prune"):
-        results = {m: prune(model, m, settings.sparsity, stats, seed=settings.seed) for m in settings.method}
+        results = {}
+        for method in settings.method:
+            data = stats if find_pruner(method).one_pass else batches
+            results[method] = prune(model, method, settings.sparsity, data, seed=settings.seed, progress=step)
     with timed(phases, "save"):
         for method, result in results.items():
             result.save(folder / MASKS / method)
@@ -70,7 +75,7 @@ def measure(settings: DemoSettings, place: str, folder: Path, command: str, step
         dense = search(1)
         found = {}
         for done, (method, sparsity) in enumerate(cells, start=2):
-            with pruned(model, results[method].masks[sparsity]):
+            with pruned(model, results[method], sparsity):
                 found[method, sparsity] = search(done)
     rows = tuple(
         _row(method, sparsity, results[method], found[method, sparsity], folder, phases["calibrate"])
@@ -114,6 +119,19 @@ def open_xvlm(place: str, settings: DemoSettings) -> XVLMForPretraining:
     return model
 
 
+def open_tokenizer(place: str, settings: DemoSettings, vocabulary: int) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies beside the model: the demo knows no other."""
+    try:
+        if not beside_model(place, OWN_TOKENIZER):
+            raise MultiflowError(f"it has no {' or '.join(OWN_TOKENIZER)}")
+        return fitting_tokenizer(None, place, vocabulary)
+    except MultiflowError as error:
+        raise MultiflowError(
+            f"model '{settings.model}' comes without a tokenizer that fits: {str(error).split('; ')[0]}; "
+            "give a folder that 'multiflow pretrain' wrote, or leave --model out"
+        ) from error
+
+
 @contextmanager
 def timed(phases: dict[str, float], name: str) -> Iterator[None]:
     """Note the seconds that the block takes."""
@@ -123,12 +141,12 @@ def timed(phases: dict[str, float], name: str) -> Iterator[None]:
 
 
 @contextmanager
-def pruned(model: nn.Module, masks: Masks) -> Iterator[None]:
-    """Apply masks inside the block; afterwards every weight is what it was, bit for bit."""
-    weights = [weight for several in masks.find_weights(model).values() for weight in several]
+def pruned(model: nn.Module, result: Result, sparsity: float) -> Iterator[None]:
+    """Apply a result inside the block; afterwards every weight is what it was, bit for bit."""
+    weights = [weight for several in result.masks[sparsity].find_weights(model).values() for weight in several]
     originals = [weight.detach().clone() for weight in weights]
     try:
-        masks.apply_(model)
+        result.apply_(model, sparsity)
         yield
     finally:
         with torch.no_grad():
@@ -171,7 +189,7 @@ def _row(
         quality=found.reranked,
         itc=found.itc,
         hits="".join(map(str, ((found.text_ranks == 0).int() + (found.image_ranks == 0).int()).tolist())),
-        prune_seconds=result.timings["select"] + (calibration if find_pruner(method).statistics else 0.0),
+        prune_seconds=result.seconds + (calibration if result.stats is not None else 0.0),
         mask_file=file,
         mask_bytes=(folder / file).stat().st_size,
     )

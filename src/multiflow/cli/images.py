@@ -56,7 +56,12 @@ class ImageBatches:
                 any_good = True
                 yield batch
         if not any_good:
-            raise MultiflowError(f"no image of {self.data} can be read: {self.skipped}; check the files")
+            raise MultiflowError(f"none of the {self.source} can be read: {self.skipped}; check the files")
+
+    @property
+    def source(self) -> str:
+        """What images these are, in words."""
+        return f"{len(self.data)} images from {self.data.source} ({self.data.layout})"
 
     @property
     def skipped(self) -> SkipReport:

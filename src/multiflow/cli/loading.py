@@ -28,7 +28,15 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+OWN_TOKENIZER = ("tokenizer.json", "vocab.txt")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+IN_PYTHON = {
+    r"\b(family|config)=": r"--\1",
+    r"\bset (?=\w+=)": "--set ",
+    r" or leave the layer out with Adapter\(exclude=\.\.\.\)": "",
+}
+"""What errors say to users of Python -> what they say on the command line."""
 
 
 def bundled_models() -> dict[str, Path]:
@@ -54,12 +62,23 @@ def open_model(
 ) -> nn.Module:
     """Load MODEL, which `find_model` has resolved, in a dtype on a device, without a word from transformers."""
     place, kind = find_device(device), find_dtype(dtype)
-    try:
-        with quiet_transformers():
-            model = load_model(source, family=family, config=config)
-    except MultiflowError as error:  # name what is an argument in Python as the option that it is here
-        raise MultiflowError(re.sub(r"\b(family|config)=", r"--\1", str(error))) from error
+    with naming_options(), quiet_transformers():
+        model = load_model(source, family=family, config=config)
     return model.to(device=place, dtype=kind)
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Let errors name what is an argument in Python as the option that it is here."""
+    try:
+        yield
+    except MultiflowError as error:
+        said = str(error)
+        for python, here in IN_PYTHON.items():
+            said = re.sub(python, here, said)
+        if said == str(error):
+            raise
+        raise MultiflowError(said) from error
 
 
 def find_device(name: str) -> torch.device:
@@ -86,9 +105,20 @@ def find_dtype(name: str) -> torch.dtype | None:
 
 def find_tokenizer(given: str | None, source: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer that was given, the one in the model's own folder, or ``bert-base-uncased``."""
-    own = given is None and beside_model(source, ("tokenizer.json", "vocab.txt"))
+    own = given is None and beside_model(source, OWN_TOKENIZER)
     with quiet_transformers():
         return load_tokenizer(given or (source if own else DEFAULT_TOKENIZER))
+
+
+def fitting_tokenizer(given: str | None, source: str, vocabulary: int) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as `find_tokenizer` does; one with more tokens than the model embeds is another model's."""
+    tokenizer = find_tokenizer(given, source)
+    if len(tokenizer) > vocabulary:
+        raise MultiflowError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {vocabulary}; "
+            "give the tokenizer that belongs to the model with --tokenizer DIR_OR_ID"
+        )
+    return tokenizer
 
 
 def beside_model(source: str, names: tuple[str, ...]) -> list[Path]:

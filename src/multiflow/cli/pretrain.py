@@ -1,10 +1,12 @@
-"""``multiflow pretrain``: a small X-VLM on Shapes, from random weights."""
+"""``multiflow pretrain``: a small X-VLM or BLIP on Shapes, from random weights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional
@@ -44,13 +46,18 @@ def pretrain(settings: PretrainSettings) -> None:
 def check(training: task.PretrainSettings) -> None:
     """Check all that can be checked before the output folder is touched."""
     find_device(training.device)
+    check_values(training, MAY_BE_ZERO)
+    task.shapes_model(training, len(task.shapes_tokenizer(training.family)))  # sizes that do not fit are an error
+
+
+def check_values(training: Any, may_be_zero: Sequence[str] = ("seed",)) -> None:
+    """Check that the numbers among the settings of a training are finite and large enough."""
     for entry in fields(training):
         value = getattr(training, entry.name)
         if isinstance(entry.default, float):
             wrong, expected = not 0 <= value < math.inf, "a number of at least 0"
         else:
-            least = 0 if entry.name in MAY_BE_ZERO else 1
+            least = 0 if entry.name in may_be_zero else 1
             wrong, expected = isinstance(value, int) and value < least, f"at least {least}"
         if wrong:
             raise MultiflowError(f"--{entry.name.replace('_', '-')} {value} was given; expected {expected}")
-    task.shapes_model(training, len(task.shapes_tokenizer()))  # sizes that do not go together are an error

@@ -16,7 +16,7 @@ from multiflow.adapters import adapter_for
 from multiflow.allocation import ALLOCATIONS, find_allocation
 from multiflow.calibration import Checkpoint
 from multiflow.cli.batches import Source, open_batches
-from multiflow.cli.loading import bundled_models, find_device, find_dtype, find_model, open_model
+from multiflow.cli.loading import bundled_models, find_device, find_dtype, find_model, naming_options, open_model
 from multiflow.cli.progress import step_progress
 from multiflow.cli.runs import CHECKPOINT_FILE, identity, run_folder
 from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, parse_hyper
@@ -25,7 +25,7 @@ from multiflow.errors import MultiflowError
 from multiflow.files import plain, write_atomically
 from multiflow.masks import hash_weight
 from multiflow.pruners import Pruner, find_pruner
-from multiflow.result import RESULT_FILE, Result, mask_file
+from multiflow.result import RESULT_FILE, Result
 from multiflow.types import parse_pattern
 
 FREE_TO_CHANGE = ("out", "checkpoint_every", "resume", "device")  # these do not alter the masks
@@ -37,8 +37,8 @@ class PruneSettings:
 
     Args:
         model: a Hugging Face id or folder, a checkpoint file of an original release, or a bundled model (xvlm-shapes)
-        data: images with captions, a file or folder (multiflow show data DIR); not needed by data-free methods, and
-            xvlm-shapes makes scenes of Shapes where none are given
+        data: images with captions, or images for an image classifier: a file or folder (multiflow show data DIR); not
+            needed by data-free methods, and a bundled model makes scenes of Shapes where none are given
         method: a name of 'multiflow show pruners'
         sparsity: shares of the weights to drop, in [0, 1)
         pattern: unstructured, per-row or N:M such as 2:4
@@ -91,13 +91,13 @@ def prune(settings: PruneSettings) -> None:
     with run_folder(out, what, resume=settings.resume):
         model, hashes = load(settings, place)
         batches = None
-        if pruner.statistics:
+        if pruner.needs_data:
             source = Source(
                 settings.data, settings.images, settings.tokenizer, settings.batches, settings.batch_size, settings.seed
             )
             batches = open_batches(model, place, source)
         every = settings.checkpoint_every
-        with step_progress() as step:
+        with naming_options(), step_progress() as step:
             result = pipeline.prune(
                 model,
                 pruner.name,
@@ -136,9 +136,9 @@ def check(settings: PruneSettings) -> tuple[Pruner, dict[str, Any]]:
     find_dtype(settings.dtype)
     if settings.checkpoint_every < 0:
         raise MultiflowError(f"--checkpoint-every {settings.checkpoint_every} was given; expected 0 (none) or more")
-    if pruner.statistics and settings.data is None and settings.model not in bundled_models():
+    if pruner.needs_data and settings.data is None and settings.model not in bundled_models():
         raise MultiflowError(
-            f"method '{pruner.name}' needs images with captions and no data were given; name them with --data SOURCE"
+            f"method '{pruner.name}' needs calibration data and none were given; name some with --data SOURCE"
         )
     return pruner, hyper
 
@@ -153,7 +153,6 @@ def run_settings(settings: PruneSettings) -> dict[str, Any]:
 
 
 def save(result: Result, out: Path, extra: Mapping[str, Any]) -> None:
-    """Write the masks, and ``result.json`` when they are all there."""
-    for sparsity, masks in result.masks.items():
-        masks.save(out / mask_file(sparsity))
+    """Write masks and changed weights, and ``result.json`` when they are all there."""
+    result.save_tensors(out)
     write_atomically(out / RESULT_FILE, json.dumps({**result.summary(), **extra}, indent=2, default=plain) + "\n")

@@ -21,6 +21,7 @@ from multiflow.result import RESULT_FILE
 
 RUN_FILE = "run.json"
 CHECKPOINT_FILE = "calibration.safetensors"
+CHECKPOINTS = "calibration*.safetensors"  # methods in steps have one for each sparsity
 
 
 def identity(settings: Mapping[str, Any]) -> str:
@@ -55,7 +56,7 @@ def run_folder(path: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
     try:
         yield path
     except BaseException as error:
-        if not going_on and not (path / CHECKPOINT_FILE).exists():
+        if not going_on and not any(path.glob(CHECKPOINTS)):
             remove_made(path, there_before)
         elif isinstance(error, KeyboardInterrupt):
             say(f"'{path}' keeps what has been done; go on with the same command and --resume")

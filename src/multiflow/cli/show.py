@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
+from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow import tasks
@@ -35,10 +36,12 @@ class ShowSettings:
     Args:
         what: pruners | models | tasks | MODEL | MASK_FILE | MASK_FILE MASK_FILE (how far two agree) | RUN_DIR |
             data DIR
+        model: of mask files of the original release, the model that they are for: it knows the groups of the layers
         images: of a data set, the folder of the images that it names
     """
 
     what: Positional[tuple[str, ...]]
+    model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     family: Family = None
     config: Config = None
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
@@ -52,9 +55,9 @@ def show(settings: ShowSettings) -> None:
         case ["data", source]:
             show_data(source, settings.images)
         case [first, second]:
-            compare_masks(first, second)
+            compare_masks(first, second, mask_model(settings))
         case [source] if is_mask_file(source):
-            show_masks(source)
+            show_masks(source, mask_model(settings))
         case [source] if find_run(source):
             show_run(Path(source))
         case [source]:
@@ -64,6 +67,13 @@ def show(settings: ShowSettings) -> None:
             show_model(open_model(place, settings.family, settings.config), source)
         case given:
             raise MultiflowError(f"'multiflow show' got {len(given)} names; expected {WHAT}")
+
+
+def mask_model(settings: ShowSettings) -> nn.Module | None:
+    """Load the model that masks are for, where one is named."""
+    if settings.model is None:
+        return None
+    return open_model(find_model(settings.model), settings.family, settings.config)
 
 
 def list_pruners() -> object:

@@ -6,16 +6,20 @@ from pathlib import Path
 
 from rich.text import Text
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from multiflow.cli.console import megabytes, percent, show, table
-from multiflow.masks import Masks, compare, total
+from multiflow.cli.masks import open_masks, open_two_masks
+from multiflow.masks import compare, is_original, total
 
 BAR = 20
 
 
 def is_mask_file(source: str) -> bool:
-    """Whether a path leads to a safetensors file with masks (a model's checkpoint may be such a file as well)."""
+    """Whether a path leads to a file with masks (a model's checkpoint may be a safetensors or torch file as well)."""
     path = Path(source)
+    if is_original(path):
+        return True
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:
@@ -25,9 +29,9 @@ def is_mask_file(source: str) -> bool:
         return path.name.startswith("mask")  # a damaged one: reading it says what is wrong
 
 
-def show_masks(source: str) -> None:
+def show_masks(source: str, model: nn.Module | None = None) -> None:
     """Print the sparsity of every layer and group of a mask file, and how the masks were made."""
-    masks = Masks.load(source)
+    masks = open_masks(source, model)
     rows = [
         (
             name,
@@ -51,12 +55,14 @@ def show_masks(source: str) -> None:
     ]
     show(table("", ["group", "dropped", "weights", "sparsity", ""], cells))
     settings = [(name, plain(value)) for name, value in masks.settings.items()]
-    show(table("", ["setting", "value"], [*settings, ("file", megabytes(Path(source).stat().st_size))]))
+    settings.append(("format", "of the original release" if is_original(Path(source)) else "of this library"))
+    settings.append(("file", megabytes(Path(source).stat().st_size)))
+    show(table("", ["setting", "value"], settings))
 
 
-def compare_masks(first: str, second: str) -> None:
+def compare_masks(first: str, second: str, model: nn.Module | None = None) -> None:
     """Print how far two mask files agree, layer by layer and group by group."""
-    one, other = Masks.load(first), Masks.load(second)
+    one, other = open_two_masks(first, second, model)
     layers = compare(one, other)
     groups = {group: total([layers[x.name] for x in of]) for group, of in one.layout.groups.items()}
     everything = {**groups, "in all": total(list(layers.values()))}

@@ -5,9 +5,11 @@ from multiflow.data.base import BrokenItem, Dataset, Mixed, Pair, Question, Regi
 from multiflow.data.batches import Batches
 from multiflow.data.collate import clip_box, collate_pairs, collate_regions
 from multiflow.data.images import CLIP_MEAN, CLIP_STD, VIT_MEAN, VIT_STD, to_pixels
+from multiflow.data.join import join, whole_images
 from multiflow.data.masking import mask_tokens
 from multiflow.data.source import open_data
 from multiflow.data.text import build_word_tokenizer, encode_texts, load_tokenizer
+from multiflow.data.vqa import answer_list, answer_weights
 
 __all__ = [
     "CLIP_MEAN",
@@ -25,13 +27,17 @@ __all__ = [
     "RegionItem",
     "Skip",
     "SkipReport",
+    "answer_list",
+    "answer_weights",
     "build_word_tokenizer",
     "clip_box",
     "collate_pairs",
     "collate_regions",
     "encode_texts",
+    "join",
     "load_tokenizer",
     "mask_tokens",
     "open_data",
     "to_pixels",
+    "whole_images",
 ]

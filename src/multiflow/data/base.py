@@ -113,6 +113,7 @@ class Dataset(Generic[Item]):
         size: number of items.
         read: gives item i, or raises `BrokenItem`.
         texts: for regions, how many texts each item has (items,).
+        answers: for questions, the answers of each item.
         skipped: parts of the source that could not be indexed.
     """
 
@@ -122,6 +123,7 @@ class Dataset(Generic[Item]):
     size: int
     read: Callable[[int], Item]
     texts: np.ndarray | None = None
+    answers: Sequence[tuple[str, ...]] | None = None
     skipped: tuple[Skip, ...] = ()
 
     def __len__(self) -> int:
@@ -141,10 +143,13 @@ class Dataset(Generic[Item]):
 
 @dataclass(frozen=True)
 class Mixed:
-    """General pairs and regions side by side: every batch holds some of both, as in X-VLM's pretraining."""
+    """General pairs and regions side by side: every batch holds some of both, as in X-VLM's pretraining.
+
+    Where a model knows no regions, `regions` holds whole images with the texts of their regions (`whole_images`).
+    """
 
     pairs: Dataset[Pair]
-    regions: Dataset[RegionItem]
+    regions: Dataset[RegionItem] | Dataset[Pair]
 
     @property
     def skipped(self) -> tuple[Skip, ...]:

@@ -66,8 +66,11 @@ class Batches:
             object.__setattr__(self, "data", from_memory(self.data))
         if isinstance(self.data, Dataset) and self.data.kind == "questions":
             raise MultiflowError(f"{self.data} were given; batches are made of image-caption pairs or regions")
-        if self._regions is not None and self.inputs.patch_size is None:
-            raise MultiflowError(f"{self._regions} were given without a patch size; set patch_size in Inputs")
+        if self._regions is not None and self._regions.kind == "regions" and self.inputs.patch_size is None:
+            raise MultiflowError(
+                f"{self._regions} were given without a patch size; set patch_size in Inputs, "
+                "or take them as whole images with whole_images(data)"
+            )
 
     def __len__(self) -> int:
         return max(0, min(self._in_epoch, self.limit or self._in_epoch) - self.start)
@@ -118,22 +121,28 @@ class Batches:
         position = self.epoch * self._in_epoch + number
         try:
             if self._pairs is None:
-                return assemble_regions(*self._regions_of(position), self.inputs, position)
+                return self._make_regions(position)
             order = item_order(len(self._pairs), self.seed, self.epoch, Stream.ORDER, self.shuffle)
             chosen = order[number * self.batch_size : (number + 1) * self.batch_size].tolist()
             made = assemble_pairs(self._pairs, chosen, self.inputs, self.seed, position)
             if self._regions is None:
                 return made
-            more = assemble_regions(*self._regions_of(position), self.inputs, position)
+            more = self._make_regions(position)
         except MultiflowError as error:
             return Made(None, 0, error=str(error))
         both = {**made.batch, "region": more.batch} if made.batch and more.batch else made.batch
         return Made(both, made.seen + more.seen, made.skips + more.skips)
 
-    def _regions_of(self, position: int) -> tuple[Dataset[RegionItem], RegionPlan, int, int]:
-        """Return the arguments that say which region batch stands at a position of the run."""
-        assert self._regions is not None
-        return self._regions, self._plan, *divmod(position, self._plan.batches)
+    def _make_regions(self, position: int) -> Made:
+        """Make the region batch at a position of the run; of whole images where those stand in for regions."""
+        regions: Any = self._regions
+        if regions.kind == "regions":
+            return assemble_regions(regions, self._plan, *divmod(position, self._plan.batches), self.inputs, position)
+        size = self.region_batch_size or self.batch_size
+        epoch, number = divmod(position, math.ceil(len(regions) / size))
+        order = item_order(len(regions), self.seed, epoch, Stream.REGION_ORDER, self.shuffle)
+        chosen = order[number * size : (number + 1) * size].tolist()
+        return assemble_pairs(regions, chosen, self.inputs, self.seed, position, of_regions=True)
 
     @property
     def _pairs(self) -> Dataset[Pair] | None:
@@ -141,7 +150,7 @@ class Batches:
         return data.pairs if isinstance(data, Mixed) else data if data.kind == "pairs" else None
 
     @property
-    def _regions(self) -> Dataset[RegionItem] | None:
+    def _regions(self) -> Dataset[RegionItem] | Dataset[Pair] | None:
         data: Any = self.data
         return data.regions if isinstance(data, Mixed) else data if data.kind == "regions" else None
 

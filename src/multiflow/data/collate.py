@@ -33,6 +33,7 @@ def collate_pairs(
     position: int = 0,
     mlm: bool = True,
     max_length: int = 40,
+    end: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Return a batch of image-text pairs.
 
@@ -46,7 +47,8 @@ def collate_pairs(
         seed: seed of the run; with `position` it decides which tokens are hidden.
         position: number of the batch in the run.
         mlm: whether to add the ``mlm_*`` entries.
-        max_length: tokens at most, [CLS] counted.
+        max_length: tokens at most, [CLS] and [SEP] counted.
+        end: whether each text ends with [SEP], as BLIP's do.
 
     Returns:
         ``pixel_values`` (B, 3, H, H) float32; ``input_ids``, ``attention_mask``, ``mlm_input_ids`` (B, L) int64;
@@ -59,7 +61,7 @@ def collate_pairs(
     if not len(images):
         raise MultiflowError("an empty batch was given; expected at least one image with its caption")
     batch = {"pixel_values": to_pixels(images, image_size, mean, std)}
-    batch |= _texts(captions, tokenizer, seed, position, Stream.MLM, mlm, max_length)
+    batch |= _texts(captions, tokenizer, seed, position, Stream.MLM, mlm, max_length, end)
     return _tensors(batch)
 
 
@@ -76,6 +78,7 @@ def collate_regions(
     position: int = 0,
     mlm: bool = True,
     max_length: int = 40,
+    end: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Return a region batch: T texts over fewer images, each with the patches and the box it describes.
 
@@ -84,7 +87,7 @@ def collate_regions(
         regions: for each image its (caption, box) pairs, at least one; the box is (x, y, width, height) in pixels of
             the image as given, or None when the text describes the whole image. Boxes are clipped to the image.
         patch_size: height and width of a patch of the model in pixels.
-        tokenizer, image_size, mean, std, seed, position, mlm, max_length: as in `collate_pairs`.
+        tokenizer, image_size, mean, std, seed, position, mlm, max_length, end: as in `collate_pairs`.
 
     Returns:
         ``pixel_values`` (B, 3, H, H); ``image_index`` (T,) int64; ``input_ids``, ``attention_mask`` and ``mlm_*`` over
@@ -109,7 +112,9 @@ def collate_regions(
         "boxes": boxes.astype(np.float32),
         "is_image": np.array([box is None for _, _, box in flat], np.int64),
     }
-    batch |= _texts([caption for _, caption, _ in flat], tokenizer, seed, position, Stream.REGION_MLM, mlm, max_length)
+    batch |= _texts(
+        [caption for _, caption, _ in flat], tokenizer, seed, position, Stream.REGION_MLM, mlm, max_length, end
+    )
     return _tensors(batch)
 
 
@@ -161,8 +166,9 @@ def _texts(
     stream: Stream,
     mlm: bool,
     max_length: int,
+    end: bool,
 ) -> dict[str, np.ndarray]:
-    ids, attention = encode_texts(tokenizer, texts, max_length=max_length)
+    ids, attention = encode_texts(tokenizer, texts, max_length=max_length, end=end)
     hidden = mask_tokens(ids, attention, tokenizer, seed=seed, position=position, stream=stream) if mlm else {}
     return {"input_ids": ids, "attention_mask": attention, **hidden}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from multiflow.data.images import UNREADABLE
 from multiflow.errors import MultiflowError, did_you_mean
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|validation|val|test-dev|test)(?![a-z])")
 
 
 def read_json(path: Path) -> Any:
@@ -145,6 +147,16 @@ def image_files(folder: Path) -> list[str]:
     """Return the names of the image files in a folder, sorted."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if is_image(entry.name) and entry.is_file())
+
+
+def split_in_name(path: Path) -> str | None:
+    """Return the split that a file name tells, such as ``val`` from ``coco_karpathy_val.json``.
+
+    >>> split_in_name(Path("v2_OpenEnded_mscoco_train2014_questions.json"))
+    'train'
+    """
+    match = SPLIT_IN_NAME.search(path.stem.lower())
+    return {"validation": "val"}.get(match[0], match[0]) if match else None
 
 
 class NoSuchSplit(MultiflowError):

@@ -10,21 +10,25 @@ from typing import Any
 import numpy as np
 
 from multiflow.data.base import Box, Dataset, Region, RegionItem, Skip
-from multiflow.data.files import field, image_files, load_image, locate, texts_of
+from multiflow.data.files import field, image_files, load_image, locate, read_json, texts_of
 from multiflow.errors import MultiflowError
 
-Records = list[tuple[str, tuple[Region, ...]]]
-"""(path of the image, its regions), in file order."""
+Size = tuple[int, int]
+Records = list[tuple[str, tuple[Region, ...], Size | None]]
+"""(path of the image, its regions, width and height that their boxes refer to if not the file's), in file order."""
 
+NO_FILE = "no such image file"
 VG_FOLDERS = ("images", "VG_100K", "VG_100K_2", "images/VG_100K", "images/VG_100K_2", "")
 
 
 def open_visual_genome(content: list[Any], path: Path, images: Path | None) -> Dataset[RegionItem]:
     """Read ``region_descriptions.json``: ``[{id, regions: [{x, y, width, height, phrase}]}]``.
 
-    Images are ``ID.jpg`` (or another suffix) in the folders of the original release or in ``images``.
+    Images are ``ID.jpg`` (or another suffix) in the folders of the original release or in ``images``. Where
+    ``image_data.json`` lies beside the file, boxes are scaled to images that were stored smaller than released.
     """
     files = _visual_genome_images(images or path.parent)
+    sizes = _released_sizes(path.with_name("image_data.json"))
     records: Records = []
     skipped = []
     for i, record in enumerate(content):
@@ -34,17 +38,20 @@ def open_visual_genome(content: list[Any], path: Path, images: Path | None) -> D
         for j, region in enumerate(listed):
             part = f"region {j} of {where}"
             texts = texts_of(field(region, "phrase", str, part), part)
+            box = [field(region, name, (int, float), part) for name in ("x", "y", "width", "height")]
             if texts:
-                box = [field(region, name, (int, float), part) for name in ("x", "y", "width", "height")]
                 regions.append(Region(texts, _box(box, part)))
+            else:
+                skipped.append(Skip(f"{record.get('id', i)}, region {j}", "no caption"))
         image_id = str(record["id"] if "id" in record else field(listed[0], "image_id", int, where) if listed else i)
         if image_id not in files:
-            skipped.append(Skip(image_id, "no such image file"))
+            skipped.append(Skip(image_id, NO_FILE))
         elif regions:
-            records.append((files[image_id], tuple(regions)))
-    if not records and skipped:
+            records.append((files[image_id], tuple(regions), sizes.get(image_id)))
+    lost = [skip.key for skip in skipped if skip.reason == NO_FILE]
+    if not records and lost:
         raise MultiflowError(
-            f"none of the {len(skipped)} images of '{path}' were found, such as {skipped[0].key}.jpg; looked in "
+            f"none of the {len(lost)} images of '{path}' were found, such as {lost[0]}.jpg; looked in "
             f"'{images or path.parent}' and its {', '.join(VG_FOLDERS[:3])}; give their folder with images=, --images"
         )
     return _dataset("Visual Genome regions", path, records, tuple(skipped))
@@ -57,6 +64,7 @@ def open_region_list(content: list[Any], path: Path, images: Path | None) -> Dat
     entry describes the whole image.
     """
     records: Records = []
+    skipped = []
     for i, record in enumerate(content):
         where = f"entry {i} of '{path}'"
         name = field(record, "image", str, where)
@@ -68,27 +76,48 @@ def open_region_list(content: list[Any], path: Path, images: Path | None) -> Dat
             attributes = texts_of(element["attributes"], part) if element.get("attributes") else ()
             if attributes:
                 texts = tuple(f"{attribute} {text}" for attribute in attributes for text in texts)
+            box = _box(field(element, "bb", list, part), part)
             if texts:
-                regions.append(Region(texts, _box(field(element, "bb", list, part), part)))
+                regions.append(Region(texts, box))
+            else:
+                skipped.append(Skip(f"{name}, element {j}", "no caption"))
         if regions:
-            records.append((name, tuple(regions)))
+            records.append((name, tuple(regions), None))
     if records:
-        paths = locate([[name for name, _ in records]], path.parent, images, f"'{path}'")
-        records = [(place, regions) for place, (_, regions) in zip(paths, records, strict=True)]
-    return _dataset("X-VLM region list", path, records, ())
+        paths = locate([[name for name, _, _ in records]], path.parent, images, f"'{path}'")
+        records = [(place, listed, None) for place, (_, listed, _) in zip(paths, records, strict=True)]
+    return _dataset("X-VLM region list", path, records, tuple(skipped))
 
 
 def _dataset(layout: str, path: Path, records: Records, skipped: tuple[Skip, ...]) -> Dataset[RegionItem]:
     if not records:
         raise MultiflowError(f"captions are missing: no image in '{path}' has a region with a caption")
-    counts = np.array([len(regions) for _, regions in records], np.int64)
-    return Dataset("regions", layout, str(path), len(records), partial(_read, records), counts, skipped)
+    counts = np.array([len(regions) for _, regions, _ in records], np.int64)
+    return Dataset("regions", layout, str(path), len(records), partial(_read, records), counts, skipped=skipped)
 
 
 def _read(records: Records, index: int) -> RegionItem:
-    path, regions = records[index]
+    path, regions, size = records[index]
     key = os.path.basename(path)
-    return RegionItem(load_image(path, key), regions, key)
+    image = load_image(path, key)
+    if size is not None and size != image.size:
+        x, y = image.width / size[0], image.height / size[1]
+        regions = tuple(Region(texts, _scaled(box, x, y)) for texts, box in regions)
+    return RegionItem(image, regions, key)
+
+
+def _scaled(box: Box | None, x: float, y: float) -> Box | None:
+    return None if box is None else (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+
+
+def _released_sizes(path: Path) -> dict[str, Size]:
+    """Return image id -> (width, height) from ``image_data.json``; nothing where there is no such file."""
+    sizes = {}
+    for i, record in enumerate(read_json(path) if path.is_file() else []):
+        width, height = (field(record, name, int, f"entry {i} of '{path}'") for name in ("width", "height"))
+        if width > 0 and height > 0:  # the first release calls the number of an image "id"
+            sizes[str(record.get("image_id", record.get("id")))] = (width, height)
+    return sizes
 
 
 def _box(values: list[Any], where: str) -> Box:

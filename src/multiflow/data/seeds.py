@@ -19,6 +19,8 @@ class Stream(IntEnum):
     REGION_MLM = 5
     REGION_ORDER = 6
     REGION_CAPTION = 7
+    AUGMENT = 8
+    REGION_AUGMENT = 9
 
 
 def random_at(seed: int, stream: Stream, position: int) -> np.random.Generator:

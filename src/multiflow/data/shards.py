@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +61,13 @@ def _samples(path: Path, skipped: list[Skip]) -> Iterator[tuple[str, dict[str, t
             members = {}
         key = stem
         members[suffix.lower()] = place
-    if members:
+    cut = bool(skipped) and skipped[-1].key == path.name  # the sample at a cut may lack files: no skip of its own
+    if members and (_is_whole(members) or not cut):
         yield key, members
+
+
+def _is_whole(members: Mapping[str, Any]) -> bool:
+    return not IMAGE_SUFFIXES.isdisjoint(members) and (".txt" in members or ".json" in members)
 
 
 def _members(path: Path, skipped: list[Skip]) -> Iterator[tuple[str, tuple[int, int]]]:

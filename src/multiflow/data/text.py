@@ -1,4 +1,4 @@
-"""Tokenizers and X-VLM's token form: [CLS] and the words, no [SEP], padded to the longest text of the batch."""
+"""Tokenizers and the token form of batches: [CLS] and the words, for BLIP also [SEP], padded to the longest text."""
 
 from __future__ import annotations
 
@@ -87,17 +87,22 @@ def build_word_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int = 40
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int = 40, end: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return token ids and attention mask, both (texts, longest) int64, in X-VLM's form.
+    """Return token ids and attention mask, both (texts, longest) int64.
 
     Args:
         tokenizer: any tokenizer with a [CLS] and a [PAD] token.
         texts: the captions.
-        max_length: tokens at most, [CLS] counted.
+        max_length: tokens at most, [CLS] and [SEP] counted.
+        end: whether each text ends with [SEP], as BLIP's do.
     """
-    if max_length < 2:
-        raise MultiflowError(f"max_length {max_length} was given; expected at least 2: [CLS] and one token")
+    around = 2 if end else 1
+    if max_length <= around:
+        raise MultiflowError(
+            f"max_length {max_length} was given; expected at least {around + 1}: [CLS]{', [SEP]' if end else ''} "
+            "and one token"
+        )
     wrong = next((text for text in texts if not isinstance(text, str)), None)
     if wrong is not None:
         raise MultiflowError(f"a caption is {wrong!r} ({type(wrong).__name__}); expected a string")
@@ -105,10 +110,12 @@ def encode_texts(
         list(texts),
         add_special_tokens=False,
         truncation=True,
-        max_length=max_length - 1,
+        max_length=max_length - around,
         return_attention_mask=False,
         return_token_type_ids=False,
     )["input_ids"] if len(texts) else []  # fmt: skip
+    if end:
+        words = [[*ids, tokenizer.sep_token_id] for ids in words]
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     attention = np.arange(1 + lengths.max(initial=0)) < 1 + lengths[:, None]
     ids = np.full(attention.shape, tokenizer.pad_token_id, np.int64)

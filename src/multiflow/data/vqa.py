@@ -1,19 +1,26 @@
-"""Questions about images: VQA v2's own files, and plain lists of questions."""
+"""Questions about images: VQA v2's own files, and the prepared lists of X-VLM and BLIP."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from multiflow.data.base import Dataset, Question
+from multiflow.data.base import Dataset, Question, Skip
 from multiflow.data.files import field, load_image, locate, read_json, texts_of
 from multiflow.errors import MultiflowError
 
 Records = list[tuple[str, tuple[str, ...], str]]
 """(question, answers, key), in file order."""
+
+LIST = "question list of X-VLM or BLIP"
+MOST_ANSWERS = 3128  # as many as the published list of candidates has
+FOLDERS = {"vg": ("visual_genome", "vg"), "vqa": ("coco", "coco/images", "vqa")}
+"""Value of ``dataset`` in a prepared list -> the folders in which its images may lie, beside or under the given one."""
 
 
 def open_vqa(content: dict[str, Any], path: Path, images: Path | None) -> Dataset[Question]:
@@ -22,7 +29,7 @@ def open_vqa(content: dict[str, Any], path: Path, images: Path | None) -> Datase
     Without annotations (a test split) the questions have no answers.
     """
     answers = _answers(path)
-    subset = content.get("data_subtype") or _subset(path)
+    subset = (content.get("data_subtype") or _subset(path)).replace("test-dev", "test")  # a part of the test images
     asked = []
     for i, record in enumerate(field(content, "questions", list, f"'{path}'")):
         where = f"question {i} of '{path}'"
@@ -40,25 +47,69 @@ def open_vqa(content: dict[str, Any], path: Path, images: Path | None) -> Datase
         for manner in (f"{subset}/{coco}", coco, "{:0>12}.jpg", "{}.jpg", "{}.png")
     ]
     records = [(text, (answers or {}).get(key, ()), key) for _, text, key in asked]
-    return _dataset("VQA v2 questions", path, images, records, manners)
+    return _dataset("VQA v2 questions", path, records, locate(manners, path.parent, images, f"'{path}'"))
 
 
 def open_question_list(content: list[Any], path: Path, images: Path | None) -> Dataset[Question]:
-    """Read a plain list ``[{image, question, answer?, question_id?}]``; the answer is a text or a list of texts."""
+    """Read a prepared list ``[{image, question, answer?, question_id?, dataset?}]``.
+
+    The answer is a text or a list of texts. ``dataset`` ("vqa" or "vg") tells which folder an image name belongs to.
+    """
     records: Records = []
-    names = []
+    names: list[tuple[str, str]] = []
     for i, record in enumerate(content):
         where = f"entry {i} of '{path}'"
         answers = texts_of(record["answer"], where) if "answer" in record else ()
-        names.append(field(record, "image", str, where))
+        names.append((field(record, "image", str, where), str(record.get("dataset", ""))))
         records.append((field(record, "question", str, where), answers, str(record.get("question_id", i))))
-    return _dataset("plain question list", path, images, records, [names])
+    paths = [""] * len(names)
+    for kind in dict.fromkeys(kind for _, kind in names):
+        of_kind = [i for i, (_, other) in enumerate(names) if other == kind]
+        manners = [[os.path.join(folder, names[i][0]) for i in of_kind] for folder in ("", *FOLDERS.get(kind, ()))]
+        for i, place in zip(of_kind, locate(manners, path.parent, images, f"'{path}'"), strict=True):
+            paths[i] = place
+    return _dataset(LIST, path, records, paths)
+
+
+def answer_weights(answers: Sequence[str]) -> dict[str, float]:
+    """Return each answer with the share of people who gave it.
+
+    >>> answer_weights(["yes", "yes", "no", "yes"])
+    {'yes': 0.75, 'no': 0.25}
+    """
+    return {answer: count / len(answers) for answer, count in Counter(answers).items()}
+
+
+def answer_list(data: Dataset[Question], path: str | Path | None = None, most: int = MOST_ANSWERS) -> list[str]:
+    """Return the candidates that a model ranks to answer a question.
+
+    Args:
+        data: training questions with their answers.
+        path: ``answer_list.json``; None = the one beside the questions or, where there is none, the answers in `data`.
+        most: answers taken from `data`: those given most often, counted in shares of a question.
+
+    Errors: MultiflowError if there are no answers, or the file holds no list of texts.
+    """
+    beside = [Path(source) for source in data.source.split(" + ")] if path is None else []
+    files = [Path(path)] if path is not None else [place.with_name("answer_list.json") for place in beside]
+    for file in files:
+        if path is not None or file.is_file():
+            answers = list(dict.fromkeys(texts_of(read_json(file), f"'{file}'")))
+            break
+    else:
+        shares: Counter[str] = Counter()
+        for given in data.answers or ():
+            shares.update(answer_weights(given))
+        answers = [answer for answer, _ in shares.most_common(most)]
+    if not answers:
+        raise MultiflowError(f"{data} have no answers; give the candidates in a file answer_list.json beside them")
+    return answers
 
 
 def _answers(path: Path) -> dict[str, tuple[str, ...]] | None:
     """Return question id -> the answers people gave, or None when there is no file of annotations."""
     beside = _annotations(path)
-    if not beside.is_file():
+    if beside == path or not beside.is_file():
         return None
     answers = {}
     for i, record in enumerate(field(read_json(beside), "annotations", list, f"'{beside}'")):
@@ -78,13 +129,16 @@ def _subset(path: Path) -> str:
     return match[1] if match else "train2014"
 
 
-def _dataset(
-    layout: str, path: Path, images: Path | None, records: Records, manners: list[list[str]]
-) -> Dataset[Question]:
-    if not records:
+def _dataset(layout: str, path: Path, records: Records, paths: list[str]) -> Dataset[Question]:
+    """Make the data set; entries whose question is blank are noted as skipped."""
+    good = [i for i, (question, _, _) in enumerate(records) if question.strip()]
+    if not good:
         raise MultiflowError(f"'{path}' holds no questions")
-    paths = locate(manners, path.parent, images, f"'{path}'")
-    return Dataset("questions", layout, str(path), len(records), partial(_read, paths, records))
+    skipped = tuple(Skip(key, "no question") for question, _, key in records if not question.strip())
+    records, paths = [records[i] for i in good], [paths[i] for i in good]
+    answers = tuple(given for _, given, _ in records)
+    read = partial(_read, paths, records)
+    return Dataset("questions", layout, str(path), len(records), read, answers=answers, skipped=skipped)
 
 
 def _read(paths: list[str], records: Records, index: int) -> Question:

@@ -2,7 +2,8 @@
 
 from multiflow.masks.compare import Agreement, by_group, compare, total
 from multiflow.masks.keep import keep_sparse
-from multiflow.masks.masks import Masks, hash_weight, pack
+from multiflow.masks.masks import Masks, hash_weight, pack, unpack
+from multiflow.masks.original import is_original
 from multiflow.masks.select import select
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "by_group",
     "compare",
     "hash_weight",
+    "is_original",
     "keep_sparse",
     "pack",
     "select",
     "total",
+    "unpack",
 ]

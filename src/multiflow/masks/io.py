@@ -1,8 +1,9 @@
-"""Mask files: safetensors, one bit a weight.
+"""Mask files of our own: safetensors, one bit a weight.
 
 Each layer is one uint8 tensor of packed bits under its name. The metadata hold, as JSON under ``multiflow``: the
 format version, the library version, the layers (name, shape, group, stream, aliases), the hash of each weight, the
-settings, and a checksum of all of these and the packed bytes, so that an altered file is found out.
+settings, the layers' names in the original release where they are known, and a checksum of all of these and the packed
+bytes, so that an altered file is found out.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def save(masks: Masks, path: Path) -> Path:
         "layers": [asdict(layer) for layer in masks.layout.layers],
         "weights": dict(masks.weights),
         "settings": json.loads(json.dumps(dict(masks.settings), default=plain)),
+        "names": dict(masks.names),
     }
     header["checksum"] = _checksum(header, masks.packed)
     data = to_bytes({name: masks.packed[name] for name in masks}, metadata={"multiflow": json.dumps(header)})
@@ -42,7 +44,9 @@ def save(masks: Masks, path: Path) -> Path:
 def load(path: Path) -> Masks:
     """Read masks from a file, checking every size and the checksum."""
     if not path.is_file():
-        raise MultiflowError(f"no mask file at '{path}'; expected a .safetensors file that masks.save wrote")
+        raise MultiflowError(
+            f"no mask file at '{path}'; expected a file that masks.save wrote, or one of the original release"
+        )
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -59,7 +63,7 @@ def load(path: Path) -> Masks:
                 "update multiflow"
             )
         layout = Layout(tuple(_layer(fields) for fields in header["layers"]))
-        weights, settings = header["weights"], header["settings"]
+        weights, settings, names = header["weights"], header["settings"], header.get("names", {})
         ok = header["checksum"] == _checksum(header, packed)
         ok = ok and all(packed[layer.name].shape == (-(-layer.size // 8),) for layer in layout.layers)
     except (KeyError, TypeError, ValueError) as error:
@@ -68,7 +72,7 @@ def load(path: Path) -> Masks:
         ) from error
     if not ok:
         raise MultiflowError(f"mask file '{path}' was altered: its checksum does not fit; make the masks again")
-    return Masks(layout, {name: packed[name] for name in layout}, weights, settings)
+    return Masks(layout, {name: packed[name] for name in layout}, weights, settings, names)
 
 
 def _layer(fields: Mapping[str, Any]) -> Layer:

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multiflow.errors import MultiflowError, did_you_mean
+from multiflow.errors import MultiflowError, did_you_mean, unknown
 from multiflow.types import Layer, Layout
+
+FORMATS = ("multiflow", "original")
+"""Of mask files: our own, and that of the original release."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Masks(Mapping[str, Tensor]):
         packed: layer name -> uint8 array of ``ceil(size / 8)`` bytes, row-major, first weight in the highest bit.
         weights: layer name -> hash of the bytes of the weight that the mask was made for; may be empty.
         settings: how the masks were made.
+        names: layer name -> its parameter name in the original release; may be empty.
 
     Example:
         >>> masks = mf.Masks.load("mask-0.75.safetensors")      # doctest: +SKIP
@@ -39,6 +43,7 @@ class Masks(Mapping[str, Tensor]):
     packed: Mapping[str, np.ndarray] = field(repr=False)
     weights: Mapping[str, str] = field(default_factory=dict, repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_tensors(cls, layout: Layout, tensors: Mapping[str, Tensor], **fields: Any) -> Masks:
@@ -58,8 +63,7 @@ class Masks(Mapping[str, Tensor]):
         if name not in self.packed:
             raise KeyError(f"no mask for layer '{name}'{did_you_mean(name, self.packed)}")
         layer = self.layout[name]
-        bits = np.unpackbits(self.packed[name], count=layer.size)
-        return torch.from_numpy(bits.view(np.bool_)).view(layer.shape)
+        return unpack(self.packed[name], layer.size).view(layer.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layout)
@@ -121,18 +125,45 @@ class Masks(Mapping[str, Tensor]):
         modules = dict(model.named_modules(remove_duplicate=False))
         return {layer.name: _weights(modules, layer) for layer in self.layout.layers}
 
-    def save(self, path: str | Path) -> Path:
-        """Write the masks to one safetensors file, one bit a weight; see `multiflow.masks.io`."""
-        from multiflow.masks.io import save
+    def rename(self, layout: Layout, names: Mapping[str, str]) -> Masks:
+        """Give masks that were read from a file of the original release the layers of a model, checking every one.
 
-        return save(self, Path(path))
+        >>> masks = mf.Masks.load("masks.pth")                                                  # doctest: +SKIP
+        >>> masks = masks.rename(mf.adapter_for(model).layout(model), mf.original_names(model)) # doctest: +SKIP
+        """
+        from multiflow.masks.original import rename
+
+        return rename(self, layout, names)
+
+    def save(self, path: str | Path, format: str = "multiflow", names: Mapping[str, str] | None = None) -> Path:
+        """Write the masks to one file; return its path.
+
+        Args:
+            path: of the file, which is written whole or not at all.
+            format: ``multiflow`` (safetensors, one bit a weight, with settings and checksum) or ``original`` (the torch
+                file of the original release, one byte a weight).
+            names: for ``original``, layer -> its original parameter name, ``mf.original_names(model)``; by default
+                those that the masks carry.
+        """
+        if format not in FORMATS:
+            raise unknown("mask format", format, FORMATS)
+        if format == "original":
+            from multiflow.masks import original
+
+            return original.save(self, Path(path), self.names if names is None else names)
+        from multiflow.masks import io
+
+        return io.save(self, Path(path))
 
     @staticmethod
     def load(path: str | Path) -> Masks:
-        """Read masks from a file that `save` wrote; a truncated or altered file is an error."""
-        from multiflow.masks.io import load
+        """Read masks from a file in either format; a truncated or altered one, or one with code, is an error.
 
-        return load(Path(path))
+        Masks of the original release go by its names until `rename` puts them on the layers of a model.
+        """
+        from multiflow.masks import io, original
+
+        return original.load(Path(path)) if original.is_torch_file(Path(path)) else io.load(Path(path))
 
     def _made_for(self, name: str, weight: Tensor) -> bool:
         if name not in self.weights or hash_weight(weight) == self.weights[name]:
@@ -144,6 +175,11 @@ class Masks(Mapping[str, Tensor]):
 def pack(mask: Tensor) -> np.ndarray:
     """Pack a bool tensor into bytes, row-major, first entry in the highest bit."""
     return np.packbits(mask.cpu().contiguous().numpy())
+
+
+def unpack(packed: np.ndarray, size: int) -> Tensor:
+    """Return the bool tensor ``(size,)`` that was packed."""
+    return torch.from_numpy(np.unpackbits(packed, count=size).view(np.bool_))
 
 
 def hash_weight(weight: Tensor) -> str:

@@ -6,24 +6,32 @@ from multiflow.pruners import magnitude
 from multiflow.pruners import l2
 from multiflow.pruners import lamp
 from multiflow.pruners import snip
+from multiflow.pruners import chita
+from multiflow.pruners import tamt
 from multiflow.pruners import wanda
 from multiflow.pruners import ria
 from multiflow.pruners import multiflow
-from multiflow.pruners.base import PRUNERS, Pruner, find_pruner, scorer, variant
+from multiflow.pruners.base import PROVIDED, PRUNERS, STEPWISE, Pruner, find_pruner, learner, scorer, solver, variant
 # isort: on
 
 __all__ = [
+    "PROVIDED",
     "PRUNERS",
+    "STEPWISE",
     "Pruner",
+    "chita",
     "find_pruner",
     "l2",
     "lamp",
+    "learner",
     "magnitude",
     "multiflow",
     "random",
     "ria",
     "scorer",
     "snip",
+    "solver",
+    "tamt",
     "variant",
     "wanda",
 ]

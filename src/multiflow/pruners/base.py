@@ -1,11 +1,23 @@
 """How a pruner is declared: one small function whose signature says what it needs.
 
-A *scorer* is a pure function of one layer's weight. Keyword arguments without a default are the statistics it needs,
-keyword arguments with a default are its hyper-parameters::
+Keyword arguments without a default are the statistics it needs, keyword arguments with a default are its
+hyper-parameters. There are three kinds. A *scorer* is a pure function of one layer's weight, a *solver* chooses masks
+and new weights of all layers together, a *learner* runs the model::
 
     @scorer(allocation="uniform")
     def wanda(weight, *, input_norm):
         return weight.abs() * input_norm
+
+    @solver
+    def chita(weights, count, select, *, gradient_rows, batch_samples, ridge=1e-5):
+        return masks, new_weights
+
+    @learner(allocation="uniform")
+    def tamt(model, weights, loss, select, *, lr=5e-5, steps=3000):
+        return scores
+
+A scorer or solver that is registered with `STEPWISE` hyper-parameters is repeated along a schedule, each time measured
+on the model as it is pruned by then.
 """
 
 from __future__ import annotations
@@ -14,16 +26,29 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
-from multiflow.errors import MultiflowError, did_you_mean
+from multiflow.errors import MultiflowError, did_you_mean, unknown
+from multiflow.pruners.hyper import typed
 from multiflow.registry import Registry
 from multiflow.types import Pattern, parse_pattern
 
-Scorer = Callable[..., Any]
+Function = Callable[..., Any]
+Kind = Literal["scorer", "solver", "learner"]
 
-PROVIDED = ("generator",)
-"""Keywords that the pipeline itself provides: a ``torch.Generator`` seeded by the run's seed and the layer's name."""
+PROVIDED = ("generator", "gradient_rows", "batch_samples", "sparsity", "seed", "checkpoint", "progress")
+"""Keywords that are no statistics and come from the pipeline itself.
+
+``generator``: a ``torch.Generator`` seeded by the run's seed and the layer's name. For solvers, ``gradient_rows`` and
+``batch_samples``: the gradient of each batch, and the mean number of samples in one. For learners, ``sparsity``,
+``seed``, ``checkpoint`` (or None) and ``progress`` (or None).
+"""
+
+STEPWISE: Mapping[str, Any] = MappingProxyType({"steps": 60, "batches_per_step": 50, "schedule": "exp"})
+"""Hyper-parameters of the schedule, which the pipeline reads: steps, batches measured in each, growth of sparsity."""
+
+SCOPES = {"layer": "uniform", "global": "global"}
+"""What a hyper-parameter ``threshold`` means as an allocation."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,12 @@ class Pruner:
 
     Args:
         name: how users call it.
-        function: ``f(weight, *, <statistics>, <hyper-parameters>) -> scores``, of the weight's shape; low scores go.
+        kind: ``scorer``, ``solver`` or ``learner``; it says what ``function`` is.
+        function: a scorer is ``f(weight, *, <statistics>, <hyper-parameters>) -> scores``, of the weight's shape, of
+            which low ones go. A solver is ``f(weights, count, select, *, ...) -> (masks, new weights)``: ``count``
+            weights to drop in all, and ``select(scores, count) -> masks`` does that exactly. A learner is
+            ``f(model, weights, loss, select, *, ...) -> scores``: ``weights`` are the layers' parameters, ``loss()``
+            is the loss of the model on the next batch, ``select(scores) -> masks`` drops at the sparsity asked for.
         summary: one line for lists.
         needs: names of the statistics it needs.
         hyper: its hyper-parameters with their defaults.
@@ -41,7 +71,8 @@ class Pruner:
     """
 
     name: str
-    function: Scorer
+    kind: Kind
+    function: Function
     summary: str
     needs: tuple[str, ...]
     hyper: Mapping[str, Any]
@@ -50,8 +81,41 @@ class Pruner:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """The statistics it needs from calibration data; empty for a data-free pruner."""
+        """The statistics it needs from calibration data."""
         return tuple(name for name in self.needs if name not in PROVIDED)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether it runs along a schedule, measuring anew in every step."""
+        return self.kind != "learner" and self.hyper.keys() >= STEPWISE.keys()
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it needs calibration data at all."""
+        return bool(self.statistics) or self.stepwise or self.kind == "learner"
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether one measurement serves it at every sparsity."""
+        return self.kind == "scorer" and not self.stepwise
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether it changes the weights that it keeps."""
+        return self.kind == "solver"
+
+    def scope(self, hyper: Mapping[str, Any]) -> str:
+        """Return the allocation it uses with these hyper-parameters, unless told otherwise."""
+        if "threshold" not in hyper:
+            return self.allocation
+        if hyper["threshold"] not in SCOPES:
+            raise unknown("threshold", hyper["threshold"], SCOPES)
+        return SCOPES[hyper["threshold"]]
+
+    def call(self, *args: Any, **keywords: Any) -> Any:
+        """Call the function with those keywords that it takes."""
+        taken = inspect.signature(self.function).parameters
+        return self.function(*args, **{name: value for name, value in keywords.items() if name in taken})
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Merge hyper-parameters over the defaults; an unknown one is an error that names it."""
@@ -62,14 +126,14 @@ class Pruner:
                     f"pruner '{self.name}' has no hyper-parameter '{name}'; it has: {known}"
                     f"{did_you_mean(name, self.hyper)}"
                 )
-        return {**self.hyper, **given}
+        return {**self.hyper, **typed(self.name, given, self.hyper)}
 
 
 PRUNERS: Registry[Pruner] = Registry("pruner")
 
 
 def scorer(
-    name: str | Scorer | None = None, *, allocation: str = "uniform", pattern: str | Pattern = "unstructured"
+    name: str | Function | None = None, *, allocation: str = "uniform", pattern: str | Pattern = "unstructured"
 ) -> Any:
     """Register a function of one layer's weight as a pruner; the function itself is returned unchanged.
 
@@ -79,18 +143,43 @@ def scorer(
             ``uniform`` gives every layer the same sparsity, ``multimodal`` is MULTIFLOW's distribution.
         pattern: which weights may go together: ``unstructured``, ``per-row`` or ``N:M``.
     """
-    if callable(name):
-        return scorer()(name)
+    return _register("scorer", name, allocation, pattern, {})
 
-    def register(function: Scorer) -> Scorer:
+
+def solver(name: str | Function | None = None, *, steps: int = 1) -> Any:
+    """Register a function that chooses masks and new weights of all layers together as a pruner.
+
+    Args:
+        name: how users call the pruner; the function's name if left out.
+        steps: how often it is repeated along the schedule.
+    """
+    return _register("solver", name, "global", "unstructured", {**STEPWISE, "steps": steps})
+
+
+def learner(
+    name: str | Function | None = None, *, allocation: str = "uniform", pattern: str | Pattern = "unstructured"
+) -> Any:
+    """Register a function that learns scores by running the model as a pruner; arguments as of `scorer`."""
+    return _register("learner", name, allocation, pattern, {})
+
+
+def _register(
+    kind: Kind, name: str | Function | None, allocation: str, pattern: str | Pattern, schedule: Mapping[str, Any]
+) -> Any:
+    if callable(name):
+        return _register(kind, None, allocation, pattern, schedule)(name)
+
+    def register(function: Function) -> Function:
         called = name or function.__name__
         keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        own = {p.name: p.default for p in keywords if p.default is not p.empty}
         record = Pruner(
             name=called,
+            kind=kind,
             function=function,
             summary=(inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " "),
             needs=tuple(p.name for p in keywords if p.default is p.empty),
-            hyper=MappingProxyType({p.name: p.default for p in keywords if p.default is not p.empty}),
+            hyper=MappingProxyType({**own, **schedule}),
             allocation=allocation,
             pattern=parse_pattern(pattern),
         )
@@ -108,7 +197,7 @@ def variant(name: str, of: str, summary: str, **changes: Any) -> Pruner:
     return record
 
 
-def find_pruner(method: str | Scorer | Pruner) -> Pruner:
+def find_pruner(method: str | Function | Pruner) -> Pruner:
     """Look a pruner up by its name, or by the function that was registered."""
     if isinstance(method, Pruner):
         return method
@@ -121,7 +210,7 @@ def find_pruner(method: str | Scorer | Pruner) -> Pruner:
     return PRUNERS[method]
 
 
-def _redefined(name: str, function: Scorer) -> bool:
+def _redefined(name: str, function: Function) -> bool:
     """Whether the same function is defined once more, as when a notebook cell runs again."""
     if name not in PRUNERS:
         return False

@@ -1,24 +1,17 @@
-"""From a trained X-VLM to the folder that ships: float16 weights, tokenizer, model card; and the figures on the card.
-
-The figures are those of the stored weights, read back from the folder.
-"""
+"""From a model trained on Shapes to the folder that ships: figures on held-out scenes, and the model card with them."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from multiflow.data import collate_pairs, to_pixels
 from multiflow.data.shapes import describe, make_scenes, render
-from multiflow.models.xvlm import XVLMForPretraining
+from multiflow.tasks.families import VisionLanguageModel, family_of, guessed_words
+from multiflow.tasks.folder import fact_table, write_folder
 from multiflow.tasks.retrieval import evaluate_retrieval
 
 if TYPE_CHECKING:
@@ -28,7 +21,7 @@ SCENES, CAPTIONS, SHORTLIST = 500, 5, 16
 
 
 def evaluate_shapes(
-    model: XVLMForPretraining,
+    model: VisionLanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
     scenes: int = SCENES,
@@ -38,11 +31,13 @@ def evaluate_shapes(
     style: str = "plain",
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return zero-shot retrieval and masked-word figures, in percent, on scenes that training never shows.
+    """Return zero-shot retrieval and word figures, in percent, on scenes that training never shows.
 
-    Keys: ``tr1`` ... ``ir10`` after re-ranking, ``itc_tr1`` ... ``itc_ir10`` of the contrastive similarity alone,
-    ``mlm`` (masked words guessed) and ``mlm_majority`` (guessing the most frequent one always).
+    Keys: ``tr1`` ... ``ir10`` after re-ranking, ``itc_tr1`` ... ``itc_ir10`` of the contrastive similarity alone;
+    X-VLM: ``mlm`` (masked words guessed), BLIP: ``lm`` (next words guessed), and ``mlm_majority`` or ``lm_majority``
+    (guessing the most frequent one always).
     """
+    family = family_of(model)
     drawn = make_scenes(split, scenes, seed=seed, style=style)
     side = model.config.image_size
     images = [render(scene, side) for scene in drawn]
@@ -50,30 +45,16 @@ def evaluate_shapes(
     pixels = torch.from_numpy(to_pixels(images, side))
     found = evaluate_retrieval(model, pixels, texts, tokenizer, shortlist=shortlist)
     figures = vars(found.reranked) | {f"itc_{name}": value for name, value in vars(found.itc).items()}
-    batch = collate_pairs(images, [several[0] for several in texts], tokenizer=tokenizer, image_size=side, seed=seed)
-    guessed, majority = masked_word_accuracy(model, batch)
-    return figures | {"mlm": guessed, "mlm_majority": majority}
-
-
-@torch.no_grad()
-def masked_word_accuracy(model: XVLMForPretraining, batch: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Return the share of masked tokens that the model guesses and that of the most frequent one, in percent."""
-    was_training = model.training
-    model.eval()
-    batch = {name: value.to(model.device) for name, value in batch.items()}
-    image = model.encode_image(batch["pixel_values"].to(model.dtype))
-    text = model.encode_text(batch["mlm_input_ids"], batch["attention_mask"])
-    fused = model.fuse(text, batch["attention_mask"], image)
-    guesses = model.text_encoder.predict(fused, batch["mlm_positions"]).argmax(-1)
-    model.train(was_training)
-    real = batch["mlm_labels"] != -100
-    labels = batch["mlm_labels"][real]
-    right = (guesses[real] == labels).float().mean().item()
-    return 100 * right, 100 * labels.bincount().max().item() / len(labels)
+    first = [several[0] for several in texts]
+    batch = collate_pairs(
+        images, first, tokenizer=tokenizer, image_size=side, seed=seed, mlm=family.masked, end=family.ends
+    )
+    guessed, majority = guessed_words(model, batch)
+    return figures | {family.words: guessed, f"{family.words}_majority": majority}
 
 
 def release(
-    model: XVLMForPretraining,
+    model: VisionLanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     facts: Mapping[str, object],
@@ -83,7 +64,8 @@ def release(
 ) -> dict[str, float]:
     """Write a Hugging Face folder of float16 weights, tokenizer and model card; return the figures of these weights.
 
-    The folder appears under its name only when it is complete, and replaces an older one.
+    The folder appears under its name only when it is complete, and replaces an older one. BLIP's momentum copies and
+    queues are left out: loading makes copies that equal the weights, and fresh queues.
 
     Args:
         model: what to store.
@@ -95,42 +77,44 @@ def release(
     """
     from transformers import AutoTokenizer
 
-    partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    deepcopy(model).cpu().half().save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    config = json.loads((partial / "config.json").read_text())
-    config["dtype"] = "float32"  # compute in float32, though stored in float16
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    family = family_of(model)
 
-    stored = XVLMForPretraining.from_pretrained(str(partial))
-    figures = evaluate_shapes(stored, AutoTokenizer.from_pretrained(partial), scenes=scenes, seed=seed)
-    weights = (partial / "model.safetensors").stat().st_size
-    rows = {**facts, "weights": f"{model.num_parameters():,} parameters, float16 on disk, {weights / 1e6:.1f} MB"}
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    (partial / "README.md").write_text(
-        CARD.format(facts=table, scenes=scenes, captions=CAPTIONS, shortlist=SHORTLIST, **figures)
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    return figures
+    def evaluate(place: Path) -> dict[str, float]:
+        stored = type(model).from_pretrained(str(place))
+        return evaluate_shapes(stored, AutoTokenizer.from_pretrained(place), scenes=scenes, seed=seed)
+
+    def card(figures: Mapping[str, float], size: str) -> str:
+        guessed, majority = figures[family.words], figures[f"{family.words}_majority"]
+        return CARD.format(
+            name=family.name,
+            tag=family.name.lower(),
+            bundled=f"{family.name.lower().replace('-', '')}-shapes",
+            rule="logit plus cosine" if family.adds_cosine else "logit",
+            words=f"{family.asks}: {guessed:.1f} (the most frequent word: {majority:.1f}).",
+            facts=fact_table({**facts, "weights": size}),
+            scenes=scenes,
+            captions=CAPTIONS,
+            shortlist=SHORTLIST,
+            **figures,
+        )
+
+    return write_folder(model, tokenizer, folder, evaluate, card, leave_out=family.memory)
 
 
 CARD = """---
 license: apache-2.0
 library_name: multiflow
-tags: [vision-language, x-vlm, shapes, synthetic]
+tags: [vision-language, {tag}, shapes, synthetic]
 ---
-# X-VLM, pretrained on Shapes
+# {name}, pretrained on Shapes
 
-A small X-VLM trained from random weights on Shapes, the synthetic image-text world of `multiflow`: scenes of 1 to 4
+A small {name} trained from random weights on Shapes, the synthetic image-text world of `multiflow`: scenes of 1 to 4
 objects, captions from a small grammar. It exists to be pruned: with it every part of the library can be tried in
 minutes, without a download. It knows nothing of photographs.
 
 ```python
-from multiflow.models.xvlm import XVLMForPretraining
-model = XVLMForPretraining.from_pretrained("xvlm-shapes")
+import multiflow as mf
+model = mf.load_model("{bundled}")
 ```
 
 | | |
@@ -139,12 +123,12 @@ model = XVLMForPretraining.from_pretrained("xvlm-shapes")
 
 ## Figures
 Of the stored float16 weights, in percent, on {scenes} scenes of the "test" split with {captions} captions each.
-A shortlist of {shortlist} by contrastive similarity (ITC) is re-ranked by the matching head (ITM).
+A shortlist of {shortlist} by contrastive similarity (ITC) is re-ranked by the matching head (ITM: {rule}).
 
 | | TR@1 | TR@5 | TR@10 | IR@1 | IR@5 | IR@10 |
 |---|---|---|---|---|---|---|
 | ITC alone | {itc_tr1:.1f} | {itc_tr5:.1f} | {itc_tr10:.1f} | {itc_ir1:.1f} | {itc_ir5:.1f} | {itc_ir10:.1f} |
 | re-ranked | {tr1:.1f} | {tr5:.1f} | {tr10:.1f} | {ir1:.1f} | {ir5:.1f} | {ir10:.1f} |
 
-Masked words guessed: {mlm:.1f} (the most frequent word: {mlm_majority:.1f}).
+{words}
 """

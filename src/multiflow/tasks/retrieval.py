@@ -1,11 +1,11 @@
 """Image-text retrieval: a shortlist by contrastive similarity, re-ranked by the matching head.
 
-As X-VLM (arXiv 2111.08276) is evaluated: every image takes the ``shortlist`` texts of the highest cosine, every text as
-many images; the fusion layers then score these pairs only, and the logit of "match" ranks them. A right answer that is
-not on the shortlist is not found.
+As X-VLM (arXiv 2111.08276) and BLIP (arXiv 2201.12086) are evaluated: every image takes the ``shortlist`` texts of the
+highest cosine, every text as many images; the matching head then scores these pairs only. X-VLM ranks them by the logit
+of "match", BLIP by that logit plus the cosine. A right answer that is not on the shortlist is not found.
 
 Memory stays bounded: of the images only the contrastive features are kept, and their patches are computed again for the
-pairs of one chunk at a time; of the texts the real tokens are kept.
+pairs of one chunk at a time; of the texts the real tokens are kept (of X-VLM's their embeddings, of BLIP's their ids).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from multiflow.data import encode_texts
 from multiflow.errors import MultiflowError
-from multiflow.models.xvlm import XVLMForPretraining
+from multiflow.tasks.families import Family, VisionLanguageModel, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,9 +71,18 @@ class RetrievalResult:
     top_images: Int[Tensor, "texts shortlist"] = field(repr=False)
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """What is kept of all texts for the matching head, and the contrastive features of texts and images."""
+
+    kept: list[Tensor]
+    text_feat: Tensor
+    image_feat: Tensor
+
+
 @torch.no_grad()
 def evaluate_retrieval(
-    model: XVLMForPretraining,
+    model: VisionLanguageModel,
     pixel_values: Float[Tensor, "images 3 side side"],
     captions: Sequence[Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
@@ -85,7 +94,7 @@ def evaluate_retrieval(
     """Search the texts by image and the images by text, among all that are given.
 
     Args:
-        model: X-VLM; it is set to evaluation mode meanwhile.
+        model: X-VLM or BLIP; it is set to evaluation mode meanwhile.
         pixel_values: normalised images.
         captions: the texts of each image, at least one.
         tokenizer: the model's.
@@ -94,7 +103,7 @@ def evaluate_retrieval(
         max_length: tokens of a text at most.
 
     Raises:
-        MultiflowError: images and captions do not fit together, or ``shortlist`` is below 1.
+        MultiflowError: images and captions do not fit together, ``shortlist`` is below 1, or the model is of neither.
 
     >>> result = evaluate_retrieval(model, pixels, [["a red star"], ["a blue disc"]], tokenizer)  # doctest: +SKIP
     >>> result.reranked.tr1  # doctest: +SKIP
@@ -106,12 +115,13 @@ def evaluate_retrieval(
         )
     if shortlist < 1 or batch_size < 1:
         raise MultiflowError(f"shortlist {shortlist} and batch_size {batch_size} were given; expected at least 1")
+    family = family_of(model)
     texts = [text for several in captions for text in several]
     owner = torch.tensor([i for i, several in enumerate(captions) for _ in several])
     was_training = model.training
     model.eval()
     try:
-        states, text_feat = _encode_texts(model, texts, tokenizer, batch_size, max_length)
+        kept, text_feat = _encode_texts(model, family, texts, tokenizer, batch_size, max_length)
         image_feat = torch.cat(
             [
                 model.image_features(model.encode_image(chunk)).float().cpu()
@@ -123,7 +133,8 @@ def evaluate_retrieval(
         itc = _recall(
             _ranks(owner[top_texts] == torch.arange(len(captions))[:, None]), _ranks(top_images == owner[:, None])
         )
-        top_texts, top_images = _rerank(model, pixel_values, states, top_texts, top_images, batch_size)
+        found = _Encoded(kept, text_feat, image_feat)
+        top_texts, top_images = _rerank(model, family, pixel_values, found, top_texts, top_images, batch_size)
     finally:
         model.train(was_training)
     text_ranks = _ranks(owner[top_texts] == torch.arange(len(captions))[:, None])
@@ -131,23 +142,29 @@ def evaluate_retrieval(
     return RetrievalResult(_recall(text_ranks, image_ranks), itc, text_ranks, image_ranks, top_texts, top_images)
 
 
-def _chunks(model: XVLMForPretraining, pixel_values: Tensor, size: int) -> Iterator[Tensor]:
+def _chunks(model: VisionLanguageModel, pixel_values: Tensor, size: int) -> Iterator[Tensor]:
     return (chunk.to(model.device, model.dtype) for chunk in pixel_values.split(size))
 
 
 def _encode_texts(
-    model: XVLMForPretraining, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, size: int, max_length: int
+    model: VisionLanguageModel,
+    family: Family,
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    size: int,
+    max_length: int,
 ) -> tuple[list[Tensor], Tensor]:
-    """Return of every text the embeddings of its real tokens, and the contrastive features of all."""
-    states: list[Tensor] = []
+    """Return of every text what its family keeps of its real tokens, and the contrastive features of all."""
+    kept: list[Tensor] = []
     features = []
     for start in range(0, len(texts), size):
-        pair = encode_texts(tokenizer, texts[start : start + size], max_length=max_length)
+        pair = encode_texts(tokenizer, texts[start : start + size], max_length=max_length, end=family.ends)
         ids, mask = (torch.from_numpy(array).to(model.device) for array in pair)
         embeds = model.encode_text(ids, mask)
         features.append(model.text_features(embeds).float().cpu())
-        states += [row[:length].clone() for row, length in zip(embeds, mask.sum(1).tolist(), strict=True)]
-    return states, torch.cat(features)
+        rows = family.keep(ids, embeds)
+        kept += [row[:length].clone() for row, length in zip(rows, mask.sum(1).tolist(), strict=True)]
+    return kept, torch.cat(features)
 
 
 def _top(queries: Tensor, answers: Tensor, shortlist: int, size: int) -> Tensor:
@@ -157,15 +174,16 @@ def _top(queries: Tensor, answers: Tensor, shortlist: int, size: int) -> Tensor:
 
 
 def _rerank(
-    model: XVLMForPretraining,
+    model: VisionLanguageModel,
+    family: Family,
     pixel_values: Tensor,
-    states: list[Tensor],
+    found: _Encoded,
     top_texts: Tensor,
     top_images: Tensor,
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Sort both shortlists by the logit of "match"; a pair that is on both is scored once."""
-    count = len(states)
+    """Sort both shortlists by the score of the pairs; a pair that is on both is scored once."""
+    count = len(found.kept)
     of_image = torch.arange(len(top_texts))[:, None] * count + top_texts
     of_text = top_images * count + torch.arange(count)[:, None]
     pairs = torch.cat([of_image.flatten(), of_text.flatten()]).unique()  # sorted: by image, then by text
@@ -175,12 +193,19 @@ def _rerank(
         where = inside.nonzero().flatten()
         patches = model.encode_image(next(_chunks(model, pixel_values[first : first + size], size)))
         for part in where.split(size):
-            image, text = pairs[part] // count - first, pairs[part] % count
-            chosen = [states[i] for i in text.tolist()]
+            image, text = pairs[part] // count, pairs[part] % count
+            chosen = [found.kept[i] for i in text.tolist()]
             mask = pad_sequence([torch.ones(len(x), dtype=torch.long) for x in chosen], batch_first=True)
-            tokens = pad_sequence(chosen, batch_first=True)
-            fused = model.fuse(tokens, mask.to(model.device), patches, image_index=image.to(model.device))
-            scores[part] = model.itm_head(fused[:, 0])[:, 1].float().cpu()
+            states = family.match(
+                model,
+                pad_sequence(chosen, batch_first=True),
+                mask.to(model.device),
+                patches,
+                (image - first).to(model.device),
+            )
+            scores[part] = model.itm_head(states)[:, 1].float().cpu()
+            if family.adds_cosine:
+                scores[part] += (found.image_feat[image] * found.text_feat[text]).sum(1)
     return _sorted(top_texts, of_image, pairs, scores), _sorted(top_images, of_text, pairs, scores)
 
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from multiflow.data.shapes import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, Scene
 from multiflow.data.shapes.outlines import OUTLINES
-from multiflow.models.xvlm import XVLMForPretraining
+from multiflow.models.blip import BlipForPretraining
+from multiflow.tasks.families import VisionLanguageModel
 
 ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "fill": FILLS}
 CLASSES = (*(1 + len(values) for values in ATTRIBUTES.values()), len(BACKGROUNDS))  # class 0 of an attribute: no object
@@ -34,14 +35,15 @@ COVERED = 0.06  # share of its pixels from which on a patch belongs to an object
 class PatchClassifier(nn.Module):
     """The vision tower of a model under a linear head: pictures to ``(images, patches, outputs)``."""
 
-    def __init__(self, model: XVLMForPretraining):
+    def __init__(self, model: VisionLanguageModel):
         super().__init__()
-        self.tower = model.vision_encoder
+        self.tower = model.vision_model if isinstance(model, BlipForPretraining) else model.vision_encoder
         self.head = nn.Linear(model.config.vision["width"], sum(CLASSES) + model.config.patch_size**2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return side by side the logits of every question, in the order of `CLASSES`, and of every pixel."""
-        return self.head(self.tower(pixel_values)[:, 1:])
+        states = self.tower(pixel_values)
+        return self.head(getattr(states, "last_hidden_state", states)[:, 1:])
 
 
 def patch_labels(

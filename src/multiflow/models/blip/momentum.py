@@ -9,6 +9,9 @@ from torch import Tensor, nn
 ONLINE = ("vision_model", "vision_proj", "text_encoder", "text_proj")
 """The modules that have a momentum copy, which is called the same with ``_m`` at the end."""
 
+MEMORY = rf"^({'|'.join(ONLINE)})_m\.|^(image|text)_queue$|^queue_ptr$"
+"""Names of what is remembered. A file may leave it out: the copies then equal the online weights, queues are fresh."""
+
 
 def as_buffers(module: nn.Module) -> nn.Module:
     """Turn the parameters of a module into buffers: saved and moved with it, but never trained, pruned or counted."""

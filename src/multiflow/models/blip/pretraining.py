@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 from multiflow.models.blip import losses, parts
 from multiflow.models.blip.batch import read_pairs
 from multiflow.models.blip.config import BlipPretrainingConfig
-from multiflow.models.blip.momentum import as_buffers, enqueue, follow, momentum_pairs
+from multiflow.models.blip.momentum import MEMORY, as_buffers, enqueue, follow, momentum_pairs
 from multiflow.models.matching import matching_loss
 
 LOSSES = ("loss_itc", "loss_itm", "loss_lm")
@@ -67,6 +67,7 @@ class BlipForPretraining(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
     _no_split_modules = ["BlipEncoderLayer", "BlipTextLayer"]  # noqa: RUF012
+    _keys_to_ignore_on_load_missing = [MEMORY]  # noqa: RUF012
 
     config: BlipPretrainingConfig
     image_queue: Tensor
@@ -101,8 +102,13 @@ class BlipForPretraining(PreTrainedModel):
             init.zeros_(module.queue_ptr)
             for queue in (module.image_queue, module.text_queue):
                 init.copy_(queue, fresh_queue(queue))
-            for copy, online in momentum_pairs(module):
-                init.copy_(copy, online)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Draw the weights that no file gave; momentum copies that no file gave then equal the online weights."""
+        super().initialize_weights()
+        for copy, online in momentum_pairs(self):
+            init.copy_(copy, online)
 
     def encode_image(self, pixel_values: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images tokens width"]:
         """Embed [CLS] and the patches of images."""

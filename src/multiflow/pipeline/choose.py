@@ -1,0 +1,63 @@
+"""From scores to masks: how many weights each layer drops, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from multiflow.allocation import find_allocation, fit_budget, pattern_budget
+from multiflow.calibration import Progress
+from multiflow.masks import pack, select
+from multiflow.order import smallest
+from multiflow.parallel import in_parallel
+from multiflow.pipeline.job import Job
+from multiflow.types import Budget, NofM, Pattern, PerRow, Unstructured
+
+Packed = dict[str, np.ndarray]
+
+
+def choose(
+    job: Job, scores: Mapping[str, Tensor], sparsities: Sequence[float], progress: Progress | None = None
+) -> list[Packed]:
+    """Choose the weights that each layer keeps, for each sparsity, and pack them."""
+    # a global ranking looks at all scores several times: then, and only then, they are held
+    ranked: Mapping[str, Tensor] = dict(scores) if job.allocation == "global" else scores
+    return make_masks(ranked, budgets(job, ranked, sparsities), job.pattern, progress)
+
+
+def budgets(job: Job, scores: Mapping[str, Tensor], sparsities: Sequence[float]) -> list[Budget]:
+    """Decide how many weights each layer drops, for each sparsity."""
+    if isinstance(job.pattern, PerRow | NofM) and job.allocation == "uniform":
+        return [pattern_budget(job.layout, s, job.pattern) for s in sparsities]
+    found = find_allocation(job.allocation)(job.layout, sparsities, job.weights, scores)
+    return [fit_budget(budget, job.layout) for budget in found] if isinstance(job.pattern, PerRow) else found
+
+
+def make_masks(
+    scores: Mapping[str, Tensor], budgets: Sequence[Budget], pattern: Pattern, progress: Progress | None = None
+) -> list[Packed]:
+    """Select and pack the masks of all budgets layer by layer."""
+
+    def make(name: str) -> list[np.ndarray]:
+        return [pack(mask) for mask in select(scores[name], [budget[name] for budget in budgets], pattern)]
+
+    packed: list[Packed] = [{} for _ in budgets]
+    for done, (name, masks) in enumerate(zip(scores, in_parallel(make, scores), strict=True), start=1):
+        for of, mask in zip(packed, masks, strict=True):
+            of[name] = mask
+        if progress:
+            progress("select", done, len(scores))
+    return packed
+
+
+def select_lowest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Drop exactly ``count`` of the lowest scores of all tensors together; bool CPU masks, True = kept."""
+    rows = {name: value.view(1, -1) for name, value in scores.items()}
+    cut = smallest([partial(rows.__getitem__, name) for name in rows], [r.numel() for r in rows.values()], [count])[0]
+    return {
+        name: select(row, [drops], Unstructured())[0].view(scores[name].shape)
+        for (name, row), drops in zip(rows.items(), cut.drops, strict=True)
+    }

@@ -1,0 +1,168 @@
+"""What a pruning run was asked for, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from multiflow.adapters import Adapter, adapter_for
+from multiflow.allocation import SCHEDULES, check_pattern, find_allocation
+from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats
+from multiflow.errors import MultiflowError, unknown
+from multiflow.pruners import PROVIDED, STEPWISE, Pruner
+from multiflow.result import Weights, versions
+from multiflow.types import Layout, NofM, Pattern, PerRow, Unstructured
+
+Share = str | Callable[..., Mapping[str, int]]
+
+SPARSITIES = (0.63, 0.75, 0.9)
+"""The sparsities of the paper, used when none are given."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pruning run.
+
+    Args:
+        model: what to prune; left as it is.
+        adapter: how to run it.
+        layout: its layers.
+        weights: their weights.
+        pruner: the method.
+        hyper: all its hyper-parameters.
+        pattern: which weights may go together.
+        allocation: how many go in each layer.
+        sparsities: shares of weights to drop.
+        seed: of whatever is random.
+        batches: calibration batches, statistics measured before, or None.
+        checkpoint: where a killed run goes on.
+        progress: told of every step.
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    layout: Layout
+    weights: Weights
+    pruner: Pruner
+    hyper: Mapping[str, Any]
+    pattern: Pattern
+    allocation: Share
+    sparsities: tuple[float, ...]
+    seed: int = 0
+    batches: Iterable[Any] | Stats | None = None
+    checkpoint: Checkpoint | None = None
+    progress: Progress | None = None
+
+    @property
+    def own_hyper(self) -> dict[str, Any]:
+        """The hyper-parameters that the pruner's function takes, without those of the schedule."""
+        schedule = STEPWISE if self.pruner.stepwise else ()
+        return {name: value for name, value in self.hyper.items() if name not in schedule}
+
+    def record(self, batches: int) -> dict[str, Any]:
+        """Settings as results and mask files tell them."""
+        return {
+            "method": self.pruner.name,
+            "hyper": dict(self.hyper),
+            "pattern": str(self.pattern),
+            "allocation": (
+                self.allocation if isinstance(self.allocation, str) else getattr(self.allocation, "__name__", "custom")
+            ),
+            "seed": self.seed,
+            "batches": batches,
+            "adapter": self.adapter.name,
+            "model": type(self.model).__name__,
+            "versions": versions(),
+            **({"changes_weights": True} if self.pruner.changes_weights else {}),
+        }
+
+
+def check_job(job: Job) -> Job:
+    """Check what can be checked without running the model; return the job."""
+    pruner, known = job.pruner, {*STATISTICS, *PROVIDED}
+    check_pattern(job.pattern, job.layout)
+    for name in pruner.needs:
+        if name not in known:
+            raise MultiflowError(
+                f"pruner '{pruner.name}' needs '{name}', which is no statistic; there are: {', '.join(STATISTICS)} "
+                "(a hyper-parameter needs a default)"
+            )
+    if pruner.needs_data and job.batches is None:
+        raise MultiflowError(f"pruner '{pruner.name}' needs calibration data; pass batches=, an iterable of batches")
+    if pruner.stepwise or pruner.kind == "learner":
+        if isinstance(job.batches, Stats):
+            raise MultiflowError(
+                f"pruner '{pruner.name}' runs the model anew in every step; pass batches, not statistics"
+            )
+        if job.adapter.loss is None and (pruner.kind != "scorer" or "gradient" in pruner.statistics):
+            raise no_loss(job.adapter)
+    if pruner.stepwise:
+        _check_schedule(job)
+    return job
+
+
+def no_loss(adapter: Adapter) -> MultiflowError:
+    """Return the error of an adapter that lacks what gradients need."""
+    return MultiflowError(f"adapter '{adapter.name}' has no loss, which gradients need; pass Adapter(loss=...)")
+
+
+def _check_schedule(job: Job) -> None:
+    for name in ("steps", "batches_per_step"):
+        value = job.hyper[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise MultiflowError(f"{name} {value!r} was given; expected a whole number of at least 1")
+    if job.hyper["schedule"] not in SCHEDULES:
+        raise unknown("schedule", job.hyper["schedule"], SCHEDULES)
+    if isinstance(job.pattern, NofM) and job.hyper["steps"] > 1:
+        raise MultiflowError(f"pattern '{job.pattern}' cannot be reached in steps; pass steps=1, or another method")
+    if job.pruner.kind == "solver" and not (isinstance(job.pattern, Unstructured) and job.allocation == "global"):
+        raise MultiflowError(
+            f"pruner '{job.pruner.name}' shares the sparsity out itself, whatever the pattern; leave pattern and "
+            "allocation out"
+        )
+
+
+def find_adapter(model: nn.Module, given: Adapter | None) -> Adapter:
+    """Return the adapter given, or that of the model's family."""
+    if given is not None and not isinstance(given, Adapter):
+        raise MultiflowError(f"adapter is a {type(given).__name__}; expected an mf.Adapter(groups={{...}})")
+    return given or adapter_for(model)
+
+
+def check_sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern) -> tuple[float, ...]:
+    """Return the sparsities asked for, each in [0, 1) and, for an N:M pattern, the one that it means."""
+    if sparsity is None:
+        return (pattern.sparsity,) if isinstance(pattern, NofM) else SPARSITIES
+    several = isinstance(sparsity, Sequence | np.ndarray) and not isinstance(sparsity, str)
+    given: tuple[Any, ...] = tuple(sparsity) if several else (sparsity,)  # type: ignore[arg-type]
+    if not given:
+        raise MultiflowError("sparsity is an empty list; give at least one share of zeros, such as 0.75")
+    for s in given:
+        if isinstance(s, bool | str) or not isinstance(s, int | float | np.floating) or not 0 <= s < 1:
+            percent = f"; did you mean {s / 100:g}?" if isinstance(s, int | float) and 1 < s < 100 else ""
+            raise MultiflowError(
+                f"sparsity {s!r} is not in [0, 1); it is the share of weights to drop, such as 0.75{percent}"
+            )
+        if isinstance(pattern, NofM) and not math.isclose(s, pattern.sparsity, abs_tol=1e-3):
+            raise MultiflowError(
+                f"pattern '{pattern}' means sparsity {pattern.sparsity:g}, not {s:g}; leave sparsity out"
+            )
+    return tuple(dict.fromkeys(map(float, given)))
+
+
+def choose_allocation(
+    pruner: Pruner, hyper: Mapping[str, Any], kind: Pattern, given: Share | None, *, own_pattern: bool
+) -> Share:
+    """Give the allocation asked for, the method's own, or ``uniform`` under a pattern that fixes the budgets."""
+    if given is not None:
+        find_allocation(given)
+        if isinstance(kind, NofM) and given != "uniform":
+            raise MultiflowError(f"pattern '{kind}' fixes the budget of every layer; leave allocation={given!r} out")
+        return given
+    fixed = isinstance(kind, NofM) or (isinstance(kind, PerRow) and not own_pattern)
+    return "uniform" if fixed else pruner.scope(hyper)

@@ -1,0 +1,100 @@
+"""Statistics for a run: measured, taken over from an earlier calibration, or gone on with after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from multiflow.adapters import Adapter, parts
+from multiflow.calibration import Checkpoint, Progress, Stats, buffers_restored, collect, mean_gradient
+from multiflow.errors import MultiflowError
+from multiflow.masks import hash_weight
+from multiflow.parallel import in_parallel
+from multiflow.pipeline.job import Job, no_loss
+from multiflow.result import Weights, versions
+from multiflow.types import Layout
+
+
+def statistics(job: Job) -> Stats | None:
+    """Measure, or take over, the statistics that a pruner needs; None for a data-free one."""
+    names = job.pruner.statistics
+    if not names:
+        return None
+    assert job.batches is not None
+    if not isinstance(job.batches, Stats):
+        going: dict[str, Any] = {"checkpoint": job.checkpoint, "progress": job.progress}
+        return calibrate(job.model, job.layout, job.batches, job.adapter, names, **going)
+    for name in names:
+        for layer in job.layout:
+            if layer not in job.batches.sums.get(name, {}):
+                raise MultiflowError(f"the statistics given have no '{name}' of layer '{layer}'; calibrate this model")
+            rows, inputs = job.layout[layer].shape
+            if (given := tuple(job.batches.sums[name][layer].shape)) not in [(inputs,), (rows, inputs)]:
+                raise MultiflowError(
+                    f"the statistics given are of another model: '{name}' of layer '{layer}' has shape {given}, "
+                    f"the layer {(rows, inputs)}"
+                )
+    return job.batches
+
+
+def calibrate(
+    model: nn.Module,
+    layout: Layout,
+    batches: Iterable[Any],
+    adapter: Adapter,
+    names: Sequence[str],
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> Stats:
+    """Measure statistics with a pass over the batches for each; the model's buffers are put back afterwards."""
+    if len(names) > 1 and checkpoint is not None:
+        raise MultiflowError(f"a checkpoint holds one statistic, not {', '.join(names)}; leave checkpoint out")
+    found = []
+    for name in names:
+        settings = identity(adapter, layout, Weights(model, layout), statistic=name) if checkpoint else {}
+        going: dict[str, Any] = {"progress": progress}
+        if checkpoint:
+            going["start"] = checkpoint.load(settings)
+            going["after_batch"] = lambda stats, settings=settings: checkpoint.save(stats, settings)
+        with buffers_restored(model):
+            found.append(measure(model, layout, batches, adapter, name, **going))
+        if checkpoint:
+            checkpoint.delete()
+    return Stats.join(found)
+
+
+def measure(
+    model: nn.Module, layout: Layout, batches: Iterable[Any], adapter: Adapter, name: str, **going: Any
+) -> Stats:
+    """Measure one statistic: forward only for that of the inputs, forward and backward for the gradient."""
+    if name == "gradient":
+        if adapter.loss is None:
+            raise no_loss(adapter)
+        return mean_gradient(model, Weights(model, layout).parameters, batches, adapter.loss, **going)
+    return collect(
+        model,
+        layout,
+        batches,
+        adapter.forward,
+        split=parts,
+        stream=adapter.stream,
+        token_masks=adapter.token_masks,
+        **going,
+    )
+
+
+def identity(adapter: Adapter, layout: Layout, weights: Weights, /, **more: Any) -> Mapping[str, Any]:
+    """Return the settings on which a checkpoint depends, a hash of the weights among them."""
+    hashes = list(in_parallel(hash_weight, weights.parameters.values()))
+    return {
+        **more,
+        "adapter": adapter.name,
+        "layers": len(layout),
+        "weights": layout.size,
+        **versions(),
+        "weights_hash": hashlib.sha256(repr((layout.layers, hashes)).encode()).hexdigest()[:16],
+    }
