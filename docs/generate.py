@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 from multiflow.allocation import ALLOCATIONS
+from multiflow.calibration import STATISTICS
 from multiflow.pruners import PRUNERS
 
 FOLDER = Path(__file__).parent
@@ -16,7 +17,7 @@ def methods() -> str:
     rows = []
     for pruner in PRUNERS.values():
         hyper = ", ".join(f"`{name}={value}`" for name, value in pruner.hyper.items()) or "-"
-        data = ", ".join(f"`{name}`" for name in pruner.statistics) or "none"
+        data = ", ".join(f"`{name}`" if name in STATISTICS else name for name in pruner.looks_at) or "no data"
         rows.append(
             f"| `{pruner.name}` | {pruner.summary} | {data} | {pruner.allocation} | {pruner.pattern} | {hyper} |"
         )
@@ -31,7 +32,7 @@ def methods() -> str:
     table = "\n".join(rows)
     return (
         "# Methods\n\nGenerated from the registries by `make docs`.\n\n"
-        "| name | what goes | statistics | allocation | pattern | hyper-parameters |\n|---|---|---|---|---|---|\n"
+        "| name | what goes | needs | allocation | pattern | hyper-parameters |\n|---|---|---|---|---|---|\n"
         f"{table}\n\n" + "\n\n".join(sections) + "\n"
     )
 

@@ -37,6 +37,13 @@ ADAPTER = mf.Adapter(
     token_masks=lambda batch: {"text": batch["mask"].bool()},
 )
 
+QUICK: dict[str, dict[str, float]] = {
+    "itersnip": {"steps": 2, "batches_per_step": 2},
+    "chita++": {"steps": 2, "batches_per_step": 2},
+    "tamt": {"steps": 3, "lr": 0.05},
+}
+"""Settings with which the methods that run a model again and again do so a few times only."""
+
 
 def two_towers(seed: int = 0) -> TwoTowers:
     torch.manual_seed(seed)

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from multiflow import metrics
     from multiflow.adapters import Adapter, adapter_for
     from multiflow.allocation import ALLOCATIONS
     from multiflow.calibration import Checkpoint, Stats
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from multiflow.pipeline import calibrate, prune
     from multiflow.pruners import PRUNERS, learner, scorer, solver
     from multiflow.result import Result
+    from multiflow.tasks.task_model import build_task_model, task_masks, task_model
     from multiflow.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
 
 __version__ = "0.1.0"
@@ -36,14 +38,20 @@ _HOMES = {
     "pipeline": ("calibrate", "prune"),
     "pruners": ("PRUNERS", "learner", "scorer", "solver"),
     "result": ("Result",),
+    "tasks.task_model": ("build_task_model", "task_masks", "task_model"),
     "types": ("Budget", "Layer", "Layout", "NofM", "Pattern", "PerRow", "Unstructured"),
 }
 """Module -> the public names it holds: imported when first used, so that ``multiflow --help`` needs no torch."""
+
+_MODULES = ("metrics",)
+"""Modules whose names are reached through them: ``mf.metrics.vqa_accuracy``."""
 
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"multiflow.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'multiflow' has no attribute '{name}'")
     value = globals()[name] = getattr(import_module(f"multiflow.{_HOME[name]}"), name)
@@ -51,7 +59,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_MODULES})
 
 
 def list_pruners() -> dict[str, str]:
@@ -82,13 +90,17 @@ __all__ = [
     "Stats",
     "Unstructured",
     "adapter_for",
+    "build_task_model",
     "calibrate",
     "keep_sparse",
     "learner",
     "list_pruners",
     "load_model",
+    "metrics",
     "original_names",
     "prune",
     "scorer",
     "solver",
+    "task_masks",
+    "task_model",
 ]

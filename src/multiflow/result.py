@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from multiflow.calibration import Stats
+from multiflow.calibration import Doubling, Stats, is_stable
 from multiflow.errors import MultiflowError
 from multiflow.files import claim_folder, plain, write_atomically
 from multiflow.masks import Masks
@@ -71,17 +71,7 @@ class Scores(Mapping[str, Tensor]):
                 f"pruner '{self._pruner.name}' changed the weight of layer '{name}' in place; compute its scores from "
                 "a copy (weight.abs(), not weight.abs_()), and load the model anew"
             )
-        if not isinstance(scores, Tensor) or scores.shape != weight.shape:
-            given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise MultiflowError(
-                f"pruner '{self._pruner.name}' gave scores {given} for layer '{name}'; expected {tuple(weight.shape)}"
-            )
-        scores = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
-        if not scores.sum().isfinite() and not scores.isfinite().all():
-            raise MultiflowError(
-                f"pruner '{self._pruner.name}' gave NaN or Inf scores for layer '{name}'; check its weights and data"
-            )
-        return scores
+        return check_scores(self._pruner, name, scores, tuple(weight.shape))
 
     def _provided(self, name: str, weight: Tensor) -> dict[str, Any]:
         given: dict[str, Any] = {}
@@ -100,6 +90,19 @@ class Scores(Mapping[str, Tensor]):
         return len(self._weights)
 
 
+def check_scores(pruner: Pruner, layer: str, scores: Any, shape: tuple[int, ...]) -> Tensor:
+    """Return the scores of a layer in float32 or better; those that cannot be ranked are an error that names it."""
+    if not isinstance(scores, Tensor) or scores.shape != shape:
+        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise MultiflowError(f"pruner '{pruner.name}' gave scores {given} for layer '{layer}'; expected {shape}")
+    scores = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
+    if not scores.sum().isfinite() and not scores.isfinite().all():
+        raise MultiflowError(
+            f"pruner '{pruner.name}' gave NaN or Inf scores for layer '{layer}'; check its weights and data"
+        )
+    return scores
+
+
 @dataclass(frozen=True)
 class Result:
     """Masks for every sparsity, and how they came about.
@@ -113,6 +116,7 @@ class Result:
             ``mf.prune(model, "wanda", batches=result.stats)``.
         settings: method, hyper-parameters, pattern, allocation, seed, versions.
         timings: seconds of each phase.
+        curve: of a run with ``until_stable``, how far the masks agreed at each doubling of the data; else None.
     """
 
     masks: Mapping[float, Masks]
@@ -121,6 +125,7 @@ class Result:
     stats: Stats | None = field(repr=False)
     settings: Mapping[str, Any]
     timings: Mapping[str, float]
+    curve: tuple[Doubling, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "masks", BySparsity(self.masks))
@@ -131,6 +136,11 @@ class Result:
     def seconds(self) -> float:
         """Wall-clock seconds of the whole run."""
         return sum(self.timings.values())
+
+    @property
+    def stable(self) -> bool | None:
+        """Whether the masks were stable when calibration ended; None without ``until_stable``."""
+        return None if self.curve is None else is_stable(self.curve, self.settings["until_stable"])
 
     def apply_(self, model: nn.Module, sparsity: float) -> Masks:
         """Zero the dropped weights of the model in place, write changed weights if there are any; return the masks."""
@@ -149,6 +159,7 @@ class Result:
                 short(s): {"file": mask_file(s), "sparsity": m.sparsity, "groups": m.group_sparsities()}
                 for s, m in self.masks.items()
             },
+            **({} if self.curve is None else {"stable": self.stable, "curve": list(map(_plain, self.curve))}),
         }
 
     def save(self, folder: str | Path) -> Path:
@@ -157,7 +168,6 @@ class Result:
         self.save_tensors(folder)
         write_atomically(folder / RESULT_FILE, json.dumps(self.summary(), indent=2, default=plain) + "\n")
         return folder
-
 
     def save_tensors(self, folder: Path) -> None:
         """Write the masks into a folder, and beside them the changed weights if there are any."""
@@ -174,6 +184,11 @@ class BySparsity(dict[float, Value]):
     def __missing__(self, sparsity: Any) -> Value:
         there = ", ".join(map(short, self))
         raise MultiflowError(f"there are no masks at sparsity {sparsity!r}; there are: {there}")
+
+
+def _plain(point: Doubling) -> dict[str, Any]:
+    """Return a point of the curve as JSON knows it."""
+    return {**asdict(point), "agreement": {short(s): share for s, share in point.agreement.items()}}
 
 
 def changed_weights(mask_path: Path, masks: Masks) -> dict[str, Tensor] | None:

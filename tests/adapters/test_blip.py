@@ -21,6 +21,7 @@ import multiflow as mf
 from multiflow.pruners import PRUNERS
 from tests import golden_data
 from tests.models.blip.sizes import pairs, small_model
+from tests.small import QUICK
 
 TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 TEXT |= {"vocab_size": 50, "max_position_embeddings": 16, "bos_token_id": 48, "initializer_range": 0.2}
@@ -128,7 +129,8 @@ def test_keys_of_other_models_in_a_batch_do_no_harm():
 def test_every_pruner_leaves_the_pretraining_model_as_it_was(method):
     model = small_model().train()
     before = copy.deepcopy(model.state_dict())
-    result = mf.prune(model, method, [0.5, 0.75], [pairs(), pairs(3, seed=1), pairs(2, seed=2)])
+    batches = [pairs(), pairs(3, seed=1), pairs(2, seed=2)]
+    result = mf.prune(model, method, [0.5, 0.75], batches, **QUICK.get(method, {}))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     result.apply_(model, 0.75)
     decoder, encoder = model.text_decoder.bert.encoder.layer[0], model.text_encoder.encoder.layer[0]

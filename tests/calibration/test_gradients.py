@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import multiflow as mf
+from multiflow.calibration import gradient_rows
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
 
@@ -110,3 +111,38 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path):
     straight = gradients(model, batches)
     assert all(torch.equal(resumed["gradient"][name], g) for name, g in straight["gradient"].items())
     assert list(tmp_path.iterdir()) == []
+
+
+def rows_of(model, batches, loss=ADAPTER.loss, most=9, **options):
+    weights = {name: model.get_submodule(name).weight for name in ADAPTER.layout(model)}
+    options = {"samples": lambda batch: len(batch["ids"])} | options
+    return gradient_rows(model, weights, batches, loss, most=most, **options)
+
+
+@pytest.mark.parametrize("most", [4, 9])
+def test_a_row_for_each_batch_and_their_mean_size(most):
+    model, batches = two_towers(), towers_batches(4, 4, 3, 1)
+    rows, samples = rows_of(model, batches, most=most)
+    assert samples == 3.0
+    mean = gradients(model, batches)["gradient"]
+    for name, of in rows.items():
+        weight = model.get_submodule(name).weight
+        assert (of.shape, of.dtype) == ((4, weight.numel()), torch.float32)
+        torch.testing.assert_close(of.mean(0).view(weight.shape), mean[name])
+        single = torch.autograd.grad(ADAPTER.loss(model, batches[2]), weight)[0]
+        torch.testing.assert_close(of[2], single.flatten())
+
+
+def test_a_gradient_that_is_not_finite_names_layer_and_batch():
+    def loss(model, batch):
+        first = ADAPTER.loss(model, batch)
+        return first + (model.vision[0].weight * (len(batch["ids"]) != 3)).square().sum().sqrt()
+
+    with pytest.raises(mf.MultiflowError, match=r"NaN or Inf in the gradient of layer 'vision.0' in batch 3; check"):
+        rows_of(two_towers(), towers_batches(4, 4, 3, 1), loss)
+
+
+def test_rows_of_a_layer_without_gradient_are_zero():
+    rows, _ = rows_of(two_towers(), towers_batches(2, 2), lambda m, b: m.text(m.embed(b["ids"])).square().mean())
+    assert not rows["vision.0"].any()
+    assert rows["text.0"].any(1).all()

@@ -170,3 +170,25 @@ def test_what_does_not_survive_saving_is_found_out(
 
 def test_out_is_needed(run: Run, tiny: Path, mask_file: Path) -> None:
     assert "lacks its argument --out" in run("apply", tiny, mask_file).error
+
+
+def test_changed_weights_come_along(run: Run, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    chita = ["--method", "chita", "--data", pairs, "--batches", 2, "--batch-size", 4]
+    ran = run("prune", tiny, *chita, "--sparsity", 0.5, "--out", "run")
+    assert ran.code == 0
+    assert "chita holds 2 gradient rows: 0.1 MB" in ran.err
+    assert "the kept weights have changed" in ran.out
+    assert run("apply", tiny, "run/mask-0.5.safetensors", "--out", "sparse").code == 0
+    changed, model = load_file(tmp_path / "run" / "weights-0.5.safetensors"), load_model(tmp_path / "sparse")
+    masks = mf.Masks.load(tmp_path / "run" / "mask-0.5.safetensors")
+    before = load_model(tiny)
+    for name, mask in masks.items():
+        weight = model.get_submodule(name).weight
+        assert torch.equal(weight, changed[name])
+        assert not weight[~mask].any()
+    assert any(not torch.equal(changed[n][m], before.get_submodule(n).weight[m]) for n, m in masks.items())
+
+    (tmp_path / "run" / "weights-0.5.safetensors").unlink()
+    failed = run("apply", tiny, "run/mask-0.5.safetensors", "--out", "other")
+    assert "masks of 'chita' belong to changed weights, which cannot be read from 'run/weights-0.5" in failed.error
+    assert not (tmp_path / "other").exists()

@@ -14,7 +14,7 @@ from torch import nn
 
 import multiflow as mf
 from multiflow.cli.batches import Counted, Source, open_batches
-from multiflow.data import build_word_tokenizer, load_tokenizer, open_data
+from multiflow.data import Batches, Inputs, build_word_tokenizer, load_tokenizer, open_data
 from multiflow.data.shapes import describe, make_scenes
 from multiflow.errors import MultiflowError
 from multiflow.models import load_model
@@ -192,3 +192,41 @@ def test_images_need_data() -> None:
 
     with pytest.raises(MultiflowError, match="give some with --data DIR"):
         open_batches(Vit(), "vit", Source(None))
+
+
+def test_splits_augmentation_and_workers_reach_the_batches(run: Run, tiny: Path, world: Path) -> None:
+    options = ["--data", world / "coco", "--split", "val", "--augment", "paper", "--batch-size", 3, "--sparsity", 0.5]
+    assert run("prune", tiny, *options, "--out", "here").code == 0
+    data = open_data(world / "coco", split="val")
+    assert len(data) == 4
+    model = load_model(tiny)
+
+    def masks(augment: str | None) -> mf.Masks:
+        inputs = Inputs(load_tokenizer(tiny), 32, 8, augment=augment)
+        return mf.prune(model, "multiflow", 0.5, Batches(data, inputs, batch_size=3)).masks[0.5]
+
+    assert mf.Masks.load("here/mask-0.5.safetensors") == masks("paper") != masks(None)
+    assert run("prune", tiny, *options, "--workers", 2, "--out", "behind").code == 0
+    assert mf.Masks.load("behind/mask-0.5.safetensors") == masks("paper")
+    here, behind = (json.loads(Path(f"{name}/result.json").read_text()) for name in ("here", "behind"))
+    assert here["run"] == behind["run"]
+    assert here["data"] == behind["data"]
+    assert here["data"]["samples"] == 4
+
+
+def test_blip_is_augmented_too(tiny_blip: Path, world: Path) -> None:
+    model = load_model(tiny_blip)
+    plain, augmented = (
+        next(iter(open_batches(model, str(tiny_blip), Source(str(world / "pretrain"), batch_size=4, augment=augment))))
+        for augment in (None, "paper")
+    )
+    for part in (lambda batch: batch, lambda batch: batch["region"]):
+        assert torch.equal(part(plain)["input_ids"], part(augmented)["input_ids"])
+        assert not torch.equal(part(plain)["pixel_values"], part(augmented)["pixel_values"])
+
+
+def test_a_split_that_is_not_there(run: Run, tiny: Path, world: Path, pairs: Path) -> None:
+    error = run("prune", tiny, "--data", world / "coco", "--split", "vall").error
+    assert "give split= (--split), one of" in error
+    assert "did you mean 'val'?" in error
+    assert "has no splits; leave it out" in run("prune", tiny, "--data", pairs, "--split", "val").error

@@ -161,3 +161,45 @@ def test_questions_have_images_too(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "images", tmp_path / "images")
     data, _ = open_images(str(tmp_path / "vqa" / "v2_OpenEnded_mscoco_train2014_questions.json"))
     assert data[0].image.size == (32, 32)
+
+
+def test_workers_make_the_same_batches(run: Run, vit: Path, classes: Path) -> None:
+    (classes / "cat" / "10.png").write_bytes(b"no image")
+    options = ["--data", classes, "--batch-size", 2, "--sparsity", 0.5]
+    for workers in (0, 2):
+        assert run("prune", vit, *options, "--workers", workers, "--out", workers).code == 0
+    first, second = (mf.Masks.load(f"{workers}/mask-0.5.safetensors") for workers in (0, 2))
+    assert first == second
+    found = [json.loads(Path(f"{workers}/result.json").read_text())["data"] for workers in (0, 2)]
+    assert found[0] == found[1]
+    assert (found[0]["looked_at"], found[0]["samples"], found[0]["skipped"]) == (5, 4, 1)
+
+
+def test_augmented_images_are_a_function_of_the_seed(run: Run, vit: Path, classes: Path) -> None:
+    rng = np.random.default_rng(0)
+    for path in classes.rglob("*.png"):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+    data, names = open_images(str(classes))
+    labels = label_classes(names, {})
+    plain, first, again, other = (
+        list(ImageBatches(data, SIZE, batch_size=2, classes=labels, seed=seed, augment=augment))
+        for seed, augment in ((0, None), (0, "paper"), (0, "paper"), (1, "paper"))
+    )
+    for batch, same in zip(first, again, strict=True):
+        assert torch.equal(batch["pixel_values"], same["pixel_values"])
+    assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(plain, first, strict=True))
+    assert not any(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(plain, first, strict=True))
+    pixels = [torch.cat([batch["pixel_values"] for batch in batches]) for batches in (first, other)]
+    assert not torch.equal(*pixels)
+    assert run("prune", vit, "--data", classes, "--augment", "paper", "--sparsity", 0.5, "--out", "out").code == 0
+    expected = mf.prune(
+        ViTForImageClassification.from_pretrained(vit), "multiflow", 0.5, ImageBatches(data, SIZE, augment="paper")
+    )
+    assert mf.Masks.load("out/mask-0.5.safetensors") == expected.masks[0.5]
+
+
+def test_a_folder_of_images_has_no_splits(run: Run, vit: Path, classes: Path, world: Path) -> None:
+    error = run("prune", vit, "--data", classes, "--split", "val").error
+    assert f"split 'val' was given, but '{classes}' is a folder of images; leave it out" in error
+    assert "split 'vall' is unknown" in run("prune", vit, "--data", world / "coco", "--split", "vall").error
+    assert len(open_images(str(world / "coco"), split="val")[0]) == 4

@@ -179,6 +179,10 @@ def test_no_checkpoints_on_request(
         (["--device", "cuda:99"], "device 'cuda:99' is not on this machine"),
         (["--device", "cpuu"], "unknown device 'cpuu'; known: auto, cpu, cuda, cuda:N, mps; did you mean 'cpu'?"),
         (["--dtype", "float"], "unknown dtype 'float'"),
+        (["--until-stable"], "watches the masks of one running calibration, but pruner 'magnitude' needs no data"),
+        (["--method", "itersnip", "--until-stable"], "prunes in steps; leave --until-stable out, or take one of: snip"),
+        (["--augment", "papers"], "unknown augmentation 'papers'; known: paper; did you mean 'paper'?"),
+        (["--split", "val"], "--split val was given without data; name them with --data SOURCE"),
         (["--checkpoint-every", "-1"], "--checkpoint-every -1 was given; expected 0 (none) or more"),
         (["--method", "multiflow"], "needs calibration data and none were given; name some with --data"),
         (["--method", "multiflow", "--data", "nowhere"], "no data at 'nowhere'"),
@@ -212,11 +216,13 @@ def test_a_model_that_is_not_there(run: Run, tmp_path: Path, model: str, said: s
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--batches", 0), ("--batches", -3), ("--batch-size", 0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--batches", 0), ("--batches", -3), ("--batch-size", 0), ("--workers", -1)]
+)
 def test_counts_below_one(run: Run, tiny: Path, pairs: Path, option: str, value: int, tmp_path: Path) -> None:
-    assert (
-        f"{option} {value} was given; expected at least 1" in run("prune", tiny, "--data", pairs, option, value).error
-    )
+    least = 0 if option == "--workers" else 1
+    said = f"{option} {value} was given; expected at least {least}"
+    assert said in run("prune", tiny, "--data", pairs, option, value).error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -331,7 +337,7 @@ def test_an_original_checkpoint(run: Run, tmp_path: Path) -> None:
 
 def test_run_settings_are_those_that_differ_from_their_defaults() -> None:
     assert run_settings(PruneSettings("m")) == {"model": "m"}
-    free = PruneSettings("m", out="o", checkpoint_every=3, resume=True, device="cpu")
+    free = PruneSettings("m", out="o", checkpoint_every=3, resume=True, device="cpu", workers=2)
     assert run_settings(free) == {"model": "m"}
     assert run_settings(PruneSettings("m", seed=1, set=("a=1",))) == {"model": "m", "set": ("a=1",), "seed": 1}
 

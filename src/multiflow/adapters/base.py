@@ -42,6 +42,8 @@ class Adapter:
         streams: regex -> stream, searched in module paths: whose padding mask the inputs of those layers follow.
             The first match counts; layers without a stream have no padding.
         token_masks: ``f(batch) -> {stream: bool (B, L)}``, True = a real token; None for a stream without padding.
+        idle: ``f(model)``, only for a loss in which several processes tell each other something: what one without a
+            batch does meanwhile, once for each part of a batch.
         exclude: regex of module paths that stay dense although a group matches them.
         name: what lists and reports call it.
 
@@ -55,6 +57,7 @@ class Adapter:
     loss: Loss | None = None
     streams: Mapping[str, str] = field(default_factory=dict)
     token_masks: TokenMasks | None = None
+    idle: Callable[[nn.Module], object] | None = None
     exclude: str | None = None
     name: str = "custom"
 

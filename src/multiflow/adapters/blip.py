@@ -1,11 +1,11 @@
-"""BLIP: the pretraining model, and transformers' models for captioning, retrieval and question answering.
+"""BLIP: the pretraining model and the task models, and transformers' own for captioning, retrieval and questions.
 
 The vision tower is one group, text encoder and decoder are the other; what those two share is one layer. Projections,
 heads, embeddings and momentum copies stay dense. A text that is encoded with an image begins with [ENC], one that is
 decoded with [DEC], as in the release; both are put in here, whatever the batch's first token is.
 
-The loss of the pretraining model moves its momentum copies and queues, which are its buffers: buffers put back after
-the last batch undo that.
+The loss of the pretraining and the retrieval model moves momentum copies and queues, which are buffers: buffers put
+back after the last batch undo that.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from multiflow.adapters.families import family
 from multiflow.errors import MultiflowError
 
 KEYS = ("pixel_values", "input_ids", "attention_mask")
+ANSWERS = ("answer_ids", "answer_mask", "answer_weights", "answers_per_question")
 GROUPS = {"vision": r"^vision_model\.encoder\.", "text": r"^text_(encoder|decoder\.bert)\.encoder\."}
 SOURCE = r"crossattention\.self\.(key|value)$"  # these read what the text attends to
 STREAMS = {SOURCE: "image", r"^text_": "text"}
 ANSWER_STREAMS = {rf"^text_decoder\..*{SOURCE}": "text", r"^text_decoder\.": "answer", **STREAMS}
+QUESTION_STREAMS = {rf"^text_decoder\..*{SOURCE}": "question", r"^text_decoder\.": "answer", **STREAMS}
 LABEL_SMOOTHING = 0.1
 TEMPERATURE = 0.07  # of the pretraining; transformers' retrieval model does not keep it
 
@@ -39,7 +41,48 @@ def blip_pretraining(model: nn.Module) -> Adapter:
         loss=_pretraining_loss,
         streams=STREAMS,
         token_masks=_text_mask,
+        idle=_idle,
         name="blip-pretraining",
+    )
+
+
+@family("blip-retrieval")
+def blip_retrieval(model: nn.Module) -> Adapter:
+    """Build the adapter of a ``BlipForRetrieval``."""
+    return Adapter(
+        groups=GROUPS,
+        forward=_retrieval_forward,
+        loss=lambda model, batch: model(**_take(batch, "image_ids"), alpha=0.0).loss,
+        streams=STREAMS,
+        token_masks=_text_mask,
+        idle=_idle,
+        name="blip-retrieval",
+    )
+
+
+@family("blip-captioning")
+def blip_captioning(model: nn.Module) -> Adapter:
+    """Build the adapter of a ``BlipForCaptioning``; where a batch has no ``labels``, every real token counts."""
+    return Adapter(
+        groups=GROUPS,
+        forward=lambda model, batch: model(**_take(batch)),
+        loss=_captioning_loss,
+        streams=STREAMS,
+        token_masks=_text_mask,
+        name="blip-captioning",
+    )
+
+
+@family("blip-vqa")
+def blip_vqa(model: nn.Module) -> Adapter:
+    """Build the adapter of a ``BlipForVQA``."""
+    return Adapter(
+        groups=GROUPS,
+        forward=lambda model, batch: model(**_take(batch, *ANSWERS)),
+        loss=lambda model, batch: model(**_take(batch, *ANSWERS)).loss,
+        streams=QUESTION_STREAMS,
+        token_masks=_question_masks,
+        name="blip-vqa",
     )
 
 
@@ -70,10 +113,10 @@ def blip(model: nn.Module) -> Adapter:
     )
 
 
-def _take(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Take from a batch what BLIP reads."""
+def _take(batch: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """Take from a batch what BLIP reads, and what else it may hold."""
     require(batch, *KEYS)
-    return {key: batch[key] for key in (*KEYS, "region") if key in batch}
+    return {key: batch[key] for key in (*KEYS, *more) if key in batch}
 
 
 def _text_mask(batch: Mapping[str, Any]) -> dict[str, Tensor | None]:
@@ -87,12 +130,40 @@ def _answer_masks(model: Any) -> TokenMasks:
 
 def _pretraining_forward(model: Any, batch: Mapping[str, Any]) -> None:
     """Image encoder, grounded text encoder, grounded decoder: each once, no losses."""
-    model.calibration_forward(**_take(batch))
+    model.calibration_forward(**_take(batch, "region"))
 
 
 def _pretraining_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
     """ITC without soft targets + ITM + LM; a general and a region batch count half each."""
     return torch.stack([model(**_take(part), alpha=0.0).loss for part in parts(batch)]).mean()
+
+
+def _retrieval_forward(model: Any, batch: Mapping[str, Any]) -> None:
+    """Image encoder and grounded text encoder, as in pretraining: each once, no losses."""
+    require(batch, *KEYS)
+    model.ground(batch["input_ids"], batch["attention_mask"], model.encode_image(batch["pixel_values"]))
+
+
+def _captioning_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
+    given = _take(batch, "labels")
+    labels = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)
+    return model(**{"labels": labels, **given}).loss
+
+
+def _question_masks(batch: Mapping[str, Any]) -> dict[str, Tensor | None]:
+    require(batch, *KEYS, "answer_mask")
+    question = batch["attention_mask"].bool()
+    count = batch.get("answers_per_question", 1)
+    return {
+        "text": question,
+        "image": None,
+        "question": question.repeat_interleave(torch.as_tensor(count, device=question.device), dim=0),
+        "answer": batch["answer_mask"].bool(),
+    }
+
+
+def _idle(model: Any) -> None:
+    model.idle()
 
 
 def _run(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -1,27 +1,34 @@
 """Calibration: running the model on data and summing up what its layers see."""
 
 from multiflow.calibration.checkpoint import Checkpoint
-from multiflow.calibration.collect import Progress, collect, length, to_device
+from multiflow.calibration.collect import Progress, collect, iterate, length, to_device
+from multiflow.calibration.curve import Doubling, is_stable
 from multiflow.calibration.cycle import Cycle
-from multiflow.calibration.gradients import check_loss, check_rows_fit, gradient_rows, mean_gradient
+from multiflow.calibration.gradients import check_rows_fit, gradient_rows, keep_up, loss_of, mean_gradient
 from multiflow.calibration.restore import buffers_restored, differentiable, weights_replaced
 from multiflow.calibration.stats import STATISTICS, Statistic, Stats
+from multiflow.calibration.turns import turns
 
 __all__ = [
     "STATISTICS",
     "Checkpoint",
     "Cycle",
+    "Doubling",
     "Progress",
     "Statistic",
     "Stats",
     "buffers_restored",
-    "check_loss",
     "check_rows_fit",
     "collect",
     "differentiable",
     "gradient_rows",
+    "is_stable",
+    "iterate",
+    "keep_up",
     "length",
+    "loss_of",
     "mean_gradient",
     "to_device",
+    "turns",
     "weights_replaced",
 ]

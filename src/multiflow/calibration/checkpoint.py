@@ -1,8 +1,9 @@
 """Calibration that goes on where it was killed.
 
 The sums of the batches done so far are written every few batches, whole or not at all. A run that starts again with
-the same settings and weights skips those batches; since float64 sums go on where they stopped, and batches are a
-function of their position, its masks are those of a run that was never stopped.
+the same settings and weights skips those batches; since float64 sums go on where they stopped, as do buffers that a
+loss moves (queues, momentum copies), and batches are a function of their position, its masks are those of a run that
+was never stopped.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from multiflow.calibration.stats import Stats, read_stats, read_tensors, write_tensors
 from multiflow.errors import MultiflowError
+from multiflow.ranks import exchange, rank, world
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,10 @@ class Checkpoint:
 
     Args:
         path: the file, made when the first ``every`` batches are done and deleted when the run ends well.
-        every: batches between two writes.
+        every: batches between two writes; several processes write at the end of a round.
+
+    Of several processes each saves its own statistics; the state of a method that works in steps is the same in all of
+    them, and the first one saves it for all.
     """
 
     path: str | Path
@@ -43,27 +48,38 @@ class Checkpoint:
         self._check(extra["settings"], settings)
         return stats
 
-    def save(self, stats: Stats, settings: Mapping[str, Any]) -> None:
-        """Write the statistics after a batch, if it is time to."""
-        if stats.batches % self.every == 0:
+    def save(self, stats: Stats, settings: Mapping[str, Any], *, now: bool = False) -> None:
+        """Write the statistics after a batch, if it is time to or ``now`` is said."""
+        if now or stats.batches % self.every < world():
             stats.save(self.path, settings=dict(settings))
 
     def load_state(self, settings: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Read what `save_state` wrote, tensors and facts; None where there is no file yet. Errors: as `load`."""
-        if not self._there():
-            return None
-        tensors, header = read_tensors(self.path, "checkpoint")
-        self._check(header["settings"], settings)
-        return tensors, header["facts"]
+        found = None
+        if self._there():
+            tensors, header = read_tensors(self.path, "checkpoint")
+            self._check(header["settings"], settings)
+            found = tensors, header["facts"]
+        everyone = exchange("checkpoint", found and found[1])
+        if any(facts != everyone[0] for facts in everyone):
+            raise MultiflowError(
+                f"the processes do not find the same in checkpoint '{self.path}'; put it where all of them can read it"
+            )
+        return found
 
     def save_state(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Write where a method stands that works in steps: tensors, and facts that JSON can say."""
-        write_tensors(self.path, tensors, {"settings": dict(settings), "facts": dict(facts)})
+        if rank() == 0:
+            write_tensors(self.path, tensors, {"settings": dict(settings), "facts": dict(facts)})
 
     def part(self, name: str) -> Checkpoint:
         """Return the checkpoint of a part of the run, a file beside this one."""
         path = Path(self.path)
         return Checkpoint(path.with_name(f"{path.stem}-{name}{path.suffix}"), self.every)
+
+    def of_process(self) -> Checkpoint:
+        """Return the checkpoint of this process: a file of its own for each but the first."""
+        return self.part(f"rank{rank()}") if rank() else self
 
     def _there(self) -> bool:
         """Whether there is a file; a place where none can be written is an error."""

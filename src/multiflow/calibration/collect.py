@@ -11,14 +11,17 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from multiflow.calibration.hooks import evaluating, watching
-from multiflow.calibration.stats import Stats
+from multiflow.calibration.stats import Stats, sum_stats_
+from multiflow.calibration.turns import by_number, deal, turns
 from multiflow.errors import MultiflowError
+from multiflow.ranks import exchange
 from multiflow.types import Layout
 
 TokenMasks = Mapping[str, Tensor | None]
@@ -48,7 +51,7 @@ def collect(
     Args:
         model: runs in evaluation mode without gradients, and is left as it was.
         layout: the layers to measure.
-        batches: moved to the model's device one by one.
+        batches: moved to the model's device one by one; several processes share them out.
         forward: ``f(model, part)`` for each part of a batch.
         split: splits a batch into its parts (a general and a region batch).
         stream: path -> stream whose padding mask the module's input follows.
@@ -78,37 +81,22 @@ def collect(
             )
         sums.add(path, value, masks[name] if name else None, name)
 
-    done = 0
+    done = first
     total = length(batches)
     with evaluating(model), watching({path: paths[path] for path in watched.values()}, observe), torch.no_grad():
-        for done, batch in enumerate(iterate(batches), start=1):
-            if done <= first:
-                continue
-            for part in split(to_device(batch, device)):
-                with missing_keys_named(part, done):
-                    masks = token_masks(part) if token_masks else {}
-                    forward(model, part)
-            sums.check(done)
+        for turn in turns(iterate(batches), first):
+            done = turn.done
+            for number, batch in turn.own:
+                for part in split(to_device(batch, device)):
+                    with missing_keys_named(part, number):
+                        masks = token_masks(part) if token_masks else {}
+                        forward(model, part)
+                sums.check(number)
             if after_batch:
                 after_batch(sums.stats(done))
             if progress:
                 progress("calibrate", done, total)
-    check_some(done, first)
     return sums.finish(done)
-
-
-def check_some(done: int, first: int) -> None:
-    """Refuse data without batches, and data with fewer batches than a checkpoint comes from."""
-    if done == 0:
-        raise MultiflowError(
-            "there are no calibration batches: the data are empty, or a generator that was used up before; "
-            "pass a list or another iterable that can be iterated again"
-        )
-    if done < first:
-        raise MultiflowError(
-            f"the checkpoint comes from {first} batches, but the data hold {done}; use the data it began with, "
-            "or delete the checkpoint to begin afresh"
-        )
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -131,7 +119,7 @@ def missing_keys_named(part: Any, batch: int) -> Iterator[None]:
         said, numbered = str(error), re.sub(r"^(a|the) batch\b", f"batch {batch}", str(error))
         if numbered == said:
             raise
-        raise MultiflowError(numbered) from error
+        raise type(error)(numbered) from error
     except KeyError as error:
         key = error.args[0] if error.args else None
         if not isinstance(part, Mapping) or key in part:
@@ -154,6 +142,9 @@ def iterate(batches: Any) -> Iterator[Any]:
         raise MultiflowError(
             f"batches is a {type(batches).__name__}; expected an iterable of batches, such as a list or a DataLoader"
         )
+    if by_number(batches):
+        total = len(batches)  # type: ignore[arg-type]
+        return islice(deal(batches, total), total)
     return iter(batches)
 
 
@@ -225,20 +216,22 @@ class _Sums:
         return Stats({NAME: dict(self._sums)}, {NAME: dict(self._counts)}, batches)
 
     def finish(self, batches: int) -> Stats:
-        """Give the statistics; a layer without any observation is an error that names it."""
-        missed = [name for name in self._layout if not self._counts[name]]
-        padded = [name for name in missed if name in self._padded]
+        """Give the statistics of all processes; a layer without any observation is an error that names it."""
+        stats = sum_stats_(self.stats(batches))
+        missed = [name for name in self._layout if not stats.counts[NAME][name]]
+        streams = {name: stream for padded in exchange("padded", self._padded) for name, stream in padded.items()}
+        padded = [name for name in missed if name in streams]
         if padded:
             raise MultiflowError(
                 f"layer '{padded[0]}' saw nothing but padding: in every batch all tokens of its stream "
-                f"'{self._padded[padded[0]]}' are masked; check the attention_mask, which has 1 for real tokens"
+                f"'{streams[padded[0]]}' are masked; check the attention_mask, which has 1 for real tokens"
             )
         if missed:
             raise MultiflowError(
                 f"{len(missed)} of {len(self._layout)} layers were never reached by the forward, first '{missed[0]}'; "
                 "run them in Adapter(forward=...) or leave them dense with Adapter(exclude=...)"
             )
-        return self.stats(batches)
+        return stats
 
 
 def _real_tokens(path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from multiflow.calibration.collect import check_some, iterate, length
+from multiflow.calibration.collect import iterate, length
+from multiflow.calibration.turns import by_number, check_some, deal
 
 END = object()
 
@@ -13,22 +14,31 @@ END = object()
 class Cycle:
     """An iterable of batches as steps use it up.
 
-    >>> cycle = Cycle(["a", "b", "c"])
-    >>> list(cycle.take(2)), list(cycle.take(2)), list(cycle.take(9))
-    (['a', 'b'], ['c', 'a'], ['b', 'c', 'a'])
+    Args:
+        batches: any iterable that can be iterated again.
+        each: batches of a step.
+        taken: batches of the steps before.
+
+    >>> cycle = Cycle(["a", "b", "c"], each=2)
+    >>> list(cycle.take()), list(cycle.take()), list(Cycle(["a", "b"], each=9).take())
+    (['a', 'b'], ['c', 'a'], ['a', 'b'])
     """
 
-    def __init__(self, batches: Iterable[Any], taken: int = 0) -> None:
+    def __init__(self, batches: Iterable[Any], each: int, taken: int = 0) -> None:
         self.taken = 0
         self._batches, self._iterator = batches, iterate(batches)
+        self._each, self._length = each, length(batches) or None
         self._in_pass = 0  # batches of this pass so far
-        self._length = length(batches)
+        if by_number(batches):
+            self._each, self.taken = min(each, len(batches)), taken  # type: ignore[arg-type]
+            self._iterator = deal(batches, self._each, taken)
+            return
         for _ in range(taken):
             self._next()
 
-    def take(self, count: int) -> Iterator[Any]:
-        """Yield the next ``count`` batches, or as many as there are: none comes twice."""
-        for done in range(count):
+    def take(self) -> Iterator[Any]:
+        """Yield the batches of a step, or as many as there are: none comes twice."""
+        for done in range(self._each):
             if done == self._length:
                 return
             batch = self._next(done)

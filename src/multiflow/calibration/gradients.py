@@ -11,19 +11,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multiflow.calibration.collect import Progress, check_some, iterate, length, missing_keys_named, to_device
+from multiflow.calibration.collect import Progress, iterate, length, missing_keys_named, to_device
 from multiflow.calibration.memory import free_memory
 from multiflow.calibration.restore import differentiable
-from multiflow.calibration.stats import Stats
+from multiflow.calibration.stats import Stats, sum_stats_
+from multiflow.calibration.turns import Turn, check_some, turns
 from multiflow.errors import MultiflowError
+from multiflow.ranks import exchange, sum_over_ranks_
 
 Loss = Callable[[nn.Module, Any], Tensor]
+Split = Callable[[Any], list[Any]]
+Idle = Callable[[nn.Module], object]
 GIB = 1 << 30
 HEADROOM = 5  # float32 copies of the weights that CHITA's steps take beside its rows
 
@@ -34,6 +39,8 @@ def mean_gradient(
     batches: Iterable[Any],
     loss: Loss,
     *,
+    split: Split | None = None,
+    idle: Idle | None = None,
     progress: Progress | None = None,
     start: Stats | None = None,
     after_batch: Callable[[Stats], None] | None = None,
@@ -43,28 +50,41 @@ def mean_gradient(
     Args:
         model: runs in evaluation mode, and is left as it was, gradients and flags included.
         weights: layer name -> its weight; one that no loss depends on has the gradient zero.
-        batches: moved to the weights' device one by one.
+        batches: moved to the weights' device one by one; several processes share them out.
         loss: ``f(model, batch) -> scalar``.
+        split, idle: the parts of a batch, and ``f(model)``, called for each part that another process has more than
+            this one: losses that talk to each other need it.
         progress, start, after_batch: as in `collect`.
 
     Raises:
         MultiflowError: no batches, or a loss that is no finite scalar.
     """
     sums = {name: torch.zeros(w.shape, dtype=torch.float32, device=w.device) for name, w in weights.items()}
-    first = start.batches if start else 0
+    first = seen = start.batches if start else 0
     if start:
+        seen = max(start.counts["gradient"].values())
         for name, total in start.sums["gradient"].items():
             sums[name].copy_(total)
+        with torch.no_grad():
+            for name, value in start.buffers.items():
+                model.get_buffer(name).copy_(value)
 
     def stats(batches: int) -> Stats:
-        return Stats({"gradient": sums}, {"gradient": dict.fromkeys(weights, batches)}, batches)
+        return Stats({"gradient": sums}, {"gradient": dict.fromkeys(weights, seen)}, batches)
 
-    def after(done: int, batch: Any) -> None:
+    def add(number: int, name: str, gradient: Tensor) -> None:
+        sums[name].add_(gradient)
+
+    def after(turn: Turn) -> None:
+        nonlocal seen
+        seen += len(turn.own)
         if after_batch:
-            after_batch(stats(done))
+            after_batch(replace(stats(turn.done), buffers=dict(model.named_buffers())))
 
-    add = lambda name, gradient: sums[name].add_(gradient)  # noqa: E731
-    return stats(backward(model, weights, batches, loss, add, after, first=first, progress=progress))
+    going: dict[str, Any] = {"split": split, "idle": idle, "first": first, "progress": progress}
+    found = sum_stats_(stats(backward(model, weights, batches, loss, add, after, **going)))
+    check_some(max(found.counts["gradient"].values()), first=0)
+    return found
 
 
 def gradient_rows(
@@ -75,12 +95,14 @@ def gradient_rows(
     *,
     most: int,
     samples: Callable[[Any], int],
+    split: Split | None = None,
+    idle: Idle | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Tensor], float]:
     """Measure the gradient of each batch apart.
 
     Args:
-        model, weights, batches, loss, progress: as in `mean_gradient`.
+        model, weights, batches, loss, split, idle, progress: as in `mean_gradient`.
         most: number of batches at most.
         samples: ``f(batch)``: how many samples it holds.
 
@@ -88,13 +110,28 @@ def gradient_rows(
         Layer name -> ``(rows, size)`` float32 on the weight's device, one row a batch; mean number of samples a batch.
     """
     rows = {name: torch.zeros(most, w.numel(), dtype=torch.float32, device=w.device) for name, w in weights.items()}
-    seen: list[int] = []
+    seen: dict[int, int] = {}  # number of a batch -> its samples
 
-    def take(name: str, gradient: Tensor) -> None:
-        rows[name][len(seen)].copy_(gradient.flatten())
+    def take(number: int, name: str, gradient: Tensor) -> None:
+        rows[name][number - 1].copy_(gradient.flatten())
 
-    backward(model, weights, batches, loss, take, lambda done, batch: seen.append(samples(batch)), progress=progress)
-    return {name: of[: len(seen)] for name, of in rows.items()}, sum(seen) / len(seen)
+    def after(turn: Turn) -> None:
+        seen.update({number: samples(batch) for number, batch in turn.own})
+
+    backward(model, weights, batches, loss, take, after, split=split, idle=idle, progress=progress)
+    sum_over_ranks_(rows.values())  # each row is zero in all processes but one
+    seen = {number: count for own in exchange("samples", seen) for number, count in own.items()}
+    check_some(len(seen), first=0)
+    there = [number - 1 for number in sorted(seen)]
+    for name, of in rows.items():
+        if not of.sum().isfinite() and not of.isfinite().all():
+            bad = int((~of.isfinite().all(1)).nonzero()[0]) + 1
+            raise MultiflowError(
+                f"NaN or Inf in the gradient of layer '{name}' in batch {bad}; check that batch's data, "
+                "or run the model in float32"
+            )
+    whole = len(there) == there[-1] + 1
+    return {n: of[: len(there)] if whole else of[there] for n, of in rows.items()}, sum(seen.values()) / len(seen)
 
 
 def check_rows_fit(weights: Mapping[str, nn.Parameter], rows: int) -> int:
@@ -116,42 +153,55 @@ def backward(
     weights: Mapping[str, nn.Parameter],
     batches: Iterable[Any],
     loss: Loss,
-    take: Callable[[str, Tensor], object],
-    after: Callable[[int, Any], object],
+    take: Callable[[int, str, Tensor], object],
+    after: Callable[[Turn], object],
     *,
+    split: Split | None = None,
+    idle: Idle | None = None,
     first: int = 0,
     progress: Progress | None = None,
 ) -> int:
-    """Run forward and backward on batch after batch; return their number.
+    """Run forward and backward on batch after batch; return the number of those that all processes have done.
 
     Args:
-        model, weights, batches, loss, progress: as in `mean_gradient`.
-        take: called with layer name and gradient of each weight, while the backward pass goes on.
-        after: called with number (from 1) and batch of each one that is done.
+        model, weights, batches, loss, split, idle, progress: as in `mean_gradient`.
+        take: called with number of the batch (from 1), layer name and gradient of each weight, while the backward pass
+            goes on.
+        after: called after each round.
         first: number of batches to skip.
     """
-    device, total, done = next(iter(weights.values())).device, length(batches), 0
+    device, total, done, number = next(iter(weights.values())).device, length(batches), first, 0
+
+    def hand_over(name: str, weight: Tensor) -> None:
+        take(number, name, weight.grad)  # type: ignore[arg-type]
+        weight.grad = None
+
     with differentiable(model, weights), ExitStack() as stack:
         for name, weight in weights.items():
-            stack.callback(weight.register_post_accumulate_grad_hook(partial(_take, take, name)).remove)
-        for done, batch in enumerate(iterate(batches), start=1):
-            if done <= first:
-                continue
-            with missing_keys_named(batch, done):
-                value = loss(model, to_device(batch, device))
-            check_loss(value, done)
-            value.backward()
-            after(done, batch)
+            stack.callback(weight.register_post_accumulate_grad_hook(partial(hand_over, name)).remove)
+        for turn in turns(iterate(batches), first, split):
+            done = turn.done
+            for number, batch in turn.own:
+                loss_of(model, batch, number, loss, device).backward()
+            keep_up(model, turn, idle)
+            after(turn)
             if progress:
                 progress("calibrate", done, total)
-    check_some(done, first)
     return done
 
 
-def _take(take: Callable[[str, Tensor], object], name: str, weight: Tensor) -> None:
-    """Hand a weight's gradient over as soon as it is there, and free it."""
-    take(name, weight.grad)  # type: ignore[arg-type]
-    weight.grad = None
+def loss_of(model: nn.Module, batch: Any, number: int, loss: Loss, device: torch.device) -> Tensor:
+    """Compute the loss of a batch, refusing one that is no finite scalar."""
+    with missing_keys_named(batch, number):
+        value = loss(model, to_device(batch, device))
+    check_loss(value, number)
+    return value
+
+
+def keep_up(model: nn.Module, turn: Turn, idle: Idle | None) -> None:
+    """Take part in what the losses of the other processes tell each other."""
+    for _ in range(turn.behind if idle else 0):
+        idle(model)  # type: ignore[misc]
 
 
 def check_loss(value: Any, batch: int) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from multiflow.errors import MultiflowError
 from multiflow.files import write_atomically
+from multiflow.ranks import exchange, sum_over_ranks_
 from multiflow.registry import Registry
 
 
@@ -57,11 +58,13 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
         sums: statistic -> layer -> sum over all observations; float64, gradients float32.
         counts: statistic -> layer -> number of observations.
         batches: number of batches that the observations come from.
+        buffers: the model's, as the batches have left them; only where a run goes on from there.
     """
 
     sums: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     counts: Mapping[str, dict[str, int]] = field(default_factory=dict)
     batches: int = 0
+    buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         return {layer: self.get_layer(name, layer) for layer in self.sums[name]}
@@ -96,7 +99,8 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
 
     def save(self, path: str | Path, **extra: Any) -> Path:
         """Write the sums to a safetensors file, the rest and ``extra`` (JSON) into its metadata."""
-        tensors = {f"{name}/{layer}": t.cpu() for name, layers in self.sums.items() for layer, t in layers.items()}
+        parts = {**self.sums, **({"buffer": self.buffers} if self.buffers else {})}
+        tensors = {f"{name}/{key}": tensor for name, of in parts.items() for key, tensor in of.items()}
         header = {
             "counts": self.counts,
             "batches": self.batches,
@@ -111,16 +115,25 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
         return read_stats(path)[0]
 
 
+def sum_stats_(stats: Stats) -> Stats:
+    """Add the observations of all processes up: the sums in place, the counts anew."""
+    sum_over_ranks_(total for of in stats.sums.values() for total in of.values())
+    everyone = exchange("counts", stats.counts)
+    counts = {name: {layer: sum(of[name][layer] for of in everyone) for layer in stats.counts[name]} for name in stats}
+    return Stats(stats.sums, counts, stats.batches)
+
+
 def read_stats(path: str | Path) -> tuple[Stats, dict[str, Any]]:
     """Read a file that `Stats.save` wrote: the statistics and what was saved with them."""
     tensors, header = read_tensors(path, "statistics")
     if "counts" not in header:
         raise MultiflowError(f"'{path}' holds no statistics but another checkpoint of ours; delete it or use another")
-    sums: dict[str, dict[str, Tensor]] = {name: {} for name in header["counts"]}
+    sums: dict[str, dict[str, Tensor]] = {name: {} for name in [*header["counts"], "buffer"]}
     for key, tensor in tensors.items():
         name, _, layer = key.partition("/")
         sums[name][layer] = tensor
-    return Stats(sums, header["counts"], header["batches"]), header["extra"]
+    buffers = sums.pop("buffer")
+    return Stats(sums, header["counts"], header["batches"], buffers), header["extra"]
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from multiflow.cli.loading import fitting_tokenizer, pixel_statistics
 from multiflow.data import Batches, Inputs, open_data, whole_images
 from multiflow.data.base import AnyData, from_memory
 from multiflow.errors import MultiflowError
+from multiflow.ranks import exchange, rank
 
 MOST_BATCHES = 3000  # as published, like the lengths of the texts
 MOST_TOKENS = 40
@@ -30,7 +31,10 @@ class Source:
         tokenizer: folder or Hugging Face id; None = the model's own, or ``bert-base-uncased``.
         batches: how many at most; None = all, at most 3,000 (of Shapes 16).
         batch_size: pairs or images a batch.
-        seed: of the order, of captions and hidden tokens.
+        seed: of the order, of captions, hidden tokens and augmentation.
+        split: of data that have splits; None = train.
+        augment: None, or ``paper``, as in the published calibration.
+        workers: processes that read and decode in the background.
     """
 
     data: str | None
@@ -39,12 +43,15 @@ class Source:
     batches: int | None = None
     batch_size: int = 32
     seed: int = 0
+    split: str | None = None
+    augment: str | None = None
+    workers: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
         """What all kinds of batches take."""
         limit = MOST_BATCHES if self.batches is None else self.batches
-        return {"batch_size": self.batch_size, "limit": limit, "seed": self.seed}
+        return {"batch_size": self.batch_size, "limit": limit, "seed": self.seed, "workers": self.workers}
 
 
 @dataclass
@@ -60,19 +67,33 @@ class Counted:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return self._counted(self.batches)
+
+    def numbered(self, numbers: Iterable[int]) -> Iterator[Mapping[str, Any] | None]:
+        """Make the batches with these numbers; None for one that is broken."""
+        return self._counted(self.batches.numbered(numbers))
+
+    def _counted(self, batches: Iterable[Any]) -> Iterator[Any]:
         self.seen = 0
-        batch: Any
-        for batch in self.batches:
-            for part in (batch, batch.get("region", {})):
+        for batch in batches:
+            for part in (batch, batch.get("region", {})) if batch else ():
                 rows = part.get("input_ids", part.get("pixel_values"))
                 self.seen += 0 if rows is None else len(rows)
             yield batch
 
     def summary(self) -> dict[str, Any]:
-        """What was read, as plain values."""
-        report = self.batches.skipped
-        seen = {"kind": self.what, "samples": self.seen, "looked_at": report.seen, "skipped": report.count}
-        return {"source": self.source, **seen, "skips": [list(skip) for skip in report.skips[:5]]}
+        """What was read by all processes, as plain values."""
+        report, data = self.batches.skipped, cast("AnyData", self.batches.data)
+        unseen = len(data.skipped) if rank() else 0  # what opening the data skipped counts once
+        everyone = exchange("data", (self.seen, report.seen - unseen, report.skips))
+        skips = list(dict.fromkeys(skip for *_, skips in everyone for skip in skips))
+        seen = {
+            "kind": self.what,
+            "samples": sum(samples for samples, *_ in everyone),
+            "looked_at": sum(looked for _, looked, _ in everyone),
+            "skipped": len(skips),
+        }
+        return {"source": self.source, **seen, "skips": [list(skip) for skip in skips[:5]]}
 
 
 def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
@@ -83,9 +104,14 @@ def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
         place: where it was loaded from; its tokenizer and pixel statistics may be there.
         source: the data, and how many.
     """
-    for option, value in (("--batches", source.batches), ("--batch-size", source.batch_size)):
-        if value is not None and value < 1:
-            raise MultiflowError(f"{option} {value} was given; expected at least 1")
+    counts = (
+        ("--batches", source.batches, 1),
+        ("--batch-size", source.batch_size, 1),
+        ("--workers", source.workers, 0),
+    )
+    for option, value, least in counts:
+        if value is not None and value < least:
+            raise MultiflowError(f"{option} {value} was given; expected at least {least}")
     config: Any = model.config
     model_type = config.model_type
     if model_type not in MAKERS:
@@ -105,6 +131,7 @@ def _xvlm(model: Any, place: str, source: Source) -> Counted:
         config.image_size,
         config.patch_size,
         max_length=min(MOST_TOKENS, text["max_position_embeddings"]),
+        augment=source.augment,
     )
     return _pairs(_open(source, config.image_size), inputs, source)
 
@@ -129,6 +156,7 @@ def _blip(place: str, source: Source, size: int, vocabulary: int, positions: int
         max_length=min(MOST_BLIP_TOKENS, positions),
         mlm=False,
         end=True,
+        augment=source.augment,
         **pixel_statistics(place),
     )
     return _pairs(whole_images(_open(source, size)), inputs, source)
@@ -142,9 +170,10 @@ def _images(model: Any, place: str, source: Source) -> Counted:
     """Images for a ViT or DINO, with labels where they lie in a folder a class."""
     if source.data is None:
         raise MultiflowError("there are no images to calibrate on; give some with --data DIR")
-    data, classes = open_images(source.data, source.images)
+    data, classes = open_images(source.data, source.images, source.split)
     labels = label_classes(classes, getattr(model.config, "label2id", None) or {})
-    batches = ImageBatches(data, model.config.image_size, classes=labels, **source.options, **pixel_statistics(place))
+    options = {**source.options, **pixel_statistics(place), "augment": source.augment}
+    batches = ImageBatches(data, model.config.image_size, classes=labels, **options)
     return Counted(batches, "images", batches.source)
 
 
@@ -161,7 +190,7 @@ MAKERS: dict[str, Callable[[Any, str, Source], Counted]] = {
 def _open(source: Source, size: int) -> AnyData:
     """Open the data, or draw training scenes of Shapes with a caption each where none were given."""
     if source.data is not None:
-        return open_data(source.data, images=source.images)
+        return open_data(source.data, images=source.images, split=source.split)
     from multiflow.data.shapes import describe, make_scenes, render
 
     scenes = make_scenes("train", (source.batches or SHAPES_BATCHES) * source.batch_size, seed=source.seed)

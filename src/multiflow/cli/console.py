@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import warnings
@@ -18,12 +19,28 @@ if TYPE_CHECKING:
     from multiflow.cli.commands import Command
 
 NUMBER = re.compile(r"[\d.,]+( %| [kMG]B)?")
-WIDE = 200  # columns where nobody looks at a terminal: a table is not to be cut
+WIDE = 240  # columns where nobody looks at a terminal: a table is not to be cut
 
 
 def say(text: str) -> None:
     """Print a line on standard error, on which the library itself has to say something."""
     print(f"multiflow: {text}", file=sys.stderr)
+
+
+@contextmanager
+def announcements() -> Iterator[None]:
+    """Print what the library announces, such as the memory it is about to take, as lines on standard error."""
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("multiflow")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 class _Output(Console):

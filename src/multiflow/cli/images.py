@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,12 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
 
 from multiflow.data import CLIP_MEAN, CLIP_STD, BrokenItem, Dataset, Mixed, Pair, Skip, SkipReport, open_data, to_pixels
-from multiflow.data.files import image_files, load_image
-from multiflow.data.images import UNREADABLE, resize
+from multiflow.data.assemble import Made
+from multiflow.data.augment import augment_image
+from multiflow.data.background import make_ahead
+from multiflow.data.files import NoSuchSplit, image_files, load_image
+from multiflow.data.images import UNREADABLE, decode, resize
 from multiflow.data.plan import item_order
-from multiflow.data.seeds import Stream
+from multiflow.data.seeds import Stream, random_at
 from multiflow.errors import MultiflowError
 
 
@@ -32,6 +36,8 @@ class ImageBatches:
         classes: class -> label; empty = no labels.
         mean: channel means for values in [0, 1].
         std: channel standard deviations.
+        augment: None, or ``paper``: crops, flips and RandAugment as in the published calibration.
+        workers: processes that read and decode in the background; 0 = none.
     """
 
     data: Dataset[Any]
@@ -42,21 +48,31 @@ class ImageBatches:
     classes: Mapping[str, int] = field(default_factory=dict)
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
-    _skips: dict[Skip, None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    augment: str | None = None
+    workers: int = 0
+    _pass: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         batches = -(-len(self.data) // self.batch_size)
         return batches if self.limit is None else min(batches, self.limit)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        order = item_order(len(self.data), self.seed, 0, Stream.ORDER, shuffle=True)
         any_good = False
-        for number in range(len(self)):
-            if batch := self._make(order[number * self.batch_size :][: self.batch_size].tolist()):
+        for batch in self.numbered(range(len(self))):
+            if batch is not None:
                 any_good = True
                 yield batch
         if not any_good:
             raise MultiflowError(f"none of the {self.source} can be read: {self.skipped}; check the files")
+
+    def numbered(self, numbers: Iterable[int]) -> Iterator[dict[str, torch.Tensor] | None]:
+        """Make the batches with these numbers, counted from 0; None for one whose images are all broken."""
+        skips: dict[Skip, None] = {}
+        self._pass.update(seen=0, skips=skips)
+        for made in make_ahead(self._make, numbers, self.workers):
+            self._pass["seen"] += made.seen
+            skips.update(dict.fromkeys(made.skips))
+            yield made.batch
 
     @property
     def source(self) -> str:
@@ -65,36 +81,46 @@ class ImageBatches:
 
     @property
     def skipped(self) -> SkipReport:
-        """Which images could not be read so far."""
-        return SkipReport(min(len(self.data), len(self) * self.batch_size), tuple(self._skips))
+        """What could not be read in the latest pass, as far as it has come."""
+        return SkipReport(self._pass.get("seen", 0), tuple(self._pass.get("skips", ())))
 
-    def _make(self, chosen: list[int]) -> dict[str, torch.Tensor]:
-        """Make a batch of the images that can be read; an empty one if none can."""
-        images, labels = [], []
-        for index in chosen:
+    def _make(self, number: int) -> Made:
+        """Make a batch of the images that can be read."""
+        order = item_order(len(self.data), self.seed, 0, Stream.ORDER, shuffle=True)
+        chosen = order[number * self.batch_size :][: self.batch_size].tolist()
+        chances: Sequence[Generator | None] = [None] * len(chosen)
+        if self.augment:
+            chances = random_at(self.seed, Stream.AUGMENT, number).spawn(len(chosen))
+        images, labels, skips = [], [], []
+        for index, chance in zip(chosen, chances, strict=True):
             try:
                 item = self.data[index]
-                images.append(_resized(item, self.image_size))
+                images.append(_pixels(item, self.image_size, chance))
             except BrokenItem as error:
-                self._skips[error.skip] = None
+                skips.append(error.skip)
                 continue
             if self.classes:
                 labels.append(self.classes[item.captions[0]])
         if not images:
-            return {}
+            return Made(None, len(chosen), tuple(skips))
         batch = {"pixel_values": torch.from_numpy(to_pixels(images, self.image_size, self.mean, self.std))}
-        return {**batch, "labels": torch.tensor(labels)} if labels else batch
+        return Made({**batch, "labels": torch.tensor(labels)} if labels else batch, len(chosen), tuple(skips))
 
 
-def open_images(source: str, images: str | None = None) -> tuple[Dataset[Any], tuple[str, ...]]:
+def open_images(
+    source: str, images: str | None = None, split: str | None = None
+) -> tuple[Dataset[Any], tuple[str, ...]]:
     """Open images, and the names of their classes if they lie in a folder a class.
 
     Args:
         source: a folder of images, a folder of such folders (one a class), or any source of pairs or regions.
         images: folder of the images of a source of pairs.
+        split: of a source of pairs or regions that has splits.
     """
     try:
-        data = open_data(source, images=images)
+        data = open_data(source, images=images, split=split)
+    except NoSuchSplit:
+        raise
     except MultiflowError:
         folder = Path(source).expanduser()
         if not folder.is_dir():
@@ -104,6 +130,10 @@ def open_images(source: str, images: str | None = None) -> tuple[Dataset[Any], t
         found = here or [(path / name, path.name) for path in inner for name in image_files(path)]
         if not found:
             raise
+        if split is not None:
+            raise NoSuchSplit(
+                f"split '{split}' was given, but '{source}' is a folder of images; leave it out"
+            ) from None
         layout = "image folder" if here else "image folder with a folder a class"
         read = partial(_read, tuple(found))
         classes = tuple(dict.fromkeys(name for _, name in found if name))
@@ -124,8 +154,11 @@ def _read(found: tuple[tuple[Path, str], ...], index: int) -> Pair:
     return Pair(load_image(str(path), key), (name,), key)
 
 
-def _resized(item: Any, size: int) -> np.ndarray:
+def _pixels(item: Any, size: int, chance: Generator | None) -> np.ndarray:
+    """Return an image as a uint8 array (size, size, 3), augmented where there is something to draw from."""
     try:
-        return resize(item.image, size)
+        if chance is None:
+            return resize(item.image, size)
+        return augment_image(decode(item.image), " ".join(getattr(item, "captions", ())), size, chance)
     except UNREADABLE as error:
         raise BrokenItem(item.key, str(error)) from error

@@ -34,6 +34,7 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 IN_PYTHON = {
     r"\b(family|config)=": r"--\1",
     r"\bset (?=\w+=)": "--set ",
+    r"\buntil_stable\b": "--until-stable",
     r" or leave the layer out with Adapter\(exclude=\.\.\.\)": "",
 }
 """What errors say to users of Python -> what they say on the command line."""
@@ -78,7 +79,7 @@ def naming_options() -> Iterator[None]:
             said = re.sub(python, here, said)
         if said == str(error):
             raise
-        raise MultiflowError(said) from error
+        raise type(error)(said) from error
 
 
 def find_device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ Step: TypeAlias = Callable[[str, int, int | None], None]
 """``f(what, done, total)``: how the library reports that its work goes on; ``total`` is None where it is not known."""
 Draw: TypeAlias = Callable[[str, int, int | None, str], None]
 
-UNITS = {"calibrate": "batches", "select": "layers", "evaluate": "models", "write": "pictures"}
+UNITS = {"calibrate": "batches", "select": "layers", "learn": "steps", "evaluate": "models", "write": "pictures"}
 EVERY = 10.0  # seconds between two plain lines
 
 

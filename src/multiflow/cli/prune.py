@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,19 +17,24 @@ from multiflow.adapters import adapter_for
 from multiflow.allocation import ALLOCATIONS, find_allocation
 from multiflow.calibration import Checkpoint
 from multiflow.cli.batches import Source, open_batches
+from multiflow.cli.console import announcements
 from multiflow.cli.loading import bundled_models, find_device, find_dtype, find_model, naming_options, open_model
 from multiflow.cli.progress import step_progress
+from multiflow.cli.ranks import processes
 from multiflow.cli.runs import CHECKPOINT_FILE, identity, run_folder
 from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, parse_hyper
 from multiflow.cli.show_run import show_run
-from multiflow.errors import MultiflowError
+from multiflow.data.augment import AUGMENTATIONS
+from multiflow.errors import MultiflowError, unknown
 from multiflow.files import plain, write_atomically
 from multiflow.masks import hash_weight
 from multiflow.pruners import Pruner, find_pruner
+from multiflow.ranks import agree, rank, world
 from multiflow.result import RESULT_FILE, Result
 from multiflow.types import parse_pattern
 
-FREE_TO_CHANGE = ("out", "checkpoint_every", "resume", "device")  # these do not alter the masks
+FREE_TO_CHANGE = ("out", "checkpoint_every", "resume", "device", "workers")  # these do not alter the masks
+STABLE = 0.995  # the share of the kept weights that --until-stable asks for
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class PruneSettings:
         seed: seed of whatever is random
         tokenizer: folder or Hugging Face id
         images: folder of the images that the data name
+        split: of the data, train, val or test; train+val takes both
+        augment: paper = crops, flips and RandAugment as in the published calibration
+        workers: background processes that read and decode images
+        until_stable: stop calibrating when twice the data change at most 0.5 % of the kept weights, at every sparsity
         out: folder for masks and result.json, new or empty
         checkpoint_every: batches between two checkpoints of the calibration, 0 = none
     """
@@ -75,6 +85,10 @@ class PruneSettings:
         str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own, or bert-base-uncased)")
     ] = None
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: train)")] = None
+    augment: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
+    workers: Annotated[int, arg(metavar="N")] = 0
+    until_stable: Annotated[bool, arg(help_behavior_hint="")] = False
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: runs/prune-METHOD-HASH)")] = None
     checkpoint_every: Annotated[int, arg(metavar="N")] = 8
     resume: Resume = False
@@ -83,21 +97,25 @@ class PruneSettings:
 
 
 def prune(settings: PruneSettings) -> None:
-    """Prune a model, write the masks and print what came of it."""
+    """Prune a model, write the masks and print what came of it; of several processes the first does the latter two."""
+    with processes(settings.device) as device, announcements() if rank() == 0 else nullcontext():
+        _prune(replace(settings, device=device), first=rank() == 0)
+
+
+def _prune(settings: PruneSettings, *, first: bool) -> None:
     pruner, hyper = check(settings)
     place = find_model(settings.model)
     what = run_settings(settings)
     out = Path(settings.out or f"runs/prune-{pruner.name}-{identity(what)}")
-    with run_folder(out, what, resume=settings.resume):
+    agree({name: value for name, value in asdict(settings).items() if name != "device"})
+    with run_folder(out, what, resume=settings.resume) if first else nullcontext():
         model, hashes = load(settings, place)
         batches = None
         if pruner.needs_data:
-            source = Source(
-                settings.data, settings.images, settings.tokenizer, settings.batches, settings.batch_size, settings.seed
-            )
+            source = Source(**{field.name: getattr(settings, field.name) for field in fields(Source)})
             batches = open_batches(model, place, source)
         every = settings.checkpoint_every
-        with naming_options(), step_progress() as step:
+        with naming_options(), step_progress() if first else nullcontext() as step:
             result = pipeline.prune(
                 model,
                 pruner.name,
@@ -108,11 +126,15 @@ def prune(settings: PruneSettings) -> None:
                 seed=settings.seed,
                 checkpoint=Checkpoint(out / CHECKPOINT_FILE, every) if every else None,
                 progress=step,
+                until_stable=STABLE if settings.until_stable else None,
                 **hyper,
             )
         masks = {s: replace(m, weights=hashes or m.weights) for s, m in result.masks.items()}
-        save(replace(result, masks=masks), out, {"run": what, "data": batches.summary() if batches else None})
-    show_run(out)
+        data = batches.summary() if batches else None
+        if first:
+            save(replace(result, masks=masks), out, {"run": what, "data": data})
+    if first:
+        show_run(out)
 
 
 def load(settings: PruneSettings, place: str) -> tuple[nn.Module, dict[str, str]]:
@@ -132,10 +154,16 @@ def check(settings: PruneSettings) -> tuple[Pruner, dict[str, Any]]:
     pipeline.check_sparsities(settings.sparsity or None, pattern)
     if settings.allocation is not None:
         find_allocation(settings.allocation)
+    if settings.augment not in (None, *AUGMENTATIONS):
+        raise unknown("augmentation", settings.augment, AUGMENTATIONS)
+    with naming_options():
+        pipeline.check_until_stable(STABLE if settings.until_stable else None, pruner)
     find_device(settings.device)
     find_dtype(settings.dtype)
     if settings.checkpoint_every < 0:
         raise MultiflowError(f"--checkpoint-every {settings.checkpoint_every} was given; expected 0 (none) or more")
+    if settings.split is not None and settings.data is None:
+        raise MultiflowError(f"--split {settings.split} was given without data; name them with --data SOURCE")
     if pruner.needs_data and settings.data is None and settings.model not in bundled_models():
         raise MultiflowError(
             f"method '{pruner.name}' needs calibration data and none were given; name some with --data SOURCE"
@@ -145,11 +173,12 @@ def check(settings: PruneSettings) -> tuple[Pruner, dict[str, Any]]:
 
 def run_settings(settings: PruneSettings) -> dict[str, Any]:
     """Return the settings that decide what a run computes, as plain values: those that differ from their defaults."""
-    return {
+    changed = {
         field.name: value
         for field in fields(settings)
         if field.name not in FREE_TO_CHANGE and (value := asdict(settings)[field.name]) != field.default
     }
+    return changed | ({"processes": world()} if world() > 1 else {})
 
 
 def save(result: Result, out: Path, extra: Mapping[str, Any]) -> None:

@@ -82,7 +82,7 @@ def list_pruners() -> object:
         (
             name,
             pruner.summary,
-            ", ".join(pruner.statistics) or "no data",
+            ", ".join(pruner.looks_at) or "no data",
             f"{pruner.pattern}, {pruner.allocation}",
             " ".join(f"{key}={value}" for key, value in pruner.hyper.items()) or "-",
         )

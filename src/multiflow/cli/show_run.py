@@ -49,12 +49,34 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
     data = result.get("data")
     if data:
         read = f"{how['batches']} batches, {data['samples']} {data['kind']}"
-        show(f"calibrated on {read} in {timings['calibrate']:.1f} s: {data['source']}")
+        took = timings.get("calibrate", timings.get("steps", 0.0))
+        what = "calibrated" if "calibrate" in timings else "ran in steps"
+        show(f"{what} on {read} in {took:.1f} s: {data['source']}")
         if data["skipped"]:
             names = ", ".join(f"{name} ({why})" for name, why in data["skips"])
             show(f"{data['skipped']} of {data['looked_at']} images skipped: {names}")
-    show(f"scores, budgets and masks in {timings['select']:.1f} s")
+    if "curve" in result:
+        print_curve(result, data["kind"] if data else "samples")
+    if "select" in timings:
+        show(f"scores, budgets and masks in {timings['select']:.1f} s")
+    if how.get("changes_weights"):
+        show("the kept weights have changed: they lie beside the masks, where multiflow apply finds them")
     show(f"in {folder}: {', '.join(entry['file'] for entry in masks.values())}")
+
+
+def print_curve(result: Mapping[str, Any], kind: str) -> None:
+    """Print how far the masks agreed at each doubling of the data, and whether that was enough."""
+    curve, asked = result["curve"], f"{100 * result['settings']['until_stable']:g} %"
+    if curve:
+        title = "weights kept by the masks that those of half the data keep too"
+        headers = ["batches", "against", kind, *(f"at {sparsity}" for sparsity in result["masks"])]
+        shares = [[f"{100 * point['agreement'][sparsity]:.3f} %" for sparsity in result["masks"]] for point in curve]
+        rows = [(p["batches"], p["before"], p["samples"] or "-", *of) for p, of in zip(curve, shares, strict=True)]
+        show(table(title, headers, rows))
+    if result["stable"]:
+        show(f"stable: at least {asked} agree at every sparsity")
+    else:
+        show(f"not stable: the data ended before at least {asked} agreed at every sparsity; give more to be sure")
 
 
 def print_demo(demo: Mapping[str, Any], folder: Path) -> None:

@@ -7,13 +7,13 @@ Which items a batch holds, which of their captions and regions, and which tokens
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
 from multiflow.data.assemble import Batch, Inputs, Made, assemble_pairs, assemble_regions
+from multiflow.data.background import make_ahead
 from multiflow.data.base import AnyData, Dataset, ImageLike, Mixed, Pair, RegionItem, SkipReport, from_memory
 from multiflow.data.plan import RegionPlan, item_order
 from multiflow.data.seeds import Stream
@@ -76,19 +76,25 @@ class Batches:
         return max(0, min(self._in_epoch, self.limit or self._in_epoch) - self.start)
 
     def __iter__(self) -> Iterator[Batch]:
+        any_good = False
+        for batch in self.numbered(range(len(self))):
+            if batch is not None:
+                any_good = True
+                yield batch
+        if len(self) and not any_good:
+            raise MultiflowError(f"no image of {self.data} can be read: {self.skipped}; check the files")
+
+    def numbered(self, numbers: Iterable[int]) -> Iterator[Batch | None]:
+        """Make the batches with these numbers, counted from `start`; None for one whose images are all broken."""
         skips = dict.fromkeys(cast("AnyData", self.data).skipped)
         self._pass.update(seen=len(skips), skips=skips)
-        any_good = False
-        for made in self._stream():
+        of_epoch = (self.start + number for number in numbers)
+        for made in make_ahead(self._make, of_epoch, self.workers if len(self) else 0):
             self._pass["seen"] += made.seen
             skips.update(dict.fromkeys(made.skips))
             if made.error is not None:
                 raise MultiflowError(made.error)
-            if made.batch is not None:
-                any_good = True
-                yield made.batch
-        if len(self) and not any_good:
-            raise MultiflowError(f"no image of {self.data} can be read: {self.skipped}; check the files")
+            yield made.batch
 
     @property
     def skipped(self) -> SkipReport:
@@ -103,18 +109,6 @@ class Batches:
         if made.error is not None:
             raise MultiflowError(made.error)
         return made.batch
-
-    def _stream(self) -> Iterator[Made]:
-        """Make the batches in order, here or in background processes."""
-        numbers = range(self.start, self.start + len(self))
-        if not self.workers or not numbers:
-            yield from map(self._make, numbers)
-            return
-        from torch.utils.data import DataLoader
-
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
-        source = cast("Any", _ByNumber(self))
-        yield from DataLoader(source, sampler=numbers, batch_size=None, num_workers=self.workers, collate_fn=_as_it_is)
 
     def _make(self, number: int) -> Made:
         """Make one batch; an error comes back as a value, so that it crosses process borders in one piece."""
@@ -166,17 +160,3 @@ class Batches:
     def _in_epoch(self) -> int:
         """Batches in a whole epoch."""
         return self._plan.batches if self._pairs is None else math.ceil(len(self._pairs) / self.batch_size)
-
-
-@dataclass(frozen=True)
-class _ByNumber:
-    """Batches as the DataLoader asks for them."""
-
-    batches: Batches
-
-    def __getitem__(self, number: int) -> Made:
-        return self.batches._make(number)
-
-
-def _as_it_is(made: Any) -> Any:
-    return made

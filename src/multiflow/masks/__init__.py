@@ -4,7 +4,7 @@ from multiflow.masks.compare import Agreement, by_group, compare, total
 from multiflow.masks.keep import keep_sparse
 from multiflow.masks.masks import Masks, hash_weight, pack, unpack
 from multiflow.masks.original import is_original
-from multiflow.masks.select import select
+from multiflow.masks.select import keep_above, select
 
 __all__ = [
     "Agreement",
@@ -13,6 +13,7 @@ __all__ = [
     "compare",
     "hash_weight",
     "is_original",
+    "keep_above",
     "keep_sparse",
     "pack",
     "select",

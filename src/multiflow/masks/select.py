@@ -33,18 +33,24 @@ def select(scores: Tensor, counts: Sequence[int], pattern: Pattern) -> list[Tens
     if isinstance(pattern, PerRow):
         return [_per_row(scores, count // scores.shape[0]) for count in counts]
     cuts = smallest([lambda: scores], [scores.numel()], counts)
-    row = flat(scores)
-    return [_above(row, cut.value, count).view(scores.shape) for cut, count in zip(cuts, counts, strict=True)]
+    return [keep_above(scores, cut.value, count) for cut, count in zip(cuts, counts, strict=True)]
 
 
-def _above(row: Array, value: float, count: int) -> Tensor:
-    """Keep what lies above the border, and of the values at the border all but the first that must go."""
+def keep_above(scores: Tensor, value: float, count: int) -> Tensor:
+    """Keep what lies above a border, and of the values at the border all but the first that must go.
+
+    Args:
+        scores: ``(out, in)``.
+        value: the border, such that ``count`` scores lie below it or at it.
+        count: how many go.
+    """
+    row: Array = flat(scores)
     kept = row > value
     excess = len(row) - count - int(kept.sum() if isinstance(kept, Tensor) else np.count_nonzero(kept))
     if excess:  # values at the border that stay: the last ones
         border = torch.nonzero(row == value).flatten() if isinstance(row, Tensor) else np.flatnonzero(row == value)
         kept[border[len(border) - excess :]] = True
-    return kept.cpu() if isinstance(kept, Tensor) else torch.from_numpy(kept)
+    return (kept.cpu() if isinstance(kept, Tensor) else torch.from_numpy(kept)).view(scores.shape)
 
 
 def _per_row(scores: Tensor, count: int) -> Tensor:

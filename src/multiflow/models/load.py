@@ -17,7 +17,16 @@ from multiflow.hub import reach_hub
 from multiflow.models.files import read_config, read_tensors
 from multiflow.models.original import FAMILIES, fill, find
 
-HOUSE = {"xvlm": "multiflow.models.xvlm", "blip-pretraining": "multiflow.models.blip"}
+HOUSE = {
+    "xvlm": "multiflow.models.xvlm",
+    "xvlm-retrieval": "multiflow.models.xvlm",
+    "xvlm-captioning": "multiflow.models.xvlm",
+    "xvlm-vqa": "multiflow.models.xvlm",
+    "blip-pretraining": "multiflow.models.blip",
+    "blip-retrieval": "multiflow.models.blip",
+    "blip-captioning": "multiflow.models.blip",
+    "blip-vqa": "multiflow.models.blip",
+}
 """``config.model_type`` -> module of our own model classes; every other one is looked for in transformers."""
 
 FILE_SUFFIXES = (".pth", ".th", ".pt", ".bin", ".ckpt", ".safetensors")

@@ -31,6 +31,9 @@ MODEL_TYPES = {
     "vit": "multiflow.models.vit:VIT",
     "dinov2": "multiflow.models.vit:DINOV2",
     "blip-pretraining": "multiflow.models.blip.original:BLIP",
+    "blip-retrieval": "multiflow.models.blip.original:TRANSFORMERS_BLIP",
+    "blip-captioning": "multiflow.models.blip.original:TRANSFORMERS_BLIP",
+    "blip-vqa": "multiflow.models.blip.original:TRANSFORMERS_BLIP",
     "blip": "multiflow.models.blip.original:TRANSFORMERS_BLIP",
 }
 """``config.model_type`` -> where the record of its original names is."""

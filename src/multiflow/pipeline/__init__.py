@@ -2,5 +2,6 @@
 
 from multiflow.pipeline.job import SPARSITIES, check_sparsities
 from multiflow.pipeline.run import calibrate, prune
+from multiflow.pipeline.stable import check_until_stable
 
-__all__ = ["SPARSITIES", "calibrate", "check_sparsities", "prune"]
+__all__ = ["SPARSITIES", "calibrate", "check_sparsities", "check_until_stable", "prune"]

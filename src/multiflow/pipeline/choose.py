@@ -10,11 +10,11 @@ from torch import Tensor
 
 from multiflow.allocation import find_allocation, fit_budget, pattern_budget
 from multiflow.calibration import Progress
-from multiflow.masks import pack, select
+from multiflow.masks import keep_above, pack, select
 from multiflow.order import smallest
 from multiflow.parallel import in_parallel
 from multiflow.pipeline.job import Job
-from multiflow.types import Budget, NofM, Pattern, PerRow, Unstructured
+from multiflow.types import Budget, NofM, Pattern, PerRow
 
 Packed = dict[str, np.ndarray]
 
@@ -55,9 +55,6 @@ def make_masks(
 
 def select_lowest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """Drop exactly ``count`` of the lowest scores of all tensors together; bool CPU masks, True = kept."""
-    rows = {name: value.view(1, -1) for name, value in scores.items()}
-    cut = smallest([partial(rows.__getitem__, name) for name in rows], [r.numel() for r in rows.values()], [count])[0]
-    return {
-        name: select(row, [drops], Unstructured())[0].view(scores[name].shape)
-        for (name, row), drops in zip(rows.items(), cut.drops, strict=True)
-    }
+    tensors, sizes = [partial(scores.__getitem__, name) for name in scores], [x.numel() for x in scores.values()]
+    cut = smallest(tensors, sizes, [count])[0]
+    return {name: keep_above(scores[name], cut.value, drops) for name, drops in zip(scores, cut.drops, strict=True)}

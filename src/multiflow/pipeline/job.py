@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ class Job:
         batches: calibration batches, statistics measured before, or None.
         checkpoint: where a killed run goes on.
         progress: told of every step.
+        until_stable: the agreement of masks at which calibration stops, or None.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class Job:
     batches: Iterable[Any] | Stats | None = None
     checkpoint: Checkpoint | None = None
     progress: Progress | None = None
+    until_stable: float | None = None
 
     @property
     def own_hyper(self) -> dict[str, Any]:
@@ -79,18 +81,20 @@ class Job:
             "model": type(self.model).__name__,
             "versions": versions(),
             **({"changes_weights": True} if self.pruner.changes_weights else {}),
+            **({} if self.until_stable is None else {"until_stable": self.until_stable}),
         }
 
 
 def check_job(job: Job) -> Job:
     """Check what can be checked without running the model; return the job."""
-    pruner, known = job.pruner, {*STATISTICS, *PROVIDED}
+    pruner = job.pruner
+    known = (*(STATISTICS if pruner.kind == "scorer" else ()), *PROVIDED[pruner.kind])
     check_pattern(job.pattern, job.layout)
     for name in pruner.needs:
         if name not in known:
             raise MultiflowError(
-                f"pruner '{pruner.name}' needs '{name}', which is no statistic; there are: {', '.join(STATISTICS)} "
-                "(a hyper-parameter needs a default)"
+                f"pruner '{pruner.name}' needs '{name}', which no {pruner.kind} is given; there are: "
+                f"{', '.join(known)} (a hyper-parameter needs a default)"
             )
     if pruner.needs_data and job.batches is None:
         raise MultiflowError(f"pruner '{pruner.name}' needs calibration data; pass batches=, an iterable of batches")
@@ -98,6 +102,11 @@ def check_job(job: Job) -> Job:
         if isinstance(job.batches, Stats):
             raise MultiflowError(
                 f"pruner '{pruner.name}' runs the model anew in every step; pass batches, not statistics"
+            )
+        if isinstance(job.batches, Iterator) and len(job.sparsities) > 1:
+            raise MultiflowError(
+                f"pruner '{pruner.name}' begins anew for each of {len(job.sparsities)} sparsities, but batches is a "
+                f"{type(job.batches).__name__}, which can be gone through once; pass a list or a DataLoader"
             )
         if job.adapter.loss is None and (pruner.kind != "scorer" or "gradient" in pruner.statistics):
             raise no_loss(job.adapter)

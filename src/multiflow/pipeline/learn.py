@@ -9,20 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiflow.adapters import parts
 from multiflow.calibration import (
     Checkpoint,
     Cycle,
     buffers_restored,
-    check_loss,
     differentiable,
-    to_device,
+    keep_up,
+    loss_of,
+    turns,
     weights_replaced,
 )
 from multiflow.masks import unpack
 from multiflow.pipeline.choose import Packed, choose
 from multiflow.pipeline.job import Job
 from multiflow.pipeline.measure import identity
-from multiflow.result import short
+from multiflow.ranks import world
+from multiflow.result import check_scores, short
 
 
 def prune_by_learning(job: Job) -> Iterator[tuple[Packed, None]]:
@@ -44,10 +47,14 @@ def prune_by_learning(job: Job) -> Iterator[tuple[Packed, None]]:
 
 def _learn(job: Job, sparsity: float, settings: Mapping[str, Any]) -> Packed:
     place = job.checkpoint.part(short(sparsity)) if job.checkpoint else None
-    feed = _Feed(job, Cycle(job.batches))  # type: ignore[arg-type]
+    feed = _Feed(job, Cycle(job.batches, world()))  # type: ignore[arg-type]
+
+    def choose_by(scores: Mapping[str, Tensor]) -> Packed:
+        checked = {n: check_scores(job.pruner, n, scores.get(n), layer.shape) for n, layer in job.layout.items()}
+        return choose(job, checked, [sparsity])[0]
 
     def select(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        packed = choose(job, scores, [sparsity])[0]
+        packed = choose_by(scores)
         return {layer.name: unpack(packed[layer.name], layer.size).view(layer.shape) for layer in job.layout.layers}
 
     scores = job.pruner.call(
@@ -61,22 +68,26 @@ def _learn(job: Job, sparsity: float, settings: Mapping[str, Any]) -> Packed:
         progress=job.progress,
         **job.own_hyper,
     )
-    return choose(job, scores, [sparsity])[0]
+    return choose_by(scores)
 
 
 @dataclass
 class _Feed:
-    """The loss of the model on one batch after another."""
+    """The loss of the model on one batch after another; of several processes each has one of its own."""
 
     job: Job
     cycle: Cycle
 
     def loss(self) -> Tensor:
-        """Return the loss on the next batch, with its graph."""
-        device = next(iter(self.job.weights.parameters.values())).device
-        for batch in self.cycle.take(1):
-            value = self.job.adapter.loss(self.job.model, to_device(batch, device))  # type: ignore[misc]
-            check_loss(value, self.cycle.taken)
+        """Return the loss on the next batch, with its graph; the mean over all processes is that of their batches."""
+        job, before = self.job, self.cycle.taken
+        device = next(iter(job.weights.parameters.values())).device
+        value = torch.zeros((), device=device, requires_grad=True)  # of a process without a batch
+        for turn in turns(self.cycle.take(), split=parts):
+            for number, batch in turn.own:
+                value = loss_of(job.model, batch, before + number, job.adapter.loss, device)  # type: ignore[arg-type]
+            keep_up(job.model, turn, job.adapter.idle)
+            value = value * (world() / max(turn.takers, 1))
         return value
 
 
@@ -114,7 +125,7 @@ class LearnerCheckpoint:
                 else:
                     device = scores[name].device if tensor.ndim else tensor.device
                     optimizer.state[scores[name]][kind] = tensor.to(device)
-        self.feed.cycle = Cycle(self.feed.job.batches, facts["taken"])  # type: ignore[arg-type]
+        self.feed.cycle = Cycle(self.feed.job.batches, world(), facts["taken"])  # type: ignore[arg-type]
         return int(facts["step"])
 
 

@@ -14,6 +14,7 @@ from multiflow.errors import MultiflowError
 from multiflow.masks import hash_weight
 from multiflow.parallel import in_parallel
 from multiflow.pipeline.job import Job, no_loss
+from multiflow.ranks import exchange, world
 from multiflow.result import Weights, versions
 from multiflow.types import Layout
 
@@ -53,12 +54,14 @@ def calibrate(
     """Measure statistics with a pass over the batches for each; the model's buffers are put back afterwards."""
     if len(names) > 1 and checkpoint is not None:
         raise MultiflowError(f"a checkpoint holds one statistic, not {', '.join(names)}; leave checkpoint out")
-    found = []
+    found, checkpoint = [], checkpoint and checkpoint.of_process()
     for name in names:
         settings = identity(adapter, layout, Weights(model, layout), statistic=name) if checkpoint else {}
         going: dict[str, Any] = {"progress": progress}
         if checkpoint:
-            going["start"] = checkpoint.load(settings)
+            start = checkpoint.load(settings)
+            alike = len(set(exchange("start", start and start.batches))) == 1
+            going["start"] = start if alike or not adapter.idle else None  # who talks must go on from the same batch
             going["after_batch"] = lambda stats, settings=settings: checkpoint.save(stats, settings)
         with buffers_restored(model):
             found.append(measure(model, layout, batches, adapter, name, **going))
@@ -74,7 +77,8 @@ def measure(
     if name == "gradient":
         if adapter.loss is None:
             raise no_loss(adapter)
-        return mean_gradient(model, Weights(model, layout).parameters, batches, adapter.loss, **going)
+        weights = Weights(model, layout).parameters
+        return mean_gradient(model, weights, batches, adapter.loss, split=parts, idle=adapter.idle, **going)
     return collect(
         model,
         layout,
@@ -95,6 +99,7 @@ def identity(adapter: Adapter, layout: Layout, weights: Weights, /, **more: Any)
         "adapter": adapter.name,
         "layers": len(layout),
         "weights": layout.size,
+        "processes": world(),
         **versions(),
         "weights_hash": hashlib.sha256(repr((layout.layers, hashes)).encode()).hexdigest()[:16],
     }

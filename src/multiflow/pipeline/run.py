@@ -26,12 +26,15 @@ from multiflow.pipeline import measure
 from multiflow.pipeline.choose import Packed, choose
 from multiflow.pipeline.job import Job, check_job, check_sparsities, choose_allocation, find_adapter
 from multiflow.pipeline.learn import prune_by_learning
+from multiflow.pipeline.stable import calibrate_until_stable, check_until_stable
 from multiflow.pipeline.steps import prune_in_steps
 from multiflow.pruners import find_pruner
+from multiflow.ranks import agree, rank, together, world
 from multiflow.result import Result, Scores, Weights
 from multiflow.types import Pattern, parse_pattern
 
 
+@together()
 def prune(
     model: nn.Module,
     method: str | Callable[..., Tensor] = "multiflow",
@@ -44,6 +47,7 @@ def prune(
     seed: int = 0,
     checkpoint: str | Path | Checkpoint | None = None,
     progress: Progress | None = None,
+    until_stable: float | None = None,
     **hyper: Any,
 ) -> Result:
     """Decide which weights of a model go, at one or several sparsities; the model itself is left as it is.
@@ -65,6 +69,9 @@ def prune(
         seed: seed of whatever is random.
         checkpoint: file (or `Checkpoint`) that lets a killed calibration go on; same settings, same file.
         progress: ``f(what, done, total)``, called as the work goes on.
+        until_stable: stop taking batches when, at every sparsity, this share of the kept weights (0.995, say) is what
+            half of the data keeps too; checked after 2, 4, 8, ... batches, see ``result.curve``. For methods that
+            need data and one pass.
         **hyper: hyper-parameters of the method, such as ``alpha`` of RIA.
 
     Returns:
@@ -82,25 +89,32 @@ def prune(
     kind = pruner.pattern if pattern is None else parse_pattern(pattern)
     sparsities = check_sparsities(sparsity, kind)
     share = choose_allocation(pruner, settings, kind, allocation, own_pattern=pattern is None)
+    check_until_stable(until_stable, pruner, batches)
     adapter = find_adapter(model, adapter)
     layout = adapter.layout(model)
     place = None if checkpoint is None else _checkpoint(checkpoint)
     weights = Weights(model, layout)
+    progress = progress if rank() == 0 else None
     plan = (model, adapter, layout, weights, pruner, settings, kind, share, sparsities, seed, batches, place, progress)
-    job = check_job(Job(*plan))
+    job = check_job(Job(*plan, until_stable))
+    if world() > 1:
+        known = {**job.record(length(batches) or 0), "sparsity": sparsities}
+        agree(measure.identity(adapter, layout, weights, **known))
     return _once(job) if pruner.one_pass else _again_and_again(job)
 
 
 def _once(job: Job) -> Result:
     """Prune with statistics measured once for all sparsities."""
     begun = time.perf_counter()
-    stats = measure.statistics(job)
-    calibrated = time.perf_counter()
+    watched = None if job.until_stable is None else calibrate_until_stable(job)
+    stats = watched.stats if watched else measure.statistics(job)
+    calibrated = time.perf_counter() - (watched.seconds if watched else 0.0)
     scores = Scores(job.pruner, job.weights, stats, job.own_hyper, job.seed)
-    packed = choose(job, scores, job.sparsities, job.progress)
+    packed = watched.packed if watched else choose(job, scores, job.sparsities, job.progress)
     masks = _masks(job, packed, stats.batches if stats else 0)
     timings = {"calibrate": calibrated - begun, "select": time.perf_counter() - calibrated}
-    return Result(masks, None, scores, stats, _settings(job, stats.batches if stats else 0), timings)
+    settings = _settings(job, stats.batches if stats else 0)
+    return Result(masks, None, scores, stats, settings, timings, watched.curve if watched else None)
 
 
 def _again_and_again(job: Job) -> Result:
@@ -147,6 +161,7 @@ def _checkpoint(given: str | Path | Checkpoint) -> Checkpoint:
     return given if isinstance(given, Checkpoint) else Checkpoint(given)
 
 
+@together()
 def calibrate(
     model: nn.Module,
     batches: Iterable[Any],
@@ -166,5 +181,8 @@ def calibrate(
     """
     adapter = find_adapter(model, adapter)
     place = None if checkpoint is None else _checkpoint(checkpoint)
-    options: dict[str, Any] = {"checkpoint": place, "progress": progress}
-    return measure.calibrate(model, adapter.layout(model), batches, adapter, statistics, **options)
+    layout, options = adapter.layout(model), {"checkpoint": place, "progress": progress if rank() == 0 else None}
+    if world() > 1:
+        known = {"statistics": tuple(statistics), "batches": length(batches) or 0}
+        agree(measure.identity(adapter, layout, Weights(model, layout), **known))
+    return measure.calibrate(model, layout, batches, adapter, statistics, **options)  # type: ignore[arg-type]

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from multiflow.calibration import Doubling, Stats, buffers_restored, is_stable, iterate
 from multiflow.errors import MultiflowError
@@ -26,6 +25,7 @@ from multiflow.pipeline.job import Job
 from multiflow.pipeline.measure import identity, measure
 from multiflow.pipeline.steps import count_samples
 from multiflow.pruners import PRUNERS, Pruner
+from multiflow.ranks import world
 from multiflow.result import Scores
 
 HALF = "half"  # the part of a checkpoint that holds the masks of the last doubling
@@ -48,7 +48,9 @@ class Stable:
     seconds: float
 
 
-def check_until_stable(until_stable: float | None, pruner: Pruner, batches: Iterable[Any] | Stats | None) -> None:
+def check_until_stable(
+    until_stable: float | None, pruner: Pruner, batches: Iterable[Any] | Stats | None = None
+) -> None:
     """Check that a run can watch its masks settle, if it is to."""
     if until_stable is None:
         return
@@ -69,10 +71,9 @@ def check_until_stable(until_stable: float | None, pruner: Pruner, batches: Iter
             "until_stable watches the masks while batches are measured, but statistics measured before were given; "
             "pass the batches themselves, or leave until_stable out"
         )
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if world() > 1:
         raise MultiflowError(
-            f"until_stable works in one process, and there are {dist.get_world_size()}; "
-            "start one, or leave until_stable out"
+            f"until_stable works in one process, and there are {world()}; start one, or leave until_stable out"
         )
 
 

@@ -40,7 +40,8 @@ def prune_in_steps(job: Job) -> Iterator[tuple[Packed, Tensors | None]]:
     """Yield for each sparsity the packed masks and, where the pruner changes weights, the new weights."""
     if job.pruner.kind == "solver":
         size = check_rows_fit(job.weights.parameters, _most_rows(job))
-        logger.info("%s holds %d gradient rows: %.2f GiB", job.pruner.name, _most_rows(job), size / (1 << 30))
+        amount = f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
+        logger.info("%s holds %d gradient rows: %s", job.pruner.name, _most_rows(job), amount)
     settings = identity(job.adapter, job.layout, job.weights, **job.record(0)) if job.checkpoint else {}
     for sparsity in job.sparsities:
         place = job.checkpoint.part(short(sparsity)) if job.checkpoint else None
@@ -51,7 +52,7 @@ def prune_in_steps(job: Job) -> Iterator[tuple[Packed, Tensors | None]]:
             for _ in run.steps():
                 if place:
                     place.save_state(run.tensors(), settings, run.facts())
-            yield run.packed, run.current if job.pruner.changes_weights else None
+        yield run.packed, run.current if job.pruner.changes_weights else None
     if job.checkpoint:
         for sparsity in job.sparsities:
             job.checkpoint.part(short(sparsity)).delete()
@@ -70,17 +71,17 @@ class _Run:
         self._job = job
         self._targets = sparsities_of(job.hyper["schedule"], sparsity, job.hyper["steps"])
         self._done = 0
-        self._cycle = Cycle(job.batches)  # type: ignore[arg-type]
+        self._cycle = Cycle(job.batches, job.hyper["batches_per_step"])  # type: ignore[arg-type]
         self.packed: Packed = {layer.name: pack(torch.ones(layer.shape).bool()) for layer in job.layout.layers}
         solves = job.pruner.changes_weights
         self.current: Tensors = dict(job.weights) if solves else {n: w.data for n, w in job.weights.parameters.items()}
 
     def steps(self) -> Iterator[int]:
         """Take the steps that are left, yielding after each."""
-        job, asked = self._job, self._job.hyper["batches_per_step"]
+        job = self._job
         step = self._solve if job.pruner.kind == "solver" else self._score
         for target in self._targets[self._done :]:
-            batches = self._cycle.take(asked)
+            batches = self._cycle.take()
             step(list(batches) if len(job.pruner.statistics) > 1 else batches, target)
             self._done += 1
             self._install()
@@ -108,6 +109,8 @@ class _Run:
             job.adapter.loss,  # type: ignore[arg-type]
             most=_most_rows(job),
             samples=count_samples,
+            split=parts,
+            idle=job.adapter.idle,
             progress=self._progress,
         )
         for name, of in rows.items():  # a weight that is gone has no gradient: it stays gone
@@ -158,7 +161,7 @@ class _Run:
             for name, value in of["buffer"].items():
                 job.model.get_buffer(name).copy_(value)
         self._done = facts["step"]
-        self._cycle = Cycle(job.batches, facts["taken"])  # type: ignore[arg-type]
+        self._cycle = Cycle(job.batches, job.hyper["batches_per_step"], facts["taken"])  # type: ignore[arg-type]
         self._install()
 
 

@@ -36,8 +36,14 @@ from multiflow.types import Pattern, parse_pattern
 Function = Callable[..., Any]
 Kind = Literal["scorer", "solver", "learner"]
 
-PROVIDED = ("generator", "gradient_rows", "batch_samples", "sparsity", "seed", "checkpoint", "progress")
-"""Keywords that are no statistics and come from the pipeline itself.
+PROVIDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "scorer": ("generator",),
+        "solver": ("gradient_rows", "batch_samples"),
+        "learner": ("sparsity", "seed", "checkpoint", "progress"),
+    }
+)
+"""Keywords that are no statistics and come from the pipeline itself, by the kind of the pruner.
 
 ``generator``: a ``torch.Generator`` seeded by the run's seed and the layer's name. For solvers, ``gradient_rows`` and
 ``batch_samples``: the gradient of each batch, and the mean number of samples in one. For learners, ``sparsity``,
@@ -46,6 +52,9 @@ PROVIDED = ("generator", "gradient_rows", "batch_samples", "sparsity", "seed", "
 
 STEPWISE: Mapping[str, Any] = MappingProxyType({"steps": 60, "batches_per_step": 50, "schedule": "exp"})
 """Hyper-parameters of the schedule, which the pipeline reads: steps, batches measured in each, growth of sparsity."""
+
+MEASURED: Mapping[str, tuple[str, ...]] = {"solver": ("gradient of each batch",), "learner": ("loss",)}
+"""What the pipeline runs the model for, by the kind of the pruner, beside statistics."""
 
 SCOPES = {"layer": "uniform", "global": "global"}
 """What a hyper-parameter ``threshold`` means as an allocation."""
@@ -82,7 +91,7 @@ class Pruner:
     @property
     def statistics(self) -> tuple[str, ...]:
         """The statistics it needs from calibration data."""
-        return tuple(name for name in self.needs if name not in PROVIDED)
+        return tuple(name for name in self.needs if name not in PROVIDED[self.kind])
 
     @property
     def stepwise(self) -> bool:
@@ -93,6 +102,11 @@ class Pruner:
     def needs_data(self) -> bool:
         """Whether it needs calibration data at all."""
         return bool(self.statistics) or self.stepwise or self.kind == "learner"
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        """What it takes from calibration data, in words: statistics, or what its kind runs the model for."""
+        return (*self.statistics, *MEASURED.get(self.kind, ()))
 
     @property
     def one_pass(self) -> bool:

@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from multiflow.errors import MultiflowError
 from multiflow.parallel import in_parallel
 from multiflow.pruners.base import solver, variant
 
@@ -52,9 +53,12 @@ def chita(
     batch_samples: float,
     ridge: float = 1e-5,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Smallest rise of a quadratic model of the loss, with an update of the kept weights."""
+    """Smallest rise of a quadratic model of the loss; updates the kept weights."""
+    if not ridge > 0:
+        raise MultiflowError(f"ridge {ridge} was given; expected a number above 0, such as 1e-05")
     if count == 0:
-        return {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}, dict(weights)
+        everything = {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}
+        return everything, {n: w.clone() for n, w in weights.items()}
     lambda2 = len(next(iter(gradient_rows.values()))) * ridge / 2
     target = {name: weight.flatten().float() for name, weight in weights.items()}
     start, kept = Quadratic(gradient_rows, target, lambda2, batch_samples).threshold(target, count, select)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from multiflow.errors import MultiflowError
 from multiflow.order import smallest
 from multiflow.pruners.base import learner
+from multiflow.ranks import sum_over_ranks_, world
 
 Tensors = Mapping[str, Tensor]
 
@@ -43,7 +44,7 @@ def tamt(
     steps: int = 3000,
     threshold: str = "layer",
 ) -> dict[str, Tensor]:
-    """Scores trained on the pretraining loss through the mask they make; weights frozen."""
+    """Lowest scores, trained on the pretraining loss through their own mask."""
     if steps < 1 or not lr > 0:
         raise MultiflowError(f"steps {steps} and lr {lr} were given; expected at least 1 step and an lr above 0")
     frozen = {name: weight.detach() for name, weight in weights.items()}
@@ -60,8 +61,9 @@ def tamt(
         loss().backward()
         for name, weight in weights.items():
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            scores[name].grad = (gradient * frozen[name]).float()
+            scores[name].grad = (gradient * frozen[name]).float() / world()
             weight.grad = None
+        sum_over_ranks_(score.grad for score in scores.values() if score.grad is not None)
         optimizer.step()
         if checkpoint:
             checkpoint.save(step + 1, scores, optimizer)
@@ -84,4 +86,4 @@ def start_scores(weights: Tensors, sparsity: float) -> dict[str, Tensor]:
 def _border(values: list[Tensor], sizes: list[int], sparsity: float) -> float:
     """The value below which a share of all values lies."""
     cut = smallest([partial(Tensor.detach, value) for value in values], sizes, [round(sparsity * sum(sizes))])[0]
-    return max(cut.value, 0.0)
+    return min(max(cut.value, 0.0), max(float(value.max()) for value in values))  # finite, even if all of them go

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from multiflow.errors import MultiflowError
-from multiflow.models.blip import BlipForPretraining
+from multiflow.models.blip import BlipForPretraining, BlipForRetrieval
 from multiflow.models.blip.momentum import MEMORY
-from multiflow.models.xvlm import XVLMForPretraining
+from multiflow.models.xvlm import XVLMForPretraining, XVLMForRetrieval
 
-VisionLanguageModel: TypeAlias = XVLMForPretraining | BlipForPretraining
+VisionLanguageModel: TypeAlias = XVLMForPretraining | XVLMForRetrieval | BlipForPretraining | BlipForRetrieval
 Words: TypeAlias = tuple[Int[Tensor, "texts tokens"], Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]
 
 
@@ -49,11 +49,15 @@ class Family:
     memory: str | None = None
 
 
-def _fuse(model: XVLMForPretraining, kept: Tensor, mask: Tensor, images: Tensor, image_index: Tensor) -> Tensor:
+def _fuse(
+    model: XVLMForPretraining | XVLMForRetrieval, kept: Tensor, mask: Tensor, images: Tensor, image_index: Tensor
+) -> Tensor:
     return model.fuse(kept, mask, images, image_index=image_index)[:, 0]
 
 
-def _ground(model: BlipForPretraining, kept: Tensor, mask: Tensor, images: Tensor, image_index: Tensor) -> Tensor:
+def _ground(
+    model: BlipForPretraining | BlipForRetrieval, kept: Tensor, mask: Tensor, images: Tensor, image_index: Tensor
+) -> Tensor:
     return model.ground(kept, mask, images[image_index])[:, 0]
 
 
@@ -72,30 +76,36 @@ def _next_words(model: BlipForPretraining, batch: Mapping[str, Tensor]) -> Words
     return guesses, batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:].bool()
 
 
+XVLM = Family(
+    name="X-VLM",
+    ends=False,
+    keep=lambda ids, embeds: embeds,
+    match=_fuse,
+    adds_cosine=False,
+    words="mlm",
+    asks="Masked words guessed",
+    masked=True,
+    guess=_masked_words,
+)
+
+BLIP = Family(
+    name="BLIP",
+    ends=True,
+    keep=lambda ids, embeds: ids,
+    match=_ground,
+    adds_cosine=True,
+    words="lm",
+    asks="Next words guessed",
+    masked=False,
+    guess=_next_words,
+    memory=MEMORY,
+)
+
 FAMILIES: Mapping[str, Family] = {
-    "xvlm": Family(
-        name="X-VLM",
-        ends=False,
-        keep=lambda ids, embeds: embeds,
-        match=_fuse,
-        adds_cosine=False,
-        words="mlm",
-        asks="Masked words guessed",
-        masked=True,
-        guess=_masked_words,
-    ),
-    "blip-pretraining": Family(
-        name="BLIP",
-        ends=True,
-        keep=lambda ids, embeds: ids,
-        match=_ground,
-        adds_cosine=True,
-        words="lm",
-        asks="Next words guessed",
-        masked=False,
-        guess=_next_words,
-        memory=MEMORY,
-    ),
+    "xvlm": XVLM,
+    "xvlm-retrieval": XVLM,  # guesses no words: its head for them is gone
+    "blip-pretraining": BLIP,
+    "blip-retrieval": BLIP,  # guesses no words: its decoder is gone
 }
 """``config.model_type`` -> family."""
 

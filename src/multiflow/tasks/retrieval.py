@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from multiflow.data import encode_texts
 from multiflow.errors import MultiflowError
+from multiflow.metrics import recall
 from multiflow.tasks.families import Family, VisionLanguageModel, family_of
 
 if TYPE_CHECKING:
@@ -220,5 +221,4 @@ def _ranks(right: Tensor) -> Tensor:
 
 
 def _recall(text_ranks: Tensor, image_ranks: Tensor) -> Recall:
-    shares = [100 * (ranks < k).float().mean().item() for ranks in (text_ranks, image_ranks) for k in (1, 5, 10)]
-    return Recall(*shares)
+    return Recall(*recall(text_ranks), *recall(image_ranks))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from multiflow.data.shapes import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, Scene
 from multiflow.data.shapes.outlines import OUTLINES
-from multiflow.models.blip import BlipForPretraining
+from multiflow.models.blip.towers import ContrastiveBlip
 from multiflow.tasks.families import VisionLanguageModel
 
 ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "fill": FILLS}
@@ -37,7 +37,7 @@ class PatchClassifier(nn.Module):
 
     def __init__(self, model: VisionLanguageModel):
         super().__init__()
-        self.tower = model.vision_model if isinstance(model, BlipForPretraining) else model.vision_encoder
+        self.tower = model.vision_model if isinstance(model, ContrastiveBlip) else model.vision_encoder
         self.head = nn.Linear(model.config.vision["width"], sum(CLASSES) + model.config.patch_size**2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:

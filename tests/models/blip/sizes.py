@@ -42,3 +42,17 @@ def pairs(count: int = 4, length: int = 7, seed: int = 0) -> dict[str, Tensor]:
         "input_ids": ids * mask,
         "attention_mask": mask,
     }
+
+
+def questions(count: int = 3, seed: int = 0) -> dict[str, Tensor]:
+    """Random questions with two answers to the first one, one to each other; answers differ in length."""
+    draw = torch.Generator().manual_seed(seed + 100)
+    answers = count + 1
+    mask = (torch.arange(5) < 3 + torch.arange(answers)[:, None] % 3).long()
+    return {
+        **pairs(count, seed=seed),
+        "answer_ids": torch.randint(3, 48, (answers, 5), generator=draw) * mask,
+        "answer_mask": mask,
+        "answer_weights": torch.rand(answers, generator=draw) + 0.1,
+        "answers_per_question": torch.tensor([2] + [1] * (count - 1)),
+    }

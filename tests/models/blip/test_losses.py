@@ -25,6 +25,14 @@ def test_targets_are_mixed_by_alpha():
     torch.testing.assert_close(losses.soft_targets(sim, 0.4).sum(1), torch.ones(3))
 
 
+def test_targets_are_spread_over_the_positives():
+    sim, positives = torch.randn(2, 4), torch.tensor([[True, False, True, False], [False, True, False, False]])
+    hard = torch.tensor([[0.5, 0, 0.5, 0], [0, 1.0, 0, 0]])
+    torch.testing.assert_close(losses.soft_targets(sim, 0.0, positives), hard)
+    torch.testing.assert_close(losses.soft_targets(sim, 0.3, positives), 0.3 * sim.softmax(1) + 0.7 * hard)
+    assert torch.equal(losses.soft_targets(sim, 0.3, torch.eye(2, 4).bool()), losses.soft_targets(sim, 0.3))
+
+
 def test_negatives_are_never_the_own_partner_and_a_function_of_the_seed():
     image_sim, text_sim = torch.randn(6, 6) * 5, torch.randn(6, 6) * 5
     draws = [losses.hard_negatives(image_sim, text_sim, seed) for seed in range(40)]
@@ -60,3 +68,17 @@ def test_language_loss_smooths_labels_and_ignores_padding():
     assert not torch.isclose(
         losses.language_loss(logits, ids, mask), F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     )
+
+
+def test_answer_losses_are_sums_over_the_real_tokens_of_each():
+    torch.manual_seed(0)
+    head, states = torch.nn.Linear(3, 9), torch.randn(3, 4, 3)
+    ids, mask = torch.randint(9, (3, 4)), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    found = losses.answer_losses(head, states, ids, mask)
+    log = head(states).log_softmax(-1)
+    each = lambda row, at: -0.9 * log[row, at - 1, ids[row, at]] - 0.1 * log[row, at - 1].mean()  # noqa: E731
+    expected = torch.stack([each(0, 1) + each(0, 2) + each(0, 3), each(1, 1), torch.tensor(0.0)])
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), head.weight)
+    (again,) = torch.autograd.grad(expected.sum(), head.weight)
+    torch.testing.assert_close(gradient, again)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from multiflow.models import load_model
-from multiflow.models.blip.momentum import MEMORY, as_buffers, enqueue, follow, momentum_pairs
+from multiflow.models.blip.momentum import MEMORY, as_buffers, enqueue, follow, momentum_pairs, online_path
 from tests.models.blip.sizes import pairs, small_config, small_model
 
 
@@ -74,3 +74,15 @@ def test_a_file_may_leave_out_what_is_remembered(tmp_path, left_out):
         assert not all(torch.equal(copy, online) for copy, online in momentum_pairs(loaded))
     else:
         assert all(torch.equal(copy, online) for copy, online in momentum_pairs(loaded))
+
+
+def test_the_path_of_a_copy_leads_to_what_it_follows():
+    model = small_model()
+    online = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in model.state_dict().items():
+        if "_m." in name:
+            assert online[online_path(name)].shape == value.shape
+            assert online_path(name) != name
+    assert all(online_path(name) == name for name in online)
+    assert online_path("vision_proj_m") == "vision_proj"
+    assert online_path("text_encoder_more.x_m.y") == "text_encoder_more.x_m.y"

@@ -6,6 +6,7 @@ import pytest
 
 from multiflow.errors import MultiflowError
 from multiflow.models.xvlm import XVLMConfig
+from multiflow.models.xvlm.config import XVLMCaptioningConfig, XVLMRetrievalConfig, XVLMVQAConfig
 from tests import golden_data
 
 
@@ -16,6 +17,20 @@ def test_the_default_is_x_vlm_base():
         "width": 768, "layers": 12, "heads": 12, "mlp": 3072, "act": "quick_gelu", "local_attn_depth": 4
     }  # fmt: skip
     assert (config.text["layers"], config.text["fusion_layer"], config.text["vocab_size"]) == (12, 6, 30522)
+
+
+@pytest.mark.parametrize("kind", [XVLMRetrievalConfig, XVLMCaptioningConfig, XVLMVQAConfig])
+def test_the_configs_of_tasks_have_the_same_sizes_and_checks(kind, tmp_path):
+    sizes = XVLMConfig().to_dict()
+    assert {name: getattr(kind(), name) for name in ("image_size", "vision", "text")} == {
+        name: sizes[name] for name in ("image_size", "vision", "text")
+    }
+    config = kind(**golden_data.config("xvlm"))
+    config.save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert kind.model_type != XVLMConfig.model_type
+    with pytest.raises(MultiflowError, match="image_size is 225; it must be a multiple of patch_size"):
+        kind(image_size=225)
 
 
 def test_what_is_not_given_has_the_size_of_the_base_model():

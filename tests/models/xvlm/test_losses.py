@@ -17,6 +17,29 @@ def test_the_contrastive_loss_is_the_mean_of_both_directions():
     torch.testing.assert_close(losses.contrastive_loss(sim), (rows + columns) / 2)
 
 
+def test_texts_of_one_image_share_the_contrastive_target():
+    sim = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    positives = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]]).bool()
+    rows, columns = -sim.log_softmax(1), -sim.log_softmax(0).T
+    expected = [(x[0, 0] + x[0, 2]) / 2 + x[1, 1] + (x[2, 0] + x[2, 2]) / 2 for x in (rows, columns)]
+    torch.testing.assert_close(losses.contrastive_loss(sim, positives), sum(expected) / 6)
+    alone = losses.contrastive_loss(sim, torch.eye(3).bool())
+    torch.testing.assert_close(alone, losses.contrastive_loss(sim))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_the_next_token_is_told_by_the_one_before_it(smoothing):
+    """The target is 1 - s on the right token and s / vocabulary on each other one; they need not add up to 1."""
+    logits = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[-100, 3, -100, 6], [5, 0, 2, -100]])
+    expected = torch.zeros(2, 3)
+    for text, place, token in ((0, 0, 3), (0, 2, 6), (1, 0, 0), (1, 1, 2)):
+        target = torch.full((7,), smoothing / 7)
+        target[token] = 1 - smoothing
+        expected[text, place] = -(target * logits[text, place].log_softmax(0)).sum()
+    torch.testing.assert_close(losses.next_token_losses(logits, labels, smoothing), expected)
+
+
 @pytest.mark.parametrize("pairs", [2, 3, 64])
 def test_a_negative_is_never_the_right_pair(pairs):
     sim = torch.eye(pairs) * 1000  # the right pair has all the probability

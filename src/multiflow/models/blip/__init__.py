@@ -1,11 +1,26 @@
-"""BLIP's pretraining model, put together from transformers' own BLIP parts, and its original release layout."""
+"""BLIP's models, put together from transformers' own BLIP parts, and the original release layout."""
 
 from transformers import AutoConfig, AutoModel
 
+from multiflow.models.blip.captioning import BlipForCaptioning
 from multiflow.models.blip.config import BlipPretrainingConfig
 from multiflow.models.blip.pretraining import BlipForPretraining, BlipPretrainingOutput
+from multiflow.models.blip.retrieval import BlipForRetrieval
+from multiflow.models.blip.task_configs import BlipCaptioningConfig, BlipRetrievalConfig, BlipVQAConfig
+from multiflow.models.blip.vqa import BlipForVQA
 
-AutoConfig.register(BlipPretrainingConfig.model_type, BlipPretrainingConfig, exist_ok=True)
-AutoModel.register(BlipPretrainingConfig, BlipForPretraining, exist_ok=True)
+for _model in (BlipForPretraining, BlipForRetrieval, BlipForCaptioning, BlipForVQA):
+    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+    AutoModel.register(_model.config_class, _model, exist_ok=True)
 
-__all__ = ["BlipForPretraining", "BlipPretrainingConfig", "BlipPretrainingOutput"]
+__all__ = [
+    "BlipCaptioningConfig",
+    "BlipForCaptioning",
+    "BlipForPretraining",
+    "BlipForRetrieval",
+    "BlipForVQA",
+    "BlipPretrainingConfig",
+    "BlipPretrainingOutput",
+    "BlipRetrievalConfig",
+    "BlipVQAConfig",
+]

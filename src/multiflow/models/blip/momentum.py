@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 ONLINE = ("vision_model", "vision_proj", "text_encoder", "text_proj")
 """The modules that have a momentum copy, which is called the same with ``_m`` at the end."""
 
-MEMORY = rf"^({'|'.join(ONLINE)})_m\.|^(image|text)_queue$|^queue_ptr$"
+MEMORY = rf"^({'|'.join(ONLINE)})_m\.|^(image|text|image_ids)_queue$|^queue_ptr$"
 """Names of what is remembered. A file may leave it out: the copies then equal the online weights, queues are fresh."""
 
 
@@ -20,6 +22,15 @@ def as_buffers(module: nn.Module) -> nn.Module:
             delattr(part, name)
             part.register_buffer(name, None if parameter is None else parameter.detach())
     return module
+
+
+def online_path(path: str) -> str:
+    """Path of the module or parameter that a momentum copy follows; any other path as it is.
+
+    >>> online_path("vision_model_m.encoder.layers.0.mlp.fc1")
+    'vision_model.encoder.layers.0.mlp.fc1'
+    """
+    return re.sub(rf"^({'|'.join(ONLINE)})_m(?=\.|$)", r"\1", path)
 
 
 def momentum_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from multiflow.errors import MultiflowError, unknown
 from multiflow.models.blip.config import TEXT, BlipPretrainingConfig
-from multiflow.models.blip.pretraining import BlipForPretraining, fresh_queue
+from multiflow.models.blip.pretraining import BlipForPretraining
+from multiflow.models.blip.towers import fresh_queue
 from multiflow.models.original import Original
 
 LAYERS = (

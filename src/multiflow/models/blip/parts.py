@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
+from multiflow.models.blip.batch import begin
 from multiflow.models.blip.config import BlipPretrainingConfig
+from multiflow.models.blip.layers import DropPathLayer, QuestionAttention
 from multiflow.models.blip.losses import LABEL_SMOOTHING
 
 VISION_EPS = 1e-6
 
 
-def vision_model(config: BlipPretrainingConfig) -> BlipVisionModel:
-    """Build the vision tower."""
+def vision_model(config: BlipPretrainingConfig, drop_path: float = 0.0) -> BlipVisionModel:
+    """Build the vision tower; in training its last layer's branches are left out of a share ``drop_path`` of images."""
     sizes = config.vision
-    return BlipVisionModel(
-        BlipVisionConfig(
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            hidden_size=sizes["width"],
-            num_hidden_layers=sizes["layers"],
-            num_attention_heads=sizes["heads"],
-            intermediate_size=sizes["mlp"],
-            hidden_act=sizes["act"],
-            layer_norm_eps=VISION_EPS,
-            initializer_range=config.initializer_range,
-        )
+    own = BlipVisionConfig(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        hidden_size=sizes["width"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        intermediate_size=sizes["mlp"],
+        hidden_act=sizes["act"],
+        layer_norm_eps=VISION_EPS,
+        initializer_range=config.initializer_range,
     )
+    model = BlipVisionModel(own)
+    if drop_path:
+        rates = torch.linspace(0, drop_path, sizes["layers"], device="cpu").tolist()
+        model.encoder.layers = nn.ModuleList([DropPathLayer(own, rate) for rate in rates])
+    return model
 
 
 def text_encoder(config: BlipPretrainingConfig) -> BlipTextModel:
@@ -45,9 +52,59 @@ def text_decoder(config: BlipPretrainingConfig, encoder: BlipTextModel) -> BlipT
     decoder.bert.embeddings = encoder.embeddings
     for own, shared in zip(decoder.bert.encoder.layer, encoder.encoder.layer, strict=True):
         own.crossattention, own.intermediate, own.output = shared.crossattention, shared.intermediate, shared.output
-    head = decoder.cls.predictions
-    head.decoder.weight, head.decoder.bias = encoder.embeddings.word_embeddings.weight, head.bias
-    return decoder
+    return _share_words(decoder)
+
+
+def caption_decoder(config: BlipPretrainingConfig) -> BlipTextLMHeadModel:
+    """Build a text decoder of its own that attends to an image."""
+    return _share_words(BlipTextLMHeadModel(_text_config(config)))
+
+
+def answer_decoder(config: BlipPretrainingConfig) -> BlipTextLMHeadModel:
+    """Build a text decoder of its own that attends to the real tokens of a question."""
+    text = _text_config(config)
+    text.encoder_hidden_size = text.hidden_size
+    decoder = BlipTextLMHeadModel(text)
+    for number, layer in enumerate(decoder.bert.encoder.layer):
+        layer.crossattention = QuestionAttention(text, is_cross_attention=True, layer_idx=number)
+    return _share_words(decoder)
+
+
+def ground(
+    encoder: BlipTextModel,
+    config: BlipPretrainingConfig,
+    input_ids: Int[Tensor, "texts length"],
+    attention_mask: Int[Tensor, "texts length"],
+    image_embeds: Float[Tensor, "texts tokens image_width"],
+) -> Float[Tensor, "texts length width"]:
+    """Embed texts, [ENC] as their first token, each grounded in its image."""
+    return encoder(
+        input_ids=begin(input_ids, config.enc_token_id),
+        attention_mask=attention_mask,
+        encoder_hidden_states=image_embeds,
+    ).last_hidden_state
+
+
+def decode(
+    decoder: BlipTextLMHeadModel,
+    config: BlipPretrainingConfig,
+    input_ids: Int[Tensor, "texts length"],
+    attention_mask: Int[Tensor, "texts length"],
+    source: Float[Tensor, "sources tokens source_width"],
+    source_mask: Float[Tensor, "sources 1 1 tokens"] | None = None,
+) -> Float[Tensor, "texts length width"]:
+    """Run a causal decoder over texts, [DEC] as their first token, that attend to a source; ``cls`` gives the logits.
+
+    ``source_mask`` is added to the attention scores; only an `answer_decoder` heeds it.
+    """
+    return decoder.bert(
+        input_ids=begin(input_ids, config.bos_token_id),
+        attention_mask=attention_mask,
+        encoder_hidden_states=source,
+        encoder_attention_mask=source_mask,
+        is_decoder=True,
+        use_cache=False,
+    ).last_hidden_state
 
 
 def shared_names(model: nn.Module) -> dict[str, str]:
@@ -55,6 +112,13 @@ def shared_names(model: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     names = [(name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False)]
     return {name: source for name, source in names if name != source}
+
+
+def _share_words(decoder: BlipTextLMHeadModel) -> BlipTextLMHeadModel:
+    """Let the language-model head predict with the word embeddings."""
+    head = decoder.cls.predictions
+    head.decoder.weight, head.decoder.bias = decoder.bert.embeddings.word_embeddings.weight, head.bias
+    return decoder
 
 
 def _text_config(config: BlipPretrainingConfig) -> BlipTextConfig:

@@ -12,7 +12,7 @@ def attend(
     key: Float[Tensor, "batch keys width"],
     value: Float[Tensor, "batch keys width"],
     heads: int,
-    mask: Bool[Tensor, "batch 1 1 keys"] | None = None,
+    mask: Bool[Tensor, "batch 1 #queries keys"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch queries width"]:
     """Scaled dot-product attention over ``heads`` heads; where ``mask`` is False a key is not seen."""

@@ -81,6 +81,58 @@ class XVLMConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+class XVLMRetrievalConfig(XVLMConfig):
+    """Sizes of an X-VLM for retrieval; see `XVLMConfig`."""
+
+    model_type = "xvlm-retrieval"
+
+    def __init__(self, **sizes: Any):  # without one, transformers writes one that checks nothing
+        super().__init__(**sizes)
+
+
+class XVLMCaptioningConfig(XVLMConfig):
+    """Sizes of an X-VLM for captioning.
+
+    Args:
+        label_smoothing: share of the loss's target that all words but the right one have together.
+        eos_token_id: the token that ends a caption, [SEP]; None = captions go on to their longest length.
+        pad_token_id: the token that fills shorter captions up, [PAD].
+        **sizes: those of `XVLMConfig`.
+
+    Raises:
+        MultiflowError: an unknown or inconsistent size.
+    """
+
+    model_type = "xvlm-captioning"
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.1,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        **sizes: Any,
+    ):
+        self.label_smoothing = label_smoothing
+        super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **sizes)
+        smoothing = {"label_smoothing": label_smoothing}
+        check_rules(smoothing, [("label_smoothing", "at least 0 and less than 1", 0 <= label_smoothing < 1)])
+
+
+class XVLMVQAConfig(XVLMConfig):
+    """Sizes of an X-VLM for question answering; see `XVLMConfig`. The decoder has as many layers as fuse.
+
+    Raises:
+        MultiflowError: an unknown or inconsistent size.
+    """
+
+    model_type = "xvlm-vqa"
+
+    def __init__(self, **sizes: Any):
+        super().__init__(**sizes)
+        fuses = self.text["fusion_layer"] < self.text["layers"]
+        check_rules(self.text, [("fusion_layer", "less than text.layers, as fusion layers decode the answer", fuses)])
+
+
 def _check(config: XVLMConfig) -> None:
     vision, text = config.vision, config.text
     sizes = {"image_size": config.image_size, "patch_size": config.patch_size, "embed_dim": config.embed_dim}

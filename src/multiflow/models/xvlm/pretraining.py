@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from multiflow.models.matching import matching_loss
@@ -25,6 +22,7 @@ from multiflow.models.xvlm import losses
 from multiflow.models.xvlm.batch import Batch, read_batch
 from multiflow.models.xvlm.config import XVLMConfig
 from multiflow.models.xvlm.text import TextEncoder
+from multiflow.models.xvlm.towers import XVLMPairs, head
 from multiflow.models.xvlm.vision import VisionEncoder
 
 LOSSES = ("loss_itc", "loss_itm", "loss_mlm", "loss_bbox", "loss_giou")
@@ -55,7 +53,7 @@ class XVLMOutput(ModelOutput):
     bbox: Tensor | None = None
 
 
-class XVLMForPretraining(PreTrainedModel):
+class XVLMForPretraining(XVLMPairs):
     """X-VLM with contrastive, matching, masked-language and box losses.
 
     >>> XVLMForPretraining(XVLMConfig(vision={"layers": 1, "local_attn_depth": 0})).config.vision["layers"]
@@ -63,10 +61,6 @@ class XVLMForPretraining(PreTrainedModel):
     """
 
     config_class = XVLMConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
-    _supports_sdpa = True
-    _no_split_modules = ["VisionLayer", "TextLayer"]  # noqa: RUF012
     _tied_weights_keys = {  # noqa: RUF012 (the form that transformers reads)
         "text_encoder.cls.predictions.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight"
     }
@@ -79,71 +73,9 @@ class XVLMForPretraining(PreTrainedModel):
         self.vision_proj = nn.Linear(vision_width, config.embed_dim)
         self.text_proj = nn.Linear(text_width, config.embed_dim)
         self.temp = nn.Parameter(torch.empty(()))
-        self.itm_head = _head(text_width, 2)
-        self.bbox_head = _head(text_width, 4)
+        self.itm_head = head(text_width, 2)
+        self.bbox_head = head(text_width, 4)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, VisionEncoder):
-            init.normal_(module.class_embedding, std=self.config.initializer_range)
-        elif isinstance(module, XVLMForPretraining):
-            init.constant_(module.temp, self.config.temp)
-
-    def encode_image(self, pixel_values: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images tokens width"]:
-        """Embed [CLS] and the patches of whole images."""
-        return self.vision_encoder(pixel_values)
-
-    def encode_regions(
-        self,
-        pixel_values: Float[Tensor, "images 3 side side"],
-        image_index: Int[Tensor, " texts"],
-        patch_mask: Int[Tensor, "texts tokens"],
-    ) -> tuple[Float[Tensor, "texts tokens width"], Float[Tensor, "images tokens width"]]:
-        """Embed for each text the image it belongs to, limited to the text's patches, and the whole images."""
-        stacked = self.vision_encoder(pixel_values, image_index, patch_mask)
-        return stacked[: len(image_index)], stacked[len(image_index) :]
-
-    def encode_text(
-        self, input_ids: Int[Tensor, "texts length"], attention_mask: Int[Tensor, "texts length"]
-    ) -> Float[Tensor, "texts length width"]:
-        """Embed texts with the layers below the fusion layers."""
-        return self.text_encoder.bert.encode(input_ids, attention_mask)
-
-    def fuse(
-        self,
-        text_embeds: Float[Tensor, "texts length width"],
-        attention_mask: Int[Tensor, "texts length"],
-        image_embeds: Float[Tensor, "images tokens image_width"],
-        image_mask: Int[Tensor, "images tokens"] | None = None,
-        image_index: Int[Tensor, " texts"] | None = None,
-    ) -> Float[Tensor, "texts length width"]:
-        """Run the fusion layers; text ``i`` attends to image ``image_index[i]``, or to image ``i`` without an index."""
-        return self.text_encoder.bert.fuse(text_embeds, attention_mask, image_embeds, image_mask, image_index)
-
-    def image_features(self, image_embeds: Float[Tensor, "images tokens image_width"]) -> Float[Tensor, "images dim"]:
-        """Project [CLS] to unit vectors that are compared with those of texts."""
-        return F.normalize(self.vision_proj(image_embeds[:, 0]), dim=-1)
-
-    def text_features(self, text_embeds: Float[Tensor, "texts length width"]) -> Float[Tensor, "texts dim"]:
-        """Project [CLS] to unit vectors that are compared with those of images."""
-        return F.normalize(self.text_proj(text_embeds[:, 0]), dim=-1)
-
-    def calibration_forward(self, region: Mapping[str, Any] | None = None, **batch: Any) -> None:
-        """Run every prunable layer once on the pairs of a batch: no masked text, no negatives, no losses.
-
-        In a region batch (with ``image_index``) copies and whole images go through the local layers and the copies are
-        fused. A batch of its own under ``region`` runs after the general one. Takes what `forward` takes; keys that
-        only the losses need may be missing.
-        """
-        pairs = read_batch(batch, losses=False)
-        images, _ = self._images(pairs)
-        texts = self.encode_text(pairs.input_ids, pairs.attention_mask)
-        patch_mask = None if pairs.regions is None else pairs.regions.patch_mask
-        self.fuse(texts, pairs.attention_mask, images[: len(texts)], patch_mask)
-        if region is not None:
-            self.calibration_forward(**region)
 
     def forward(
         self,
@@ -200,15 +132,6 @@ class XVLMForPretraining(PreTrainedModel):
         out.loss = torch.stack([out[name] for name in LOSSES if out.get(name) is not None]).sum()
         return out
 
-    def _images(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Embed the images, of a region batch [copy per text ; whole images], and say which tokens may be seen."""
-        regions = batch.regions
-        if regions is None:
-            return self.encode_image(batch.pixel_values), None
-        everything = regions.patch_mask.new_ones(len(batch.pixel_values), regions.patch_mask.shape[1])
-        stacked = self.vision_encoder(batch.pixel_values, regions.image_index, regions.patch_mask)
-        return stacked, torch.cat([regions.patch_mask, everything])
-
     def _losses(self, batch: Batch, seed: int) -> XVLMOutput:
         count, padding, masked, regions = len(batch.input_ids), batch.attention_mask, batch.masked, batch.regions
         images, image_mask = self._images(batch)
@@ -251,10 +174,6 @@ class XVLMForPretraining(PreTrainedModel):
         if regions is not None and regions.boxes is not None:
             out.loss_bbox, out.loss_giou = losses.box_losses(bbox, regions.boxes, regions.is_image)
         return out
-
-
-def _head(width: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, classes))
 
 
 def _average_losses(out: XVLMOutput, region: XVLMOutput) -> None:

@@ -2,11 +2,15 @@
 
 Layers below ``fusion_layer`` see the text alone; every later layer has self-attention over the text,
 cross-attention to the image, and an MLP, each followed by ``norm(dropout(dense(x)) + input)``.
+
+The same tower decodes: its self-attention is causal then, and its later layers attend to any source, such as the states
+of a question.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +19,10 @@ from transformers.activations import ACT2FN
 
 from multiflow.errors import MultiflowError
 from multiflow.models.xvlm.attention import attend
+from multiflow.models.xvlm.memory import KeyValue, Memory
+
+if TYPE_CHECKING:
+    from transformers import EncoderDecoderCache
 
 
 class Embeddings(nn.Module):
@@ -28,12 +36,12 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(sizes["width"], eps=sizes["layer_norm_eps"])
         self.dropout = nn.Dropout(sizes["dropout"])
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Map token ids ``(texts, length)`` to ``(texts, length, width)``."""
-        length, longest = input_ids.shape[1], self.position_embeddings.num_embeddings
-        if length > longest:
-            raise MultiflowError(f"input_ids has {length} tokens a text; this model takes at most {longest}")
-        constant = self.position_embeddings.weight[:length] + self.token_type_embeddings.weight[0]
+    def forward(self, input_ids: Tensor, start: int = 0) -> Tensor:
+        """Map token ids ``(texts, length)`` to ``(texts, length, width)``; the first one has position ``start``."""
+        end, longest = start + input_ids.shape[1], self.position_embeddings.num_embeddings
+        if end > longest:
+            raise MultiflowError(f"input_ids has {end} tokens a text; this model takes at most {longest}")
+        constant = self.position_embeddings.weight[start:end] + self.token_type_embeddings.weight[0]
         return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + constant))
 
 
@@ -71,14 +79,27 @@ class Attention(nn.Module):
         self.self = QueryKeyValue(sizes["width"], source_width)
         self.output = Output(sizes["width"], sizes)
 
-    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None, index: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        source: Tensor,
+        mask: Tensor | None,
+        index: Tensor | None = None,
+        recall: Callable[[Callable[[], KeyValue]], KeyValue] | None = None,
+    ) -> Tensor:
         """Let row ``i`` of ``x`` attend to row ``index[i]`` of ``source`` (row ``i`` without an index).
 
-        Keys and values are computed once per row of ``source``, however many texts look at it.
+        Keys and values are computed once per row of ``source``, however many texts look at it; ``recall`` may bring
+        others, or do without computing them.
         """
-        key, value = self.self.key(source), self.self.value(source)
-        if index is not None:
-            key, value = key.index_select(0, index), value.index_select(0, index)  # backward is faster than of []
+
+        def project() -> KeyValue:
+            key, value = self.self.key(source), self.self.value(source)
+            if index is None:
+                return key, value
+            return key.index_select(0, index), value.index_select(0, index)  # backward is faster than of []
+
+        key, value = project() if recall is None else recall(project)
         dropout = self.dropout if self.training else 0.0
         return self.output(attend(self.self.query(x), key, value, self.heads, mask, dropout), x)
 
@@ -113,11 +134,12 @@ class TextLayer(nn.Module):
         image: Tensor | None = None,
         image_mask: Tensor | None = None,
         image_index: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
-        """Map ``(texts, length, width)`` to the same shape; a fusion layer needs the image."""
-        x = self.attention(x, x, mask)
+        """Map ``(texts, length, width)`` to the same shape; a fusion layer needs the image (or another source)."""
+        x = self.attention(x, x, mask, recall=memory and memory.words)
         if self.crossattention is not None:
-            x = self.crossattention(x, image, image_mask, image_index)
+            x = self.crossattention(x, image, image_mask, image_index, recall=memory and memory.source)
         return self.output(self.intermediate(x), x)
 
 
@@ -168,6 +190,37 @@ class Bert(nn.Module):
             x = layer(x, mask, image_embeds, image_mask, image_index)
         return x
 
+    def decode(
+        self,
+        input_ids: Int[Tensor, "texts length"],
+        attention_mask: Int[Tensor, "texts all"] | None,
+        source: Float[Tensor, "rows tokens source_width"],
+        source_mask: Int[Tensor, "rows tokens"] | None = None,
+        source_index: Int[Tensor, " texts"] | None = None,
+        cache: EncoderDecoderCache | None = None,
+    ) -> Float[Tensor, "texts length width"]:
+        """Run all layers causally; those from ``fusion_layer`` on attend to the source, text ``i`` to row ``i``.
+
+        Args:
+            input_ids: the words, with a cache only the new ones.
+            attention_mask: which words are real (1), those in the cache included; None = all.
+            source: what the text is about, such as the states of an image or of a question.
+            source_mask: which of its tokens are real.
+            source_index: the row of the source that each text attends to.
+            cache: of an earlier call with the words before these; it is added to.
+        """
+        past = 0 if cache is None else cache.get_seq_length()
+        x = self.embeddings(input_ids, past)
+        mask = torch.ones(1, 1, x.shape[1], past + x.shape[1], dtype=torch.bool, device=x.device).tril(past)
+        if attention_mask is not None:
+            mask = mask & key_mask(attention_mask)
+        if source_mask is not None:
+            source_mask = key_mask(source_mask if source_index is None else source_mask.index_select(0, source_index))
+        for i, layer in enumerate(self.encoder.layer):
+            memory = None if cache is None else Memory(cache, i)
+            x = layer(x, mask, source, source_mask, source_index, memory)
+        return x
+
 
 def key_mask(mask: Int[Tensor, "rows keys"]) -> Bool[Tensor, "rows 1 1 keys"]:
     """Shape a 0/1 mask so that it broadcasts over heads and queries."""
@@ -210,16 +263,18 @@ class MLMHead(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """BERT and its masked-language-model head.
+    """BERT and its head over the vocabulary, which tells masked words or, where the tower decodes, the next ones.
 
     Args:
         sizes: the ``text`` part of `XVLMConfig`.
+        head: whether there is one.
     """
 
-    def __init__(self, sizes: dict[str, Any]):
+    def __init__(self, sizes: dict[str, Any], head: bool = True):
         super().__init__()
         self.bert = Bert(sizes)
-        self.cls = MLMHead(sizes)
+        if head:
+            self.cls = MLMHead(sizes)
 
     def predict(
         self, x: Float[Tensor, "texts length width"], positions: Int[Tensor, "texts slots"]
