@@ -15,9 +15,12 @@ def did_you_mean(given: str, choices: Iterable[str]) -> str:
 
     >>> did_you_mean("wandaa", ["wanda", "ria"])
     "; did you mean 'wanda'?"
+    >>> did_you_mean("cider", ["CIDEr"])
+    "; did you mean 'CIDEr'?"
     """
-    close = get_close_matches(given.lower(), {c.lower(): c for c in choices}, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    names = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(given.lower(), names, n=1, cutoff=0.6)
+    return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 
 def unknown(kind: str, given: str, choices: Iterable[str]) -> MultiflowError:

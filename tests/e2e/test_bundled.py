@@ -6,10 +6,13 @@ import json
 from importlib.resources import files
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 import multiflow as mf
 from multiflow.cli import main
+from multiflow.data import collate_pairs
+from multiflow.data.shapes import describe, make_scenes, render
 from multiflow.tasks.digits import digit_batches
 from multiflow.tasks.digits_vit import digit_accuracy
 from multiflow.tasks.release import evaluate_shapes
@@ -51,6 +54,23 @@ def test_the_demo_shows_that_methods_differ(tmp_path, capsys):
     assert mf.Masks.load(out / "masks/multiflow/mask-0.63.safetensors").sparsity == pytest.approx(0.63, abs=1e-4)
     assert "<html" in (out / "report.html").read_text()
     assert "multiflow" in capsys.readouterr().out
+
+
+def test_the_blip_finds_scenes_too_and_survives_pruning():
+    model, tokenizer = mf.load_model("blip-shapes"), AutoTokenizer.from_pretrained(str(ASSETS / "blip-shapes"))
+    dense = evaluate_shapes(model, tokenizer, scenes=60, captions=1)
+    assert dense["tr1"] > 90
+    assert dense["ir1"] > 90
+    assert dense["lm"] > 5 * dense["lm_majority"]
+    scenes = make_scenes("train", 64, seed=5)
+    images, captions = [render(scene, 48) for scene in scenes], [describe(scene, 1)[0] for scene in scenes]
+    batches = [collate_pairs(images, captions, tokenizer=tokenizer, image_size=48, mlm=False, end=True)]
+    result = mf.prune(model, "multiflow", sparsity=0.5, batches=batches)
+    queue = model.image_queue.clone()
+    assert result.apply_(model, 0.5).group_sparsities() == {"vision": 0.5, "text": 0.5}
+    assert torch.equal(model.image_queue, queue)
+    sparse = evaluate_shapes(model, tokenizer, scenes=60, captions=1)
+    assert 50 < sparse["ir1"] <= 100
 
 
 def test_all_of_them_together_are_small():

@@ -155,3 +155,15 @@ def test_a_scorer_in_steps_that_needs_two_statistics_measures_them_on_the_same_b
     stats = mf.calibrate(model, batches[:2], adapter=adapter, statistics=["gradient", "input_norm"])
     score = (model[0].weight * stats["gradient"]["0"]).abs() * stats["input_norm"]["0"]
     assert torch.equal(masks["0"], score > score.flatten().sort().values[7])
+
+
+def test_a_solver_that_changes_its_weights_in_place_is_told(monkeypatch):
+    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+
+    @mf.solver("impure solver")
+    def impure(weights, count, select, *, gradient_rows):
+        masks = select({name: weight.abs() for name, weight in weights.items()}, count)
+        return masks, {name: weight.mul_(masks[name]) for name, weight in weights.items()}
+
+    with pytest.raises(mf.MultiflowError, match=r"'impure solver' changed the weight of layer 'text.0' in place"):
+        mf.prune(two_towers(), "impure solver", 0.5, towers_batches(), adapter=ADAPTER)

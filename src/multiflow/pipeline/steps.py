@@ -117,9 +117,17 @@ class _Run:
             of *= unpack(self.packed[name], of.shape[1]).to(of.device)
         given = {"gradient_rows": rows, "batch_samples": samples}
         count = round(target * job.layout.size)
-        masks, self.current = job.pruner.function(
+        versions = {name: weight._version for name, weight in self.current.items()}
+        masks, solved = job.pruner.function(
             self.current, count, select_lowest, **{name: given[name] for name in job.pruner.needs}, **job.own_hyper
         )
+        for name, weight in self.current.items():
+            if weight._version != versions[name]:
+                raise MultiflowError(
+                    f"pruner '{job.pruner.name}' changed the weight of layer '{name}' in place; let it return new "
+                    "tensors (weight * mask, not weight.mul_(mask)), and load the model anew"
+                )
+        self.current = solved
         self.packed = {name: pack(masks[name]) for name in job.layout}
         if (dropped := sum(int((~masks[name]).sum()) for name in job.layout)) != count:
             raise MultiflowError(f"pruner '{job.pruner.name}' drops {dropped} weights; it was asked for {count}")

@@ -14,6 +14,7 @@ Difference from the published code: the gradient reaches dropped weights as well
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -57,7 +58,7 @@ def tamt(
             group["lr"] = lr * (1 - step / steps)
         for name, kept in select(scores).items():
             weights[name].data = frozen[name] * kept.to(frozen[name].device)
-        torch.manual_seed(seed + step)
+        torch.manual_seed(zlib.crc32(f"{seed} {step}".encode()))
         loss().backward()
         for name, weight in weights.items():
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
