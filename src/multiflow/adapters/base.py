@@ -44,6 +44,8 @@ class Adapter:
         token_masks: ``f(batch) -> {stream: bool (B, L)}``, True = a real token; None for a stream without padding.
         idle: ``f(model)``, only for a loss in which several processes tell each other something: what one without a
             batch does meanwhile, once for each part of a batch.
+        forward_moves_buffers: whether ``forward`` may change buffers of the model, which are then put back; False
+            spares a copy of them.
         exclude: regex of module paths that stay dense although a group matches them.
         name: what lists and reports call it.
 
@@ -58,6 +60,7 @@ class Adapter:
     streams: Mapping[str, str] = field(default_factory=dict)
     token_masks: TokenMasks | None = None
     idle: Callable[[nn.Module], object] | None = None
+    forward_moves_buffers: bool = True
     exclude: str | None = None
     name: str = "custom"
 

@@ -42,6 +42,7 @@ def blip_pretraining(model: nn.Module) -> Adapter:
         streams=STREAMS,
         token_masks=_text_mask,
         idle=_idle,
+        forward_moves_buffers=False,
         name="blip-pretraining",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -63,11 +64,17 @@ def calibrate(
             alike = len(set(exchange("start", start and start.batches))) == 1
             going["start"] = start if alike or not adapter.idle else None  # who talks must go on from the same batch
             going["after_batch"] = lambda stats, settings=settings: checkpoint.save(stats, settings)
-        with buffers_restored(model):
+        with untouched(model, adapter, name):
             found.append(measure(model, layout, batches, adapter, name, **going))
         if checkpoint:
             checkpoint.delete()
     return Stats.join(found)
+
+
+def untouched(model: nn.Module, adapter: Adapter, name: str) -> AbstractContextManager[None]:
+    """Put the model's buffers back afterwards, if measuring this statistic can change them at all."""
+    moves = name == "gradient" or adapter.forward_moves_buffers
+    return buffers_restored(model) if moves else nullcontext()
 
 
 def measure(

@@ -23,10 +23,9 @@ def prefetched(batch: Callable[[int], Batch], positions: range, ahead: int) -> I
 
     def stream() -> Iterator[Batch]:
         waiting = deque(pool.submit(batch, position) for position in positions[:ahead])
-        for position in positions:
-            upcoming = position + ahead
-            if upcoming < positions.stop:
-                waiting.append(pool.submit(batch, upcoming))
+        for upcoming in range(ahead, ahead + len(positions)):
+            if upcoming < len(positions):
+                waiting.append(pool.submit(batch, positions[upcoming]))
             yield waiting.popleft().result()
 
     try:

@@ -63,11 +63,15 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def track_metrics(run_dir: Path, start: int) -> Iterator[Track]:
+def track_metrics(run_dir: Path, start: int, *, write: bool = True) -> Iterator[Track]:
     """Yield a function that appends a record to ``metrics.jsonl`` and to TensorBoard.
 
-    Records of steps after ``start`` are dropped first: the resumed run writes them again.
+    Records of steps after ``start`` are dropped first: the resumed run writes them again. Of several processes one
+    alone may ``write``.
     """
+    if not write:
+        yield lambda step, metrics: None
+        return
     kept = [record for record in read_metrics(run_dir) if record["step"] <= start]
     path, fresh = run_dir / FILE, run_dir / f".{FILE}.tmp"
     fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))

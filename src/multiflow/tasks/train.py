@@ -1,8 +1,7 @@
 """The one training loop for model weights: pretraining and every fine-tuning run through `train`.
 
-AdamW (Loshchilov and Hutter, arXiv 1711.05101); the learning rate rises linearly during the warm-up and then falls to
-zero, along a cosine or a line. Batches, losses and seeds are functions of a position, never of a running generator:
-a run that is killed and resumed ends with the same bits as one that was not.
+Batches, losses and seeds are functions of a position, never of a running generator: a run that is killed and resumed
+ends with the same bits as one that was not. A step takes ``accumulate`` positions in each process, dealt in rounds.
 
 On a CPU, bfloat16 training pays only with the plain form of attention (torch's fused one has a backward many times
 slower in bfloat16 than in float32); `compute_in` chooses it.
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,14 +24,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multiflow.calibration import to_device
 from multiflow.errors import MultiflowError, unknown
+from multiflow.masks import Masks, keep_sparse
+from multiflow.ranks import rank, world
 from multiflow.tasks.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from multiflow.tasks.feed import Batch, batch_size, prefetched
+from multiflow.tasks.optimizer import learning_rate, make_optimizer, set_learning_rate
 from multiflow.tasks.progress import Progress, Report
+from multiflow.tasks.spread import average_figures, average_gradients, hold_gradients, split_model
 from multiflow.tasks.tracking import Meter, track_metrics
 
 Loss: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 Schedule: TypeAlias = Literal["cosine", "linear"]
+Optimizer: TypeAlias = Literal["adamw", "sgd"]
 
 FREE_TO_CHANGE = ("checkpoint_every", "log_every", "prefetch")  # these do not alter the weights of a run
 
@@ -49,6 +53,10 @@ class TrainSettings:
         warmup: share of the steps during which the learning rate rises.
         schedule: how it falls to zero afterwards, ``cosine`` or ``linear``.
         clip: largest norm of the gradient; a larger one is scaled down to it.
+        optimizer: ``adamw``, or ``sgd`` with momentum.
+        new_lr: factor on the learning rate of parameters that are new.
+        accumulate: batches whose gradients are averaged in a step, in each process.
+        shard: split weights, gradients and the optimizer's state among the processes (FSDP).
         precision: ``fp32``, ``bf16`` (weights stay float32), or ``auto``: bf16 where the device computes it faster.
         seed: seeds dropout and whatever else the loss draws.
         checkpoint_every: steps between checkpoints.
@@ -63,6 +71,10 @@ class TrainSettings:
     warmup: float = 0.1
     schedule: Schedule = "cosine"
     clip: float = 1.0
+    optimizer: Optimizer = "adamw"
+    new_lr: float = 1.0
+    accumulate: int = 1
+    shard: bool = False
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_every: int = 500
@@ -70,18 +82,17 @@ class TrainSettings:
     prefetch: int = 4
 
     def __post_init__(self) -> None:
-        whole = {name: getattr(self, name) for name in ("steps", "checkpoint_every", "log_every", "prefetch")}
-        for name, value in whole.items():
-            if value < 1:
+        for name in ("steps", "accumulate", "checkpoint_every", "log_every", "prefetch"):
+            if (value := getattr(self, name)) < 1:
                 raise MultiflowError(f"{name} {value} was given; expected at least 1")
         if not (self.lr > 0 and 0 <= self.warmup < 1 and self.clip > 0):
             raise MultiflowError(
                 f"lr {self.lr}, warmup {self.warmup} and clip {self.clip} were given; expected lr and clip "
                 f"above 0 and a warmup in [0, 1)"
             )
-        for kind, given, known in (("schedule", self.schedule, Schedule), ("precision", self.precision, Precision)):
-            if given not in get_args(known):
-                raise unknown(kind, given, get_args(known))
+        for kind, known in (("schedule", Schedule), ("precision", Precision), ("optimizer", Optimizer)):
+            if getattr(self, kind) not in get_args(known):
+                raise unknown(kind, getattr(self, kind), get_args(known))
 
 
 @dataclass(frozen=True)
@@ -109,19 +120,26 @@ def train(
     resume: bool = False,
     progress: Report | None = None,
     after_step: Callable[[int], None] | None = None,
+    masks: Masks | None = None,
+    copies: Mapping[str, Sequence[str]] | None = None,
+    new: Collection[str] = (),
 ) -> Trained:
     """Train ``model`` in place, with checkpoints and metrics in ``run_dir``.
 
     Args:
         model: any module, on the device to train on.
-        batch: position (from 0) -> batch of tensors or mappings of them; called in a background thread.
+        batch: position (from 0) -> batch of tensors or mappings of them; called in a background thread. With
+            ``accumulate`` or several processes a step takes as many positions as it has batches.
         loss: ``(model, batch, position)`` -> scalar to minimise and figures to log.
         settings: see `TrainSettings`.
         run_dir: holds ``step-*`` checkpoints, ``metrics.jsonl`` and TensorBoard's files; its name is the stage shown.
         resume: go on from the latest checkpoint of ``run_dir``, or start if there is none.
         progress: called with a `Progress` after every step.
         after_step: called with the number of steps done, after the optimizer and before a checkpoint: the place to
-            put pruned weights back to zero.
+            evaluate, in training mode and with a random state that may be used up.
+        masks: weights that are zero and stay so, checked after every ``after_step`` that comes with a checkpoint.
+        copies: buffers that follow masked weights, see `keep_sparse`.
+        new: names of the parameters whose learning rate is multiplied by ``new_lr``.
 
     Raises:
         MultiflowError: the folder holds a run and ``resume`` is off, or a run with other settings; the loss or the
@@ -132,42 +150,51 @@ def train(
     >>> train(model, lambda position: data, fit, TrainSettings(steps=100), Path("runs/fit")).steps  # doctest: +SKIP
     100
     """
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay), settings.lr, settings.betas, fused=True
-    )
+    if settings.shard:
+        split_model(model)
+    optimizer = make_optimizer(model, settings, new)
     state = _start(run_dir, model, optimizer, _identity(settings), resume)
     device = next(model.parameters()).device
     first, last_line, meter = state["step"], state["metrics"], Meter()
     before = state["seconds"]
     began = time.monotonic() - before
+    a_step = settings.accumulate * world()  # positions
 
     with ExitStack() as stack:
-        track = stack.enter_context(track_metrics(run_dir, first))
+        track = stack.enter_context(track_metrics(run_dir, first, write=rank() == 0))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        batches = stack.enter_context(prefetched(batch, range(first, settings.steps), settings.prefetch))
+        positions = range(first * a_step + rank(), settings.steps * a_step, world())
+        batches = stack.enter_context(prefetched(batch, positions, settings.prefetch))
+        check_zeros = None if masks is None else stack.enter_context(keep_sparse(model, masks, optimizer, copies))
         model.train()
-        for step, inputs in enumerate(batches, first + 1):
+        for step in range(first + 1, settings.steps + 1):
             rate = learning_rate(settings, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(seed_at(settings.seed, step - 1))
-            with compute_in(settings.precision, device):
-                value, figures = loss(model, to_device(inputs, device), step - 1)
+            set_learning_rate(optimizer, rate)
             optimizer.zero_grad()
-            value.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            for part in range(settings.accumulate):
+                inputs, position = next(batches), positions[(step - first - 1) * settings.accumulate + part]
+                torch.manual_seed(seed_at(settings.seed, position))
+                with compute_in(settings.precision, device):
+                    value, figures = loss(model, to_device(inputs, device), position)
+                hold_gradients(model, part + 1 < settings.accumulate)
+                (value if settings.accumulate == 1 else value / settings.accumulate).backward()
+                meter.add({"loss": value, **figures}, batch_size(inputs))
+            average_gradients(model)
+            norm = _whole(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
             _check_finite(run_dir.name, step, value, norm, settings)
             optimizer.step()
             if after_step is not None:
                 after_step(step)
 
-            meter.add({"loss": value, "grad_norm": norm, **figures}, batch_size(inputs))
+            meter.add({"grad_norm": norm}, 0)
             seconds = time.monotonic() - began
             due = step % settings.checkpoint_every == 0 or step == settings.steps
             if due or step % settings.log_every == 0:  # no line straddles a checkpoint: a resumed run repeats it
-                last_line = {**meter.read(), "lr": rate, "seconds": seconds}
+                last_line = {**average_figures(meter.read()), "lr": rate, "seconds": seconds}
                 track(step, last_line)
             if due:
+                if check_zeros is not None:
+                    check_zeros()
                 state = {"step": step, "seconds": seconds, "metrics": last_line, "settings": _identity(settings)}
                 save_checkpoint(run_dir, model, optimizer, state)
             if progress is not None:
@@ -176,9 +203,15 @@ def train(
     return Trained(state["step"], state["seconds"], state["metrics"])
 
 
+def _whole(norm: Tensor) -> Tensor:
+    """Return the norm of gradients; where they are split among processes, of all."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
 def _identity(settings: TrainSettings) -> dict[str, Any]:
     """Return the settings on which the weights depend, as they look after a round trip through JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items() if k not in FREE_TO_CHANGE}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items() if k not in FREE_TO_CHANGE}
+    return {**plain, "processes": world()}
 
 
 def _check_finite(stage: str, step: int, loss: Tensor, norm: Tensor, settings: TrainSettings) -> None:
@@ -207,27 +240,6 @@ def _start(
                 f"resume it with its own settings or choose another folder"
             )
     return state
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those that decay (two dimensions or more) and those that do not."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    decayed = {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay}
-    return [decayed, {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}]
-
-
-def learning_rate(settings: TrainSettings, step: int) -> float:
-    """Learning rate of a step, counted from 1: linear warm-up, then down to zero just after the last step.
-
-    >>> settings = TrainSettings(steps=4, lr=1.0, warmup=0.5, schedule="linear")
-    >>> [round(learning_rate(settings, step), 2) for step in (1, 2, 3, 4)]
-    [0.5, 1.0, 0.67, 0.33]
-    """
-    warmup = round(settings.warmup * settings.steps)
-    if step <= warmup:
-        return settings.lr * step / warmup
-    done = (step - warmup) / (settings.steps - warmup + 1)
-    return settings.lr * ((1 + math.cos(math.pi * done)) / 2 if settings.schedule == "cosine" else 1 - done)
 
 
 def seed_at(seed: int, position: int) -> int:

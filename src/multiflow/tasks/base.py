@@ -1,0 +1,92 @@
+"""What a task is, and the table of all tasks: `evaluate` and `finetune` know them by these records alone.
+
+A task ``NAME`` lives in ``multiflow/tasks/NAME.py`` as the record ``TASK``; its module is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+from multiflow.errors import MultiflowError, unknown
+from multiflow.models.task_models import TASKS as NAMES
+from multiflow.tasks.feed import Batch
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Args:
+        name: ``retrieval``, ``captioning``, ``vqa`` or ``classification``.
+        summary: one line for lists.
+        open: ``open(source, split, *, images=None, limit=None, skip_missing=False)`` -> the data, see
+            `multiflow.tasks.items.TaskData`. Another layout, images that are missing and an image path that leaves its
+            folder are errors.
+        options: ``options(data)`` -> what `task_model` needs to know of the data, as keyword arguments.
+        inputs: ``inputs(model, tokenizer, *, augment=False, seed=0, max_length=None, mean=..., std=...)`` -> how
+            batches for this task model are made, see `multiflow.tasks.inputs.TaskInputs`.
+        batch: ``batch(data, inputs, batch_size, position)`` -> the training batch at a position (from 0), a pure
+            function of its arguments: the items in an order that the seed and the epoch decide, without end.
+        loss: ``loss(model, batch, position)`` -> scalar to minimise and figures to log, as `train` takes it.
+        evaluate: ``evaluate(model, tokenizer, data, *, batch_size=32, progress=None, save=None, **options)`` ->
+            figures in percent. ``progress`` is called with (items done, items in all); ``save`` is a folder for what
+            the model says.
+        best: the figure by which the best checkpoint is chosen, the higher the better.
+        epoch: ``epoch(data)`` -> how many samples are one epoch of training.
+    """
+
+    name: str
+    summary: str
+    open: Callable[..., Any]
+    options: Callable[[Any], dict[str, Any]]
+    inputs: Callable[..., Any]
+    batch: Callable[[Any, Any, int, int], dict[str, Any]]
+    loss: Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
+    evaluate: Callable[..., dict[str, float]]
+    best: str
+    epoch: Callable[[Any], int] = len
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        """Return the figure that `best` names; of captions, where Java is missing, its substitute ``CIDEr (words)``.
+
+        Raises:
+            MultiflowError: the figures lack it.
+        """
+        for name in (self.best, f"{self.best} (words)"):
+            if name in figures:
+                return figures[name]
+        raise MultiflowError(
+            f"task '{self.name}' has no figure '{self.best}' to choose by, only {', '.join(figures) or 'none'}; "
+            "give data with the right answers"
+        )
+
+
+class _Tasks(Mapping[str, Task]):
+    """The tasks by name; each module is imported at its first use."""
+
+    def __getitem__(self, name: str) -> Task:
+        if name not in NAMES:
+            raise unknown("task", str(name), NAMES)
+        return import_module(f"multiflow.tasks.{name}").TASK
+
+    def __contains__(self, name: object) -> bool:
+        return name in NAMES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(NAMES)
+
+    def __len__(self) -> int:
+        return len(NAMES)
+
+
+TASKS: Mapping[str, Task] = _Tasks()
+"""Every task by its name.
+
+>>> list(TASKS)
+['retrieval', 'captioning', 'vqa', 'classification']
+"""

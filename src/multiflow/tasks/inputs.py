@@ -1,0 +1,205 @@
+"""How the batches of a task are made: order, pixels and tokens, all of them functions of seed and position.
+
+Published fine-tuning augments images by a crop of a share of 0.5 to 1, a flip unless a text says left or right, and
+RandAugment(2, 7).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.random import Generator
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from multiflow.data import CLIP_MEAN, CLIP_STD, BrokenItem, SkipReport, encode_texts, to_pixels
+from multiflow.data.augment import FLIP, OPERATION, SIDES, rand_augment, random_crop
+from multiflow.data.images import BICUBIC, UNREADABLE, decode, resize, size_of
+from multiflow.data.plan import item_order
+from multiflow.data.seeds import Stream, random_at
+from multiflow.errors import MultiflowError
+from multiflow.tasks.items import TaskData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Made = TypeVar("Made")
+
+SMALLEST_CROP = 0.5  # share of the area
+TRIES = 50
+DROPPED = re.compile(r'[.!"()*#:;~\s]+')  # of captions and questions, as BLIP was trained
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """What a task model takes.
+
+    Args:
+        image_size: height and width in pixels.
+        tokenizer: the model's; None for images alone.
+        ends: whether texts end with [SEP], as BLIP's do.
+        max_length: tokens of a text at most.
+        augment: whether training images are augmented.
+        seed: of order, captions and augmentation.
+        mean: channel means for values in [0, 1].
+        std: channel standard deviations.
+    """
+
+    image_size: int
+    tokenizer: PreTrainedTokenizerBase | None = None
+    ends: bool = False
+    max_length: int = 40
+    augment: bool = False
+    seed: int = 0
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
+
+    def encode(self, texts: Sequence[str], *, end: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Return token ids and attention mask (texts, longest); ``end``: whether with [SEP], if not as usual."""
+        assert self.tokenizer is not None
+        ends = self.ends if end is None else end
+        ids, mask = encode_texts(self.tokenizer, texts, max_length=self.max_length, end=ends)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def text_inputs(
+    model: Any, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, blip_length: int = 35, **rest: Any
+) -> TaskInputs:
+    """Return the inputs of an X-VLM or BLIP: texts of at most 40 tokens (BLIP's 35), as far as it has positions."""
+    config = model.config
+    blip = config.model_type.startswith("blip")
+    most = config.text["max_position_embeddings"]
+    length = min(blip_length if blip else 40, most) if max_length is None else max_length
+    if not 3 <= length <= most:
+        raise MultiflowError(f"max_length {length} was given; expected 3 to {most} tokens, as the model has positions")
+    if len(tokenizer) > config.text["vocab_size"]:
+        raise MultiflowError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {config.text['vocab_size']}; "
+            "give the tokenizer that belongs to the model"
+        )
+    return TaskInputs(config.image_size, tokenizer, blip, length, **rest)
+
+
+def clean(text: str) -> str:
+    """Return a caption or question without the signs that BLIP was trained without, in lower case.
+
+    >>> clean('A dog, "running". ')
+    'a dog, running'
+    """
+    return DROPPED.sub(" ", text.lower()).strip()
+
+
+def drawn(count: int, inputs: TaskInputs, batch_size: int, position: int) -> list[tuple[int, int]]:
+    """Return (number of the sample in the run, which of ``count`` it is) for the training batch at a position.
+
+    Epochs follow each other without a gap, each in an order of its own: every batch is full.
+    """
+    if batch_size < 1 or position < 0:
+        raise MultiflowError(f"batch_size {batch_size} and position {position} were given; expected at least 1 and 0")
+    first = position * batch_size
+    return [
+        (n, int(item_order(count, inputs.seed, n // count, Stream.ORDER, True)[n % count]))
+        for n in range(first, first + batch_size)
+    ]
+
+
+def made_of(make: Callable[[int, int], Made], samples: Sequence[tuple[int, int]]) -> list[Made]:
+    """Return ``make(number, index)`` of every sample; one whose image cannot be read is left out, with a warning.
+
+    Raises:
+        MultiflowError: none can be read.
+    """
+    made, broken = [], []
+    for number, index in samples:
+        try:
+            made.append(make(number, index))
+        except BrokenItem as error:
+            broken.append(error.skip)
+            warnings.warn(f"'{error.skip.key}' is left out of a batch: {error.skip.reason}", stacklevel=2)
+    if not made:
+        raise MultiflowError(f"no image of a batch can be read: {SkipReport(len(broken), tuple(broken))}; mend them")
+    return made
+
+
+def training_picture(item: Any, texts: Sequence[str], inputs: TaskInputs, number: int) -> np.ndarray:
+    """Return the image of an item as a uint8 array (side, side, 3), augmented if the inputs say so.
+
+    Args:
+        item: with ``image`` and ``key``.
+        texts: all texts that go with it; one that says left or right forbids the flip.
+        inputs: of the task.
+        number: of the sample in the run: decides what is drawn.
+    """
+    try:
+        if not inputs.augment:
+            return resize(item.image, inputs.image_size)
+        image = decode(item.image)
+    except UNREADABLE as error:
+        raise BrokenItem(item.key, str(error)) from error
+    chance = random_at(inputs.seed, Stream.AUGMENT, number)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    side = (inputs.image_size, inputs.image_size)
+    picture = picture.resize(side, BICUBIC, box=large_crop(size_of(picture), chance))
+    if chance.random() < FLIP and not any(SIDES.search(text) for text in texts):
+        picture = ImageOps.mirror(picture)
+    return np.asarray(rand_augment(picture, tuple(OPERATION), chance))
+
+
+def large_crop(size: tuple[int, int], chance: Generator) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of a random part of at least half of an image of (width, height)."""
+    for _ in range(TRIES):
+        left, top, right, bottom = random_crop(size, chance)
+        if (right - left) * (bottom - top) >= SMALLEST_CROP * size[0] * size[1]:
+            return left, top, right, bottom
+    return 0, 0, *size
+
+
+def to_tensor(pictures: Sequence[Any], inputs: TaskInputs) -> Float[Tensor, "images 3 side side"]:
+    """Return the normalised pixels of images."""
+    return torch.from_numpy(to_pixels(pictures, inputs.image_size, inputs.mean, inputs.std))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The pixel values of all images of some data, made when a slice of them is asked for."""
+
+    data: TaskData
+    inputs: TaskInputs
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, rows: slice) -> Float[Tensor, "images 3 side side"]:
+        return item_pixels([self.data[i] for i in range(*rows.indices(len(self)))], self.inputs)
+
+
+def item_pixels(items: Sequence[Any], inputs: TaskInputs) -> Float[Tensor, "images 3 side side"]:
+    """Return the pixels of items, resized only."""
+    plain = TaskInputs(inputs.image_size)
+    return to_tensor([training_picture(item, (), plain, 0) for item in items], inputs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode inside the block."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def labels_of(ids: Int[Tensor, "texts length"], mask: Int[Tensor, "texts length"], prompt: int) -> Tensor:
+    """Return tokens as labels: -100 where they are padding or belong to the first ``prompt`` ones."""
+    hidden = mask == 0
+    hidden[:, :prompt] = True
+    return ids.masked_fill(hidden, -100)

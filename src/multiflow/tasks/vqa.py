@@ -1,0 +1,205 @@
+"""Visual question answering: of a list of answers the one that the decoder finds likeliest, by the official accuracy.
+
+As X-VLM (arXiv 2111.08276) and BLIP (arXiv 2201.12086) are fine-tuned and evaluated on VQA v2: in training every answer
+counts by the share of people who gave it; at test the 128 answers of the likeliest first token are scored whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from multiflow.data import Dataset, answer_list, answer_weights
+from multiflow.errors import MultiflowError
+from multiflow.metrics import vqa_accuracy, write_vqa_results
+from multiflow.tasks.base import Task
+from multiflow.tasks.feed import Batch
+from multiflow.tasks.inputs import (
+    TaskInputs,
+    clean,
+    drawn,
+    evaluating,
+    item_pixels,
+    made_of,
+    text_inputs,
+    to_tensor,
+    training_picture,
+)
+from multiflow.tasks.items import TaskData, open_kind, take_items
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOP = 128
+RESULTS = "vqa_results.json"
+LIST = "answer_list.json"
+
+
+def open_questions(
+    source: str | Path,
+    split: str | None,
+    *,
+    images: str | Path | None = None,
+    limit: int | None = None,
+    skip_missing: bool = False,
+) -> TaskData:
+    """Open questions with the answers to choose from: ``answer_list.json`` beside them, else those of ``train``.
+
+    Arguments and errors are those of `multiflow.tasks.items.open_items`; there must be answers to choose from.
+    """
+    data = open_kind("vqa", "questions", source, split, images)
+    choices = answer_list(_of_candidates(data, source, split, images))
+    taken = take_items(data, limit=limit, skip_missing=skip_missing)
+    given = {answer for answers in taken.texts for answer in answers}
+    if given and given.isdisjoint(choices):
+        raise MultiflowError(
+            f"none of the {len(given)} answers in '{data.source}', such as '{min(given)}', is in the list to choose "
+            f"from, which begins with '{choices[0]}'; put the {LIST} of these questions beside them"
+        )
+    return TaskData(taken.source, taken.items, taken.read, taken.texts, tuple(choices), taken.skipped)
+
+
+def _of_candidates(
+    data: Dataset[Any], source: str | Path, split: str | None, images: str | Path | None
+) -> Dataset[Any]:
+    """Return the questions whose list of answers, or whose answers, are chosen from: never those of a test."""
+    beside = any(Path(place).with_name(LIST).is_file() for place in data.source.split(" + "))
+    if beside or split is None or "train" in split.split("+"):
+        return data
+    try:
+        return open_kind("vqa", "questions", source, "train", images)
+    except MultiflowError as error:
+        raise MultiflowError(
+            f"there are no answers to choose from: no {LIST} lies beside '{data.source}', and its training questions "
+            f"cannot be read ({error}); put the file there"
+        ) from error
+
+
+def question_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position: int) -> dict[str, Any]:
+    """Return questions with all their answers, each weighted by the share of people who gave it."""
+
+    def make(number: int, index: int) -> tuple[Any, str, Mapping[str, float]]:
+        item = data[index]
+        if not item.answers:
+            raise MultiflowError(f"question {item.key} has no answers; train on a split whose questions have them")
+        weights = answer_weights(item.answers)
+        return training_picture(item, (item.question, *weights), inputs, number), clean(item.question), weights
+
+    made = made_of(make, drawn(len(data), inputs, batch_size, position))
+    ids, mask = inputs.encode([question for _, question, _ in made])
+    answers = [answer for *_, weights in made for answer in weights]
+    answer_ids, answer_mask = inputs.encode(answers, end=True)
+    return {
+        "pixel_values": to_tensor([picture for picture, *_ in made], inputs),
+        "input_ids": ids,
+        "attention_mask": mask,
+        "answer_ids": answer_ids,
+        "answer_mask": answer_mask,
+        "answer_weights": torch.tensor([share for *_, weights in made for share in weights.values()]),
+        "answers_per_question": torch.tensor([len(weights) for *_, weights in made]),
+    }
+
+
+def question_loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+    """Return the loss of the answers."""
+    return model(**batch).loss, {}
+
+
+@torch.no_grad()
+def answer_questions(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TaskData,
+    *,
+    batch_size: int = 32,
+    top: int = TOP,
+    progress: Callable[[int, int], None] | None = None,
+    **how: Any,
+) -> list[str]:
+    """Return an answer to every question, of those in ``data.choices``.
+
+    Args:
+        model: a model for questions; it is set to evaluation mode meanwhile.
+        tokenizer: the model's.
+        data: the questions.
+        batch_size: questions at once.
+        top: how many answers are scored whole.
+        progress: called with (questions done, questions in all).
+        how: mean and std of the pixels.
+    """
+    if top < 1:
+        raise MultiflowError(f"top {top} was given; expected at least 1 answer to score whole")
+    inputs = text_inputs(model, tokenizer, **how)
+    candidates = [x.to(model.device) for x in inputs.encode(data.choices, end=True)]
+    said: list[str] = []
+    with evaluating(model):
+        for first in range(0, len(data), batch_size):
+            items = [data[i] for i in range(first, min(first + batch_size, len(data)))]
+            pixels = item_pixels(items, inputs).to(model.device, model.dtype)
+            ids, mask = (x.to(model.device) for x in inputs.encode([clean(item.question) for item in items]))
+            best, _ = model.rank_answers(pixels, ids, mask, *candidates, k=top)
+            said += [data.choices[i] for i in best[:, 0].tolist()]
+            if progress is not None:
+                progress(len(said), len(data))
+    return said
+
+
+def evaluate_vqa(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TaskData,
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+    save: str | Path | None = None,
+    **options: Any,
+) -> dict[str, float]:
+    """Answer every question and score the answers as the official evaluation does.
+
+    Args:
+        model: a model for questions.
+        tokenizer: the model's.
+        data: questions with the answers of several people; without answers, as in a test split, ``save`` is needed.
+        batch_size: questions at once.
+        progress: called with (questions done, questions in all).
+        save: folder for ``vqa_results.json``, the file that EvalAI takes.
+        options: as of `answer_questions`.
+
+    Returns:
+        ``accuracy``; ``listed``: what always choosing the best answer of the list would reach; none without answers.
+
+    Raises:
+        MultiflowError: there are neither answers nor ``save``, or a question has one answer alone.
+    """
+    answered = all(data.texts)
+    if not answered and save is None:
+        raise MultiflowError(f"{data} have no answers to compare with; give --save DIR to write the file for EvalAI")
+    said = answer_questions(model, tokenizer, data, batch_size=batch_size, progress=progress, **options)
+    if save is not None:
+        write_vqa_results(Path(save) / RESULTS, {data[i].key: text for i, text in enumerate(said)})
+    if not answered:
+        return {}
+    listed, best = frozenset(data.choices), []
+    for answers in data.texts:
+        best.append(max((vqa_accuracy(answer, answers) for answer in {*answers} & listed), default=0.0))
+    right = [vqa_accuracy(text, answers) for text, answers in zip(said, data.texts, strict=True)]
+    return {"accuracy": fmean(right), "listed": fmean(best)}
+
+
+TASK = Task(
+    name="vqa",
+    summary="answer questions about images",
+    open=open_questions,
+    options=lambda data: {},
+    inputs=text_inputs,
+    batch=question_batch,
+    loss=question_loss,
+    evaluate=evaluate_vqa,
+    best="accuracy",
+)
