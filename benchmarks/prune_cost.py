@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import multiflow as mf
-from multiflow.calibration import buffers_restored, differentiable
+from multiflow.calibration import differentiable
 from multiflow.calibration.hooks import evaluating
 
 SPARSITIES = [0.63, 0.75, 0.9]
@@ -101,7 +101,7 @@ def measure_backward(name: str, method: str, data: list[Any], repeats: int) -> d
     hyper = {"steps": STEPS, "batches_per_step": len(data)} if method == "itersnip" else {}
 
     def plain_pass() -> None:
-        with buffers_restored(model), differentiable(model, weights):
+        with differentiable(model, weights):
             for _ in range(passes):
                 for batch in data:
                     for weight in weights.values():

@@ -103,11 +103,12 @@ def test_a_model_of_another_family_is_refused(tmp_path):
 def test_masks_hold_only_inside_the_block(place):
     model = load_model(place)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    masks = mf.prune(model, "magnitude", 0.5).masks[0.5]
+    result = mf.prune(model, "magnitude", 0.5)
+    masks = result.masks[0.5]
     name = next(iter(masks))
 
     def fail():
-        with pruned(model, masks):
+        with pruned(model, result, 0.5):
             assert not model.state_dict()[f"{name}.weight"][~masks[name]].any()
             raise ValueError("stop")
 
@@ -117,6 +118,13 @@ def test_masks_hold_only_inside_the_block(place):
     assert all(
         torch.equal(before[key].view(torch.uint8), after[key].view(torch.uint8)) for key in before if before[key].ndim
     )
+
+
+def test_methods_in_steps_have_their_batches(place, tmp_path):
+    demo = run(place, tmp_path / "out", method=("chita", "wanda"), sparsity=(0.5,))
+    assert [row.method for row in demo.rows] == ["chita", "wanda"]
+    assert all(row.prune_seconds > 0 for row in demo.rows)
+    assert (tmp_path / "out" / "masks" / "chita" / "weights-0.5.safetensors").is_file()
 
 
 def example(scene, *right):

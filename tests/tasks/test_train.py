@@ -14,9 +14,10 @@ from torch import nn
 
 from multiflow.errors import MultiflowError
 from multiflow.tasks.checkpoint import checkpoints
+from multiflow.tasks.optimizer import learning_rate, parameter_groups
 from multiflow.tasks.progress import Progress
 from multiflow.tasks.tracking import FILE, read_metrics
-from multiflow.tasks.train import TrainSettings, compute_in, learning_rate, parameter_groups, seed_at, train
+from multiflow.tasks.train import TrainSettings, compute_in, seed_at, train
 
 SETTINGS = TrainSettings(steps=12, lr=0.05, precision="fp32", checkpoint_every=5, log_every=2)
 

@@ -23,8 +23,9 @@ def choose(
     job: Job, scores: Mapping[str, Tensor], sparsities: Sequence[float], progress: Progress | None = None
 ) -> list[Packed]:
     """Choose the weights that each layer keeps, for each sparsity, and pack them."""
-    # a global ranking looks at all scores several times: then, and only then, they are held
-    ranked: Mapping[str, Tensor] = dict(scores) if job.allocation == "global" else scores
+    # a global ranking looks at all scores several times: then they are held, unless gradients as large are held already
+    hold = job.allocation == "global" and "gradient" not in job.pruner.statistics
+    ranked: Mapping[str, Tensor] = dict(scores) if hold else scores
     return make_masks(ranked, budgets(job, ranked, sparsities), job.pattern, progress)
 
 

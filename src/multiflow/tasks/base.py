@@ -1,6 +1,6 @@
 """What a task is, and the table of all tasks: `evaluate` and `finetune` know them by these records alone.
 
-A task ``NAME`` lives in ``multiflow/tasks/NAME.py`` as the record ``TASK``; its module is imported when it is asked for.
+The task ``NAME`` is the record ``TASK`` in ``multiflow/tasks/NAME.py``, which is imported when it is asked for.
 """
 
 from __future__ import annotations

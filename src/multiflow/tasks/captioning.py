@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +72,8 @@ def write_captions(
     longest: int = LONGEST,
     progress: Callable[[int, int], None] | None = None,
     **how: Any,
-) -> list[str]:
-    """Return a caption of every image, without the prompt.
+) -> list[tuple[str, str]]:
+    """Return (name of the image, caption) of every image, without the prompt.
 
     Args:
         model: a captioning model; it is set to evaluation mode meanwhile.
@@ -90,16 +90,17 @@ def write_captions(
     start = prompt_ids(inputs).to(model.device)
     lengths = {"num_beams": beams, "min_length": shortest, "max_length": longest, "do_sample": False}
     tokens = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
-    said: list[str] = []
+    said: list[tuple[str, str]] = []
     with evaluating(model):
         for first in range(0, len(data), batch_size):
             items = [data[i] for i in range(first, min(first + batch_size, len(data)))]
             pixels = item_pixels(items, inputs).to(model.device, model.dtype)
             found = model.generate(pixels, start.expand(len(items), -1), **lengths, **tokens)
-            said += tokenizer.batch_decode(found[:, start.shape[1] :], skip_special_tokens=True)
+            texts = tokenizer.batch_decode(found[:, start.shape[1] :], skip_special_tokens=True)
+            said += [(item.key, text.strip()) for item, text in zip(items, texts, strict=True)]
             if progress is not None:
                 progress(len(said), len(data))
-    return [text.strip() for text in said]
+    return said
 
 
 def evaluate_captioning(
@@ -134,10 +135,11 @@ def evaluate_captioning(
     kind = tokenizer_kind(metrics)
     said = write_captions(model, tokenizer, data, batch_size=batch_size, progress=progress, **options)
     if save is not None:
-        results = [{"image_id": image_id(data[i].key), "caption": text} for i, text in enumerate(said)]
+        results = [{"image_id": image_id(key), "caption": text} for key, text in said]
         write_atomically(Path(save) / RESULTS, json.dumps(results, indent=1) + "\n")
-    score = partial(caption_scores, dict(enumerate(said)), dict(enumerate(data.texts)))
-    return score(metrics=metrics, tokenizer=kind)
+    predictions: dict[Hashable, str] = {i: text for i, (_, text) in enumerate(said)}
+    references: dict[Hashable, Sequence[str]] = dict(enumerate(data.texts))
+    return caption_scores(predictions, references, metrics=metrics, tokenizer=kind)
 
 
 def tokenizer_kind(metrics: Sequence[str] | None) -> Any:

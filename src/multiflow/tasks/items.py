@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multiflow.data import BrokenItem, Dataset, Skip, captions, join, open_data, vqa
+from multiflow.data import BrokenItem, Dataset, Skip, open_data
 from multiflow.data.base import Kind
+from multiflow.data.captions import _read as read_pair
 from multiflow.data.files import NoSuchSplit
+from multiflow.data.join import _read as read_joined
+from multiflow.data.vqa import _read as read_question
 from multiflow.errors import MultiflowError
 
 WHAT = {"pairs": "images with captions", "questions": "questions about images", "regions": "described regions"}
@@ -168,11 +171,11 @@ def entries_of(data: Dataset[Any]) -> list[Entry]:
 
 def _entries(read: Callable[[int], Any], size: int) -> Iterator[Entry]:
     function, args = (read.func, read.args) if isinstance(read, partial) else (None, ())
-    if function is captions._read:
+    if function is read_pair:
         yield from (Entry(path, texts) for path, _, texts in args[0])
-    elif function is vqa._read:
+    elif function is read_question:
         yield from (Entry(path, answers) for path, (_, answers, _) in zip(*args, strict=True))
-    elif function is join._read:
+    elif function is read_joined:
         readers, ends = args
         for reader, count in zip(readers, np.diff(ends, prepend=0).tolist(), strict=True):
             yield from _entries(reader, count)

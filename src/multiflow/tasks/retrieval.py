@@ -1,224 +1,128 @@
-"""Image-text retrieval: a shortlist by contrastive similarity, re-ranked by the matching head.
+"""Retrieval: find the captions of an image, and the image of a caption.
 
-As X-VLM (arXiv 2111.08276) and BLIP (arXiv 2201.12086) are evaluated: every image takes the ``shortlist`` texts of the
-highest cosine, every text as many images; the matching head then scores these pairs only. X-VLM ranks them by the logit
-of "match", BLIP by that logit plus the cosine. A right answer that is not on the shortlist is not found.
-
-Memory stays bounded: of the images only the contrastive features are kept, and their patches are computed again for the
-pairs of one chunk at a time; of the texts the real tokens are kept (of X-VLM's their embeddings, of BLIP's their ids).
+Trained with ITC and ITM on pairs of an image and one of its captions; evaluated as published, see `rerank`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from statistics import fmean
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor, nn
 
-from multiflow.data import encode_texts
-from multiflow.errors import MultiflowError
-from multiflow.metrics import recall
-from multiflow.tasks.families import Family, VisionLanguageModel, family_of
+from multiflow.files import write_atomically
+from multiflow.tasks.base import Task
+from multiflow.tasks.feed import Batch
+from multiflow.tasks.inputs import Pixels, TaskInputs, clean, drawn, made_of, text_inputs, to_tensor, training_picture
+from multiflow.tasks.items import TaskData, open_items
+from multiflow.tasks.rerank import UNFOUND, Recall, RetrievalResult, evaluate_retrieval
+from multiflow.tasks.train import seed_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-UNFOUND = 2**31 - 1  # rank of an answer that is not on the shortlist
+__all__ = ["TASK", "UNFOUND", "Recall", "RetrievalResult", "evaluate_pairs", "evaluate_retrieval"]
+
+SHORTLIST = 256  # as published
+RESULTS = "retrieval.json"
 
 
-@dataclass(frozen=True)
-class Recall:
-    """Share of the queries, in percent, whose best right answer is among the first 1, 5 and 10.
+def pair_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position: int) -> dict[str, Any]:
+    """Return pairs of an image and one of its captions, with the number of the image in the data.
 
-    ``tr``: an image looks for its texts; ``ir``: a text looks for its image.
+    Further entries: ``seed`` of the hard negatives, and ``ramp``, which rises from 0 to 1 in the first epoch.
     """
 
-    tr1: float
-    tr5: float
-    tr10: float
-    ir1: float
-    ir5: float
-    ir10: float
+    def make(number: int, index: int) -> tuple[Any, str, int]:
+        item, text = data.pair(index)
+        return training_picture(data[item], (text,), inputs, number), clean(text), item
 
-    @property
-    def mean(self) -> float:
-        """Mean of the six."""
-        return fmean(asdict(self).values())
-
-
-@dataclass(frozen=True)
-class RetrievalResult:
-    """What `evaluate_retrieval` found.
-
-    Args:
-        reranked: recall after the matching head.
-        itc: recall of the contrastive similarity alone.
-        text_ranks: for every image the rank (from 0) of its best text after re-ranking; `UNFOUND` off the shortlist.
-        image_ranks: for every text the rank of its image.
-        top_texts: for every image the shortlisted texts, best first.
-        top_images: for every text the shortlisted images, best first.
-    """
-
-    reranked: Recall
-    itc: Recall
-    text_ranks: Int[Tensor, " images"] = field(repr=False)
-    image_ranks: Int[Tensor, " texts"] = field(repr=False)
-    top_texts: Int[Tensor, "images shortlist"] = field(repr=False)
-    top_images: Int[Tensor, "texts shortlist"] = field(repr=False)
+    made = made_of(make, drawn(data.pairs, inputs, batch_size, position))
+    ids, mask = inputs.encode([text for _, text, _ in made])
+    return {
+        "pixel_values": to_tensor([picture for picture, *_ in made], inputs),
+        "input_ids": ids,
+        "attention_mask": mask,
+        "image_ids": torch.tensor([item for *_, item in made]),
+        "seed": seed_at(inputs.seed, position),
+        "ramp": min(1.0, position * batch_size / data.pairs),
+    }
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """What is kept of all texts for the matching head, and the contrastive features of texts and images."""
+def retrieval_loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+    """Return ITC + ITM, and both; BLIP's momentum model has its say as the ramp rises."""
+    given = dict(batch)
+    ramp, config = given.pop("ramp"), getattr(model, "module", model).config
+    if hasattr(config, "alpha"):
+        given["alpha"] = ramp * config.alpha
+    out = model(**given)
+    return out.loss, {name: out[name] for name in ("loss_itc", "loss_itm")}
 
-    kept: list[Tensor]
-    text_feat: Tensor
-    image_feat: Tensor
 
-
-@torch.no_grad()
-def evaluate_retrieval(
-    model: VisionLanguageModel,
-    pixel_values: Float[Tensor, "images 3 side side"],
-    captions: Sequence[Sequence[str]],
+def evaluate_pairs(
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
+    data: TaskData,
     *,
-    shortlist: int = 16,
-    batch_size: int = 128,
-    max_length: int = 40,
-) -> RetrievalResult:
-    """Search the texts by image and the images by text, among all that are given.
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+    save: str | Path | None = None,
+    k_test: int = SHORTLIST,
+    **how: Any,
+) -> dict[str, float]:
+    """Search the captions by image and the images by caption; also with a model that was pretrained only.
 
     Args:
-        model: X-VLM or BLIP; it is set to evaluation mode meanwhile.
-        pixel_values: normalised images.
-        captions: the texts of each image, at least one.
+        model: a model for retrieval, or a pretrained one.
         tokenizer: the model's.
-        shortlist: candidates a query that are re-ranked.
-        batch_size: images, texts or pairs computed at once.
-        max_length: tokens of a text at most.
+        data: images with captions.
+        batch_size: images, texts or pairs at once.
+        progress: called with (images done, images in all).
+        save: folder for ``retrieval.json``: for each image the captions found, for each caption the images, best first.
+        k_test: candidates a query that are re-ranked.
+        how: mean and std of the pixels.
 
-    Raises:
-        MultiflowError: images and captions do not fit together, ``shortlist`` is below 1, or the model is of neither.
-
-    >>> result = evaluate_retrieval(model, pixels, [["a red star"], ["a blue disc"]], tokenizer)  # doctest: +SKIP
-    >>> result.reranked.tr1  # doctest: +SKIP
-    100.0
+    Returns:
+        ``TR@1`` ... ``IR@10``, their ``mean recall``, and ``ITC TR@1`` ... of the contrastive similarity alone.
     """
-    if len(pixel_values) != len(captions) or not len(captions) or not all(captions):
-        raise MultiflowError(
-            f"{len(pixel_values)} images and captions of {len(captions)} were given; expected at least one caption each"
-        )
-    if shortlist < 1 or batch_size < 1:
-        raise MultiflowError(f"shortlist {shortlist} and batch_size {batch_size} were given; expected at least 1")
-    family = family_of(model)
-    texts = [text for several in captions for text in several]
-    owner = torch.tensor([i for i, several in enumerate(captions) for _ in several])
-    was_training = model.training
-    model.eval()
-    try:
-        kept, text_feat = _encode_texts(model, family, texts, tokenizer, batch_size, max_length)
-        image_feat = torch.cat(
-            [
-                model.image_features(model.encode_image(chunk)).float().cpu()
-                for chunk in _chunks(model, pixel_values, batch_size)
-            ]
-        )
-        top_texts = _top(image_feat, text_feat, shortlist, batch_size)
-        top_images = _top(text_feat, image_feat, shortlist, batch_size)
-        itc = _recall(
-            _ranks(owner[top_texts] == torch.arange(len(captions))[:, None]), _ranks(top_images == owner[:, None])
-        )
-        found = _Encoded(kept, text_feat, image_feat)
-        top_texts, top_images = _rerank(model, family, pixel_values, found, top_texts, top_images, batch_size)
-    finally:
-        model.train(was_training)
-    text_ranks = _ranks(owner[top_texts] == torch.arange(len(captions))[:, None])
-    image_ranks = _ranks(top_images == owner[:, None])
-    return RetrievalResult(_recall(text_ranks, image_ranks), itc, text_ranks, image_ranks, top_texts, top_images)
+    inputs = text_inputs(model, tokenizer, **how)
+    captions = [[clean(text) for text in several] for several in data.texts]
+    found = evaluate_retrieval(
+        model,
+        Pixels(data, inputs),
+        captions,
+        tokenizer,
+        shortlist=k_test,
+        batch_size=batch_size,
+        max_length=inputs.max_length,
+        progress=progress,
+    )
+    if save is not None:
+        lists = {"texts_of_image": found.top_texts[:, :10], "images_of_text": found.top_images[:, :10]}
+        write_atomically(Path(save) / RESULTS, json.dumps({name: rows.tolist() for name, rows in lists.items()}) + "\n")
+    itc = {f"ITC {name}": value for name, value in _named(found.itc).items()}
+    return {**_named(found.reranked), "mean recall": found.reranked.mean, **itc}
 
 
-def _chunks(model: VisionLanguageModel, pixel_values: Tensor, size: int) -> Iterator[Tensor]:
-    return (chunk.to(model.device, model.dtype) for chunk in pixel_values.split(size))
+def _named(found: Recall) -> dict[str, float]:
+    """Name recalls as papers do: ``TR@1``."""
+    return {f"{name[:2].upper()}@{name[2:]}": value for name, value in asdict(found).items()}
 
 
-def _encode_texts(
-    model: VisionLanguageModel,
-    family: Family,
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    size: int,
-    max_length: int,
-) -> tuple[list[Tensor], Tensor]:
-    """Return of every text what its family keeps of its real tokens, and the contrastive features of all."""
-    kept: list[Tensor] = []
-    features = []
-    for start in range(0, len(texts), size):
-        pair = encode_texts(tokenizer, texts[start : start + size], max_length=max_length, end=family.ends)
-        ids, mask = (torch.from_numpy(array).to(model.device) for array in pair)
-        embeds = model.encode_text(ids, mask)
-        features.append(model.text_features(embeds).float().cpu())
-        rows = family.keep(ids, embeds)
-        kept += [row[:length].clone() for row, length in zip(rows, mask.sum(1).tolist(), strict=True)]
-    return kept, torch.cat(features)
-
-
-def _top(queries: Tensor, answers: Tensor, shortlist: int, size: int) -> Tensor:
-    """Return for each query the most similar answers, best first."""
-    count = min(shortlist, len(answers))
-    return torch.cat([(rows @ answers.T).topk(count).indices for rows in queries.split(size)])
-
-
-def _rerank(
-    model: VisionLanguageModel,
-    family: Family,
-    pixel_values: Tensor,
-    found: _Encoded,
-    top_texts: Tensor,
-    top_images: Tensor,
-    size: int,
-) -> tuple[Tensor, Tensor]:
-    """Sort both shortlists by the score of the pairs; a pair that is on both is scored once."""
-    count = len(found.kept)
-    of_image = torch.arange(len(top_texts))[:, None] * count + top_texts
-    of_text = top_images * count + torch.arange(count)[:, None]
-    pairs = torch.cat([of_image.flatten(), of_text.flatten()]).unique()  # sorted: by image, then by text
-    scores = torch.empty(len(pairs))
-    for first in range(0, len(pixel_values), size):
-        inside = (pairs >= first * count) & (pairs < (first + size) * count)
-        where = inside.nonzero().flatten()
-        patches = model.encode_image(next(_chunks(model, pixel_values[first : first + size], size)))
-        for part in where.split(size):
-            image, text = pairs[part] // count, pairs[part] % count
-            chosen = [found.kept[i] for i in text.tolist()]
-            mask = pad_sequence([torch.ones(len(x), dtype=torch.long) for x in chosen], batch_first=True)
-            states = family.match(
-                model,
-                pad_sequence(chosen, batch_first=True),
-                mask.to(model.device),
-                patches,
-                (image - first).to(model.device),
-            )
-            scores[part] = model.itm_head(states)[:, 1].float().cpu()
-            if family.adds_cosine:
-                scores[part] += (found.image_feat[image] * found.text_feat[text]).sum(1)
-    return _sorted(top_texts, of_image, pairs, scores), _sorted(top_images, of_text, pairs, scores)
-
-
-def _sorted(answers: Tensor, keys: Tensor, pairs: Tensor, scores: Tensor) -> Tensor:
-    order = scores[torch.searchsorted(pairs, keys)].sort(dim=1, descending=True, stable=True).indices
-    return answers.gather(1, order)
-
-
-def _ranks(right: Tensor) -> Tensor:
-    """Return the place of the first right answer in each row."""
-    return torch.where(right.any(1), right.int().argmax(1), UNFOUND)
-
-
-def _recall(text_ranks: Tensor, image_ranks: Tensor) -> Recall:
-    return Recall(*recall(text_ranks), *recall(image_ranks))
+TASK = Task(
+    name="retrieval",
+    summary="find the captions of an image, and the image of a caption",
+    open=partial(open_items, "retrieval", "pairs"),
+    options=lambda data: {},
+    inputs=text_inputs,
+    batch=pair_batch,
+    loss=retrieval_loss,
+    evaluate=evaluate_pairs,
+    best="mean recall",
+    epoch=lambda data: data.pairs,
+)

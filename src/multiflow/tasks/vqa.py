@@ -7,7 +7,6 @@ counts by the share of people who gave it; at test the 128 answers of the likeli
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -121,8 +120,8 @@ def answer_questions(
     top: int = TOP,
     progress: Callable[[int, int], None] | None = None,
     **how: Any,
-) -> list[str]:
-    """Return an answer to every question, of those in ``data.choices``.
+) -> list[tuple[str, str]]:
+    """Return (id of the question, answer) of every question; the answers are of those in ``data.choices``.
 
     Args:
         model: a model for questions; it is set to evaluation mode meanwhile.
@@ -137,14 +136,15 @@ def answer_questions(
         raise MultiflowError(f"top {top} was given; expected at least 1 answer to score whole")
     inputs = text_inputs(model, tokenizer, **how)
     candidates = [x.to(model.device) for x in inputs.encode(data.choices, end=True)]
-    said: list[str] = []
+    said: list[tuple[str, str]] = []
     with evaluating(model):
         for first in range(0, len(data), batch_size):
             items = [data[i] for i in range(first, min(first + batch_size, len(data)))]
             pixels = item_pixels(items, inputs).to(model.device, model.dtype)
             ids, mask = (x.to(model.device) for x in inputs.encode([clean(item.question) for item in items]))
             best, _ = model.rank_answers(pixels, ids, mask, *candidates, k=top)
-            said += [data.choices[i] for i in best[:, 0].tolist()]
+            chosen = best[:, 0].tolist()
+            said += [(item.key, data.choices[i]) for item, i in zip(items, chosen, strict=True)]
             if progress is not None:
                 progress(len(said), len(data))
     return said
@@ -182,13 +182,13 @@ def evaluate_vqa(
         raise MultiflowError(f"{data} have no answers to compare with; give --save DIR to write the file for EvalAI")
     said = answer_questions(model, tokenizer, data, batch_size=batch_size, progress=progress, **options)
     if save is not None:
-        write_vqa_results(Path(save) / RESULTS, {data[i].key: text for i, text in enumerate(said)})
+        write_vqa_results(Path(save) / RESULTS, dict(said))
     if not answered:
         return {}
     listed, best = frozenset(data.choices), []
     for answers in data.texts:
         best.append(max((vqa_accuracy(answer, answers) for answer in {*answers} & listed), default=0.0))
-    right = [vqa_accuracy(text, answers) for text, answers in zip(said, data.texts, strict=True)]
+    right = [vqa_accuracy(text, answers) for (_, text), answers in zip(said, data.texts, strict=True)]
     return {"accuracy": fmean(right), "listed": fmean(best)}
 
 
