@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # now: imported inside a group, its default arguments keep that group and its threads
 from torch import Tensor, nn
 
 import multiflow as mf

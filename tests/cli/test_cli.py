@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import warnings
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -75,13 +76,20 @@ def test_help_of_every_command_has_an_example_and_explains_every_option(run: Run
     assert "(default: None)" not in text
 
 
+def flat_fields(settings: type) -> list[Field[Any]]:
+    """The fields of a settings class, those of nested settings in their place."""
+    hints = get_type_hints(settings)
+    return [
+        inner
+        for field in fields(settings)
+        for inner in (flat_fields(hints[field.name]) if is_dataclass(hints[field.name]) else [field])
+    ]
+
+
 def options(settings: type) -> list[str]:
     named = []
-    for field in fields(settings):
-        inner = field.default_factory if callable(field.default_factory) else None
-        if inner is not None and is_dataclass(inner):
-            named += options(inner)
-        elif "Positional" in str(field.type):
+    for field in flat_fields(settings):
+        if "Positional" in str(field.type):
             named.append(field.name.upper().replace("_", "-"))
         else:
             named.append(f"--{field.name.replace('_', '-')}")
@@ -96,8 +104,12 @@ def test_commands_that_compute_take_device_dtype_and_seed(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_unknown_option_of_a_command(run: Run, name: str) -> None:
-    positional = ["x"] * sum("Positional" in str(field.type) for field in fields(COMMANDS[name].load()[0]))
-    required = ["--out", "x"] if name == "apply" else []
+    settings, _ = COMMANDS[name].load()
+    positional = ["x"] * sum("Positional" in str(field.type) for field in flat_fields(settings))
+    lacking = [
+        f for f in flat_fields(settings) if f.default is f.default_factory is MISSING and "Pos" not in str(f.type)
+    ]
+    required = [word for field in lacking for word in (f"--{field.name}", "x")]
     error = run(name, *positional, *required, "--quite", "1").error
     assert f"'multiflow {name}' takes no option '--quite'" in error
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from multiflow.cli.show_data import data_sets
 from tests.cli.conftest import Run
 from tests.cli.test_show import cells
+from tests.data.worlds import write_images
 
 
 def test_a_whole_world(run: Run, world: Path) -> None:
     ran = run("show", "data", world)
     assert ran.code == 0
-    counted = {(Path(row[0]).parent.name, row[2]): (row[3], row[4]) for row in cells(ran.out) if len(row) == 6}
+    counted = {(Path(row[0]).parent.name, row[2]): (row[3], row[4]) for row in cells(ran.out) if len(row) == 7}
     assert counted[("coco", "train")] == ("pairs", "12")
     assert counted[("coco", "val")] == ("pairs", "4")
     assert counted[("coco", "test")] == ("pairs", "4")
@@ -46,6 +47,33 @@ def test_a_folder_of_images_elsewhere(run: Run, world: Path, tmp_path: Path) -> 
     shutil.copy(world / "coco" / "dataset_coco.json", tmp_path)
     assert "--images" in run("show", "data", "dataset_coco.json").error
     assert run("show", "data", "dataset_coco.json", "--images", world / "images").code == 0
+
+
+def test_missing_images_are_counted_and_named(run: Run, world: Path, tmp_path: Path) -> None:
+    for part in ("coco", "vqa", "images"):
+        shutil.copytree(world / part, tmp_path / "w" / part)
+    gone = sorted((tmp_path / "w" / "images" / "train2014").iterdir())[:7]
+    for path in gone:
+        path.unlink()
+    ran = run("show", "data", tmp_path / "w")
+    assert ran.code == 0
+    rows = {(Path(row[0]).parent.name, row[2]): row[6] for row in cells(ran.out) if len(row) == 7}
+    assert (rows[("coco", "train")], rows[("coco", "val")], rows[("vqa", "train")]) == ("7", "0", "7")
+    listed = ", ".join(f"{path.name} (no such file)" for path in gone[:5])
+    assert ran.out.count(f"7 missing: {listed} and 2 more") == 2
+
+
+def test_labelled_images(run: Run, tmp_path: Path) -> None:
+    for split, count in (("train", 2), ("test", 1)):
+        for name in ("cat", "dog"):
+            write_images(tmp_path / "pets" / split / name, [f"{i}.png" for i in range(count)])
+    ran = run("show", "data", "pets")
+    assert ran.code == 0
+    rows = [row[1:] for row in cells(ran.out) if len(row) == 7][1:]
+    assert rows == [["2 classes", "train", "pairs", "4", "0", "0"], ["2 classes", "test", "pairs", "2", "0", "0"]]
+    assert "cat/0.png, 20 x 10 pixels" in ran.out
+    whole = run("show", "data", tmp_path / "pets" / "train")
+    assert [row[1:5] for row in cells(whole.out) if len(row) == 7][1:] == [["2 classes", "all", "pairs", "4"]]
 
 
 def test_nothing_there(run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import multiflow as mf
+from multiflow.masks.keep import buffer_places
 from tests.small import ADAPTER, towers_batches, two_towers
 
 OPTIMIZERS = {
@@ -97,6 +98,65 @@ def test_a_model_that_accelerate_prepares_inside_the_block():
             accelerator.backward(ADAPTER.loss(prepared, towers_batches(4)[0]))
             wrapped.step()
             assert all(not model.get_submodule(layer).weight[~mask].any() for layer, mask in masks.items())
+
+
+@pytest.mark.parametrize("value", [1.0, -0.0, float("nan")])
+def test_a_revived_weight_is_found_with_its_layer_and_count(value):
+    model = two_towers()
+    masks = mf.prune(model, "magnitude", 0.5, adapter=ADAPTER).masks[0.5]
+    with mf.keep_sparse(model, masks) as check:
+        check()
+        name = "vision.0"
+        row, column = (~masks[name]).nonzero()[0].tolist()
+        with torch.no_grad():
+            model.get_submodule(name).weight[row, column] = value
+        with pytest.raises(
+            mf.MultiflowError, match=f"1 of the {masks.dropped(name):,} dropped weights of layer '{name}'"
+        ):
+            check()
+    assert model.get_submodule(name).weight[row, column] == 0
+
+
+def test_copies_in_buffers_are_zeroed_and_checked():
+    model = two_towers()
+    copy = torch.nn.Linear(16, 24, bias=False)
+    copy.register_buffer("weight", copy._parameters.pop("weight").detach())
+    model.slow = copy
+    masks = mf.prune(model, "magnitude", 0.5, adapter=ADAPTER).masks[0.5]
+    places = {"vision.0": ("vision.0", "slow"), "text.0": ("text.0",)}
+    assert buffer_places(model, masks, places) == {"vision.0": ("slow",)}
+    with mf.keep_sparse(model, masks, copies=buffer_places(model, masks, places)) as check:
+        assert not copy.weight[~masks["vision.0"]].any()
+        copy.weight.mul_(0.5).add_(model.vision[0].weight.detach(), alpha=0.5)
+        check()
+        copy.weight += 1
+        with pytest.raises(mf.MultiflowError, match="dropped weights of layer 'slow'"):
+            check()
+
+
+def test_an_average_of_the_weights_has_the_same_zeros():
+    model = two_towers()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    masks = mf.prune(model, "magnitude", 0.5, adapter=ADAPTER).masks[0.5]
+    with mf.keep_sparse(model, masks, optimizer) as check:
+        average = torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+        )
+        for _ in range(3):
+            step(model, optimizer)
+            average.update_parameters(model)
+        check()
+    for layer, mask in masks.items():
+        weight = average.module.get_submodule(layer).weight
+        assert not weight[~mask].any()
+        assert not torch.equal(weight, model.get_submodule(layer).weight)
+
+
+def test_a_model_that_torch_compiled():
+    model = two_towers()
+    masks = mf.prune(model, "magnitude", 0.5, adapter=ADAPTER).masks[0.5]
+    with mf.keep_sparse(torch.compile(model, backend="eager"), masks) as check:
+        check()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -5,19 +5,19 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import multiflow as mf
 from multiflow.errors import MultiflowError
 from multiflow.tasks.checkpoint import checkpoints
-from multiflow.tasks.optimizer import learning_rate, parameter_groups
 from multiflow.tasks.progress import Progress
 from multiflow.tasks.tracking import FILE, read_metrics
-from multiflow.tasks.train import TrainSettings, compute_in, seed_at, train
+from multiflow.tasks.train import TrainSettings, Validation, compute_in, seed_at, train
+from tests.small import every
 
 SETTINGS = TrainSettings(steps=12, lr=0.05, precision="fp32", checkpoint_every=5, log_every=2)
 
@@ -194,27 +194,98 @@ def test_metrics_are_written_without_tensorboard(tmp_path, monkeypatch):
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 5, 6, 8, 10, 12]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_the_learning_rate_rises_then_falls_to_zero(schedule):
-    settings = TrainSettings(steps=100, lr=2.0, warmup=0.1, schedule=schedule)
-    rates = [learning_rate(settings, step) for step in range(1, 101)]
-    assert rates[:10] == pytest.approx([0.2 * i for i in range(1, 11)])
-    assert all(a > b > 0 for a, b in pairwise(rates[9:]))
-    assert learning_rate(settings, 101) == pytest.approx(0)
-    assert max(rates) == rates[9]
+def halves(position: int) -> dict[str, torch.Tensor]:
+    """The batch of position ``position // 2`` in two halves."""
+    return {name: x[4 * (position % 2) :][:4] for name, x in batch(position // 2).items()}
 
 
-def test_without_a_warmup_the_first_step_is_nearly_the_highest():
-    assert learning_rate(TrainSettings(steps=10, lr=1.0, warmup=0.0, schedule="linear"), 1) == pytest.approx(10 / 11)
+def test_batches_that_are_accumulated_are_one_batch(tmp_path):
+    plain = replace(SETTINGS, optimizer="sgd", weight_decay=0.1)
+    one, two = make_model().eval(), make_model().eval()
+    for model in (one, two):
+        model[2].p = 0.0
+    seen = []
+    train(one, batch, loss, plain, tmp_path / "one")
+    train(
+        two,
+        halves,
+        lambda model, batch, position: (seen.append(position), loss(model, batch, position))[1],
+        replace(plain, accumulate=2),
+        tmp_path / "two",
+    )
+    assert seen == list(range(24))
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_only_matrices_decay():
+def random_masks(model: nn.Module) -> mf.Masks:
+    return mf.prune(model, "random", 0.5, adapter=every(model)).masks[0.5]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "sgd", "weight_decay": 0.1},
+        {"clip": 0.01, "accumulate": 2},
+        {"precision": "bf16"},
+    ],
+    ids=["adamw", "sgd", "clipped and accumulated", "bf16"],
+)
+def test_no_weight_is_revived_and_the_kept_ones_train_also_after_a_resumption(tmp_path, changes):
+    settings, whole = replace(SETTINGS, **changes), make_model()
+    before, masks = weights(whole), random_masks(whole)
+    train(whole, batch, loss, settings, tmp_path / "whole", masks=masks)
+
+    def stop(step: int) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_model(), batch, loss, settings, tmp_path / "stopped", masks=masks, after_step=stop)
+    resumed = make_model()
+    train(resumed, batch, loss, settings, tmp_path / "stopped", masks=masks, resume=True)
+    assert same_bits(weights(whole), weights(resumed))
+    for layer, mask in masks.items():
+        after = weights(resumed)[f"{layer}.weight"]
+        assert not after[~mask].any()
+        assert (after != before[f"{layer}.weight"])[mask].all()
+
+
+def test_a_revived_weight_stops_the_run_before_it_is_saved(tmp_path):
     model = make_model()
-    model[0].weight.requires_grad_(False)
-    decayed, rest = parameter_groups(model, 0.1)
-    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
-    assert [p.shape for p in decayed["params"]] == [(1, 16)]
-    assert len(rest["params"]) == 4
+    masks = random_masks(model)
+
+    @torch.no_grad()
+    def revive(step: int) -> None:
+        if step == 7:
+            model[4].weight[:, :] = 1.0
+
+    stored = []
+    look = Validation(lambda: {"figure": 1.0}, lambda step, figures: stored.append(step))
+    settings = replace(SETTINGS, evaluate_every=7)
+    count = masks.dropped("4")
+    with pytest.raises(MultiflowError, match=f"{count} of the {count} dropped weights of layer '4' are no longer 0.0"):
+        train(model, batch, loss, settings, tmp_path, masks=masks, after_step=revive, validation=look)
+    assert stored == []
+    assert [c.name for c in checkpoints(tmp_path)] == ["step-00000005"]
+
+
+def test_the_model_is_evaluated_on_the_way_and_trains_on_as_if_it_were_not(tmp_path):
+    one, two, kept = make_model(), make_model(), []
+
+    def evaluate() -> dict[str, float]:
+        two.eval()
+        torch.rand(3)
+        return {"bias": two[4].bias.item()}
+
+    look = Validation(evaluate, lambda step, figures: kept.append((step, dict(figures))))
+    train(one, batch, loss, SETTINGS, tmp_path / "one")
+    train(two, batch, loss, replace(SETTINGS, evaluate_every=5), tmp_path / "two", validation=look)
+    assert same_bits(weights(one), weights(two))
+    assert [step for step, _ in kept] == [5, 10, 12]
+    told = {r["step"]: r["val/bias"] for r in read_metrics(tmp_path / "two") if "val/bias" in r}
+    assert told == {step: figures["bias"] for step, figures in kept}
 
 
 def test_bf16_computes_in_bf16_and_auto_asks_the_device(monkeypatch):
@@ -244,6 +315,8 @@ def test_seeds_of_neighbours_differ():
         ({"warmup": 1.0}, r"warmup in \[0, 1\)"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'; known: cosine, linear; did you mean 'cosine'"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"optimizer": "adam"}, "unknown optimizer 'adam'; known: adamw, sgd; did you mean 'adamw'"),
+        ({"accumulate": 0}, "accumulate 0 was given; expected at least 1"),
     ],
 )
 def test_bad_settings_are_refused(change, message):

@@ -72,6 +72,18 @@ for _command in (
         "multiflow pretrain runs/xvlm-shapes\nmultiflow pretrain runs/blip-shapes --family blip --resume",
     ),
     Command(
+        "evaluate",
+        "Evaluate a model on retrieval, captioning, question answering or classification.",
+        "multiflow evaluate retrieval blip-shapes --data data/shapes/coco\n"
+        "multiflow evaluate vqa runs/vqa/model --data vqa --split val --save runs/vqa/evaluation",
+    ),
+    Command(
+        "finetune",
+        "Train a model for a task with its mask, whose zeros stay zero; without a mask, the dense baseline.",
+        "multiflow finetune retrieval xvlm-shapes --mask runs/a/mask-0.75.safetensors --data shapes/coco "
+        "--preset shapes --out runs/retrieval",
+    ),
+    Command(
         "digits",
         "Write scikit-learn's handwritten digits as images, and train a small ViT on them.",
         "multiflow digits runs/digits\nmultiflow digits runs/digits --images-only",

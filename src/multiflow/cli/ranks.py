@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # now: imported inside a group, its default arguments keep that group and its threads
 
 from multiflow.cli.console import say
 from multiflow.cli.loading import find_device

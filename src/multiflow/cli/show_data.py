@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,51 @@ from typing import Any
 from multiflow.cli.console import show, table
 from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
 from multiflow.data.base import AnyData
+from multiflow.data.files import NoSuchSplit
 from multiflow.errors import MultiflowError
+from multiflow.tasks.items import WHOLE, missing_images
+from multiflow.tasks.labelled import is_labelled, open_labelled
 
 SPLITS = ("train", "val", "test")
 SAMPLES = 3
+NAMED = 5
 DEPTH = 2
 
 
 def show_data(source: str, images: str | None = None) -> None:
-    """Print the count and the first samples of every data set and split at a place on disk."""
-    found = data_sets(Path(source).expanduser(), images)
-    rows = [(data.source, data.layout, split or "-", data.kind, len(data), len(data.skipped)) for split, data in found]
-    show(table(source, ["source", "layout", "split", "kind", "items", "skipped"], rows))
-    for split, data in found:
+    """Print the count and the first samples of every data set and split at a place on disk, and what is missing."""
+    path = Path(source).expanduser()
+    try:
+        found = data_sets(path, images)
+    except MultiflowError:
+        if not is_labelled(path):
+            raise
+        found = labelled(path)
+    missing = [missing_images(data) for _, data in found]
+    rows = [
+        (data.source, data.layout, split or "-", data.kind, len(data), len(data.skipped), len(lacking))
+        for (split, data), lacking in zip(found, missing, strict=True)
+    ]
+    show(table(source, ["source", "layout", "split", "kind", "items", "skipped", "missing images"], rows))
+    for (split, data), lacking in zip(found, missing, strict=True):
         lines = [line for item in islice(samples(data), SAMPLES) for line in item]
         show("", f"{data.source}{f' ({split})' if split else ''}", *(f"  {line}" for line in lines))
+        for what, skips in (("missing", lacking), ("skipped", data.skipped)):
+            if skips:
+                listed = ", ".join(f"{skip.key} ({skip.reason})" for skip in skips[:NAMED])
+                more = f" and {len(skips) - NAMED} more" if len(skips) > NAMED else ""
+                show(f"  {len(skips)} {what}: {listed}{more}")
+
+
+def labelled(path: Path) -> list[tuple[str, Dataset[Any]]]:
+    """Open labelled images, split by split."""
+    found = []
+    for split in (*SPLITS, WHOLE):
+        with suppress(NoSuchSplit):
+            data = open_labelled(path, split)
+            classes = f"{len(data.choices)} classes"
+            found.append((split, Dataset("pairs", classes, data.source, len(data), data.read)))
+    return found
 
 
 def data_sets(path: Path, images: str | None = None, depth: int = DEPTH) -> list[tuple[str, Dataset[Any]]]:

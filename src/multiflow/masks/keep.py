@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from multiflow.errors import MultiflowError
 from multiflow.masks.masks import Masks
 
+WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of a number -> the type that shows its bits."""
 COMPILED = "_orig_mod"
 """Where torch.compile holds the model that it wraps."""
 
@@ -27,7 +29,7 @@ def keep_sparse(
 
     Gradients of dropped weights are zeroed as they arrive, so that momentum, clipping and gradient norms never see
     them; after every optimizer step the weights themselves are set to zero, against what an optimizer may hold from
-    before. The hooks are gone when the block ends; memory is one bool a weight.
+    before. The hooks are gone when the block ends; memory is one byte a weight.
 
     Args:
         model: the model that trains, also one that DistributedDataParallel or ``torch.compile`` wraps, or that
@@ -54,41 +56,34 @@ def keep_sparse(
     found = masks.find_weights(model)
     if not any(_is_split(weight) for weights in found.values() for weight in weights):
         masks.apply_(model)
-    dropped = {name: _Dropped(~masks[name]) for name in masks}
-    weights: list[tuple[str, Tensor, _Dropped]] = [
-        (name, weight, dropped[name]) for name in masks for weight in found[name]
-    ]
-    for name, paths in (copies or {}).items():
-        weights += [(path, model.get_submodule(path).weight, dropped[name]) for path in paths]  # type: ignore[misc]
+    kept = {name: _Kept(masks[name]) for name in masks}
+    weights: list[tuple[str, Tensor, _Kept]] = [(name, weight, kept[name]) for name in masks for weight in found[name]]
+    for name, paths in (copies or {}).items():  # buffers stay whole where weights are split
+        of = _Kept(masks[name]) if any(map(_is_split, found[name])) else kept[name]
+        weights += [(path, model.get_submodule(path).weight, of) for path in paths]  # type: ignore[misc]
 
     @torch.no_grad()
     def zero_weights(*_: Any) -> None:
-        for _name, weight, drop in weights:
+        for _name, weight, of in weights:
             if isinstance(weight, nn.Parameter):
-                weight.masked_fill_(drop.like(weight), 0.0)
+                of.zero_(weight)
 
     @torch.no_grad()
     def check() -> None:
-        for name, weight, drop in weights:
-            revived = int(((weight != 0) | weight.signbit()).logical_and_(drop.like(weight)).sum())
-            if revived:
+        for name, weight, of in weights:
+            if revived := of.revived(weight):
                 raise MultiflowError(
-                    f"{revived} of the {drop.count:,} dropped weights of layer '{name}' are no longer 0.0; something "
+                    f"{revived} of the {of.dropped:,} dropped weights of layer '{name}' are no longer 0.0; something "
                     "writes to them beside the optimizer that keep_sparse was given"
                 )
 
     with torch.no_grad():
-        for _, weight, drop in weights:
-            weight.masked_fill_(drop.like(weight), 0.0)
+        for _, weight, of in weights:
+            of.zero_(weight)
     with ExitStack() as stack:
-        for _, weight, drop in weights:
-            if not weight.requires_grad:
-                continue
-            if _is_split(weight):  # its gradient comes from fully_shard, past the hooks of autograd
-                hook = weight.register_post_accumulate_grad_hook(drop.zero_arrived)
-            else:
-                hook = weight.register_hook(drop.zero_gradient)
-            stack.callback(hook.remove)
+        for _, weight, of in weights:
+            if weight.requires_grad:
+                stack.callback(weight.register_post_accumulate_grad_hook(of.zero_gradient).remove)
         if inner is not None:
             stack.callback(inner.register_step_post_hook(zero_weights).remove)
         stack.callback(zero_weights)
@@ -113,29 +108,47 @@ def buffer_places(model: nn.Module, masks: Masks, places: Mapping[str, Sequence[
     return found
 
 
-class _Dropped:
-    """Which entries of a weight are dropped, on its device and split as it is (Trainer moves it, FSDP splits it)."""
+class _Kept:
+    """Which entries of a weight are kept, on its device and split as it is (Trainer moves it, FSDP splits it).
 
-    def __init__(self, dropped: Tensor) -> None:
-        self._dropped = dropped
-        self.count = int(dropped.sum())
+    One byte a weight: all bits set where it is kept. A bitwise AND with the bits of the weight then writes exact zeros,
+    whatever was there, several times faster on a CPU than ``masked_fill_``.
+    """
 
-    def like(self, weight: Tensor) -> Tensor:
-        if _is_split(weight) and not _is_split(self._dropped):
-            from torch.distributed.tensor import distribute_tensor
+    def __init__(self, mask: Tensor) -> None:
+        self._kept = mask.to(torch.int8).neg_()
+        self._is_split = False
+        self.dropped = mask.numel() - int(mask.sum())
 
-            whole, mesh, placements = self._dropped.to(weight.device), weight.device_mesh, weight.placements  # type: ignore[attr-defined]
-            self._dropped = distribute_tensor(whole, mesh, placements, src_data_rank=None)
-        if self._dropped.device != weight.device:
-            self._dropped = self._dropped.to(weight.device)
-        return self._dropped
+    def zero_(self, tensor: Tensor) -> None:
+        """Put dropped entries to 0.0, in place."""
+        self._bits(tensor).bitwise_and_(self._kept)
 
-    def zero_gradient(self, gradient: Tensor) -> Tensor:
-        return gradient.masked_fill(self.like(gradient), 0.0)
-
-    def zero_arrived(self, weight: Tensor) -> None:
+    def zero_gradient(self, weight: Tensor) -> None:
+        """Put the gradient of dropped entries to 0.0, in place."""
         if weight.grad is not None:
-            weight.grad.masked_fill_(self.like(weight), 0.0)
+            self.zero_(weight.grad)
+
+    def revived(self, tensor: Tensor) -> int:
+        """Count the dropped entries that are not 0.0; those of all processes if they hold a part each."""
+        count = ((self._bits(tensor) != 0) & (self._kept == 0)).sum()
+        if self._is_split:
+            torch.distributed.all_reduce(count, group=tensor.device_mesh.get_group())  # type: ignore[attr-defined]
+        return int(count)
+
+    def _bits(self, tensor: Tensor) -> Tensor:
+        """Return the tensor's own memory as whole numbers, after bringing what is kept to where and how it is."""
+        if self._kept.device != tensor.device:
+            self._kept = self._kept.to(tensor.device)
+        if _is_split(tensor):
+            if not self._is_split:
+                from torch.distributed.tensor import distribute_tensor
+
+                how = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+                self._kept = distribute_tensor(self._kept, *how, src_data_rank=None).to_local()
+                self._is_split = True
+            tensor = tensor.to_local()  # type: ignore[attr-defined]
+        return tensor.detach().view(WHOLE_NUMBERS[tensor.element_size()])
 
 
 def _is_split(weight: Tensor) -> bool:

@@ -23,7 +23,6 @@ class Task:
 
     Args:
         name: ``retrieval``, ``captioning``, ``vqa`` or ``classification``.
-        summary: one line for lists.
         open: ``open(source, split, *, images=None, limit=None, skip_missing=False)`` -> the data, see
             `multiflow.tasks.items.TaskData`. Another layout, images that are missing and an image path that leaves its
             folder are errors.
@@ -37,11 +36,12 @@ class Task:
             figures in percent. ``progress`` is called with (items done, items in all); ``save`` is a folder for what
             the model says.
         best: the figure by which the best checkpoint is chosen, the higher the better.
+        models: types of models that can be evaluated as they are.
+        untrained: types of pretrained models whose task model needs no training to be evaluated.
         epoch: ``epoch(data)`` -> how many samples are one epoch of training.
     """
 
     name: str
-    summary: str
     open: Callable[..., Any]
     options: Callable[[Any], dict[str, Any]]
     inputs: Callable[..., Any]
@@ -49,6 +49,8 @@ class Task:
     loss: Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
     evaluate: Callable[..., dict[str, float]]
     best: str
+    models: tuple[str, ...]
+    untrained: tuple[str, ...] = ()
     epoch: Callable[[Any], int] = len
 
     def score(self, figures: Mapping[str, float]) -> float:

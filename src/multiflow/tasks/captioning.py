@@ -169,7 +169,6 @@ def image_id(key: str) -> int | str:
 
 TASK = Task(
     name="captioning",
-    summary="describe images in a sentence",
     open=partial(open_items, "captioning", "pairs"),
     options=lambda data: {},
     inputs=partial(text_inputs, blip_length=40),
@@ -177,5 +176,7 @@ TASK = Task(
     loss=caption_loss,
     evaluate=evaluate_captioning,
     best="CIDEr",
+    models=("xvlm-captioning", "blip-captioning"),
+    untrained=("blip-pretraining",),
     epoch=lambda data: data.pairs,
 )

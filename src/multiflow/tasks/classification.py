@@ -158,7 +158,6 @@ def class_numbers(model: Any, data: TaskData) -> dict[str, int]:
 
 TASK = Task(
     name="classification",
-    summary="tell which class an image shows",
     open=open_classes,
     options=lambda data: {"classes": len(data.choices)},
     inputs=image_inputs,
@@ -166,4 +165,5 @@ TASK = Task(
     loss=image_loss,
     evaluate=evaluate_classification,
     best="top-1",
+    models=("vit", "dinov2"),
 )

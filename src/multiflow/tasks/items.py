@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from multiflow.data.base import Kind
 from multiflow.data.captions import _read as read_pair
 from multiflow.data.files import NoSuchSplit
 from multiflow.data.join import _read as read_joined
+from multiflow.data.regions import _read as read_regions
 from multiflow.data.vqa import _read as read_question
 from multiflow.errors import MultiflowError
 
@@ -160,27 +161,47 @@ def entries_of(data: Dataset[Any]) -> list[Entry]:
 
     Readers of files know both without opening an image; of others, such as shards, every item is read once.
     """
-    is_there = cache(os.path.exists)
     entries = []
-    for path, texts, broken in _entries(data.read, len(data)):
-        if path is not None and not is_there(path):
-            broken = Skip(os.path.basename(path), "no such file")
-        entries.append(Entry(path, texts, broken))
-    return entries
+    for place, number, entry in _entries(data.read, len(data)):
+        entries.append(entry if entry is not None else _read_entry(place, number))
+    return _checked(entries)
 
 
-def _entries(read: Callable[[int], Any], size: int) -> Iterator[Entry]:
+def missing_images(data: Dataset[Any]) -> list[Skip]:
+    """Return which image files are not there; images that are not files of their own do not count."""
+    known = [entry for _, _, entry in _entries(data.read, len(data)) if entry is not None]
+    return list(dict.fromkeys(entry.broken for entry in _checked(known) if entry.broken is not None))
+
+
+def _checked(entries: Sequence[Entry]) -> list[Entry]:
+    """Note of every entry whether its file is there."""
+    is_there = cache(os.path.exists)
+    return [
+        entry
+        if entry.path is None or is_there(entry.path)
+        else entry._replace(broken=Skip(os.path.basename(entry.path), "no such file"))
+        for entry in entries
+    ]
+
+
+def _entries(read: Callable[[int], Any], size: int) -> Iterator[tuple[Callable[[int], Any], int, Entry | None]]:
+    """Yield of every item its reader, its number there, and what the reader knows of it without opening its image."""
     function, args = (read.func, read.args) if isinstance(read, partial) else (None, ())
-    if function is read_pair:
-        yield from (Entry(path, texts) for path, _, texts in args[0])
-    elif function is read_question:
-        yield from (Entry(path, answers) for path, (_, answers, _) in zip(*args, strict=True))
-    elif function is read_joined:
+    known: Iterable[Entry | None]
+    if function is read_joined:
         readers, ends = args
         for reader, count in zip(readers, np.diff(ends, prepend=0).tolist(), strict=True):
             yield from _entries(reader, count)
+        return
+    if function is read_pair:
+        known = (Entry(path, texts) for path, _, texts in args[0])
+    elif function is read_question:
+        known = (Entry(path, answers) for path, (_, answers, _) in zip(*args, strict=True))
+    elif function is read_regions:
+        known = (Entry(path, ()) for path, *_ in args[0])
     else:
-        yield from map(partial(_read_entry, read), range(size))
+        known = [None] * size
+    yield from ((read, number, entry) for number, entry in enumerate(known))
 
 
 def _read_entry(read: Callable[[int], Any], index: int) -> Entry:

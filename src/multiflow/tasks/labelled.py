@@ -49,6 +49,7 @@ CIFARS = (
 )
 FLOWERS = {"train": "trnid", "val": "valid", "test": "tstid"}
 FLOWER_CLASSES = 102
+LABELS, PARTS = "imagelabels.mat", "setid.mat"
 
 
 def open_labelled(source: str | Path, split: str | None) -> TaskData:
@@ -70,14 +71,30 @@ def open_labelled(source: str | Path, split: str | None) -> TaskData:
     for cifar in CIFARS:
         if (folder / cifar.meta).is_file():
             return _open_cifar(folder, split, cifar)
-    if (folder / "imagelabels.mat").is_file():
+    if (folder / LABELS).is_file():
         return _open_flowers(folder, split)
     return _open_folders(folder, split)
 
 
-def _open_folders(folder: Path, split: str | None) -> TaskData:
+def is_labelled(source: str | Path) -> bool:
+    """Whether a folder is in one of the layouts of labelled images, as far as its names tell."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return False
+    known = (*(cifar.meta for cifar in CIFARS), LABELS)
+    return any((folder / name).is_file() for name in known) or any(
+        _classes(part) for part in (folder, *(_splits(folder).values()))
+    )
+
+
+def _splits(folder: Path) -> dict[str, Path]:
+    """Return the folders that hold splits."""
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    held = {SPLITS[path.name.lower()]: path for path in inner if path.name.lower() in SPLITS}
+    return {SPLITS[path.name.lower()]: path for path in inner if path.name.lower() in SPLITS}
+
+
+def _open_folders(folder: Path, split: str | None) -> TaskData:
+    held = _splits(folder)
     if not held:
         if split not in (None, WHOLE):
             raise NoSuchSplit(
@@ -176,10 +193,12 @@ def _open_flowers(folder: Path, split: str | None) -> TaskData:
             f"'{folder / 'imagelabels.mat'}' needs scipy, which is not installed; run: pip install scipy"
         ) from error
     try:
-        labels = loadmat(folder / "imagelabels.mat")["labels"].ravel()
-        numbers = loadmat(folder / "setid.mat")[FLOWERS[chosen]].ravel()
+        with (folder / LABELS).open("rb") as file:
+            labels = loadmat(file)["labels"].ravel()
+        with (folder / PARTS).open("rb") as file:
+            numbers = loadmat(file)[FLOWERS[chosen]].ravel()
         found = [(folder / "jpg" / f"image_{n:05}.jpg", f"{labels[n - 1]:03}") for n in numbers.tolist()]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise MultiflowError(f"'{folder}' lacks a whole setid.mat or imagelabels.mat ({error}); fetch both") from error
+        raise MultiflowError(f"'{folder}' lacks a whole {PARTS} or {LABELS} ({error}); fetch both") from error
     classes = tuple(f"{number:03}" for number in range(1, FLOWER_CLASSES + 1))
     return _data(f"{folder} (Flowers-102, {chosen})", found, classes)

@@ -23,7 +23,9 @@ def make_optimizer(model: nn.Module, settings: TrainSettings, new: Collection[st
     """Return the optimizer of a run for the parameters of a model; those named in ``new`` learn ``new_lr`` faster."""
     groups = parameter_groups(model, settings.weight_decay, new, settings.new_lr)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, settings.lr, MOMENTUM)
+        return torch.optim.SGD(groups, settings.lr, MOMENTUM, foreach=False if settings.shard else None)
+    if settings.shard:  # weights that are split and scalars that are not cannot be stepped in one go
+        return torch.optim.AdamW(groups, settings.lr, settings.betas, foreach=False)
     return torch.optim.AdamW(groups, settings.lr, settings.betas, fused=True)
 
 

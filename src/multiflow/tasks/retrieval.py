@@ -116,7 +116,6 @@ def _named(found: Recall) -> dict[str, float]:
 
 TASK = Task(
     name="retrieval",
-    summary="find the captions of an image, and the image of a caption",
     open=partial(open_items, "retrieval", "pairs"),
     options=lambda data: {},
     inputs=text_inputs,
@@ -124,5 +123,6 @@ TASK = Task(
     loss=retrieval_loss,
     evaluate=evaluate_pairs,
     best="mean recall",
+    models=("xvlm", "xvlm-retrieval", "blip-pretraining", "blip-retrieval"),
     epoch=lambda data: data.pairs,
 )

@@ -18,19 +18,25 @@ from multiflow.errors import MultiflowError
 from multiflow.ranks import exchange, sum_over_ranks_, world
 
 
+def check_processes() -> None:
+    """Raise an error if there is only one process, which has nothing to split a model among."""
+    if world() == 1:
+        raise MultiflowError("shard was given, and there is one process; start several, as with: torchrun -m multiflow")
+
+
 def split_model(model: nn.Module) -> None:
     """Split the weights of a model among the processes, as FSDP does; the model is then to be called whole.
 
     Raises:
         MultiflowError: there is only one process.
     """
-    if world() == 1:
-        raise MultiflowError("shard was given, and there is one process; start several, as with: torchrun -m multiflow")
+    check_processes()
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     device = next(model.parameters()).device
-    fully_shard(model, mesh=init_device_mesh(device.type, (world(),)))
+    scalars = {p for p in model.parameters() if p.ndim == 0}  # such as a temperature: every process keeps them
+    fully_shard(model, mesh=init_device_mesh(device.type, (world(),)), ignored_params=scalars)
 
 
 def is_split(model: nn.Module) -> bool:
@@ -65,10 +71,12 @@ def hold_gradients(model: nn.Module, hold: bool) -> None:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Average the gradients of a model over the processes that hold it whole; the result is the same bits in all."""
-    if world() == 1 or is_split(model):
+    """Average the gradients of what every process holds whole; the result is the same bits in all."""
+    if world() == 1:
         return
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad and not hasattr(p, "placements")]
+    if not trainable:
+        return
     reached = exchange("gradients", [p.grad is not None for p in trainable])
     for p, anywhere in zip(trainable, map(any, zip(*reached, strict=True)), strict=True):
         if anywhere and p.grad is None:
@@ -77,6 +85,19 @@ def average_gradients(model: nn.Module) -> None:
     sum_over_ranks_(gradients)
     for gradient in gradients:
         gradient.div_(world())
+
+
+def clip_gradients(model: nn.Module, most: float) -> Tensor:
+    """Scale the gradients of a model down to a norm of at most ``most``; return the norm that they had."""
+    if not is_split(model):
+        return nn.utils.clip_grad_norm_(model.parameters(), most)
+    reached = [p for p in model.parameters() if p.grad is not None]
+    groups = [[p for p in reached if hasattr(p, "placements") == split] for split in (True, False)]
+    norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups if group]
+    norm = torch.stack([x.full_tensor() if hasattr(x, "full_tensor") else x for x in norms]).norm()
+    for group in groups:
+        nn.utils.clip_grads_with_norm_(group, most, norm)
+    return norm
 
 
 def average_figures(figures: dict[str, float]) -> dict[str, float]:

@@ -30,7 +30,14 @@ from multiflow.tasks.checkpoint import checkpoints, load_checkpoint, save_checkp
 from multiflow.tasks.feed import Batch, batch_size, prefetched
 from multiflow.tasks.optimizer import learning_rate, make_optimizer, set_learning_rate
 from multiflow.tasks.progress import Progress, Report
-from multiflow.tasks.spread import average_figures, average_gradients, hold_gradients, split_model
+from multiflow.tasks.spread import (
+    average_figures,
+    average_gradients,
+    clip_gradients,
+    hold_gradients,
+    split_model,
+    whole,
+)
 from multiflow.tasks.tracking import Meter, track_metrics
 
 Loss: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
@@ -38,7 +45,12 @@ Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 Schedule: TypeAlias = Literal["cosine", "linear"]
 Optimizer: TypeAlias = Literal["adamw", "sgd"]
 
-FREE_TO_CHANGE = ("checkpoint_every", "log_every", "prefetch")  # these do not alter the weights of a run
+FREE_TO_CHANGE = (
+    "checkpoint_every",
+    "evaluate_every",
+    "log_every",
+    "prefetch",
+)  # these do not alter the weights of a run
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class TrainSettings:
         precision: ``fp32``, ``bf16`` (weights stay float32), or ``auto``: bf16 where the device computes it faster.
         seed: seeds dropout and whatever else the loss draws.
         checkpoint_every: steps between checkpoints.
+        evaluate_every: steps between two evaluations; there is one after the last step too.
         log_every: steps between two lines of metrics.
         prefetch: batches made ahead of time in the background.
     """
@@ -78,11 +91,12 @@ class TrainSettings:
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_every: int = 500
+    evaluate_every: int = 500
     log_every: int = 20
     prefetch: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "checkpoint_every", "log_every", "prefetch"):
+        for name in ("steps", "accumulate", "checkpoint_every", "evaluate_every", "log_every", "prefetch"):
             if (value := getattr(self, name)) < 1:
                 raise MultiflowError(f"{name} {value} was given; expected at least 1")
         if not (self.lr > 0 and 0 <= self.warmup < 1 and self.clip > 0):
@@ -93,6 +107,19 @@ class TrainSettings:
         for kind, known in (("schedule", Schedule), ("precision", Precision), ("optimizer", Optimizer)):
             if getattr(self, kind) not in get_args(known):
                 raise unknown(kind, getattr(self, kind), get_args(known))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What to do with the model on the way, in every process.
+
+    Args:
+        evaluate: () -> figures of the model, which are tracked under ``val/``.
+        keep: (step, figures) -> nothing; may store the model, whose zeros were checked before.
+    """
+
+    evaluate: Callable[[], Mapping[str, float]]
+    keep: Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -120,6 +147,7 @@ def train(
     resume: bool = False,
     progress: Report | None = None,
     after_step: Callable[[int], None] | None = None,
+    validation: Validation | None = None,
     masks: Masks | None = None,
     copies: Mapping[str, Sequence[str]] | None = None,
     new: Collection[str] = (),
@@ -135,9 +163,9 @@ def train(
         run_dir: holds ``step-*`` checkpoints, ``metrics.jsonl`` and TensorBoard's files; its name is the stage shown.
         resume: go on from the latest checkpoint of ``run_dir``, or start if there is none.
         progress: called with a `Progress` after every step.
-        after_step: called with the number of steps done, after the optimizer and before a checkpoint: the place to
-            evaluate, in training mode and with a random state that may be used up.
-        masks: weights that are zero and stay so, checked after every ``after_step`` that comes with a checkpoint.
+        after_step: called with the number of steps done, after the optimizer and before a checkpoint.
+        validation: what to do every ``evaluate_every`` steps and after the last one, before a checkpoint.
+        masks: weights that are zero and stay so, checked after every evaluation and before every save.
         copies: buffers that follow masked weights, see `keep_sparse`.
         new: names of the parameters whose learning rate is multiplied by ``new_lr``.
 
@@ -165,7 +193,7 @@ def train(
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         positions = range(first * a_step + rank(), settings.steps * a_step, world())
         batches = stack.enter_context(prefetched(batch, positions, settings.prefetch))
-        check_zeros = None if masks is None else stack.enter_context(keep_sparse(model, masks, optimizer, copies))
+        check_zeros = stack.enter_context(keep_sparse(model, masks, optimizer, copies)) if masks else None
         model.train()
         for step in range(first + 1, settings.steps + 1):
             rate = learning_rate(settings, step)
@@ -180,7 +208,7 @@ def train(
                 (value if settings.accumulate == 1 else value / settings.accumulate).backward()
                 meter.add({"loss": value, **figures}, batch_size(inputs))
             average_gradients(model)
-            norm = _whole(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
+            norm = clip_gradients(model, settings.clip)
             _check_finite(run_dir.name, step, value, norm, settings)
             optimizer.step()
             if after_step is not None:
@@ -192,6 +220,14 @@ def train(
             if due or step % settings.log_every == 0:  # no line straddles a checkpoint: a resumed run repeats it
                 last_line = {**average_figures(meter.read()), "lr": rate, "seconds": seconds}
                 track(step, last_line)
+            if validation is not None and (step % settings.evaluate_every == 0 or step == settings.steps):
+                with whole(model):
+                    found = validation.evaluate()
+                if check_zeros is not None:
+                    check_zeros()
+                track(step, {f"val/{name}": value for name, value in found.items()})
+                validation.keep(step, found)
+                model.train()
             if due:
                 if check_zeros is not None:
                     check_zeros()
@@ -201,11 +237,6 @@ def train(
                 eta = (seconds - before) / (step - first) * (settings.steps - step)
                 progress(Progress(run_dir.name, step, settings.steps, last_line.get("rate", 0.0), eta, last_line))
     return Trained(state["step"], state["seconds"], state["metrics"])
-
-
-def _whole(norm: Tensor) -> Tensor:
-    """Return the norm of gradients; where they are split among processes, of all."""
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def _identity(settings: TrainSettings) -> dict[str, Any]:

@@ -194,7 +194,6 @@ def evaluate_vqa(
 
 TASK = Task(
     name="vqa",
-    summary="answer questions about images",
     open=open_questions,
     options=lambda data: {},
     inputs=text_inputs,
@@ -202,4 +201,5 @@ TASK = Task(
     loss=question_loss,
     evaluate=evaluate_vqa,
     best="accuracy",
+    models=("xvlm-vqa", "blip-vqa"),
 )

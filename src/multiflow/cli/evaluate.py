@@ -1,0 +1,174 @@
+"""``multiflow evaluate``: what a model is worth on a task, by the official metrics."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from tyro.conf import Positional, arg
+
+from multiflow.cli.console import say, show, table
+from multiflow.cli.loading import (
+    find_device,
+    find_dtype,
+    find_model,
+    find_tokenizer,
+    naming_options,
+    open_model,
+    pixel_statistics,
+    quiet_transformers,
+)
+from multiflow.cli.settings import Config, Device, Dtype, Family
+from multiflow.errors import MultiflowError
+from multiflow.files import claim_folder, plain, write_atomically
+from multiflow.tasks.base import TASKS, Task
+from multiflow.tasks.progress import Progress, console_progress
+from multiflow.tasks.task_model import task_model
+
+RESULT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What to evaluate on what.
+
+    Args:
+        task: retrieval, captioning, vqa or classification
+        model: a folder that 'multiflow finetune' wrote; for retrieval also a pretrained model
+        data: data of the task; docs/data.md lists the layouts
+        split: train, val or test; 'all' takes data without splits whole
+        images: folder of the images that the data name
+        limit: items at most
+        batch_size: items computed at once
+        k_test: retrieval: candidates a query that are ranked by the matching head
+        top: vqa: answers of the list that are scored whole
+        beams: captioning: beams of the search
+        metrics: captioning: which metrics, such as CIDEr BLEU-4
+        skip_missing: leave out what is missing or has no text, instead of stopping
+        tokenizer: folder or Hugging Face id
+        save: folder for evaluation.json and for what the model said
+    """
+
+    task: Positional[str]
+    model: Positional[str]
+    data: Annotated[str, arg(metavar="DIR")]
+    split: Annotated[str, arg(metavar="SPLIT")] = "test"
+    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    batch_size: Annotated[int, arg(metavar="B")] = 32
+    k_test: Annotated[int, arg(metavar="K")] = 256
+    top: Annotated[int, arg(metavar="K")] = 128
+    beams: Annotated[int, arg(metavar="N")] = 3
+    metrics: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
+    skip_missing: bool = False
+    tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's)")] = None
+    save: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    family: Family = None
+    config: Config = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+
+OPTIONS: Mapping[str, Callable[[EvaluateSettings], dict[str, Any]]] = {
+    "retrieval": lambda s: {"k_test": s.k_test},
+    "captioning": lambda s: {"beams": s.beams, "metrics": s.metrics or None},
+    "vqa": lambda s: {"top": s.top},
+}
+"""Task -> the options of its evaluation alone."""
+
+
+def evaluate(settings: EvaluateSettings) -> None:
+    """Evaluate a model, print the figures and, where a folder is given, write them there."""
+    task = TASKS[settings.task]
+    check(settings)
+    place = find_model(settings.model)
+    data = task.open(
+        settings.data,
+        settings.split,
+        images=settings.images,
+        limit=settings.limit,
+        skip_missing=settings.skip_missing,
+    )
+    if data.skipped:
+        say(f"{len(data.skipped)} items are left out, such as {data.skipped[0].key} ({data.skipped[0].reason})")
+    model = open_model(place, settings.family, settings.config, settings.device, settings.dtype)
+    tokenizer = None if task.name == "classification" else find_tokenizer(settings.tokenizer, place)
+    model = ready(model, task, settings.model)
+    options = {**pixel_statistics(place), **OPTIONS.get(task.name, lambda s: {})(settings)}
+    save = None if settings.save is None else claim_folder(settings.save, marker=RESULT)
+    began = time.monotonic()
+    with naming_options(), quiet_transformers(), paced(task.name) as progress:
+        figures = task.evaluate(
+            model, tokenizer, data, batch_size=settings.batch_size, progress=progress, save=save, **options
+        )
+    report(settings, figures, data, time.monotonic() - began, save)
+
+
+def check(settings: EvaluateSettings) -> None:
+    """Check all that can be checked before anything is loaded."""
+    find_device(settings.device)
+    find_dtype(settings.dtype)
+    for name in ("limit", "batch_size", "k_test", "top", "beams"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise MultiflowError(f"--{name.replace('_', '-')} {value} was given; expected at least 1")
+
+
+def ready(model: nn.Module, task: Task, source: str) -> nn.Module:
+    """Return the model that does a task: the given one, or a task model that needs no training."""
+    config: Any = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", type(model).__name__)
+    if model_type in task.untrained:
+        return task_model(model, task.name)
+    if model_type in task.models:
+        return model
+    able = " or ".join((*task.models, *task.untrained))
+    raise MultiflowError(
+        f"'{source}' is of type '{model_type}', and task '{task.name}' is evaluated on one of type {able}; "
+        f"fine-tune it first with 'multiflow finetune {task.name}'"
+    )
+
+
+@contextmanager
+def paced(stage: str) -> Any:
+    """Yield the callback of an evaluation, (items done, items in all), which shows rate and time left."""
+    with console_progress(Console(stderr=True)) as show_progress:
+        began = time.monotonic()
+
+        def step(done: int, total: int) -> None:
+            rate = done / max(time.monotonic() - began, 1e-6)
+            show_progress(Progress(stage, done, total, rate, (total - done) / rate))
+
+        yield step
+
+
+def report(
+    settings: EvaluateSettings, figures: Mapping[str, float], data: Any, seconds: float, save: Path | None
+) -> None:
+    """Print the figures, and write them beside what the model said."""
+    rows = [(name, f"{value:.2f}") for name, value in figures.items()]
+    title = f"{settings.model} on {settings.task}: {len(data)} items of {data.source}, split {settings.split}"
+    show(table(title, [settings.task, "%"], rows) if rows else title)
+    if save is None:
+        return
+    said = {
+        "task": settings.task,
+        "figures": dict(figures),
+        "items": len(data),
+        "skipped": len(data.skipped),
+        "source": data.source,
+        "settings": asdict(settings),
+        "seconds": seconds,
+        "versions": {"multiflow": version("multiflow"), "torch": torch.__version__},
+    }
+    write_atomically(save / RESULT, json.dumps(said, indent=1, default=plain) + "\n")
+    show(f"written to {save}")

@@ -1,0 +1,94 @@
+"""``multiflow finetune``: a pretrained model and its mask, trained for a task with its zeros."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from multiflow.cli.console import show, table
+from multiflow.cli.loading import (
+    PROCESSOR_FILES,
+    beside_model,
+    find_device,
+    find_model,
+    fitting_tokenizer,
+    open_model,
+    pixel_statistics,
+    quiet_transformers,
+)
+from multiflow.cli.masks import put_on
+from multiflow.cli.pretrain import check_values
+from multiflow.cli.ranks import processes
+from multiflow.cli.settings import Config, Family, Resume
+from multiflow.errors import MultiflowError
+from multiflow.masks import Masks, is_original
+from multiflow.models.task_models import find_builder
+from multiflow.ranks import rank
+from multiflow.tasks import finetune as task
+from multiflow.tasks.base import TASKS
+from multiflow.tasks.progress import console_progress
+
+MAY_BE_ZERO = ("seed", "image_size", "skip_missing", "mask_decoder", "shard")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Which model to train for which task, with which mask, and where.
+
+    Args:
+        task: retrieval, captioning, vqa or classification
+        model: the pretrained model: a folder, Hugging Face id, checkpoint file or bundled model
+        out: folder for checkpoints, metrics and the best model
+        mask: a file that 'multiflow prune' wrote, or one of the original release; without one the model stays dense
+        mask_decoder: the opposite of --no-mask-decoder, and the default
+        tokenizer: of a model that comes without its own, a folder or Hugging Face id
+    """
+
+    task: Positional[str]
+    model: Positional[str]
+    training: OmitArgPrefixes[task.FinetuneSettings]
+    out: Annotated[str, arg(metavar="DIR")]
+    mask: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: dense)")] = None
+    mask_decoder: bool = False
+    resume: Resume = False
+    family: Family = None
+    config: Config = None
+    tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="")] = None
+
+
+def finetune(settings: FinetuneSettings) -> None:
+    """Train, and print what the best checkpoint reaches on the validation data."""
+    TASKS[settings.task]
+    check_values(settings.training, MAY_BE_ZERO)
+    if settings.mask_decoder and not settings.training.mask_decoder:
+        raise MultiflowError("--mask-decoder and --no-mask-decoder were given; give one of them")
+    with processes(settings.training.device) as device:
+        figures = run(settings, str(find_device(device)))
+        if rank() == 0:
+            rows = [(name, f"{value:.1f}" if name != "step" else f"{value:.0f}") for name, value in figures.items()]
+            title = f"best checkpoint on the validation data, in {Path(settings.out) / task.MODEL}"
+            show(table(title, ["figure", "value"], rows))
+
+
+def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
+    """Load what the settings name, and train on a device."""
+    place = find_model(settings.model)
+    mask = None if settings.mask is None else Masks.load(settings.mask)  # what is wrong with it is said at once
+    model: Any = open_model(place, settings.family, settings.config)
+    find_builder(model, settings.task)
+    if settings.mask is not None and mask is not None and is_original(Path(settings.mask)):
+        mask = put_on(model, mask)
+    text = getattr(model.config, "text", None)
+    tokenizer = None if text is None else fitting_tokenizer(settings.tokenizer, place, text["vocab_size"])
+    beside = task.Beside(tokenizer, beside_model(place, PROCESSOR_FILES), pixel_statistics(place))
+    training = replace(settings.training, device=device)
+    with quiet_transformers(), ExitStack() as stack:
+        progress = stack.enter_context(console_progress(Console(stderr=True))) if rank() == 0 else None
+        return task.finetune(
+            settings.task, model, mask, training, settings.out, beside, resume=settings.resume, progress=progress
+        )

@@ -1,0 +1,227 @@
+"""Fine-tuning: a task model from a pretrained one and its mask, trained with its zeros, the best checkpoint kept.
+
+The run's folder holds ``settings.json``, ``mask.safetensors`` (the mask as it lies on the task model), ``train`` with
+checkpoints and metrics, ``model``, an ordinary Hugging Face folder of the best checkpoint so far with its figures in
+``validation.json``, and at the end ``figures.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from inspect import signature
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import nn
+
+from multiflow.files import write_atomically
+from multiflow.masks import Masks
+from multiflow.masks.keep import buffer_places
+from multiflow.masks.masks import hash_weight
+from multiflow.models.blip.momentum import MEMORY
+from multiflow.models.task_models import find_builder
+from multiflow.ranks import agree, exchange, rank, world
+from multiflow.tasks.base import TASKS, Task
+from multiflow.tasks.claim import claim_run
+from multiflow.tasks.finetune_settings import FinetuneSettings, adjust, plan_of
+from multiflow.tasks.presets import Preset, find_preset
+from multiflow.tasks.progress import Progress, Report
+from multiflow.tasks.spread import full_state
+from multiflow.tasks.task_model import build_task_model, task_masks
+from multiflow.tasks.train import Validation, train
+
+MODEL, MASK, FIGURES, VALIDATION = "model", "mask.safetensors", "figures.json", "validation.json"
+TOKENS = (("eos", "sep"), ("pad", "pad"))  # ours and the tokenizer's names of what ends and fills captions
+POSITIONS = r"pos(ition)?_embed"
+FREE_TO_CHANGE = ("checkpoint_every", "device", "skip_missing")  # these do not alter the weights of a run
+
+
+@dataclass(frozen=True)
+class _Run(FinetuneSettings):
+    """Settings of a run, and what they were given for: the kind of the model, and a hash of the mask."""
+
+    task: str = ""
+    model: str = ""
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What belongs to a model beside its weights.
+
+    Args:
+        tokenizer: the model's; None for models of images alone.
+        files: to copy into the folder of the fine-tuned model, such as a processor's.
+        pixels: ``mean`` and ``std`` of the pixels, where they are not CLIP's.
+    """
+
+    tokenizer: Any = None
+    files: Sequence[Path] = ()
+    pixels: Mapping[str, Any] | None = None
+
+
+def finetune(
+    task: str,
+    model: nn.Module,
+    masks: Masks | None,
+    settings: FinetuneSettings,
+    out_dir: str | Path,
+    beside: Beside = Beside(),
+    *,
+    resume: bool = False,
+    progress: Report | None = None,
+) -> dict[str, float]:
+    """Fine-tune a pretrained model for a task, and write the best checkpoint to ``out_dir/model``.
+
+    Args:
+        task: ``retrieval``, ``captioning``, ``vqa`` or ``classification``.
+        model: the pretrained model; it stays as it is.
+        masks: which of its weights are kept; None trains the dense baseline.
+        settings: see `FinetuneSettings`.
+        out_dir: folder of the run; see the top of this file.
+        beside: tokenizer and files of the model.
+        resume: go on where an interrupted run of the same settings stopped, or start if there is none.
+        progress: called with a `Progress` after every step, and while it evaluates.
+
+    Returns:
+        The figures of the best checkpoint on the validation data, in percent, and its ``step``.
+
+    Raises:
+        MultiflowError: the folder holds another run, the masks are another model's, the data do not fit the task, or
+            training diverged.
+
+    >>> settings = FinetuneSettings("shapes/coco", preset="shapes")         # doctest: +SKIP
+    >>> finetune("retrieval", model, masks, settings, "runs/a", beside)     # doctest: +SKIP
+    """
+    out, kind = Path(out_dir), TASKS[task]
+    preset = adjust(find_preset(settings.preset, model, task), settings)
+    opening = {"images": settings.images, "skip_missing": settings.skip_missing}
+    data = kind.open(settings.data, settings.train_split, limit=settings.limit, **opening)
+    limits = [limit for limit in (settings.limit, preset.val_limit) if limit is not None]
+    val_data = kind.open(settings.data, preset.val_split, limit=min(limits, default=None), **opening)
+    built, moved, copies, new = build(kind, model, masks, data, preset, settings, beside)
+    plan = plan_of(kind, data, preset, settings)
+    _claim(out, task, model, masks, settings, resume)
+    if moved is not None and rank() == 0:
+        moved.save(out / MASK)
+    nn.Module.to(built, _device(settings.device))
+    pixels = dict(beside.pixels or {})
+    inputs = kind.inputs(built, beside.tokenizer, augment=preset.augment, seed=settings.seed, **pixels)
+    share = preset.batch_size // (settings.accumulate * world())
+
+    def evaluate() -> dict[str, float]:
+        def tick(done: int, total: int) -> None:
+            if progress is not None:
+                progress(Progress("evaluate", done, total))
+
+        return kind.evaluate(built, beside.tokenizer, val_data, progress=tick, **pixels, **preset.evaluate)
+
+    def keep(step: int, figures: Mapping[str, float]) -> None:
+        best = _best(out)
+        if not exchange("better", best is None or kind.score(figures) > kind.score(best))[0]:
+            return
+        state = full_state(built)
+        if rank() == 0:
+            _write_model(built, state, beside, out / MODEL, {**figures, "step": step})
+        exchange("best")
+
+    train(
+        built,
+        lambda position: kind.batch(data, inputs, share, position),
+        kind.loss,
+        plan,
+        out / "train",
+        resume=resume,
+        progress=progress,
+        validation=Validation(evaluate, keep),
+        masks=moved,
+        copies=copies,
+        new=new,
+    )
+    figures = _best(out) or {}
+    if rank() == 0:
+        write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def _device(name: str) -> str:
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def build(
+    kind: Task,
+    model: nn.Module,
+    masks: Masks | None,
+    data: Any,
+    preset: Preset,
+    settings: FinetuneSettings,
+    beside: Beside,
+) -> tuple[Any, Masks | None, dict[str, tuple[str, ...]], set[str]]:
+    """Build the task model; return it, the masks on it, its buffers that follow masked weights, its new parameters."""
+    known = signature(find_builder(model, kind.name)).parameters
+    tokens = {f"{ours}_token_id": getattr(beside.tokenizer, f"{theirs}_token_id", None) for ours, theirs in TOKENS}
+    wanted = {"image_size": preset.image_size, **tokens, **preset.options, **kind.options(data)}
+    options = {name: value for name, value in wanted.items() if name in known}
+    if not settings.mask_decoder:
+        options["mask_decoder"] = False  # where there is none, the error says so
+    with torch.random.fork_rng([]):
+        torch.manual_seed(settings.seed)
+        built, places = build_task_model(model, kind.name, **options)
+    if kind.name == "classification":
+        built.config.id2label = dict(enumerate(data.choices))
+        built.config.label2id = {name: number for number, name in enumerate(data.choices)}
+    if masks is None:
+        return built, None, {}, new_parameters(built, model)
+    masks.find_weights(model)
+    moved = task_masks(masks, places, built)
+    return built, moved, buffer_places(built, moved, places), new_parameters(built, model)
+
+
+def new_parameters(built: nn.Module, model: nn.Module) -> set[str]:
+    """Return the names of the parameters that start from none of the pretrained model's; resized positions do."""
+    values = {_content(p) for p in model.parameters()}
+    drawn = {name for name, p in built.named_parameters() if _content(p) not in values}
+    return {name for name in drawn if not re.search(POSITIONS, name)}
+
+
+def _content(parameter: nn.Parameter) -> tuple[torch.Size, str]:
+    return parameter.shape, hash_weight(parameter.flatten())
+
+
+def _claim(out: Path, task: str, model: Any, masks: Masks | None, settings: FinetuneSettings, resume: bool) -> None:
+    """Claim the folder of the run for these settings, this model and this mask, in all processes alike."""
+    mask = None if masks is None else f"{reduce(lambda crc, name: crc32(masks.packed[name].data, crc), masks, 0):08x}"
+    given = _Run(**asdict(settings), task=task, model=getattr(model.config, "model_type", ""), mask=mask)
+    agree(asdict(given))
+    if rank() == 0:
+        claim_run(out, given, resume=resume, free=FREE_TO_CHANGE)
+    exchange("claimed")
+
+
+def _best(out: Path) -> dict[str, float] | None:
+    """Return the figures of the best checkpoint so far."""
+    path = out / MODEL / VALIDATION
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _write_model(model: Any, state: dict[str, Any], beside: Beside, folder: Path, figures: Mapping[str, float]) -> None:
+    """Write a Hugging Face folder, which takes the place of an older one when it is complete."""
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial, state_dict={n: x for n, x in state.items() if not re.search(MEMORY, n)})
+    if beside.tokenizer is not None:
+        beside.tokenizer.save_pretrained(partial)
+    for path in beside.files:
+        shutil.copyfile(path, partial / path.name)
+    (partial / VALIDATION).write_text(json.dumps(figures, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)

@@ -1,0 +1,115 @@
+"""What a fine-tuning run is given, and the plan that becomes of it: a preset, changed where something is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from multiflow.errors import MultiflowError
+from multiflow.ranks import world
+from multiflow.tasks.base import Task
+from multiflow.tasks.presets import Preset
+from multiflow.tasks.spread import check_processes
+from multiflow.tasks.train import Optimizer, Precision, TrainSettings
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What to train on, and how; what is None is the preset's.
+
+    Args:
+        data: file or folder of the data set.
+        images: folder of the images that the data name.
+        skip_missing: leave out items whose image is missing.
+        limit: items at most of the training data and of the validation data, to try a run out.
+        train_split: split to train on; ``train+val`` takes both.
+        val_split: split on which the best checkpoint is chosen.
+        preset: ``paper`` or ``shapes``.
+        image_size: side of the images in pixels; 0: the pretrained model's.
+        mask_decoder: X-VLM for vqa: whether the mask of the fusion layers follows them into the answer decoder.
+        epochs: how often the training data are gone through.
+        steps: optimizer steps, instead of epochs.
+        batch_size: samples a step, those of all processes and accumulated batches together.
+        accumulate: batches into which each process cuts its share of a step.
+        lr: highest learning rate.
+        weight_decay: of matrices.
+        warmup: share of the steps during which the learning rate rises.
+        optimizer: ``adamw``, or ``sgd`` with momentum.
+        evaluate_every: steps between two evaluations.
+        shard: split the model among the processes (FSDP).
+        precision: ``auto`` is bfloat16 where the device is faster in it; weights stay float32.
+        device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: of new weights, order, augmentation, dropout and negatives.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    data: str
+    images: str | None = None
+    skip_missing: bool = False
+    limit: int | None = None
+    train_split: str = "train"
+    val_split: str | None = None
+    preset: str = "paper"
+    image_size: int | None = None
+    mask_decoder: bool = True
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    lr: float | None = None
+    weight_decay: float | None = None
+    warmup: float | None = None
+    optimizer: Optimizer = "adamw"
+    evaluate_every: int | None = None
+    shard: bool = False
+    precision: Precision = "auto"
+    device: str = "auto"
+    seed: int = 0
+    checkpoint_every: int = 500
+
+
+def adjust(preset: Preset, settings: FinetuneSettings) -> Preset:
+    """Put what was given in the place of what a preset says."""
+    names = ("val_split", "epochs", "batch_size", "lr", "weight_decay", "warmup")
+    given = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    if settings.epochs is not None and settings.steps is not None:
+        raise MultiflowError(f"epochs {settings.epochs} and steps {settings.steps} were given; give one of them")
+    if settings.epochs is not None or settings.steps is not None:
+        given["steps"] = settings.steps
+    if settings.image_size is not None:
+        given["image_size"] = settings.image_size or None
+    for name in ("epochs", "batch_size"):
+        if given.get(name, 1) < 1:
+            raise MultiflowError(f"{name} {given[name]} was given; expected at least 1")
+    return replace(preset, **given)
+
+
+def plan_of(kind: Task, data: Any, preset: Preset, settings: FinetuneSettings) -> TrainSettings:
+    """Return how the training loop is to run: a preset, cut to the data and the processes."""
+    if settings.shard:
+        check_processes()
+    parts = settings.accumulate * world()
+    if settings.accumulate < 1 or preset.batch_size % parts:
+        raise MultiflowError(
+            f"batch_size {preset.batch_size} cannot be cut into {parts} equal parts ({world()} processes, accumulate "
+            f"{settings.accumulate}); give a multiple"
+        )
+    epoch = max(1, kind.epoch(data) // preset.batch_size)
+    steps = preset.epochs * epoch if preset.steps is None else preset.steps
+    every = epoch if preset.steps is None else max(1, steps // preset.evaluations)
+    return TrainSettings(
+        steps,
+        preset.lr,
+        preset.weight_decay,
+        preset.betas,
+        preset.warmup,
+        preset.schedule,
+        optimizer=settings.optimizer,
+        new_lr=preset.new_lr,
+        accumulate=settings.accumulate,
+        shard=settings.shard,
+        precision=settings.precision,
+        seed=settings.seed,
+        checkpoint_every=settings.checkpoint_every,
+        evaluate_every=settings.evaluate_every or every,
+    )
