@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+from tyro.conf import arg
 
 from multiflow.errors import MultiflowError
 from multiflow.ranks import world
@@ -11,6 +13,11 @@ from multiflow.tasks.base import Task
 from multiflow.tasks.presets import Preset
 from multiflow.tasks.spread import check_processes
 from multiflow.tasks.train import Optimizer, Precision, TrainSettings
+
+PRESET = "(default: the preset's)"
+OwnName: TypeAlias = Annotated[str | None, arg(metavar="NAME", help_behavior_hint=PRESET)]
+OwnCount: TypeAlias = Annotated[int | None, arg(metavar="N", help_behavior_hint=PRESET)]
+OwnNumber: TypeAlias = Annotated[float | None, arg(metavar="X", help_behavior_hint=PRESET)]
 
 
 @dataclass(frozen=True)
@@ -44,23 +51,23 @@ class FinetuneSettings:
     """
 
     data: str
-    images: str | None = None
+    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
     skip_missing: bool = False
-    limit: int | None = None
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     train_split: str = "train"
-    val_split: str | None = None
+    val_split: OwnName = None
     preset: str = "paper"
-    image_size: int | None = None
+    image_size: OwnCount = None
     mask_decoder: bool = True
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
+    epochs: OwnCount = None
+    steps: OwnCount = None
+    batch_size: OwnCount = None
     accumulate: int = 1
-    lr: float | None = None
-    weight_decay: float | None = None
-    warmup: float | None = None
+    lr: OwnNumber = None
+    weight_decay: OwnNumber = None
+    warmup: OwnNumber = None
     optimizer: Optimizer = "adamw"
-    evaluate_every: int | None = None
+    evaluate_every: OwnCount = None
     shard: bool = False
     precision: Precision = "auto"
     device: str = "auto"
