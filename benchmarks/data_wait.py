@@ -1,7 +1,7 @@
 """How long calibration waits for data: tar shards of 320 px JPEG, read and decoded by background workers.
 
 Two models: X-VLM base at 224 px with random weights (4 batches of 8), where a batch takes seconds, and the bundled
-X-VLM of 3.9 M weights at 64 px (40 batches of 32), the hard case: next to it, decoding is most of the work. The share
+X-VLM of 3.9 M weights at 48 px (40 batches of 32), the hard case: next to it, decoding is most of the work. The share
 is the time spent in ``next`` on the batches over the time of the whole calibration; starting the workers and making
 the first batch is part of it, and given apart.
 
