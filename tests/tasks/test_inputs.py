@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from multiflow.calibration.hooks import evaluating
 from multiflow.data import BrokenItem, Pair, encode_texts, to_pixels
 from multiflow.data.base import from_memory
 from multiflow.errors import MultiflowError
@@ -14,7 +15,6 @@ from multiflow.tasks.inputs import (
     TaskInputs,
     clean,
     drawn,
-    evaluating,
     labels_of,
     large_crop,
     made_of,

@@ -5,7 +5,7 @@ from multiflow.calibration.collect import Progress, collect, iterate, length, to
 from multiflow.calibration.curve import Doubling, is_stable
 from multiflow.calibration.cycle import Cycle
 from multiflow.calibration.gradients import check_rows_fit, gradient_rows, keep_up, loss_of, mean_gradient
-from multiflow.calibration.restore import buffers_restored, differentiable, weights_replaced
+from multiflow.calibration.restore import buffers_restored, differentiable, put_buffers, weights_replaced
 from multiflow.calibration.stats import STATISTICS, Statistic, Stats
 from multiflow.calibration.turns import turns
 
@@ -28,6 +28,7 @@ __all__ = [
     "length",
     "loss_of",
     "mean_gradient",
+    "put_buffers",
     "to_device",
     "turns",
     "weights_replaced",

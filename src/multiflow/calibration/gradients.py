@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from multiflow.calibration.collect import Progress, iterate, length, missing_keys_named, to_device
 from multiflow.calibration.memory import free_memory
-from multiflow.calibration.restore import differentiable
+from multiflow.calibration.restore import differentiable, put_buffers
 from multiflow.calibration.stats import Stats, sum_stats_
 from multiflow.calibration.turns import Turn, check_some, turns
 from multiflow.errors import MultiflowError
@@ -65,9 +65,7 @@ def mean_gradient(
         seen = max(start.counts["gradient"].values())
         for name, total in start.sums["gradient"].items():
             sums[name].copy_(total)
-        with torch.no_grad():
-            for name, value in start.buffers.items():
-                model.get_buffer(name).copy_(value)
+        put_buffers(model, start.buffers)
 
     def stats(batches: int) -> Stats:
         return Stats({"gradient": sums}, {"gradient": dict.fromkeys(weights, seen)}, batches)

@@ -23,6 +23,13 @@ def buffers_restored(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+def put_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give buffers the values of a checkpoint, by name."""
+    with torch.no_grad():
+        for name, value in values.items():
+            model.get_buffer(name).copy_(value)
+
+
 @contextmanager
 def weights_replaced(weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Let ``weight.data = other`` inside the block be undone: the memory of the weights is never written to."""

@@ -7,9 +7,6 @@ release (``....weight``). Masks of biases are passed over.
 from __future__ import annotations
 
 import io
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ import torch
 from torch import Tensor
 
 from multiflow.errors import MultiflowError, did_you_mean
-from multiflow.files import write_atomically
+from multiflow.files import read_torch, write_atomically
 from multiflow.masks.masks import Masks, pack
 from multiflow.types import Layer, Layout
 
@@ -151,17 +148,7 @@ def _head(path: Path, size: int) -> bytes:
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the unpickler, about files that it then refuses
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # bytes that were altered make the unpickler stumble over anything
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise MultiflowError(
-                f"mask file '{path}' is a pickle that wants to run {code[1]}, and only tensors are read; if you trust "
-                "the file, load it yourself and save its tensors alone"
-            ) from error
-        raise MultiflowError(f"mask file '{path}' is not a complete torch file; copy it again") from error
+    content = read_torch(path, called=f"mask file '{path}'", wanted="tensors", kind="torch", mmap=True)
     if not isinstance(content, Mapping):
         raise MultiflowError(f"'{path}' holds a {type(content).__name__}; expected names -> masks")
     return content

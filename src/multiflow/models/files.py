@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from multiflow.errors import MultiflowError, unknown
+from multiflow.files import read_torch
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 
@@ -28,7 +26,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         MultiflowError: the file is truncated, holds objects other than tensors, or no tensors at all.
     """
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if path.suffix == ".safetensors":
+        content: Any = _read_safetensors(path)
+    else:
+        content = read_torch(path, called=f"'{path}'", wanted="state dict")
     while isinstance(content, Mapping):
         inner = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -49,19 +50,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise MultiflowError(f"'{path}' is not a complete safetensors file ({error}); copy it again") from error
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code:
-            raise MultiflowError(
-                f"'{path}' is a pickle that wants to run {code[1]}, and only tensors are read; if you trust the file, "
-                "load it yourself and save its state dict alone"
-            ) from error
-        raise MultiflowError(f"'{path}' is not a complete PyTorch file; copy it again") from error
 
 
 def read_config(

@@ -23,6 +23,7 @@ from multiflow.calibration import (
     check_rows_fit,
     gradient_rows,
     length,
+    put_buffers,
     weights_replaced,
 )
 from multiflow.errors import MultiflowError
@@ -165,9 +166,7 @@ class _Run:
             of[kind][name] = tensor
         self.packed = {name: bits.numpy() for name, bits in of["mask"].items()}
         self.current = {n: of["weight"].get(n, weight).to(weight.device) for n, weight in self.current.items()}
-        with torch.no_grad():
-            for name, value in of["buffer"].items():
-                job.model.get_buffer(name).copy_(value)
+        put_buffers(job.model, of["buffer"])
         self._done = facts["step"]
         self._cycle = Cycle(job.batches, job.hyper["batches_per_step"], facts["taken"])  # type: ignore[arg-type]
         self._install()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from multiflow.calibration.hooks import evaluating
 from multiflow.files import write_atomically
 from multiflow.metrics import caption_scores, missing_caption_metrics
 from multiflow.tasks.base import Task
@@ -24,8 +25,7 @@ from multiflow.tasks.inputs import (
     TaskInputs,
     clean,
     drawn,
-    evaluating,
-    item_pixels,
+    in_batches,
     labels_of,
     made_of,
     text_inputs,
@@ -92,14 +92,10 @@ def write_captions(
     tokens = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
     said: list[tuple[str, str]] = []
     with evaluating(model):
-        for first in range(0, len(data), batch_size):
-            items = [data[i] for i in range(first, min(first + batch_size, len(data)))]
-            pixels = item_pixels(items, inputs).to(model.device, model.dtype)
+        for items, pixels in in_batches(model, data, inputs, batch_size, progress):
             found = model.generate(pixels, start.expand(len(items), -1), **lengths, **tokens)
             texts = tokenizer.batch_decode(found[:, start.shape[1] :], skip_special_tokens=True)
             said += [(item.key, text.strip()) for item, text in zip(items, texts, strict=True)]
-            if progress is not None:
-                progress(len(said), len(data))
     return said
 
 

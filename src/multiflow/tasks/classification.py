@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multiflow.calibration.hooks import evaluating
 from multiflow.data import Skip
 from multiflow.errors import MultiflowError
 from multiflow.files import write_atomically
@@ -25,8 +26,7 @@ from multiflow.tasks.feed import Batch
 from multiflow.tasks.inputs import (
     TaskInputs,
     drawn,
-    evaluating,
-    item_pixels,
+    in_batches,
     made_of,
     to_tensor,
     training_picture,
@@ -128,13 +128,9 @@ def evaluate_classification(
     labels = class_numbers(model, data)
     logits, keys = [], []
     with evaluating(model):
-        for first in range(0, len(data), batch_size):
-            items = [data[i] for i in range(first, min(first + batch_size, len(data)))]
-            pixels = item_pixels(items, inputs).to(model.device, model.dtype)
+        for items, pixels in in_batches(model, data, inputs, batch_size, progress):
             logits.append(model(pixel_values=pixels).logits.float().cpu())
             keys += [item.key for item in items]
-            if progress is not None:
-                progress(len(keys), len(data))
     said = torch.cat(logits)
     if save is not None:
         names = {number: name for name, number in labels.items()}

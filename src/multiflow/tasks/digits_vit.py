@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from multiflow.calibration.hooks import evaluating
 from multiflow.data import VIT_MEAN, VIT_STD
 from multiflow.errors import MultiflowError
 from multiflow.tasks.claim import claim_run, flags
@@ -183,14 +184,12 @@ def digit_accuracy(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> float
         model: an image classifier; it is set to evaluation mode meanwhile.
         batches: such as those of `digit_batches`.
     """
-    was_training = model.training
-    model.eval()
     right = total = 0
-    for batch in batches:
-        logits = model(pixel_values=batch["pixel_values"].to(model.device, model.dtype)).logits
-        right += int((logits.argmax(1).cpu() == batch["labels"]).sum())
-        total += len(logits)
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            logits = model(pixel_values=batch["pixel_values"].to(model.device, model.dtype)).logits
+            right += int((logits.argmax(1).cpu() == batch["labels"]).sum())
+            total += len(logits)
     return 100 * right / total
 
 

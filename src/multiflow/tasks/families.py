@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from multiflow.calibration.hooks import evaluating
 from multiflow.errors import MultiflowError
 from multiflow.models.blip import BlipForPretraining, BlipForRetrieval
 from multiflow.models.blip.momentum import MEMORY
@@ -134,12 +135,10 @@ def guessed_words(model: VisionLanguageModel, batch: Mapping[str, Tensor]) -> tu
         model: of a family in `FAMILIES`; it is set to evaluation mode meanwhile.
         batch: pairs in the form of its pretraining.
     """
-    was_training = model.training
-    model.eval()
     batch = {name: value.to(model.device) for name, value in batch.items()}
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-    guesses, words, real = family_of(model).guess(model, batch)
-    model.train(was_training)
+    with evaluating(model):
+        guesses, words, real = family_of(model).guess(model, batch)
     words = words[real]
     right = (guesses[real] == words).float().mean().item()
     return 100 * right, 100 * words.bincount().max().item() / len(words)

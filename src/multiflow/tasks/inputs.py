@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy.random import Generator
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiflow.data import CLIP_MEAN, CLIP_STD, BrokenItem, SkipReport, encode_texts, to_pixels
 from multiflow.data.augment import FLIP, OPERATION, SIDES, rand_augment, random_crop
@@ -187,15 +186,15 @@ def item_pixels(items: Sequence[Any], inputs: TaskInputs) -> Float[Tensor, "imag
     return to_tensor([training_picture(item, (), plain, 0) for item in items], inputs)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode inside the block."""
-    before = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(before)
+def in_batches(
+    model: Any, data: TaskData, inputs: TaskInputs, batch_size: int, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[list[Any], Float[Tensor, "images 3 side side"]]]:
+    """Yield the items in order, a batch at a time, with their pixels for the model; tell how many are done."""
+    for first in range(0, len(data), batch_size):
+        items = [data[i] for i in range(first, min(first + batch_size, len(data)))]
+        yield items, item_pixels(items, inputs).to(model.device, model.dtype)
+        if progress is not None:
+            progress(first + len(items), len(data))
 
 
 def labels_of(ids: Int[Tensor, "texts length"], mask: Int[Tensor, "texts length"], prompt: int) -> Tensor:

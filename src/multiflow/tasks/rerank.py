@@ -20,11 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from multiflow.calibration.hooks import evaluating
 from multiflow.data import encode_texts
 from multiflow.errors import MultiflowError
 from multiflow.metrics import recall
 from multiflow.tasks.families import Family, VisionLanguageModel, family_of
-from multiflow.tasks.inputs import Pixels, evaluating
+from multiflow.tasks.inputs import Pixels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

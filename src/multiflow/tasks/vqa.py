@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from multiflow.calibration.hooks import evaluating
 from multiflow.data import Dataset, answer_list, answer_weights
 from multiflow.errors import MultiflowError
 from multiflow.metrics import vqa_accuracy, write_vqa_results
@@ -23,8 +24,7 @@ from multiflow.tasks.inputs import (
     TaskInputs,
     clean,
     drawn,
-    evaluating,
-    item_pixels,
+    in_batches,
     made_of,
     text_inputs,
     to_tensor,
@@ -138,15 +138,11 @@ def answer_questions(
     candidates = [x.to(model.device) for x in inputs.encode(data.choices, end=True)]
     said: list[tuple[str, str]] = []
     with evaluating(model):
-        for first in range(0, len(data), batch_size):
-            items = [data[i] for i in range(first, min(first + batch_size, len(data)))]
-            pixels = item_pixels(items, inputs).to(model.device, model.dtype)
+        for items, pixels in in_batches(model, data, inputs, batch_size, progress):
             ids, mask = (x.to(model.device) for x in inputs.encode([clean(item.question) for item in items]))
             best, _ = model.rank_answers(pixels, ids, mask, *candidates, k=top)
             chosen = best[:, 0].tolist()
             said += [(item.key, data.choices[i]) for item, i in zip(items, chosen, strict=True)]
-            if progress is not None:
-                progress(len(said), len(data))
     return said
 
 
