@@ -1,8 +1,14 @@
-"""``python -m multiflow``: the command line."""
+"""``python -m multiflow``: the command line; ``torchrun -m multiflow`` runs it in several processes."""
 
+import os
 import sys
 
 from multiflow.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from multiflow.ranks import leave
+
+        leave(code)
+    sys.exit(code)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 import multiflow as mf
+from multiflow.ranks import leave
 from multiflow.tasks.spread import full_state
 from multiflow.tasks.train import TrainSettings, Validation, train
 from tests.small import every
@@ -80,6 +81,7 @@ def main() -> None:
         found = {"whole": run(folder / name, settings), "resumed": run(folder / f"{name}-resumed", settings, stop=5)}
         torch.save(found, folder / f"{name}-{dist.get_rank()}.pt")
     dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
