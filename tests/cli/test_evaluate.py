@@ -89,7 +89,7 @@ def test_missing_images_stop_it_before_the_model_is_loaded(run: Run, tiny: Path,
         shutil.copytree(world / part, tmp_path / "w" / part)
     held = json.loads((tmp_path / "w" / "coco" / "dataset_coco.json").read_text())["images"]
     name = next(image["filename"] for image in held if image["split"] == "test")
-    (tmp_path / "w" / "images" / "val2014" / name).unlink()
+    (tmp_path / "w" / "images" / "test2015" / name).unlink()
     words = ("evaluate", "retrieval", tiny, "--data", tmp_path / "w" / "coco")
     assert f"1 of 4 items of '{tmp_path}/w/coco/dataset_coco.json' cannot be used: {name} (no such" in run(*words).error
     ran = run(*words, "--skip-missing")

@@ -122,7 +122,7 @@ def test_karpathy_fields(world: Path) -> None:
     assert {(i["split"], i["filepath"]) for i in images} == {
         ("train", "train2014"),
         ("val", "val2014"),
-        ("test", "val2014"),
+        ("test", "test2015"),
     }
     for image in images:
         assert image["filename"] == f"COCO_{image['filepath']}_{image['cocoid']:012d}.jpg"
@@ -132,10 +132,11 @@ def test_karpathy_fields(world: Path) -> None:
             assert " ".join(sentence["tokens"]) == sentence["raw"].replace(",", "")
 
 
-@pytest.mark.parametrize(("subset", "splits"), [("train2014", ("train",)), ("val2014", ("val", "test"))])
-def test_vqa(world: Path, subset: str, splits: tuple[str, ...]) -> None:
-    counts = {"train": 11, "val": 5, "test": 4}
-    shown = [scene for split in splits for scene in scenes(split, counts[split], "chalk")]
+@pytest.mark.parametrize(
+    ("split", "subset", "count"), [("train", "train2014", 11), ("val", "val2014", 5), ("test", "test2015", 4)]
+)
+def test_vqa(world: Path, split: str, subset: str, count: int) -> None:
+    shown = scenes(split, count, "chalk")
     path = world / f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json"
     data = open_data(path)
     assert (data.kind, len(data)) == ("questions", 5 * len(shown))

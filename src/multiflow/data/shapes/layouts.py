@@ -28,6 +28,8 @@ from multiflow.data.shapes.scene import Scene
 Tick = Callable[[], None]
 """Called after every picture."""
 QUESTIONS_PER_IMAGE = 5
+SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015"}
+"""Split -> COCO's name of the pictures."""
 _ANSWER_TYPES = {"yes/no": "yes/no", "count": "number"}
 _QUESTION_TYPES = ("how many", "is there a", "is there", "is the", "what color is the", "what", "where is the")
 
@@ -95,11 +97,11 @@ def write_visual_genome(folder: Path, scenes: Sequence[Scene], size: int, tick: 
 
 
 def write_coco(folder: Path, images: Path, splits: Mapping[str, Sequence[Scene]], size: int, tick: Tick) -> None:
-    """Write ``dataset_coco.json`` into ``folder`` and the pictures into ``images``; val and test share ``val2014``."""
+    """Write ``dataset_coco.json`` into ``folder`` and the pictures into a folder of ``images`` for each split."""
     folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     for split, image_id, scene in numbered(splits):
-        subset, imgid = _subset(split), len(records)
+        subset, imgid = SUBSETS[split], len(records)
         filename = f"COCO_{subset}_{image_id:012d}.jpg"
         (images / subset).mkdir(parents=True, exist_ok=True)
         (images / subset / filename).write_bytes(jpeg(scene, size))
@@ -114,12 +116,15 @@ def write_coco(folder: Path, images: Path, splits: Mapping[str, Sequence[Scene]]
 
 
 def write_vqa(folder: Path, splits: Mapping[str, Sequence[Scene]]) -> None:
-    """Write questions and annotations for the pictures that ``write_coco`` wrote of the same splits."""
+    """Write questions and annotations for the pictures that ``write_coco`` wrote of the same splits.
+
+    Those of the test pictures have answers too, which of VQA v2 itself only the evaluation server knows.
+    """
     folder.mkdir(parents=True)
     asked: dict[str, list[dict[str, Any]]] = {}
     noted: dict[str, list[dict[str, Any]]] = {}
     for split, image_id, scene in numbered(splits):
-        subset = _subset(split)
+        subset = SUBSETS[split]
         for number, question in enumerate(_some(scene)):
             ids = {"image_id": image_id, "question_id": image_id * 1000 + number}
             asked.setdefault(subset, []).append({**ids, "question": question.question})
@@ -139,10 +144,6 @@ def numbered(splits: Mapping[str, Sequence[Scene]]) -> Iterator[tuple[str, int, 
         for scene in scenes:
             image_id += 1
             yield split, image_id, scene
-
-
-def _subset(split: str) -> str:
-    return "train2014" if split == "train" else "val2014"
 
 
 def _some(scene: Scene) -> list[Question]:
