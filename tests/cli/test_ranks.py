@@ -122,3 +122,18 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         own_device("cuda:0", 0, 2)
     with pytest.raises(mf.MultiflowError, match="device 'cuda:2' is not on this machine"):
         own_device("cuda", 2, 3)
+
+
+def test_a_blip_split_between_two_processes_is_fine_tuned_with_its_zeros_and_resumed_when_finished(
+    tiny_blip: Path, world: Path, tmp_path: Path
+) -> None:
+    mask = mf.prune(mf.load_model(tiny_blip), "magnitude", 0.5).masks[0.5].save(tmp_path / "mask.safetensors")
+    small = ("--preset", "shapes", "--steps", 2, "--batch-size", 4, "--limit", 4, "--precision", "fp32")
+    command = ("-m", "multiflow", "finetune", "retrieval", tiny_blip, "--mask", mask, "--data", world / "coco", *small)
+    runs = [
+        ended(start(*command, "--shard", "--out", "run", *more, at=tmp_path), tmp_path) for more in ((), ["--resume"])
+    ]
+    assert [run.code for run in runs] == [0, 0], runs[-1].err
+    assert runs[0].out == runs[1].out != ""
+    stored, masks = mf.load_model(tmp_path / "run/model"), mf.Masks.load(tmp_path / "run/mask.safetensors")
+    assert all(not stored.get_submodule(name).weight[~mask].any() for name, mask in masks.items())

@@ -41,7 +41,7 @@ from multiflow.tasks.train import Validation, train
 MODEL, MASK, FIGURES, VALIDATION = "model", "mask.safetensors", "figures.json", "validation.json"
 TOKENS = (("eos", "sep"), ("pad", "pad"))  # ours and the tokenizer's names of what ends and fills captions
 POSITIONS = r"pos(ition)?_embed"
-FREE_TO_CHANGE = ("checkpoint_every", "device", "skip_missing")  # these do not alter the weights of a run
+FREE_TO_CHANGE = ("checkpoint_every", "device", "skip_missing", "wandb")  # these do not alter the weights of a run
 
 
 @dataclass(frozen=True)

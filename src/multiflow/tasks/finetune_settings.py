@@ -48,6 +48,7 @@ class FinetuneSettings:
         device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda`` or ``cuda:N``.
         seed: of new weights, order, augmentation, dropout and negatives.
         checkpoint_every: steps between checkpoints.
+        wandb: project of Weights & Biases that gets the metrics too; TensorBoard's files are written anyway.
     """
 
     data: str
@@ -73,6 +74,7 @@ class FinetuneSettings:
     device: str = "auto"
     seed: int = 0
     checkpoint_every: int = 500
+    wandb: Annotated[str | None, arg(metavar="PROJECT", help_behavior_hint="")] = None
 
 
 def adjust(preset: Preset, settings: FinetuneSettings) -> Preset:
@@ -118,5 +120,6 @@ def plan_of(kind: Task, data: Any, preset: Preset, settings: FinetuneSettings) -
         precision=settings.precision,
         seed=settings.seed,
         checkpoint_every=settings.checkpoint_every,
+        wandb=settings.wandb,
         evaluate_every=settings.evaluate_every or every,
     )

@@ -1,4 +1,4 @@
-"""Metrics of a run, kept as JSON lines and, where it is installed, in TensorBoard."""
+"""Metrics of a run, kept as JSON lines, in TensorBoard where it is installed, and in Weights & Biases where asked for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from torch import Tensor
 
+from multiflow.errors import MultiflowError
+
 FILE = "metrics.jsonl"
+WANDB_RUN = "wandb-run.txt"
 
 
 class Track(Protocol):
@@ -63,41 +67,67 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def track_metrics(run_dir: Path, start: int, *, write: bool = True) -> Iterator[Track]:
-    """Yield a function that appends a record to ``metrics.jsonl`` and to TensorBoard.
+def track_metrics(run_dir: Path, start: int, *, write: bool = True, wandb: str | None = None) -> Iterator[Track]:
+    """Yield a function that appends a record to ``metrics.jsonl``, TensorBoard and a project of Weights & Biases.
 
     Records of steps after ``start`` are dropped first: the resumed run writes them again. Of several processes one
     alone may ``write``.
+
+    Raises:
+        MultiflowError: ``wandb`` names a project, and the package is missing.
     """
     if not write:
         yield lambda step, metrics: None
         return
-    kept = [record for record in read_metrics(run_dir) if record["step"] <= start]
-    path, fresh = run_dir / FILE, run_dir / f".{FILE}.tmp"
-    fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    os.replace(fresh, path)
-    board = _tensorboard(run_dir, start)
-    try:
-        with path.open("a") as file:
+    with ExitStack() as stack:
+        boards = [_tensorboard(run_dir, start, stack), _wandb(run_dir, wandb, stack)]
+        kept = [record for record in read_metrics(run_dir) if record["step"] <= start]
+        path, fresh = run_dir / FILE, run_dir / f".{FILE}.tmp"
+        fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(fresh, path)
+        file = stack.enter_context(path.open("a"))
 
-            def track(step: int, metrics: Mapping[str, float]) -> None:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
-                file.flush()
-                if board is not None:
-                    for name, value in metrics.items():
-                        board.add_scalar(name, value, step)
+        def track(step: int, metrics: Mapping[str, float]) -> None:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.flush()
+            for board in boards:
+                board(step, metrics)
 
-            yield track
-    finally:
-        if board is not None:
-            board.close()
+        yield track
 
 
-def _tensorboard(run_dir: Path, start: int) -> Any:
+def _tensorboard(run_dir: Path, start: int, stack: ExitStack) -> Track:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            return None
-        return SummaryWriter(run_dir, purge_step=start + 1)
+            return lambda step, metrics: None
+        board = SummaryWriter(run_dir, purge_step=start + 1)
+    stack.callback(board.close)
+
+    def track(step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            board.add_scalar(name, value, step)
+
+    return track
+
+
+def _wandb(run_dir: Path, project: str | None, stack: ExitStack) -> Track:
+    """Start a run in a project, or go on with the one that this folder began."""
+    if project is None:
+        return lambda step, metrics: None
+    try:
+        import wandb
+    except ImportError:
+        raise MultiflowError(
+            f"wandb project '{project}' was given, and the package wandb is missing; pip install 'multiflow[wandb]'"
+        ) from None
+    place = run_dir / WANDB_RUN
+    if not place.exists():
+        place.write_text(uuid4().hex[:8] + "\n")
+    run = wandb.init(
+        project=project, id=place.read_text().strip(), dir=run_dir, name=run_dir.resolve().parent.name, resume="allow"
+    )
+    stack.callback(run.finish)
+    return lambda step, metrics: run.log(dict(metrics), step=step)

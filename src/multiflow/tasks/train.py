@@ -50,6 +50,7 @@ FREE_TO_CHANGE = (
     "evaluate_every",
     "log_every",
     "prefetch",
+    "wandb",
 )  # these do not alter the weights of a run
 
 
@@ -75,6 +76,7 @@ class TrainSettings:
         evaluate_every: steps between two evaluations; there is one after the last step too.
         log_every: steps between two lines of metrics.
         prefetch: batches made ahead of time in the background.
+        wandb: project of Weights & Biases that gets the metrics too.
     """
 
     steps: int
@@ -94,6 +96,7 @@ class TrainSettings:
     evaluate_every: int = 500
     log_every: int = 20
     prefetch: int = 4
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "checkpoint_every", "evaluate_every", "log_every", "prefetch"):
@@ -189,7 +192,7 @@ def train(
     a_step = settings.accumulate * world()  # positions
 
     with ExitStack() as stack:
-        track = stack.enter_context(track_metrics(run_dir, first, write=rank() == 0))
+        track = stack.enter_context(track_metrics(run_dir, first, write=rank() == 0, wandb=settings.wandb))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         positions = range(first * a_step + rank(), settings.steps * a_step, world())
         batches = stack.enter_context(prefetched(batch, positions, settings.prefetch))
