@@ -47,6 +47,22 @@ def test_crops_lie_inside_and_have_the_wanted_share(size):
         assert 0.7 < min(ratios) < 0.85 < 1.2 < max(ratios) < 1.4
 
 
+def test_crops_of_another_range():
+    crops = [random_crop((60, 40), chance, (0.5, 0.7)) for chance in chances(200)]
+    shares = [(r - x) * (b - y) / (60 * 40) for x, y, r, b in crops]
+    assert 0.48 < min(shares) < 0.53
+    assert 0.67 < max(shares) < 0.72
+
+
+def test_an_image_is_cropped_to_the_range_given(photo):
+    whole = [augment_image(photo, "left", 20, chance, crop=(1.0, 1.0)) for chance in chances(20)]
+    small = [augment_image(photo, "left", 20, chance, crop=(0.01, 0.02)) for chance in chances(20)]
+    spread = [[np.ptp(x[:, :, 0].astype(int).mean(0)) for x in made] for made in (whole, small)]
+    assert np.median(spread[0]) > 3 * np.median(spread[1])  # red grows to the right
+    again = [augment_image(photo, "left", 20, chance, crop=(1.0, 1.0)) for chance in chances(20)]
+    assert all(map(np.array_equal, whole, again))
+
+
 def test_a_long_image_is_cropped_to_its_middle():
     # No ratio within 3/4 to 4/3 fits a share of 0.2 of it.
     assert random_crop((400, 7), chances(1)[0]) == (195, 0, 204, 7)

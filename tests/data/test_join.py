@@ -45,7 +45,7 @@ def test_what_was_skipped_is_kept(places):
 
 def test_questions_join_questions_only(places):
     data = open_data(f"{places}/q+{places}/q")
-    assert (len(data), data.answers) == (2, (("this",), ("this",)))
+    assert [data.known(i).texts for i in range(len(data))] == [("this",), ("this",)]
     with pytest.raises(
         MultiflowError, match=r"cannot be joined: 1 questions .*; 4 pairs .*; expected pairs and regions"
     ):

@@ -106,8 +106,9 @@ def test_prepared_lists_of_one_folder(tmp_path):
     ]  # as files are named
     assert number_of(data[0].image) == 1
     assert number_of(data[3].image) == 2
-    assert data.answers == (("on a bench",), *[("red",) * 9 + ("blue",)] * 3)
-    assert data[3].answers == data.answers[3]
+    assert [item.answers for item in data] == [("on a bench",), *[("red",) * 9 + ("blue",)] * 3]
+    assert [data.known(i).texts for i in range(4)] == [item.answers for item in data]
+    assert [item.dataset for item in data] == ["vg", "vqa", "vqa", "vqa"]
     assert (len(open_data(tmp_path, split="val")), len(open_data(tmp_path, split="train+val"))) == (1, 5)
     assert open_data(tmp_path, split="test")[0].key == "4"
 
@@ -143,7 +144,8 @@ def test_no_answers_to_choose_from(tmp_path):
 def test_the_answers_of_the_original_files(tmp_path):
     write_vqa(tmp_path)
     data = open_data(tmp_path)
-    assert data.answers == tuple(item.answers for item in data)
+    assert [data.known(i).texts for i in range(len(data))] == [item.answers for item in data]
+    assert {item.dataset for item in data} == {""}
     assert answer_list(data) == ["0", "1", "2", "none"]
 
 
@@ -165,7 +167,7 @@ def test_blank_questions_are_skipped_and_named(tmp_path):
     data = open_data(write_json(tmp_path / "vqa.json", records))
     assert [item.question for item in data] == ["what?", "who?"]
     assert data.skipped == (("1", "no question"),)
-    assert len(data.answers) == 2
+    assert [data.known(i).texts for i in range(2)] == [("x",), ("x",)]
     with pytest.raises(MultiflowError, match="holds no questions"):
         open_data(write_json(tmp_path / "vqa.json", records[1:2]))
     with pytest.raises(MultiflowError, match="holds no questions"):

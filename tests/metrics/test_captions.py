@@ -44,6 +44,15 @@ def test_cider_by_hand():
     references = {1: ["a red star shines"], 2: ["two blue discs roll"]}
     scores = caption_scores({1: "a red star shines", 2: "nothing"}, references, metrics=["CIDEr"], tokenizer="words")
     assert scores == {"CIDEr (words)": pytest.approx(500)}
+    assert scores.each == pytest.approx((1000, 0))
+
+
+@needs_package
+def test_cider_of_each_image_is_in_the_order_of_the_references():
+    references = {2: ["two blue discs roll"], 1: ["a red star shines"]}
+    said = {1: "a red star shines", 2: "nothing"}
+    assert caption_scores(said, references, tokenizer="words").each == pytest.approx((0, 1000))
+    assert caption_scores(said, references, metrics=["BLEU-1"], tokenizer="words").each == ()
 
 
 @needs_package

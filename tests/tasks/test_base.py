@@ -38,3 +38,13 @@ def test_the_score_is_the_best_figure_or_its_substitute():
     assert task.score({"CIDEr (words)": 3.0}) == 3.0
     with pytest.raises(MultiflowError, match="task 'captioning' has no figure 'CIDEr' to choose by, only BLEU-4"):
         task.score({"BLEU-4": 1.0})
+
+
+def test_the_main_figure_is_found_under_either_name():
+    task = TASKS["captioning"]
+    assert task.main_of({"CIDEr (words)": 3.0, "CIDEr": 2.0}) == "CIDEr"
+    assert task.main_of({"BLEU-4 (words)": 1.0, "CIDEr (words)": 3.0}) == "CIDEr (words)"
+    with pytest.raises(
+        MultiflowError, match="task 'retrieval' has no figure 'mean R@1' to compare by, only none; give"
+    ):
+        TASKS["retrieval"].main_of({})

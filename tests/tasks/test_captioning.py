@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
@@ -97,6 +98,10 @@ def test_scores_are_those_of_the_captions(data, tmp_path, monkeypatch):
     )
     assert figures == want
     assert TASK.score(figures) == want["CIDEr (words)"]
+    assert TASK.main_of(figures) == "CIDEr (words)"
+    assert figures.each == want.each
+    assert fmean(figures.each) == pytest.approx(want["CIDEr (words)"])
+    assert figures.each[0] < min(figures.each[1:])  # in the order of the data: the first is no caption of its image
     written = json.loads((tmp_path / RESULTS).read_text())
     assert [entry["caption"] for entry in written] == said
     assert [entry["image_id"] for entry in written] == [12, 13, 14, 15]

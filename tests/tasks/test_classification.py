@@ -81,7 +81,8 @@ def test_top_1_is_counted_as_by_hand(folder, model, tmp_path):
     said = model(pixel_values=pixels).logits.argmax(1).tolist()
     right = [CLASSES[label] == name for label, (name,) in zip(said, data.texts, strict=True)]
     assert figures == {"top-1": pytest.approx(100 * sum(right) / 9)}
-    assert TASK.score(figures) == figures["top-1"]
+    assert TASK.score(figures) == figures[TASK.main_of(figures)] == figures["top-1"]
+    assert figures.each == tuple(100.0 * hit for hit in right)
     assert seen == [(4, 9), (8, 9), (9, 9)]
     written = json.loads((tmp_path / "said" / RESULTS).read_text())
     assert [entry["class"] for entry in written] == [CLASSES[label] for label in said]

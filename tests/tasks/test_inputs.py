@@ -6,17 +6,15 @@ import torch
 from PIL import Image
 
 from multiflow.calibration.hooks import evaluating
-from multiflow.data import BrokenItem, Pair, encode_texts, to_pixels
+from multiflow.data import BrokenItem, Pair, augment, encode_texts, to_pixels
 from multiflow.data.base import from_memory
 from multiflow.errors import MultiflowError
-from multiflow.tasks import inputs as inputs_module
 from multiflow.tasks.inputs import (
     Pixels,
     TaskInputs,
     clean,
     drawn,
     labels_of,
-    large_crop,
     made_of,
     text_inputs,
     training_picture,
@@ -53,7 +51,7 @@ def test_batches_are_full_even_of_less_data_than_that():
 
 @pytest.mark.parametrize(("text", "flips"), [("a dog", True), ("a dog, left of a cat", False)])
 def test_no_image_is_flipped_whose_texts_name_a_side(text, flips, monkeypatch):
-    monkeypatch.setattr(inputs_module, "rand_augment", lambda picture, names, chance: picture)
+    monkeypatch.setattr(augment, "rand_augment", lambda picture, names, chance: picture)
     inputs = TaskInputs(16, augment=True)
     item = Pair(HALVES, ("a dog",), "k")
     made = [training_picture(item, ("is it?", text), inputs, n).astype(int) for n in range(40)]
@@ -73,19 +71,15 @@ def test_augmentation_is_a_function_of_the_sample():
     assert np.array_equal(plain, training_picture(item, (), TaskInputs(16), 5))
 
 
-@pytest.mark.parametrize("size", [(40, 30), (300, 20), (1, 1)])
-def test_crops_take_at_least_half_of_the_image(size):
-    chance = np.random.default_rng(1)
-    shares = []
-    for _ in range(200):
-        left, top, right, bottom = large_crop(size, chance)
-        assert 0 <= left < right <= size[0]
-        assert 0 <= top < bottom <= size[1]
-        shares.append((right - left) * (bottom - top) / (size[0] * size[1]))
-    assert min(shares) >= 0.5
-    if size == (40, 30):
-        assert min(shares) < 0.55
-        assert max(shares) > 0.9
+def test_crops_take_at_least_half_of_the_image(monkeypatch):
+    monkeypatch.setattr(augment, "rand_augment", lambda picture, names, chance: picture)
+    columns = np.broadcast_to(np.arange(0, 240, 4, np.uint8)[:, None], (60, 60, 3)).copy()  # from dark to bright
+    item, inputs = Pair(columns, ("x",), "k"), TaskInputs(60, augment=True)
+    made = [training_picture(item, ("on the left",), inputs, n).astype(int) for n in range(200)]
+    widths = [(x[0, -1, 0] - x[0, 0, 0]) / 236 for x in made]
+    narrowest = (0.5 * 3 / 4) ** 0.5  # half of the area, at the least width / height
+    assert narrowest - 0.05 < min(widths) < narrowest + 0.1
+    assert max(widths) > 0.95
 
 
 def test_pixels_are_made_slice_by_slice():

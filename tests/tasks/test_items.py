@@ -4,6 +4,7 @@ import pytest
 
 from multiflow.data import open_data
 from multiflow.data.base import from_memory
+from multiflow.data.join import join
 from multiflow.errors import MultiflowError
 from multiflow.tasks.items import entries_of, missing_images, open_items, take_items
 from tests.data.worlds import number_of, picture, samples, write_images, write_json, write_shard
@@ -124,6 +125,15 @@ def test_joined_sources_know_their_texts_and_files(tmp_path):
     data = open_data(f"{a}+{b}", split="test")
     assert [entry.texts for entry in entries_of(data)][8:] == [("0.png one",), ("1.png one",) * 2]
     assert [skip.key for skip in missing_images(data)] == ["1.png"]
+
+
+def test_of_joined_sources_only_those_without_files_are_read(tmp_path, monkeypatch):
+    path, shard = karpathy(tmp_path / "a", count=2), write_shard(tmp_path / "b.tar", samples(range(2)))
+    data = join([open_data(path, split="test"), open_data(shard)])
+    monkeypatch.setattr("multiflow.data.captions.load_image", None)  # a call would fail
+    assert [data.known(i) is None for i in range(4)] == [False, False, True, True]
+    assert [entry.texts for entry in entries_of(data)[1:]] == [("1.png one",) * 2, ("picture 0",), ("picture 1",)]
+    assert missing_images(data) == []
 
 
 def test_missing_images_of_regions_and_questions(tmp_path):

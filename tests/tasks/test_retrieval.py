@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from statistics import fmean
 
 import pytest
 import torch
 
 from multiflow.tasks.base import TASKS
 from multiflow.tasks.inputs import Pixels, clean
-from multiflow.tasks.rerank import evaluate_retrieval
-from multiflow.tasks.retrieval import RESULTS
+from multiflow.tasks.rerank import UNFOUND, Recall, RetrievalResult, evaluate_retrieval
+from multiflow.tasks.retrieval import RESULTS, r1_of_images
 from multiflow.tasks.shapes_models import shapes_model
 from tests.tasks.small import FAMILIES
 from tests.tasks.worlds import TOKENIZER, tiny
@@ -76,6 +77,27 @@ def test_the_figures_are_those_of_the_engine(data, family, trained, tmp_path):
     assert figures["IR@10"] == want.reranked.ir10
     assert figures["ITC IR@5"] == want.itc.ir5
     assert TASK.score(figures) == want.reranked.mean
+    assert TASK.main_of(figures) == "mean R@1"
+    assert figures["mean R@1"] == pytest.approx((want.reranked.tr1 + want.reranked.ir1) / 2)
+    assert len(figures.each) == len(data)
+    assert fmean(figures.each) == pytest.approx(figures["mean R@1"])
     assert seen == [(4, 12), (6, 12), (10, 12), (12, 12)]
     lists = json.loads((tmp_path / RESULTS).read_text())
     assert lists == {"texts_of_image": want.top_texts.tolist(), "images_of_text": want.top_images.tolist()}
+
+
+def result_of(text_ranks, image_ranks):
+    none, nothing = Recall(0, 0, 0, 0, 0, 0), torch.empty(0, 0, dtype=torch.long)
+    return RetrievalResult(none, none, torch.tensor(text_ranks), torch.tensor(image_ranks), nothing, nothing)
+
+
+def test_the_r1_of_an_image_is_the_mean_of_its_hit_and_those_of_its_captions():
+    found = result_of([0, 1, UNFOUND], [0, 3, 0, 0, UNFOUND, 1])
+    assert r1_of_images(found, [2, 2, 2]) == [75, 50, 0]
+
+
+def test_every_caption_weighs_the_same_where_images_differ_in_how_many_they_have():
+    found = result_of([0, 4], [0, 0, 0, 0])  # TR@1 50, IR@1 100
+    each = r1_of_images(found, [3, 1])
+    assert each == [125, 25]
+    assert fmean(each) == (50 + 100) / 2

@@ -78,6 +78,21 @@ def test_a_batch_holds_all_answers_with_their_weights(data, family):
     assert value.isfinite()
 
 
+@pytest.mark.parametrize(("family", "much"), [("xvlm", 0.5), ("blip", 0.2)])
+def test_answers_to_questions_of_visual_genome_count_less(tmp_path, family, much):
+    write_images(tmp_path, ["a.png"])
+    asked = [
+        {"image": "a.png", "question": "what?", "answer": ["red", "red", "blue", "red"], "dataset": "vqa"},
+        {"image": "a.png", "question": "where?", "answer": "star", "dataset": "vg"},
+        {"image": "a.png", "question": "who?", "answer": "disc"},
+    ]
+    data = TASK.open(write_json(tmp_path / "vqa_train.json", asked).parent, "train")
+    batch = TASK.batch(data, TASK.inputs(tiny(family, "vqa"), TOKENIZER), 3, 0)
+    texts = [TOKENIZER.decode(row, skip_special_tokens=True) for row in batch["answer_ids"]]
+    found = dict(zip(texts, batch["answer_weights"].tolist(), strict=True))
+    assert found == pytest.approx({"red": 0.75, "blue": 0.25, "star": much, "disc": 1.0})
+
+
 def test_training_needs_answers(tmp_path):
     write_images(tmp_path, ["a.png"])
     path = write_json(tmp_path / "vqa_train.json", [{"image": "a.png", "question": "what?"}])
@@ -87,7 +102,8 @@ def test_training_needs_answers(tmp_path):
         TASK.batch(data, TASK.inputs(tiny("xvlm", "vqa"), TOKENIZER), 1, 0)
     with pytest.raises(MultiflowError, match="have no answers to compare with; give --save DIR"):
         TASK.evaluate(tiny("xvlm", "vqa"), TOKENIZER, data)
-    assert TASK.evaluate(tiny("xvlm", "vqa"), TOKENIZER, data, save=tmp_path / "out") == {}
+    figures = TASK.evaluate(tiny("xvlm", "vqa"), TOKENIZER, data, save=tmp_path / "out")
+    assert (figures, figures.each) == ({}, ())
     (said,) = json.loads((tmp_path / "out" / RESULTS).read_text())
     assert said["question_id"] == 0
     assert said["answer"] in ("x", "y")
@@ -116,6 +132,8 @@ def test_figures_are_the_official_accuracy(data, tmp_path, monkeypatch):
     upper = [max((vqa_accuracy(c, item.answers) for c in data.choices), default=0.0) for item in data]
     assert figures["listed"] == pytest.approx(sum(upper) / len(upper))
     assert TASK.score(figures) == figures["accuracy"]
+    assert TASK.main_of(figures) == "accuracy"
+    assert figures.each == tuple(100.0 if i % 2 else 0.0 for i in range(len(data)))
     written = json.loads((tmp_path / RESULTS).read_text())
     assert written == [{"question_id": int(key), "answer": answer} for key, answer in said]
     assert torch.is_grad_enabled()

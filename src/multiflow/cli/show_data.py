@@ -54,7 +54,7 @@ def labelled(path: Path) -> list[tuple[str, Dataset[Any]]]:
         with suppress(NoSuchSplit):
             data = open_labelled(path, split)
             classes = f"{len(data.choices)} classes"
-            found.append((split, Dataset("pairs", classes, data.source, len(data), data.read)))
+            found.append((split, Dataset("pairs", classes, data.source, len(data), data.read, known=data.known)))
     return found
 
 

@@ -1,9 +1,9 @@
 """Augmentation of the published calibration and training: random crops, flips and RandAugment (arXiv 1909.13719).
 
-A crop of a share of 0.2 to 1 of the image (width / height from 3/4 to 4/3), resized; a flip with probability 1/2; then
-``RandAugment(2, 7)``: two operations drawn of ten, each applied with probability 1/2 at magnitude 7 of 10. Images with
-boxes are not cropped and take the operations that move nothing. Nothing is flipped whose text says left or right; the
-published calibration looked for that in regions alone.
+A crop of a share of 0.2 to 1 of the image, or of another range (width / height from 3/4 to 4/3), resized; a flip with
+probability 1/2; then ``RandAugment(2, 7)``: two operations drawn of ten, each applied with probability 1/2 at magnitude
+7 of 10. Images with boxes are not cropped and take the operations that move nothing. Nothing is flipped whose text says
+left or right; the published calibration looked for that in regions alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ GREY = (128, 128, 128)  # what moves in from outside of the image
 SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
-def augment_image(image: Image.Image | np.ndarray, text: str, size: int, chance: Generator) -> np.ndarray:
+def augment_image(
+    image: Image.Image | np.ndarray, text: str, size: int, chance: Generator, *, crop: tuple[float, float] = CROP
+) -> np.ndarray:
     """Return an augmented image as a uint8 array (size, size, 3).
 
     Args:
@@ -37,9 +39,10 @@ def augment_image(image: Image.Image | np.ndarray, text: str, size: int, chance:
         text: its caption; one that says left or right forbids the flip.
         size: height and width of the result in pixels.
         chance: where every random choice comes from.
+        crop: least and largest share of the image that is kept.
     """
     picture = _picture(image)
-    area = random_crop(picture.size, chance)
+    area = random_crop(picture.size, chance, crop)
     picture = picture.resize((size, size), BICUBIC, box=area)
     if chance.random() < FLIP and not SIDES.search(text):
         picture = ImageOps.mirror(picture)
@@ -58,11 +61,17 @@ def augment_regions(
     return picture, [(text, _moved(box, x, y, size if flip else None)) for text, box in regions]
 
 
-def random_crop(size: tuple[int, int], chance: Generator) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of a random part of an image of (width, height)."""
+def random_crop(
+    size: tuple[int, int], chance: Generator, share: tuple[float, float] = CROP
+) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of a random part of an image of (width, height).
+
+    It has a share of the area drawn between the two given, up to rounding; of an image that is too long for the ratios
+    it is the middle.
+    """
     width, height = size
     for _ in range(10):
-        area = width * height * chance.uniform(*CROP)
+        area = width * height * chance.uniform(*share)
         ratio = math.exp(chance.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:

@@ -45,12 +45,27 @@ class RegionItem:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about an image with its answers: ten in VQA v2, none in a test split."""
+    """A question about an image with its answers: ten in VQA v2, none in a test split.
+
+    ``dataset`` is what a prepared list says of where the question is from: ``vqa``, ``vg`` (Visual Genome), or nothing.
+    """
 
     image: ImageLike
     question: str
     answers: tuple[str, ...]
     key: str
+    dataset: str = ""
+
+
+class Known(NamedTuple):
+    """What is known of an item without opening its image: the file, and its captions or answers (none of regions)."""
+
+    path: str
+    texts: tuple[str, ...]
+
+
+def nothing_known(index: int) -> None:
+    """Know nothing of an item that has not been read."""
 
 
 Item = TypeVar("Item")
@@ -113,7 +128,7 @@ class Dataset(Generic[Item]):
         size: number of items.
         read: gives item i, or raises `BrokenItem`.
         texts: for regions, how many texts each item has (items,).
-        answers: for questions, the answers of each item.
+        known: gives what is known of item i before it is read, or None where its image is no file of its own.
         skipped: parts of the source that could not be indexed.
     """
 
@@ -123,7 +138,7 @@ class Dataset(Generic[Item]):
     size: int
     read: Callable[[int], Item]
     texts: np.ndarray | None = None
-    answers: Sequence[tuple[str, ...]] | None = None
+    known: Callable[[int], Known | None] = nothing_known
     skipped: tuple[Skip, ...] = ()
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from multiflow.data.base import Dataset, Pair, Skip
+from multiflow.data.base import Dataset, Known, Pair, Skip
 from multiflow.data.files import choose_split, field, image_files, load_image, locate, texts_of
 from multiflow.errors import MultiflowError
 
@@ -118,9 +118,15 @@ def _from_records(
     named = [[names[i] for i in good] for names in (*manners, [name for name, _ in records])]
     paths = locate(named, path if path.is_dir() else path.parent, images, f"'{path}'")
     items = [(path, *records[i]) for path, i in zip(paths, good, strict=True)]
-    return Dataset("pairs", layout, str(path), len(items), partial(_read, items), skipped=skipped)
+    read, known = partial(_read, items), partial(_known, items)
+    return Dataset("pairs", layout, str(path), len(items), read, known=known, skipped=skipped)
 
 
 def _read(items: list[tuple[str, str, tuple[str, ...]]], index: int) -> Pair:
     path, name, captions = items[index]
     return Pair(load_image(path, name), captions, name)
+
+
+def _known(items: list[tuple[str, str, tuple[str, ...]]], index: int) -> Known:
+    path, _, captions = items[index]
+    return Known(path, captions)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -70,7 +69,7 @@ def _one_after_the_other(parts: Sequence[Dataset[Any]]) -> Dataset[Any]:
         int(ends[-1]),
         partial(_read, tuple(part.read for part in parts), ends),
         texts=np.concatenate([part.texts for part in parts if part.texts is not None]) if kind == "regions" else None,
-        answers=tuple(chain.from_iterable(part.answers or () for part in parts)) if kind == "questions" else None,
+        known=partial(_read, tuple(part.known for part in parts), ends),
         skipped=tuple(skip for part in parts for skip in part.skipped),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from multiflow.data.base import Box, Dataset, Region, RegionItem, Skip
+from multiflow.data.base import Box, Dataset, Known, Region, RegionItem, Skip
 from multiflow.data.files import field, image_files, load_image, locate, read_json, texts_of
 from multiflow.errors import MultiflowError
 
@@ -93,7 +93,8 @@ def _dataset(layout: str, path: Path, records: Records, skipped: tuple[Skip, ...
     if not records:
         raise MultiflowError(f"captions are missing: no image in '{path}' has a region with a caption")
     counts = np.array([len(regions) for _, regions, _ in records], np.int64)
-    return Dataset("regions", layout, str(path), len(records), partial(_read, records), counts, skipped=skipped)
+    read, known = partial(_read, records), partial(_known, records)
+    return Dataset("regions", layout, str(path), len(records), read, counts, known, skipped)
 
 
 def _read(records: Records, index: int) -> RegionItem:
@@ -104,6 +105,10 @@ def _read(records: Records, index: int) -> RegionItem:
         x, y = image.width / size[0], image.height / size[1]
         regions = tuple(Region(texts, _scaled(box, x, y)) for texts, box in regions)
     return RegionItem(image, regions, key)
+
+
+def _known(records: Records, index: int) -> Known:
+    return Known(records[index][0], ())
 
 
 def _scaled(box: Box | None, x: float, y: float) -> Box | None:

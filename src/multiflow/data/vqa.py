@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from multiflow.data.base import Dataset, Question, Skip
+from multiflow.data.base import Dataset, Known, Question, Skip
 from multiflow.data.files import field, load_image, locate, read_json, texts_of
 from multiflow.errors import MultiflowError
 
-Records = list[tuple[str, tuple[str, ...], str]]
-"""(question, answers, key), in file order."""
+Records = list[tuple[str, tuple[str, ...], str, str]]
+"""(question, answers, key, data set), in file order."""
 
 LIST = "question list of X-VLM or BLIP"
 MOST_ANSWERS = 3128  # as many as the published list of candidates has
@@ -46,26 +46,28 @@ def open_vqa(content: dict[str, Any], path: Path, images: Path | None) -> Datase
         [manner.format(image) for image, _, _ in asked]
         for manner in (f"{subset}/{coco}", coco, "{:0>12}.jpg", "{}.jpg", "{}.png")
     ]
-    records = [(text, (answers or {}).get(key, ()), key) for _, text, key in asked]
+    records = [(text, (answers or {}).get(key, ()), key, "") for _, text, key in asked]
     return _dataset("VQA v2 questions", path, records, locate(manners, path.parent, images, f"'{path}'"))
 
 
 def open_question_list(content: list[Any], path: Path, images: Path | None) -> Dataset[Question]:
     """Read a prepared list ``[{image, question, answer?, question_id?, dataset?}]``.
 
-    The answer is a text or a list of texts. ``dataset`` ("vqa" or "vg") tells which folder an image name belongs to.
+    The answer is a text or a list of texts. ``dataset`` ("vqa" or "vg") is where a question is from: it tells which
+    folder an image name belongs to.
     """
     records: Records = []
-    names: list[tuple[str, str]] = []
+    names: list[str] = []
     for i, record in enumerate(content):
         where = f"entry {i} of '{path}'"
         answers = texts_of(record["answer"], where) if "answer" in record else ()
-        names.append((field(record, "image", str, where), str(record.get("dataset", ""))))
-        records.append((field(record, "question", str, where), answers, str(record.get("question_id", i))))
+        names.append(field(record, "image", str, where))
+        key, dataset = str(record.get("question_id", i)), str(record.get("dataset", ""))
+        records.append((field(record, "question", str, where), answers, key, dataset))
     paths = [""] * len(names)
-    for kind in dict.fromkeys(kind for _, kind in names):
-        of_kind = [i for i, (_, other) in enumerate(names) if other == kind]
-        manners = [[os.path.join(folder, names[i][0]) for i in of_kind] for folder in ("", *FOLDERS.get(kind, ()))]
+    for kind in dict.fromkeys(dataset for *_, dataset in records):
+        of_kind = [i for i, (*_, dataset) in enumerate(records) if dataset == kind]
+        manners = [[os.path.join(folder, names[i]) for i in of_kind] for folder in ("", *FOLDERS.get(kind, ()))]
         for i, place in zip(of_kind, locate(manners, path.parent, images, f"'{path}'"), strict=True):
             paths[i] = place
     return _dataset(LIST, path, records, paths)
@@ -98,8 +100,8 @@ def answer_list(data: Dataset[Question], path: str | Path | None = None, most: i
             break
     else:
         shares: Counter[str] = Counter()
-        for given in data.answers or ():
-            shares.update(answer_weights(given))
+        for known in map(data.known, range(len(data))):
+            shares.update(answer_weights(known.texts if known else ()))
         answers = [answer for answer, _ in shares.most_common(most)]
     if not answers:
         raise MultiflowError(f"{data} have no answers; give the candidates in a file answer_list.json beside them")
@@ -131,16 +133,18 @@ def _subset(path: Path) -> str:
 
 def _dataset(layout: str, path: Path, records: Records, paths: list[str]) -> Dataset[Question]:
     """Make the data set; entries whose question is blank are noted as skipped."""
-    good = [i for i, (question, _, _) in enumerate(records) if question.strip()]
+    good = [i for i, (question, *_) in enumerate(records) if question.strip()]
     if not good:
         raise MultiflowError(f"'{path}' holds no questions")
-    skipped = tuple(Skip(key, "no question") for question, _, key in records if not question.strip())
+    skipped = tuple(Skip(key, "no question") for question, _, key, _ in records if not question.strip())
     records, paths = [records[i] for i in good], [paths[i] for i in good]
-    answers = tuple(given for _, given, _ in records)
-    read = partial(_read, paths, records)
-    return Dataset("questions", layout, str(path), len(records), read, answers=answers, skipped=skipped)
+    read, known = partial(_read, paths, records), partial(_known, paths, records)
+    return Dataset("questions", layout, str(path), len(records), read, known=known, skipped=skipped)
 
 
 def _read(paths: list[str], records: Records, index: int) -> Question:
-    question, answers, key = records[index]
-    return Question(load_image(paths[index], os.path.basename(paths[index])), question, answers, key)
+    return Question(load_image(paths[index], os.path.basename(paths[index])), *records[index])
+
+
+def _known(paths: list[str], records: Records, index: int) -> Known:
+    return Known(paths[index], records[index][1])

@@ -1,11 +1,13 @@
 """Metrics of the tasks, in percent, equal to those of the official tools: reached as ``mf.metrics``."""
 
 from multiflow.metrics.captions import CAPTION_METRICS, caption_scores, missing_caption_metrics
+from multiflow.metrics.figures import Figures
 from multiflow.metrics.ranking import recall, top1
 from multiflow.metrics.vqa import vqa_accuracy, write_vqa_results
 
 __all__ = [
     "CAPTION_METRICS",
+    "Figures",
     "caption_scores",
     "missing_caption_metrics",
     "recall",

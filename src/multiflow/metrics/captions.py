@@ -18,6 +18,7 @@ from typing import Literal
 
 from multiflow.errors import MultiflowError, unknown
 from multiflow.metrics import java
+from multiflow.metrics.figures import Figures
 
 Tokenizer = Literal["ptb", "words"]
 Tokens = dict[int, list[str]]
@@ -35,7 +36,7 @@ def caption_scores(
     *,
     metrics: Sequence[str] | None = None,
     tokenizer: Tokenizer = "ptb",
-) -> dict[str, float]:
+) -> Figures:
     """Score one caption per image against the captions people wrote: metric -> value in percent.
 
     The values are 100 times those of the official tool, as papers print them; CIDEr goes up to 1000.
@@ -47,6 +48,10 @@ def caption_scores(
         tokenizer: ``ptb`` = the official one; ``words`` = runs of letters, digits and inner apostrophes in lower case.
             The latter needs no Java, its values are not comparable with published ones, and its names say so:
             ``CIDEr (words)``.
+
+    Returns:
+        The metrics in the order asked for; ``each`` is the CIDEr of each image, in the order of the references, and
+        empty where CIDEr was not asked for.
 
     Raises:
         MultiflowError: the ids differ, a reference is blank, a metric is unknown or not to be had here, or Java fails.
@@ -62,9 +67,9 @@ def caption_scores(
     words = iter(split([*said, *given]))
     hypotheses: Tokens = {i: [next(words)] for i in range(len(said))}
     targets: Tokens = {i: list(islice(words, len(texts))) for i, texts in enumerate(references.values())}
-    scores = _score(chosen, targets, hypotheses)
+    scores, ciders = _score(chosen, targets, hypotheses)
     mark = " (words)" if tokenizer == "words" else ""
-    return {f"{name}{mark}": 100 * scores[name] for name in chosen}
+    return Figures({f"{name}{mark}": 100 * scores[name] for name in chosen}, (100 * x for x in ciders))
 
 
 def missing_caption_metrics(tokenizer: Tokenizer = "ptb") -> dict[str, str]:
@@ -125,23 +130,26 @@ def _choose(metrics: Sequence[str] | None, tokenizer: Tokenizer) -> list[str]:
     return [name for name in asked if name not in missing]
 
 
-def _score(chosen: Sequence[str], targets: Tokens, hypotheses: Tokens) -> dict[str, float]:
-    """Compute the metrics that were chosen, as fractions; BLEU's four come together."""
+def _score(chosen: Sequence[str], targets: Tokens, hypotheses: Tokens) -> tuple[dict[str, float], list[float]]:
+    """Compute the metrics that were chosen, as fractions, and CIDEr of each image; BLEU's four come together."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
     scores: dict[str, float] = {}
+    ciders: list[float] = []
     if not set(BLEU).isdisjoint(chosen):
         values, _ = Bleu(4).compute_score(targets, hypotheses, verbose=0)
         scores |= dict(zip(BLEU, map(float, values), strict=True))
-    for name, metric in (("ROUGE-L", Rouge), ("CIDEr", Cider)):
-        if name in chosen:
-            scores[name] = float(metric().compute_score(targets, hypotheses)[0])
+    if "ROUGE-L" in chosen:
+        scores["ROUGE-L"] = float(Rouge().compute_score(targets, hypotheses)[0])
+    if "CIDEr" in chosen:
+        mean, of_each = Cider().compute_score(targets, hypotheses)
+        scores["CIDEr"], ciders = float(mean), of_each.tolist()
     for name, run in (("METEOR", java.meteor), ("SPICE", java.spice)):
         if name in chosen:
             scores[name] = run(targets, hypotheses)
-    return scores
+    return scores, ciders
 
 
 def _in_words(texts: Iterable[str]) -> list[str]:

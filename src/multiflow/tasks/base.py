@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from multiflow.errors import MultiflowError, unknown
+from multiflow.metrics import Figures
 from multiflow.models.task_models import TASKS as NAMES
 from multiflow.tasks.feed import Batch
 
@@ -33,8 +34,10 @@ class Task:
             function of its arguments: the items in an order that the seed and the epoch decide, without end.
         loss: ``loss(model, batch, position)`` -> scalar to minimise and figures to log, as `train` takes it.
         evaluate: ``evaluate(model, tokenizer, data, *, batch_size=32, progress=None, save=None, **options)`` ->
-            figures in percent. ``progress`` is called with (items done, items in all); ``save`` is a folder for what
-            the model says.
+            figures in percent, see `multiflow.metrics.Figures`. ``progress`` is called with (items done, items in all);
+            ``save`` is a folder for what the model says.
+        main: the figure that results are compared by; ``each`` of the figures is this one of each item, in the order
+            of the data.
         best: the figure by which the best checkpoint is chosen, the higher the better.
         models: types of models that can be evaluated as they are.
         untrained: types of pretrained models whose task model needs no training to be evaluated.
@@ -47,7 +50,8 @@ class Task:
     inputs: Callable[..., Any]
     batch: Callable[[Any, Any, int, int], dict[str, Any]]
     loss: Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
-    evaluate: Callable[..., dict[str, float]]
+    evaluate: Callable[..., Figures]
+    main: str
     best: str
     models: tuple[str, ...]
     untrained: tuple[str, ...] = ()
@@ -59,11 +63,25 @@ class Task:
         Raises:
             MultiflowError: the figures lack it.
         """
-        for name in (self.best, f"{self.best} (words)"):
+        return figures[self._named(self.best, figures, "to choose by")]
+
+    def main_of(self, figures: Mapping[str, float]) -> str:
+        """Return the name under which the figures hold the `main` one: itself, or ``CIDEr (words)`` as in `score`.
+
+        Raises:
+            MultiflowError: the figures lack it.
+
+        >>> TASKS["captioning"].main_of({"BLEU-4 (words)": 30.1, "CIDEr (words)": 98.2})
+        'CIDEr (words)'
+        """
+        return self._named(self.main, figures, "to compare by")
+
+    def _named(self, wanted: str, figures: Mapping[str, float], purpose: str) -> str:
+        for name in (wanted, f"{wanted} (words)"):
             if name in figures:
-                return figures[name]
+                return name
         raise MultiflowError(
-            f"task '{self.name}' has no figure '{self.best}' to choose by, only {', '.join(figures) or 'none'}; "
+            f"task '{self.name}' has no figure '{wanted}' {purpose}, only {', '.join(figures) or 'none'}; "
             "give data with the right answers"
         )
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiflow.calibration.hooks import evaluating
 from multiflow.files import write_atomically
-from multiflow.metrics import caption_scores, missing_caption_metrics
+from multiflow.metrics import Figures, caption_scores, missing_caption_metrics
 from multiflow.tasks.base import Task
-from multiflow.tasks.feed import Batch
+from multiflow.tasks.feed import model_loss
 from multiflow.tasks.inputs import (
     TaskInputs,
     clean,
@@ -53,11 +53,6 @@ def caption_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position:
     ids, mask = inputs.encode(texts, end=True)
     labels = labels_of(ids, mask, prompt_ids(inputs).shape[1])
     return {"pixel_values": to_tensor(pictures, inputs), "input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def caption_loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-    """Return the loss of the captions' tokens."""
-    return model(**batch).loss, {}
 
 
 @torch.no_grad()
@@ -109,7 +104,7 @@ def evaluate_captioning(
     save: str | Path | None = None,
     metrics: Sequence[str] | None = None,
     **options: Any,
-) -> dict[str, float]:
+) -> Figures:
     """Caption every image and score the captions against those that people wrote.
 
     Without Java the official words cannot be had: the metrics that go without them are computed on plain words, under
@@ -124,6 +119,9 @@ def evaluate_captioning(
         save: folder for ``captions.json`` in the form of COCO's results: ``[{"image_id", "caption"}]``.
         metrics: names from `multiflow.metrics.CAPTION_METRICS`; None = all that can be had.
         options: as of `write_captions`.
+
+    Returns:
+        The metrics; ``each`` is the CIDEr of each image, in the order of the data, and empty where it was not computed.
 
     Raises:
         MultiflowError: a metric is unknown or not to be had here.
@@ -169,8 +167,9 @@ TASK = Task(
     options=lambda data: {},
     inputs=partial(text_inputs, blip_length=40),
     batch=caption_batch,
-    loss=caption_loss,
+    loss=model_loss,
     evaluate=evaluate_captioning,
+    main="CIDEr",
     best="CIDEr",
     models=("xvlm-captioning", "blip-captioning"),
     untrained=("blip-pretraining",),

@@ -20,7 +20,7 @@ from multiflow.calibration.hooks import evaluating
 from multiflow.data import Skip
 from multiflow.errors import MultiflowError
 from multiflow.files import write_atomically
-from multiflow.metrics import top1
+from multiflow.metrics import Figures, top1
 from multiflow.tasks.base import Task
 from multiflow.tasks.feed import Batch
 from multiflow.tasks.inputs import (
@@ -66,10 +66,8 @@ def open_classes(
 
 def missing_files(data: TaskData, chosen: list[int]) -> dict[int, Skip]:
     """Return those of the chosen images whose file is not there."""
-    found = data.read.args[0] if hasattr(data.read, "args") else ()
-    if isinstance(found, tuple):  # files, and no array
-        return {i: Skip(found[i][0].name, "no such file") for i in chosen if not os.path.exists(found[i][0])}
-    return {}
+    paths = {i: known.path for i in chosen if (known := data.known(i)) is not None}
+    return {i: Skip(os.path.basename(path), "no such file") for i, path in paths.items() if not os.path.exists(path)}
 
 
 def image_inputs(model: Any, tokenizer: Any = None, **options: Any) -> TaskInputs:
@@ -106,7 +104,7 @@ def evaluate_classification(
     progress: Callable[[int, int], None] | None = None,
     save: str | Path | None = None,
     **how: Any,
-) -> dict[str, float]:
+) -> Figures:
     """Classify every image.
 
     Args:
@@ -119,7 +117,7 @@ def evaluate_classification(
         how: mean and std of the pixels.
 
     Returns:
-        ``top-1``.
+        ``top-1``; ``each`` is 100 for an image that is right and 0 for another, in the order of the data.
 
     Raises:
         MultiflowError: the model has another number of classes.
@@ -136,7 +134,8 @@ def evaluate_classification(
         names = {number: name for name, number in labels.items()}
         found = [{"image": k, "class": names.get(i)} for k, i in zip(keys, said.argmax(1).tolist(), strict=True)]
         write_atomically(Path(save) / RESULTS, json.dumps(found, indent=1) + "\n")
-    return {"top-1": top1(said, torch.tensor([labels[name] for (name,) in data.texts]))}
+    truth = torch.tensor([labels[name] for (name,) in data.texts])
+    return Figures({"top-1": top1(said, truth)}, (100 * (said.argmax(1) == truth)).tolist())
 
 
 def class_numbers(model: Any, data: TaskData) -> dict[str, int]:
@@ -160,6 +159,7 @@ TASK = Task(
     batch=image_batch,
     loss=image_loss,
     evaluate=evaluate_classification,
+    main="top-1",
     best="top-1",
     models=("vit", "dinov2"),
 )

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Batch: TypeAlias = Mapping[str, Any]
 
@@ -32,6 +32,11 @@ def prefetched(batch: Callable[[int], Batch], positions: range, ahead: int) -> I
         yield stream()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def model_loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+    """Return the loss that a model computes of a batch, and no figures; in the form of `train`."""
+    return model(**batch).loss, {}
 
 
 def batch_size(batch: Batch) -> int:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.random import Generator
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from multiflow.data import CLIP_MEAN, CLIP_STD, BrokenItem, SkipReport, encode_texts, to_pixels
-from multiflow.data.augment import FLIP, OPERATION, SIDES, rand_augment, random_crop
-from multiflow.data.images import BICUBIC, UNREADABLE, decode, resize, size_of
+from multiflow.data.augment import augment_image
+from multiflow.data.images import UNREADABLE, decode, resize
 from multiflow.data.plan import item_order
 from multiflow.data.seeds import Stream, random_at
 from multiflow.errors import MultiflowError
@@ -32,8 +30,7 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-SMALLEST_CROP = 0.5  # share of the area
-TRIES = 50
+CROP = (0.5, 1.0)  # share of the area
 DROPPED = re.compile(r'[.!"()*#:;~\s]+')  # of captions and questions, as BLIP was trained
 
 
@@ -50,6 +47,7 @@ class TaskInputs:
         seed: of order, captions and augmentation.
         mean: channel means for values in [0, 1].
         std: channel standard deviations.
+        weights: data set that a question is from -> how much its answers count; 1 where nothing is said.
     """
 
     image_size: int
@@ -60,6 +58,7 @@ class TaskInputs:
     seed: int = 0
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], *, end: bool | None = None) -> tuple[Tensor, Tensor]:
         """Return token ids and attention mask (texts, longest); ``end``: whether with [SEP], if not as usual."""
@@ -144,21 +143,7 @@ def training_picture(item: Any, texts: Sequence[str], inputs: TaskInputs, number
     except UNREADABLE as error:
         raise BrokenItem(item.key, str(error)) from error
     chance = random_at(inputs.seed, Stream.AUGMENT, number)
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    side = (inputs.image_size, inputs.image_size)
-    picture = picture.resize(side, BICUBIC, box=large_crop(size_of(picture), chance))
-    if chance.random() < FLIP and not any(SIDES.search(text) for text in texts):
-        picture = ImageOps.mirror(picture)
-    return np.asarray(rand_augment(picture, tuple(OPERATION), chance))
-
-
-def large_crop(size: tuple[int, int], chance: Generator) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of a random part of at least half of an image of (width, height)."""
-    for _ in range(TRIES):
-        left, top, right, bottom = random_crop(size, chance)
-        if (right - left) * (bottom - top) >= SMALLEST_CROP * size[0] * size[1]:
-            return left, top, right, bottom
-    return 0, 0, *size
+    return augment_image(image, " ".join(texts), inputs.image_size, chance, crop=CROP)
 
 
 def to_tensor(pictures: Sequence[Any], inputs: TaskInputs) -> Float[Tensor, "images 3 side side"]:

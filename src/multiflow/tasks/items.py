@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from multiflow.data import BrokenItem, Dataset, Skip, open_data
-from multiflow.data.base import Kind
-from multiflow.data.captions import _read as read_pair
+from multiflow.data.base import Kind, Known, nothing_known
 from multiflow.data.files import NoSuchSplit
-from multiflow.data.join import _read as read_joined
-from multiflow.data.regions import _read as read_regions
-from multiflow.data.vqa import _read as read_question
 from multiflow.errors import MultiflowError
 
 WHAT = {"pairs": "images with captions", "questions": "questions about images", "regions": "described regions"}
@@ -40,6 +36,7 @@ class TaskData:
         texts: captions of each image, answers to each question, or the class of each image.
         choices: what the model chooses from: the answers of a list, the classes.
         skipped: what was left out, and why.
+        known: number of an item in what was opened -> what is known of it before it is read, as of `Dataset`.
     """
 
     source: str
@@ -48,6 +45,7 @@ class TaskData:
     texts: tuple[tuple[str, ...], ...]
     choices: tuple[str, ...] = ()
     skipped: tuple[Skip, ...] = ()
+    known: Callable[[int], Known | None] = nothing_known
 
     def __len__(self) -> int:
         return len(self.items)
@@ -159,17 +157,15 @@ def refuse_broken(skipped: Sequence[Skip], usable: int, source: str, *, allowed:
 def entries_of(data: Dataset[Any]) -> list[Entry]:
     """Return what is known of every item: its texts, and whether its image is there.
 
-    Readers of files know both without opening an image; of others, such as shards, every item is read once.
+    Data sets of files know both without opening an image; of others, such as shards, every item is read once.
     """
-    entries = []
-    for place, number, entry in _entries(data.read, len(data)):
-        entries.append(entry if entry is not None else _read_entry(place, number))
-    return _checked(entries)
+    known = map(data.known, range(len(data)))
+    return _checked([_read_entry(data.read, i) if of is None else Entry(*of) for i, of in enumerate(known)])
 
 
 def missing_images(data: Dataset[Any]) -> list[Skip]:
     """Return which image files are not there; images that are not files of their own do not count."""
-    known = [entry for _, _, entry in _entries(data.read, len(data)) if entry is not None]
+    known = [Entry(*of) for of in map(data.known, range(len(data))) if of is not None]
     return list(dict.fromkeys(entry.broken for entry in _checked(known) if entry.broken is not None))
 
 
@@ -182,26 +178,6 @@ def _checked(entries: Sequence[Entry]) -> list[Entry]:
         else entry._replace(broken=Skip(os.path.basename(entry.path), "no such file"))
         for entry in entries
     ]
-
-
-def _entries(read: Callable[[int], Any], size: int) -> Iterator[tuple[Callable[[int], Any], int, Entry | None]]:
-    """Yield of every item its reader, its number there, and what the reader knows of it without opening its image."""
-    function, args = (read.func, read.args) if isinstance(read, partial) else (None, ())
-    known: Iterable[Entry | None]
-    if function is read_joined:
-        readers, ends = args
-        for reader, count in zip(readers, np.diff(ends, prepend=0).tolist(), strict=True):
-            yield from _entries(reader, count)
-        return
-    if function is read_pair:
-        known = (Entry(path, texts) for path, _, texts in args[0])
-    elif function is read_question:
-        known = (Entry(path, answers) for path, (_, answers, _) in zip(*args, strict=True))
-    elif function is read_regions:
-        known = (Entry(path, ()) for path, *_ in args[0])
-    else:
-        known = [None] * size
-    yield from ((read, number, entry) for number, entry in enumerate(known))
 
 
 def _read_entry(read: Callable[[int], Any], index: int) -> Entry:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multiflow.data import Pair
+from multiflow.data.base import Known
 from multiflow.data.files import NoSuchSplit, choose_split, image_files, load_image
 from multiflow.errors import MultiflowError
 from multiflow.tasks.items import WHOLE, TaskData
@@ -123,13 +124,19 @@ def _labelled(source: str, classes: tuple[str, ...], folder: Path) -> TaskData:
 
 def _data(source: str, found: Sequence[tuple[Path, str]], classes: tuple[str, ...]) -> TaskData:
     texts = tuple((name,) for _, name in found)
-    return TaskData(source, range(len(found)), partial(_read_file, tuple(found)), texts, classes)
+    read, known = partial(_read_file, tuple(found)), partial(_known, tuple(found))
+    return TaskData(source, range(len(found)), read, texts, classes, known=known)
 
 
 def _read_file(found: Sequence[tuple[Path, str]], index: int) -> Pair:
     path, name = found[index]
     key = f"{path.parent.name}/{path.name}"
     return Pair(load_image(str(path), key), (name,), key)
+
+
+def _known(found: Sequence[tuple[Path, str]], index: int) -> Known:
+    path, name = found[index]
+    return Known(str(path), (name,))
 
 
 def _open_cifar(folder: Path, split: str | None, cifar: Cifar) -> TaskData:

@@ -6,16 +6,18 @@ Trained with ITC and ITM on pairs of an image and one of its captions; evaluated
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from multiflow.files import write_atomically
+from multiflow.metrics import Figures
 from multiflow.tasks.base import Task
 from multiflow.tasks.feed import Batch
 from multiflow.tasks.inputs import Pixels, TaskInputs, clean, drawn, made_of, text_inputs, to_tensor, training_picture
@@ -74,7 +76,7 @@ def evaluate_pairs(
     save: str | Path | None = None,
     k_test: int = SHORTLIST,
     **how: Any,
-) -> dict[str, float]:
+) -> Figures:
     """Search the captions by image and the images by caption; also with a model that was pretrained only.
 
     Args:
@@ -88,7 +90,8 @@ def evaluate_pairs(
         how: mean and std of the pixels.
 
     Returns:
-        ``TR@1`` ... ``IR@10``, their ``mean recall``, and ``ITC TR@1`` ... of the contrastive similarity alone.
+        ``TR@1`` ... ``IR@10``, their ``mean recall``, the ``mean R@1`` of both ways, and ``ITC TR@1`` ... of the
+        contrastive similarity alone. ``each`` is the R@1 of each image, in the order of the data, see `r1_of_images`.
     """
     inputs = text_inputs(model, tokenizer, **how)
     captions = [[clean(text) for text in several] for several in data.texts]
@@ -106,7 +109,25 @@ def evaluate_pairs(
         lists = {"texts_of_image": found.top_texts[:, :10], "images_of_text": found.top_images[:, :10]}
         write_atomically(Path(save) / RESULTS, json.dumps({name: rows.tolist() for name, rows in lists.items()}) + "\n")
     itc = {f"ITC {name}": value for name, value in _named(found.itc).items()}
-    return {**_named(found.reranked), "mean recall": found.reranked.mean, **itc}
+    r1 = fmean([found.reranked.tr1, found.reranked.ir1])
+    means = {"mean recall": found.reranked.mean, "mean R@1": r1}
+    return Figures({**_named(found.reranked), **means, **itc}, r1_of_images(found, [len(s) for s in captions]))
+
+
+def r1_of_images(found: RetrievalResult, counts: Sequence[int]) -> list[float]:
+    """Return for each image the mean of its own hit and the hits of its captions, in percent.
+
+    The captions of an image count by their mean hit times ``c / mean(c)``, where ``c`` is how many it has. So every
+    caption weighs the same, and the mean over the images is (TR@1 + IR@1) / 2 also where images differ in how many
+    captions they have; an image that has more than most can then be above 100.
+
+    Args:
+        found: what `evaluate_retrieval` found.
+        counts: how many captions each image has.
+    """
+    hits = torch.stack([part.sum() for part in (found.image_ranks == 0).split(list(counts))])
+    share = hits.double() * len(counts) / sum(counts)
+    return (50 * ((found.text_ranks == 0) + share)).tolist()
 
 
 def _named(found: Recall) -> dict[str, float]:
@@ -122,6 +143,7 @@ TASK = Task(
     batch=pair_batch,
     loss=retrieval_loss,
     evaluate=evaluate_pairs,
+    main="mean R@1",
     best="mean recall",
     models=("xvlm", "xvlm-retrieval", "blip-pretraining", "blip-retrieval"),
     epoch=lambda data: data.pairs,

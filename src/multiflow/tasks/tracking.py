@@ -1,4 +1,4 @@
-"""Metrics of a run, kept as JSON lines, in TensorBoard where it is installed, and in Weights & Biases where asked for."""
+"""Metrics of a run: JSON lines, TensorBoard where it is installed, and Weights & Biases where it was asked for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Visual question answering: of a list of answers the one that the decoder finds likeliest, by the official accuracy.
 
 As X-VLM (arXiv 2111.08276) and BLIP (arXiv 2201.12086) are fine-tuned and evaluated on VQA v2: in training every answer
-counts by the share of people who gave it; at test the 128 answers of the likeliest first token are scored whole.
+counts by the share of people who gave it, with X-VLM half as much where the question is from Visual Genome; at test the
+128 answers of the likeliest first token are scored whole.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from multiflow.calibration.hooks import evaluating
 from multiflow.data import Dataset, answer_list, answer_weights
 from multiflow.errors import MultiflowError
-from multiflow.metrics import vqa_accuracy, write_vqa_results
+from multiflow.metrics import Figures, vqa_accuracy, write_vqa_results
 from multiflow.tasks.base import Task
-from multiflow.tasks.feed import Batch
+from multiflow.tasks.feed import model_loss
 from multiflow.tasks.inputs import (
     TaskInputs,
     clean,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 TOP = 128
 RESULTS = "vqa_results.json"
+WEIGHTS = {"xvlm-vqa": {"vg": 0.5}, "blip-vqa": {"vg": 0.2}}
+"""Type of model -> data set that a question is from -> how much its answers count; 1 where nothing is said."""
 LIST = "answer_list.json"
 
 
@@ -80,14 +82,20 @@ def _of_candidates(
         ) from error
 
 
+def question_inputs(model: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> TaskInputs:
+    """Return the inputs of `text_inputs`, with the weights of the questions that the model was published with."""
+    return text_inputs(model, tokenizer, weights=WEIGHTS.get(model.config.model_type, {}), **options)
+
+
 def question_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position: int) -> dict[str, Any]:
-    """Return questions with all their answers, each weighted by the share of people who gave it."""
+    """Return questions with all their answers, weighted by the share of people who gave each and by the data set."""
 
     def make(number: int, index: int) -> tuple[Any, str, Mapping[str, float]]:
         item = data[index]
         if not item.answers:
             raise MultiflowError(f"question {item.key} has no answers; train on a split whose questions have them")
-        weights = answer_weights(item.answers)
+        much = inputs.weights.get(item.dataset, 1.0)
+        weights = {answer: much * share for answer, share in answer_weights(item.answers).items()}
         return training_picture(item, (item.question, *weights), inputs, number), clean(item.question), weights
 
     made = made_of(make, drawn(len(data), inputs, batch_size, position))
@@ -100,14 +108,9 @@ def question_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position
         "attention_mask": mask,
         "answer_ids": answer_ids,
         "answer_mask": answer_mask,
-        "answer_weights": torch.tensor([share for *_, weights in made for share in weights.values()]),
+        "answer_weights": torch.tensor([weight for *_, weights in made for weight in weights.values()]),
         "answers_per_question": torch.tensor([len(weights) for *_, weights in made]),
     }
-
-
-def question_loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-    """Return the loss of the answers."""
-    return model(**batch).loss, {}
 
 
 @torch.no_grad()
@@ -155,7 +158,7 @@ def evaluate_vqa(
     progress: Callable[[int, int], None] | None = None,
     save: str | Path | None = None,
     **options: Any,
-) -> dict[str, float]:
+) -> Figures:
     """Answer every question and score the answers as the official evaluation does.
 
     Args:
@@ -169,6 +172,7 @@ def evaluate_vqa(
 
     Returns:
         ``accuracy``; ``listed``: what always choosing the best answer of the list would reach; none without answers.
+        ``each`` is the accuracy of each question, in the order of the data.
 
     Raises:
         MultiflowError: there are neither answers nor ``save``, or a question has one answer alone.
@@ -180,22 +184,23 @@ def evaluate_vqa(
     if save is not None:
         write_vqa_results(Path(save) / RESULTS, dict(said))
     if not answered:
-        return {}
+        return Figures({})
     listed, best = frozenset(data.choices), []
     for answers in data.texts:
         best.append(max((vqa_accuracy(answer, answers) for answer in {*answers} & listed), default=0.0))
     right = [vqa_accuracy(text, answers) for (_, text), answers in zip(said, data.texts, strict=True)]
-    return {"accuracy": fmean(right), "listed": fmean(best)}
+    return Figures({"accuracy": fmean(right), "listed": fmean(best)}, right)
 
 
 TASK = Task(
     name="vqa",
     open=open_questions,
     options=lambda data: {},
-    inputs=text_inputs,
+    inputs=question_inputs,
     batch=question_batch,
-    loss=question_loss,
+    loss=model_loss,
     evaluate=evaluate_vqa,
+    main="accuracy",
     best="accuracy",
     models=("xvlm-vqa", "blip-vqa"),
 )

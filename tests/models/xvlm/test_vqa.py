@@ -61,7 +61,7 @@ def test_the_loss_is_golden(golden):
 
 @pytest.mark.parametrize("rows", [512, 8, 1])
 def test_the_ranking_is_golden_however_many_answers_are_scored_at_once(golden, monkeypatch, rows):
-    monkeypatch.setattr("multiflow.models.xvlm.vqa.ROWS", rows)
+    monkeypatch.setattr("multiflow.models.answers.ROWS", rows)
     asked, given = golden_questions()
     ranking = golden.rank_answers(
         **asked, candidate_ids=given["candidate_ids"], candidate_mask=given["candidate_atts"], k=8
@@ -173,7 +173,10 @@ def test_training_reaches_every_parameter():
         ({"answer_weights": torch.ones(3)}, r"answer_weights has shape \(3,\); give one weight for each of 6"),
         ({"answers_per_question": None}, "6 answers were given to 3 questions, and answers_per_question is None"),
         ({"answers_per_question": torch.tensor([2, 2, 3])}, r"answers_per_question is \[2, 2, 3\]"),
-        (dict.fromkeys(("answer_ids", "answer_mask"), torch.ones(6, 1, dtype=torch.long)), "at least 2 tokens"),
+        (
+            dict.fromkeys(("answer_ids", "answer_mask"), torch.ones(6, 1, dtype=torch.long)),
+            r"answer_ids has shape \(6, 1\); this model takes \(answers, tokens\), from 2 to",
+        ),
     ],
 )
 def test_bad_batches(change, message):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,61 +38,6 @@ def read_pairs(
     if input_ids.shape[1] > most:
         raise MultiflowError(f"input_ids has {input_ids.shape[1]} tokens a text; this model takes at most {most}")
     return pixel_values, input_ids, attention_mask
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Answers of a batch, or a list of candidates.
-
-    Args:
-        ids: tokens (answers, length).
-        mask: which of them are real (1).
-        weights: how much each answer counts.
-        per_question: how many answers belong to each question.
-    """
-
-    ids: Int[Tensor, "answers length"]
-    mask: Int[Tensor, "answers length"]
-    weights: Float[Tensor, " answers"]
-    per_question: Int[Tensor, " questions"]
-
-
-def read_answers(
-    config: BlipPretrainingConfig,
-    questions: int,
-    answer_ids: Int[Tensor, "answers length"] | None,
-    answer_mask: Int[Tensor, "answers length"] | None,
-    answer_weights: Float[Tensor, " answers"] | None = None,
-    answers_per_question: Int[Tensor, " questions"] | None = None,
-) -> Answers:
-    """Give the answers to so many questions back: each with the weight 1, and one for each question, if not given.
-
-    Raises:
-        MultiflowError: a part is missing, or its shape does not fit the others, the questions or the model.
-    """
-    if answer_ids is None or answer_mask is None:
-        missing = "answer_ids" if answer_ids is None else "answer_mask"
-        raise MultiflowError(f"the batch has no '{missing}'; BLIP needs answer_ids and answer_mask for its answers")
-    weights = torch.ones(len(answer_ids)) if answer_weights is None else answer_weights
-    counts = torch.ones(questions, dtype=torch.long) if answers_per_question is None else answers_per_question
-    most = config.text["max_position_embeddings"]
-    shape = tuple(answer_ids.shape)
-    if answer_mask.shape != answer_ids.shape:
-        raise MultiflowError(
-            f"answer_mask has shape {tuple(answer_mask.shape)} and answer_ids {shape}; pad both to the same length"
-        )
-    if len(shape) != 2 or not 2 <= shape[1] <= most:
-        raise MultiflowError(
-            f"answer_ids has shape {shape}; this model takes (answers, tokens), from 2 to {most} tokens an answer"
-        )
-    if weights.shape != shape[:1]:
-        raise MultiflowError(f"answer_weights has shape {tuple(weights.shape)}; give one weight for each of {shape[0]}")
-    if counts.shape != (questions,) or int(counts.sum()) != shape[0]:
-        raise MultiflowError(
-            f"{shape[0]} answers were given to {questions} questions, and answers_per_question is {counts.tolist()}; "
-            "it must say for each question how many of the answers are its own"
-        )
-    return Answers(answer_ids, answer_mask, weights, counts)
 
 
 def begin(input_ids: Int[Tensor, "texts length"], token: int) -> Int[Tensor, "texts length"]:

@@ -2,45 +2,24 @@
 
 The encoder reads the question grounded in the image, the decoder writes an answer and attends to the question's states.
 
-loss  = sum over answers of weight x LM / number of questions, labels smoothed by 0.1
-rank  = of a list of answers the ``k`` whose first token is likeliest, sorted by minus their (smoothed) LM; LM is a sum
-        over tokens
+LM    = sum over the tokens of an answer of -log p(token), labels smoothed by 0.1
+score = -LM
 
-Differs from the published code: where first tokens are equally likely, answers are taken in the order of the list.
+Loss and ranking are those of `multiflow.models.answers`.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
+from multiflow.models.answers import Answers, Ranking, VQAOutput, rank, read_answers, read_candidates, weigh
 from multiflow.models.blip import parts
-from multiflow.models.blip.batch import read_answers, read_pairs
+from multiflow.models.blip.batch import read_pairs
 from multiflow.models.blip.losses import answer_losses
 from multiflow.models.blip.task_configs import BlipVQAConfig
-
-ROWS = 512  # answers that are scored at once: bounds the memory of the logits
-
-
-@dataclass
-class BlipVQAOutput(ModelOutput):
-    """``loss``; ``answer_losses`` (answers,), the LM of each answer."""
-
-    loss: Tensor | None = None
-    answer_losses: Tensor | None = None
-
-
-class Ranking(NamedTuple):
-    """The best answers of each question, best first: their places in the list, and minus their LM."""
-
-    indices: Int[Tensor, "questions k"]
-    scores: Float[Tensor, "questions k"]
 
 
 class BlipForVQA(PreTrainedModel):
@@ -74,30 +53,35 @@ class BlipForVQA(PreTrainedModel):
         answer_mask: Int[Tensor, "answers answer_length"] | None = None,
         answer_weights: Float[Tensor, " answers"] | None = None,
         answers_per_question: Int[Tensor, " questions"] | None = None,
-    ) -> BlipVQAOutput:
-        """Compute the loss of a batch of questions.
+    ) -> VQAOutput:
+        """Compute the loss of a batch of questions with their answers.
 
         Args:
             pixel_values: normalised images, one for each question.
             input_ids: questions; [ENC] is put in the place of the first token.
             attention_mask: which of their tokens are real (1).
-            answer_ids: the answers of the first question, then those of the second, ...; [SEP] is their last token,
-                [DEC] is put in the place of the first one.
+            answer_ids: the answers, see `multiflow.models.answers.read_answers`; [DEC] is put in the place of the first
+                token.
             answer_mask: which of their tokens are real (1).
-            answer_weights: how much each answer counts; by default 1.
-            answers_per_question: how many answers belong to each question; by default 1.
+            answer_weights: how much each answer counts; 1 where not given.
+            answers_per_question: how many answers each question has; 1 where not given.
 
         Raises:
             MultiflowError: a key is missing, or the sizes do not fit together.
         """
         images, ids, mask = read_pairs(self.config, pixel_values, input_ids, attention_mask)
-        answers = read_answers(self.config, len(ids), answer_ids, answer_mask, answer_weights, answers_per_question)
-        owner = torch.arange(len(ids), device=ids.device).repeat_interleave(
-            answers.per_question.to(ids.device), output_size=len(answers.ids)
+        answers = read_answers(
+            "BLIP",
+            self.config.text["max_position_embeddings"],
+            len(ids),
+            answer_ids,
+            answer_mask,
+            answer_weights,
+            answers_per_question,
         )
         states = self.encode_question(images, ids, mask)
-        each = self._answer_losses(states[owner], mask[owner], answers.ids, answers.mask)
-        return BlipVQAOutput(loss=(each * answers.weights.to(each)).sum() / len(ids), answer_losses=each)
+        own = (states, mask) if answers.owner is None else (states[answers.owner], mask[answers.owner])
+        return weigh(self._answer_losses(*own, answers), answer_weights, len(ids))
 
     def encode_question(
         self,
@@ -130,30 +114,21 @@ class BlipForVQA(PreTrainedModel):
             k: how many answers are scored whole, those of the likeliest first token; all if there are fewer.
         """
         images, ids, mask = read_pairs(self.config, pixel_values, input_ids, attention_mask)
-        answers = read_answers(self.config, len(candidate_ids), candidate_ids, candidate_mask)
+        answers = read_candidates("BLIP", self.config.text["max_position_embeddings"], candidate_ids, candidate_mask, k)
         states = self.encode_question(images, ids, mask)
-        likely = self._first_tokens(states, mask)[:, answers.ids[:, 1]].sort(dim=1, descending=True, stable=True)
-        chosen = likely.indices[:, :k].sort(dim=1).values
-        at_once = max(1, ROWS // chosen.shape[1])
-        scores = []
-        for rows in torch.arange(len(ids), device=ids.device).split(at_once):
-            some = chosen[rows].flatten()
-            each = self._answer_losses(states[rows], mask[rows], answers.ids[some], answers.mask[some])
-            scores.append(-each.view(len(rows), -1))
-        best = torch.cat(scores).sort(dim=1, descending=True, stable=True)
-        return Ranking(chosen.gather(1, best.indices), best.values)
-
-    def _first_tokens(self, states: Tensor, mask: Tensor) -> Float[Tensor, "questions vocab"]:
-        """How likely each token is to begin the answer."""
         start = mask.new_full((len(states), 1), self.config.bos_token_id)
-        first = self._decode(states, mask, start, torch.ones_like(start))
-        return self.text_decoder.cls(first[:, 0]).float().softmax(1)
+        first = self._decode(states, mask, Answers(start, torch.ones_like(start)))
 
-    def _answer_losses(self, states: Tensor, mask: Tensor, answer_ids: Tensor, answer_mask: Tensor) -> Tensor:
-        decoded = self._decode(states, mask, answer_ids, answer_mask)
-        return answer_losses(self.text_decoder.cls, decoded, answer_ids, answer_mask)
+        def losses(rows: Tensor, some: Answers) -> Tensor:
+            return self._answer_losses(states[rows], mask[rows], some)
 
-    def _decode(self, states: Tensor, mask: Tensor, answer_ids: Tensor, answer_mask: Tensor) -> Tensor:
-        """Run the decoder over answers; as many that follow each other belong to each question."""
+        return rank(self.text_decoder.cls(first[:, 0]), answers, k, losses, lambda _, lm: -lm)
+
+    def _answer_losses(self, states: Tensor, mask: Tensor, answers: Answers) -> Tensor:
+        decoded = self._decode(states, mask, answers)
+        return answer_losses(self.text_decoder.cls, decoded, answers.ids, answers.mask)
+
+    def _decode(self, states: Tensor, mask: Tensor, answers: Answers) -> Tensor:
+        """Run the decoder over answers; as many that follow each other belong to each row of the states."""
         hidden = (mask[:, None, None] == 0).to(states.dtype) * torch.finfo(states.dtype).min
-        return parts.decode(self.text_decoder, self.config, answer_ids, answer_mask, states, hidden)
+        return parts.decode(self.text_decoder, self.config, answers.ids, answers.mask, states, hidden)

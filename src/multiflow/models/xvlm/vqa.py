@@ -1,48 +1,24 @@
 """X-VLM for visual question answering (arXiv 2111.08276): the question sees the image, a decoder tells the answer.
 
 LM    = sum over the tokens of an answer of -log p(token)
-loss  = sum over answers of weight x LM / number of questions
-rank  = of a list of answers the ``k`` whose first token is likeliest, sorted by log p(first token) - LM, in which the
-        first token counts twice; their scores are the softmax of these sums
+score = log p(first token) - LM, in which the first token counts twice; then the softmax over the ``k`` answers
 
-Differs from the published code: where first tokens are equally likely, the answers that stand earlier in the list are
-left out, as everywhere in this library; there it is a matter of chance.
+Loss and ranking are those of `multiflow.models.answers`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.utils import ModelOutput
 
-from multiflow.errors import MultiflowError
+from multiflow.models.answers import Answers, Ranking, VQAOutput, rank, read_answers, read_candidates, weigh
 from multiflow.models.xvlm.batch import read_batch
 from multiflow.models.xvlm.config import XVLMVQAConfig
 from multiflow.models.xvlm.losses import next_token_losses
 from multiflow.models.xvlm.text import TextEncoder
 from multiflow.models.xvlm.towers import XVLMTower
 from multiflow.models.xvlm.vision import VisionEncoder
-
-ROWS = 512  # answers that are scored at once: bounds the memory of the logits
-
-
-@dataclass
-class XVLMVQAOutput(ModelOutput):
-    """``loss``; ``answer_losses`` (answers,), the LM of each answer."""
-
-    loss: Tensor | None = None
-    answer_losses: Tensor | None = None
-
-
-class Ranking(NamedTuple):
-    """The best answers of each question, best first: their places in the list, and their probabilities among the k."""
-
-    indices: Int[Tensor, "questions k"]
-    scores: Float[Tensor, "questions k"]
 
 
 class XVLMForVQA(XVLMTower):
@@ -88,14 +64,14 @@ class XVLMForVQA(XVLMTower):
         answer_mask: Int[Tensor, "answers answer_length"] | None = None,
         answer_weights: Float[Tensor, " answers"] | None = None,
         answers_per_question: Int[Tensor, " questions"] | None = None,
-    ) -> XVLMVQAOutput:
+    ) -> VQAOutput:
         """Compute the loss of a batch of questions with their answers.
 
         Args:
             pixel_values: normalised images, one for each question.
             input_ids: questions.
             attention_mask: which of their tokens are real (1).
-            answer_ids: the answers to the first question, then those to the second one, and so on.
+            answer_ids: the answers, see `multiflow.models.answers.read_answers`; they begin with [CLS].
             answer_mask: which of their tokens are real (1).
             answer_weights: how much each answer counts; 1 where not given.
             answers_per_question: how many answers each question has; 1 where not given.
@@ -106,16 +82,17 @@ class XVLMForVQA(XVLMTower):
         given = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
         batch = read_batch(given, losses=False)
         mask, count = batch.attention_mask, len(batch.input_ids)
-        if answer_ids is None or answer_mask is None:
-            missing = "answer_ids" if answer_ids is None else "answer_mask"
-            raise MultiflowError(
-                f"the batch has no '{missing}'; X-VLM needs answer_ids and answer_mask for its answers"
-            )
-        owner = _owners(count, answer_ids, answer_mask, answer_weights, answers_per_question)
+        answers = read_answers(
+            "X-VLM",
+            self.config.text["max_position_embeddings"],
+            count,
+            answer_ids,
+            answer_mask,
+            answer_weights,
+            answers_per_question,
+        )
         states = self.encode_question(batch.pixel_values, batch.input_ids, mask)
-        each = self._answer_losses(states, mask, answer_ids, answer_mask, owner)
-        total = each if answer_weights is None else each * answer_weights
-        return XVLMVQAOutput(loss=total.sum() / count, answer_losses=each)
+        return weigh(self._answer_losses(states, mask, answers), answer_weights, count)
 
     @torch.no_grad()
     def rank_answers(
@@ -137,56 +114,26 @@ class XVLMForVQA(XVLMTower):
             candidate_mask: which of their tokens are real (1).
             k: how many answers are scored whole, those of the likeliest first token; all if there are fewer.
         """
-        if k < 1:
-            raise MultiflowError(f"k is {k}; it must be at least 1")
         given = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
         read_batch(given, losses=False)
-        _owners(len(candidate_ids), candidate_ids, candidate_mask, None, None)
+        answers = read_candidates(
+            "X-VLM", self.config.text["max_position_embeddings"], candidate_ids, candidate_mask, k
+        )
         states = self.encode_question(pixel_values, input_ids, attention_mask)
         begin = candidate_ids[:1, :1].expand(len(states), 1)
-        logits = self._decode(states, attention_mask, begin, torch.ones_like(begin), None)[:, 0]
-        first = logits.float().log_softmax(1)[:, candidate_ids[:, 1]]
-        chosen = first.sort(dim=1, stable=True).indices[:, -k:].sort(dim=1).values
-        at_once = max(1, ROWS // chosen.shape[1])
-        losses = []
-        for rows in torch.arange(len(states), device=states.device).split(at_once):
-            some = chosen[rows].flatten()
-            owner = torch.arange(len(rows), device=states.device).repeat_interleave(chosen.shape[1])
-            candidates = candidate_ids[some], candidate_mask[some]
-            each = self._answer_losses(states[rows], attention_mask[rows], *candidates, owner)
-            losses.append(each.view(len(rows), -1))
-        sums = first.gather(1, chosen) - torch.cat(losses)
-        best = sums.softmax(1).sort(dim=1, descending=True, stable=True)
-        return Ranking(chosen.gather(1, best.indices), best.values)
+        logits = self._decode(states, attention_mask, Answers(begin, torch.ones_like(begin)))[:, 0]
 
-    def _answer_losses(self, states: Tensor, mask: Tensor, ids: Tensor, real: Tensor, owner: Tensor | None) -> Tensor:
-        logits = self._decode(states, mask, ids, real, owner)
-        return next_token_losses(logits, ids.masked_fill(real == 0, -100)).sum(1)
+        def losses(rows: Tensor, some: Answers) -> Tensor:
+            return self._answer_losses(states[rows], attention_mask[rows], some)
 
-    def _decode(self, states: Tensor, mask: Tensor, ids: Tensor, real: Tensor, owner: Tensor | None) -> Tensor:
-        """Return the logits of each next token of the answers; answer ``i`` belongs to question ``owner[i]``."""
-        decoded = self.text_decoder.bert.decode(ids, real, states, mask, owner)
+        best = rank(logits, answers, k, losses, torch.sub)
+        return Ranking(best.indices, best.scores.softmax(1))
+
+    def _answer_losses(self, states: Tensor, mask: Tensor, answers: Answers) -> Tensor:
+        logits = self._decode(states, mask, answers)
+        return next_token_losses(logits, answers.ids.masked_fill(answers.mask == 0, -100)).sum(1)
+
+    def _decode(self, states: Tensor, mask: Tensor, answers: Answers) -> Tensor:
+        """Return the logits of each next token of the answers."""
+        decoded = self.text_decoder.bert.decode(answers.ids, answers.mask, states, mask, answers.owner)
         return self.text_decoder.cls.predictions(decoded)
-
-
-def _owners(
-    questions: int, ids: Tensor, mask: Tensor, weights: Tensor | None, per_question: Tensor | None
-) -> Tensor | None:
-    """Check the answers against each other and the questions, and return the question of each one (None: its own)."""
-    if ids.ndim != 2 or ids.shape[1] < 2:
-        raise MultiflowError(f"answer_ids has shape {tuple(ids.shape)}; expected (answers, tokens), at least 2 tokens")
-    if mask.shape != ids.shape:
-        raise MultiflowError(
-            f"answer_mask has shape {tuple(mask.shape)} and answer_ids {tuple(ids.shape)}; pad both to the same length"
-        )
-    if weights is not None and weights.shape != ids.shape[:1]:
-        raise MultiflowError(f"answer_weights has shape {tuple(weights.shape)}; give one weight for each of {len(ids)}")
-    if per_question is None and len(ids) == questions:
-        return None
-    if per_question is None or per_question.shape != (questions,) or int(per_question.sum()) != len(ids):
-        counts = None if per_question is None else per_question.tolist()
-        raise MultiflowError(
-            f"{len(ids)} answers were given to {questions} questions, and answers_per_question is {counts}; "
-            "it must say for each question how many of the answers are its own"
-        )
-    return torch.arange(questions, device=ids.device).repeat_interleave(per_question)
