@@ -7,8 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from multiflow.report.palette import MARKERS, Look
-from multiflow.report.svg import HEIGHT, WIDTH, Point, Reference, Series, layer_bars, line_chart, marker, name
-from multiflow.types import Layer
+from multiflow.report.svg import HEIGHT, WIDTH, Point, Reference, Series, line_chart, log_axis, marker, name, round_axis
 
 SVG = "{http://www.w3.org/2000/svg}"
 BLUE = Look("blue", "circle")
@@ -60,40 +59,6 @@ def test_references_are_labelled():
     assert "chance 0.5" in said
 
 
-LAYOUT = [Layer(f"{group}.layers.{i // 2}.l{i % 2}", (2, 2), group) for group in ("vision", "text") for i in range(4)]
-
-
-def bars(shares, groups):
-    layers = {layer.name: share for layer, share in zip(LAYOUT, shares, strict=True)}
-    return ElementTree.fromstring(layer_bars("where", LAYOUT, layers, groups, 0.5, BLUE))
-
-
-def test_a_bar_is_as_high_as_its_share_of_zeros():
-    shares = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
-    drawn = bars(shares, {"vision": 0.25, "text": 0.65})
-    found = [g for g in drawn if g.get("class") == "bar"]
-    assert [g.find(f"{SVG}title").text.split(":")[0] for g in found] == [layer.name for layer in LAYOUT]
-    column, bar = zip(*(g.findall(f"{SVG}rect") for g in found), strict=True)
-    for share, whole, part in zip(shares, column, bar, strict=True):
-        assert float(part.get("height")) == pytest.approx(share * float(whole.get("height")), abs=0.02)
-        bottom = [float(r.get("y")) + float(r.get("height")) for r in (whole, part)]
-        assert bottom[0] == pytest.approx(bottom[1], abs=0.02)
-    edges = [(float(r.get("x")), float(r.get("x")) + float(r.get("width"))) for r in bar]
-    assert all(a[1] <= b[0] for a, b in pairwise(edges))
-    assert edges[0][0] >= 0
-    assert edges[-1][1] <= float(drawn.get("viewBox").split()[2])
-
-
-def test_what_has_collapsed_is_flagged_and_nothing_else():
-    drawn = bars([0.5, 0.995, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0], {"vision": 0.62, "text": 1.0})
-    gone = [g.find(f"{SVG}title").text for g in drawn.iter(f"{SVG}g") if "gone" in g.get("class", "")]
-    assert [re.split(r"[:,]", text)[0] for text in gone] == ["text", *(LAYOUT[i].name for i in (1, 4, 5, 6, 7))]
-    assert all(text.endswith("collapsed") for text in gone)
-    flags = [g for g in drawn.iter(f"{SVG}g") if g.find(f"{SVG}path") is not None]
-    assert len(flags) == 5
-    assert len(bars([0.5] * 8, {"vision": 0.5, "text": 0.5}).findall(f".//{SVG}path")) == 0
-
-
 @pytest.mark.parametrize("shape", MARKERS)
 def test_markers_lie_where_they_are_put(shape):
     drawn = ElementTree.fromstring(marker(Look("blue", shape), 10, 20, 5))
@@ -108,3 +73,39 @@ def test_the_markers_differ():
 
 def test_a_name_is_escaped():
     assert "a&lt;b" in name("a<b", BLUE)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "first", "last"),
+    [
+        (12, 131, 0, 150),
+        (0, 0, 0, 1),
+        (90.2, 97.9, 90, 98),
+        (3, 64, 0, 80),
+        (0.001, 0.004, 0, 0.004),
+        (50, 50, 50, 100),
+    ],
+)
+def test_round_axes_hold_their_values(low, high, first, last):
+    axis = round_axis("", low, high)
+    values = [value for value, _ in axis.ticks]
+    assert (values[0], values[-1]) == (pytest.approx(first), pytest.approx(last))
+    assert (axis.low, axis.high) == (values[0], values[-1])
+    assert 2 <= len(values) <= 7
+
+
+def test_log_axes_are_even_in_factors():
+    axis = log_axis("seconds", 0.4, 50)
+    place = axis.scale(0, 100)
+    assert place(1) - place(0.5) == pytest.approx(place(40) - place(20))
+    assert 0 < place(0.4) < place(50) < 100
+    assert [text for _, text in axis.ticks] == ["0.3", "1", "3", "10", "30", "100"]
+
+
+def test_quiet_lines_have_no_label_and_lie_below():
+    loud = Series("loud", BLUE, (point(0.5, 40), point(0.9, 20)))
+    quiet = Series("quiet", BLUE, (point(0.5, 30), point(0.9, 10)), quiet=True)
+    drawn = ElementTree.fromstring(line_chart("chart", [loud, quiet], [], x_label="zeros"))
+    lines = [g.get("data-name") for g in drawn.iter(f"{SVG}g") if g.get("class", "").startswith("series")]
+    assert lines == ["quiet", "loud"]
+    assert [g.get("data-name") for g in drawn.iter(f"{SVG}g") if g.get("class", "").startswith("label")] == ["loud"]

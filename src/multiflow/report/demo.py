@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from multiflow.report.bars import layer_bars
 from multiflow.report.examples import example_card
 from multiflow.report.html import Markup, join, page, percent, seconds, section, size, tag
 from multiflow.report.making import making, reading
 from multiflow.report.numbers import numbers
 from multiflow.report.palette import DENSE, Look, looks
-from multiflow.report.svg import Point, Reference, Series, layer_bars, line_chart, name
+from multiflow.report.svg import Point, Reference, Series, line_chart, name
 from multiflow.report.values import COLLAPSED, Demo, Pruned, wilson
 from multiflow.report.words import collapses, count, headline, millions
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias
 
@@ -111,6 +112,8 @@ class Column:
         key: row -> what the cell sorts by; None: the column does not sort.
         hint: what the column means.
         class_: class of its cells; ``number`` is right-aligned.
+        over: a heading above, which neighbours share.
+        tip: row -> what a cell says when it is pointed at.
     """
 
     title: Content
@@ -118,10 +121,22 @@ class Column:
     key: Callable[..., str | float] | None = None
     hint: str | None = None
     class_: str | None = None
+    over: str | None = None
+    tip: Callable[..., str | None] | None = None
 
 
-def table(columns: Sequence[Column], rows: Iterable[object], *, caption: str, id: str | None = None) -> Markup:
-    """Return a table whose headings sort it (where scripts run); the first cell of a row names the row."""
+def table(
+    columns: Sequence[Column],
+    rows: Iterable[object],
+    *,
+    caption: str,
+    id: str | None = None,
+    attributes: Callable[..., Mapping[str, Attribute]] = lambda row: {},
+) -> Markup:
+    """Return a table whose headings sort it (where scripts run); the first cell of a row names the row.
+
+    ``attributes``: row -> attributes of its element.
+    """
 
     def head(column: Column) -> Markup:
         title = tag("button", column.title, type="button") if column.key else column.title
@@ -135,12 +150,23 @@ def table(columns: Sequence[Column], rows: Iterable[object], *, caption: str, id
             scope="row" if first else None,
             class_=column.class_,
             data_key=number(key, 6) if isinstance(key, int | float) else key,
+            data_tip=column.tip(row) if column.tip else None,
         )
 
-    body = [tag("tr", [cell(column, row, i == 0) for i, column in enumerate(columns)]) for row in rows]
+    body = [
+        tag("tr", [cell(column, row, i == 0) for i, column in enumerate(columns)], **attributes(row)) for row in rows
+    ]
+    shared = [
+        tag("th", over, colspan=len(list(run)), scope="colgroup", class_="over" if over else None)
+        for over, run in groupby(columns, lambda column: column.over)
+    ]
     inside = (
         tag("caption", caption),
-        tag("thead", tag("tr", map(head, columns))),
+        tag(
+            "thead",
+            tag("tr", shared) if any(column.over for column in columns) else None,
+            tag("tr", map(head, columns)),
+        ),
         tag("tbody", body),
     )
     return tag("div", tag("table", inside, id=id), class_="scroll", tabindex="0", role="region", aria_label=caption)
@@ -151,8 +177,8 @@ def definitions(pairs: Iterable[tuple[Content, Content]]) -> Markup:
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs])
 
 
-def page(title: str, *content: Content, description: str = "") -> str:
-    """Return a whole page: style and script inside, nothing outside.
+def page(title: str, *content: Content, description: str = "", styles: Sequence[str] = ("page.css",)) -> str:
+    """Return a whole page: style (files beside this one) and script inside, nothing outside.
 
     >>> page("Report", tag("p", "Hello"))[:15]
     '<!doctype html>'
@@ -163,7 +189,7 @@ def page(title: str, *content: Content, description: str = "") -> str:
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="description", content=description),
         tag("title", title),
-        tag("style", Markup(_asset("page.css"))),
+        tag("style", [Markup(_asset(name)) for name in styles]),
     )
     toggle = tag("button", "Light / dark", type="button", id="theme", hidden=True)
     body = (tag("main", toggle, content), tag("script", Markup(_asset("page.js"))))

@@ -15,10 +15,11 @@ theme.addEventListener("click", () => {
 // Tables: a heading sorts, numbers from high to low first.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
-  table.querySelectorAll("thead th").forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => {
+  const heads = table.querySelectorAll("thead tr:last-child th");
+  heads.forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => {
     const numeric = head.classList.contains("number");
     const order = head.ariaSort ? (head.ariaSort === "ascending" ? "descending" : "ascending") : (numeric ? "descending" : "ascending");
-    table.querySelectorAll("thead th").forEach((other) => other.removeAttribute("aria-sort"));
+    heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", order);
     const key = (row) => row.cells[column].dataset.key;
     const compare = (a, b) => numeric ? key(a) - key(b) : key(a).localeCompare(key(b));
@@ -50,3 +51,23 @@ const show = (event) => {
 document.addEventListener("pointerover", show);
 document.addEventListener("focusin", show);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
+
+// Buttons that choose a tier: rows of other tiers go.
+for (const filter of document.querySelectorAll(".filter")) {
+  filter.hidden = false;
+  filter.addEventListener("click", (event) => {
+    const chosen = event.target.closest("button")?.dataset.choose;
+    if (chosen === undefined) return;
+    document.querySelectorAll(".filter button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.choose === chosen));
+    document.querySelectorAll("[data-tier]").forEach((row) => { row.hidden = !["", row.dataset.tier].includes(chosen); });
+  });
+}
+
+// A name that is pointed at lights up everywhere.
+const light = (event) => {
+  const name = event.target.closest?.("[data-name]")?.dataset.name;
+  document.querySelectorAll("[data-name].lit").forEach((mark) => mark.classList.toggle("lit", mark.dataset.name === name));
+  if (name) document.querySelectorAll(`[data-name="${CSS.escape(name)}"]`).forEach((mark) => mark.classList.add("lit"));
+};
+document.addEventListener("pointerover", light);
+document.addEventListener("focusin", light);

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines with intervals, and shares of zeros layer by layer.
+"""Charts as inline SVG: lines and points with intervals.
 
 Colours come from the page (``currentColor`` and classes), so that the charts follow its light and dark theme. Every
 mark carries its value in a ``<title>``: hover, keyboard and screen readers find it there.
@@ -6,16 +6,13 @@ mark carries its value in a ``<title>``: hover, keyboard and screen readers find
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from math import ceil, floor, log10
 from typing import TypeAlias
 
 from multiflow.report.html import Content, Markup, number, percent, tag
 from multiflow.report.palette import Look
-from multiflow.report.values import COLLAPSED
-from multiflow.types import Layer
 
 WIDTH, HEIGHT = 550, 330  # of a line chart
 LEFT, RIGHT, TOP, BOTTOM = 44, 158, 14, 46  # its margins; labels of lines stand on the right
@@ -23,6 +20,24 @@ LINE = 15  # height of a line of text
 
 Scale: TypeAlias = Callable[[float], float]
 """Value -> place in the picture."""
+PERCENTS = tuple((float(v), percent(v / 100)) for v in range(0, 101, 20))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis: what it measures, where it begins and ends, and its ticks with their texts."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...]
+    log: bool = False
+
+    def scale(self, start: float, end: float) -> Scale:
+        """Return value -> place between the places of the axis' ends."""
+        bend = log10 if self.log else float
+        low, high = bend(self.low), bend(self.high)
+        return lambda value: start + (bend(value) - low) / (high - low) * (end - start)
 
 
 @dataclass(frozen=True)
@@ -38,11 +53,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart."""
+    """A line of a chart; a quiet one is grey and has no label until it is pointed at."""
 
     name: str
     look: Look
     points: tuple[Point, ...]
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,27 +72,60 @@ class Reference:
 
 def line_chart(title: str, series: Sequence[Series], references: Sequence[Reference], *, x_label: str) -> Markup:
     """Return a chart of percentages (y, 0 to 100) against shares in [0, 1] (x)."""
+    return chart(title, series, references, x_axis=shares(series, x_label), y_axis=Axis("", 0, 100, PERCENTS))
+
+
+def shares(series: Sequence[Series], label: str) -> Axis:
+    """Return an x axis of shares in [0, 1], a tick at each one that occurs, with room for labels on the left."""
     ticks = sorted({point.x for line in series for point in line.points})
     span = ticks[-1] - ticks[0] or 0.1
-    low, high = ticks[0] - 0.3 * span, ticks[-1] + 0.06 * span  # room for the labels of the references
+    return Axis(label, ticks[0] - 0.38 * span, ticks[-1] + 0.06 * span, tuple((t, percent(t)) for t in ticks))
 
-    def x(value: float) -> float:
-        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
-    def y(value: float) -> float:
-        return TOP + (1 - value / 100) * (HEIGHT - TOP - BOTTOM)
+def round_axis(label: str, low: float, high: float, count: int = 5) -> Axis:
+    """Return an axis with about ``count`` round ticks that holds two values; it begins at 0 unless that is far off.
 
+    >>> [text for _, text in round_axis("CIDEr", 12, 131).ticks]
+    ['0', '50', '100', '150']
+    """
+    begin = 0.0 if low < 0.6 * high else low
+    high = high if high > begin else begin + (abs(high) or 1.0)
+    rough = (high - begin) / count
+    power = 10.0 ** floor(log10(rough))
+    step = power * min((m for m in (1, 2, 5, 10) if m * power >= rough), default=10)
+    ticks = [i * step for i in range(floor(begin / step), ceil(high / step - 1e-9) + 1)]
+    return Axis(label, ticks[0], ticks[-1], tuple((t, number(t, 4)) for t in ticks))
+
+
+def log_axis(label: str, low: float, high: float, text: Callable[[float], str] = number) -> Axis:
+    """Return a logarithmic axis that holds two positive values, with a tick at each 1, 3, 10, 30."""
+    decades = range(floor(log10(low)) - 1, ceil(log10(high)) + 1)
+    ticks = [m * 10.0**d for d in decades for m in (1, 3) if low / 3.4 <= m * 10.0**d <= high * 3.4]
+    return Axis(label, min(low / 1.3, ticks[0]), max(high * 1.3, ticks[-1]), tuple((t, text(t)) for t in ticks), True)
+
+
+def chart(
+    title: str,
+    series: Sequence[Series],
+    references: Sequence[Reference] = (),
+    *,
+    x_axis: Axis,
+    y_axis: Axis,
+    joined: bool = True,
+) -> Markup:
+    """Return a chart; lines that are quiet come first, grey and without a label. ``joined``: points make lines."""
+    x, y = x_axis.scale(LEFT, WIDTH - RIGHT), y_axis.scale(HEIGHT - BOTTOM, TOP)
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     grid = [
-        tag("g", _line(LEFT, right, y(v), class_="grid"), _text(LEFT - 7, y(v) + 4, percent(v / 100), "end"))
-        for v in range(0, 101, 20)
+        tag("g", segment(LEFT, right, y(v), class_="grid"), words(LEFT - 7, y(v) + 4, text, "end"))
+        for v, text in y_axis.ticks
     ]
-    axis = [_text(x(t), bottom + 18, percent(t), "middle") for t in ticks]
-    name = _text((LEFT + right) / 2, HEIGHT - 8, x_label, "middle")
+    axis = [words(x(v), bottom + 18, text, "middle") for v, text in x_axis.ticks]
+    name = words((LEFT + right) / 2, HEIGHT - 8, x_axis.label, "middle")
     marks = [_reference(reference, y(reference.y), right) for reference in references]
-    lines = [_series(line, x, y) for line in series]
-    labels = _labels(series, right + 12, y)
-    return _svg(title, WIDTH, HEIGHT, grid, axis, name, marks, lines, labels, class_="chart")
+    lines = [_series(line, x, y, joined) for line in sorted(series, key=lambda line: not line.quiet)]
+    labels = _labels([line for line in series if not line.quiet], right + 12, y, x if not joined else None)
+    return svg(title, WIDTH, HEIGHT, grid, axis, name, marks, lines, labels, class_="chart")
 
 
 def marker(look: Look, x: float = 0, y: float = 0, r: float = 5) -> Markup:
@@ -98,83 +147,13 @@ def name(method: str, look: Look) -> Markup:
     return tag("span", mark, method, class_="name")
 
 
-def layer_bars(
-    title: str,
-    layout: Sequence[Layer],
-    layers: Mapping[str, float],
-    groups: Mapping[str, float],
-    target: float,
-    look: Look,
-) -> Markup:
-    """Return one bar a layer, side by side by modality: its share of zeros. What has collapsed is red and flagged."""
-    width, top, height = 340.0, 16.0, 92.0
-    blocks = [(layer.group, _block(layer.name)) for layer in layout]
-    gaps = [0.0] + [14.0 if a[0] != b[0] else 2.0 * (a != b) for a, b in pairwise(blocks)]
-    step = (width - 6 - sum(gaps)) / len(layout)
-    place: dict[str, float] = {}
-    at = 3.0
-    for layer, gap in zip(layout, gaps, strict=True):
-        at += gap
-        place[layer.name] = at
-        at += step
-    grounds, means = zip(
-        *(
-            _band(group, share, [place[m.name] for m in layout if m.group == group], step, top, height)
-            for group, share in groups.items()
-        ),
-        strict=True,
-    )
-    bars = [_bar(name, place[name], step, share, top, height) for name, share in layers.items()]
-    line = _line(0, width, top + height * (1 - target), class_="target")
-    return _svg(title, width, top + height + 34, grounds, bars, means, line, class_=f"layers c-{look.colour}")
-
-
-def _band(
-    group: str, share: float, places: Sequence[float], step: float, top: float, height: float
-) -> tuple[Markup, Markup]:
-    """A modality: the ground under its bars with its name and share of zeros, and the line at this share."""
-    left, right = places[0] - 2, places[-1] + step + 2
-    middle, level = (left + right) / 2, top + height * (1 - share)
-    gone = share >= COLLAPSED
-    ground = tag(
-        "g",
-        tag("title", f"{group}: {percent(share, 1)} zeros{', collapsed' if gone else ''}"),
-        tag("rect", x=left, y=top, width=right - left, height=height, class_="band"),
-        _text(middle, top + height + 14, group, "middle", class_="group"),
-        _text(middle, top + height + 28, f"{percent(share, 1)}{' gone' if gone else ''}", "middle", class_="share"),
-        class_="gone" if gone else None,
-    )
-    return ground, tag("line", x1=left, x2=right, y1=level, y2=level, class_="mean")
-
-
-def _bar(name: str, x: float, step: float, share: float, top: float, height: float) -> Markup:
-    gone = share >= COLLAPSED
-    thick = max(step * 0.82, 0.6)
-    length = height * share
-    flag = tag("path", d=f"M{number(x + thick / 2)} {number(top - 3)}l-4 -8h8z") if gone else None
-    return tag(
-        "g",
-        tag("title", f"{name}: {percent(share, 1)} zeros{', collapsed' if gone else ''}"),
-        tag("rect", x=x, y=top, width=step, height=height, class_="hit"),
-        tag("rect", x=x, y=top + height - length, width=thick, height=length),
-        flag,
-        class_="bar gone" if gone else "bar",
-    )
-
-
-def _block(name: str) -> str:
-    """The block of a layer: its name up to the first number."""
-    match = re.match(r".*?\.\d+\.", name)
-    return match[0] if match else ""
-
-
-def _series(line: Series, x: Scale, y: Scale) -> Markup:
+def _series(line: Series, x: Scale, y: Scale, joined: bool) -> Markup:
     path = " ".join(f"{number(x(p.x))},{number(y(p.y))}" for p in line.points)
     points = [
         tag(
             "g",
             tag("title", p.text),
-            tag("line", x1=x(p.x), x2=x(p.x), y1=y(p.low), y2=y(p.high), class_="whisker"),
+            tag("line", x1=x(p.x), x2=x(p.x), y1=y(p.low), y2=y(p.high), class_="whisker") if p.low < p.high else None,
             marker(line.look, x(p.x), y(p.y)),
             tag("circle", cx=x(p.x), cy=y(p.y), r=12, class_="hit"),
             class_="point",
@@ -182,11 +161,13 @@ def _series(line: Series, x: Scale, y: Scale) -> Markup:
         )
         for p in line.points
     ]
-    return tag("g", tag("polyline", points=path), points, class_=f"series c-{line.look.colour}")
+    drawn = tag("polyline", points=path) if joined else None
+    quiet = " quiet" if line.quiet else ""
+    return tag("g", drawn, points, class_=f"series{quiet} c-{line.look.colour}", data_name=line.name)
 
 
-def _labels(series: Sequence[Series], x: float, y: Scale) -> list[Markup]:
-    """Names of the lines at their right ends, moved apart where they would overlap."""
+def _labels(series: Sequence[Series], at: float, y: Scale, x: Scale | None) -> list[Markup]:
+    """Names of the lines in a column, moved apart where they would overlap; with ``x``, led to the points."""
     ends = sorted((y(line.points[-1].y), i) for i, line in enumerate(series))
     places: list[float] = []
     for end, _ in ends:
@@ -195,15 +176,13 @@ def _labels(series: Sequence[Series], x: float, y: Scale) -> list[Markup]:
     for i in range(len(places) - 1, -1, -1):  # push back up what fell below the axis
         limit = places[i + 1] - LINE if i + 1 < len(places) else places[i] - max(below, 0)
         places[i] = min(places[i], limit)
-    return [
-        tag(
-            "g",
-            _text(x, place + 4, series[i].name, "start"),
-            tag("path", d=f"M{number(x - 9)} {number(end)}L{number(x - 3)} {number(place)}", class_="lead"),
-            class_=f"label c-{series[i].look.colour}",
-        )
-        for place, (end, i) in zip(places, ends, strict=True)
-    ]
+    made = []
+    for place, (end, i) in zip(places, ends, strict=True):
+        start = x(series[i].points[-1].x) + 7 if x else at - 9
+        lead = tag("path", d=f"M{number(start)} {number(end)}L{number(at - 3)} {number(place)}", class_="lead")
+        name = words(at, place + 4, series[i].name, "start")
+        made.append(tag("g", name, lead, class_=f"label c-{series[i].look.colour}", data_name=series[i].name))
+    return made
 
 
 def _reference(reference: Reference, y: float, right: float) -> Markup:
@@ -211,21 +190,24 @@ def _reference(reference: Reference, y: float, right: float) -> Markup:
     above = y - 5 if y > TOP + LINE else y + LINE - 2
     return tag(
         "g",
-        _line(LEFT, right, y),
-        _text(LEFT + 4, above, label, "start"),
+        segment(LEFT, right, y),
+        words(LEFT + 4, above, label, "start"),
         class_="reference dotted" if reference.dotted else "reference",
     )
 
 
-def _line(x1: float, x2: float, y: float, **attributes: str) -> Markup:
+def segment(x1: float, x2: float, y: float, **attributes: str) -> Markup:
+    """Return a horizontal line."""
     return tag("line", x1=x1, x2=x2, y1=y, y2=y, **attributes)
 
 
-def _text(x: float, y: float, content: str, anchor: str, **attributes: str) -> Markup:
+def words(x: float, y: float, content: str, anchor: str, **attributes: str) -> Markup:
+    """Return a text at a place."""
     return tag("text", content, x=x, y=y, text_anchor=anchor, **attributes)
 
 
-def _svg(title: str, width: float, height: float, *content: Content, class_: str) -> Markup:
+def svg(title: str, width: float, height: float, *content: Content, class_: str) -> Markup:
+    """Return a drawing that scales with its column."""
     return tag(
         "svg",
         content,

@@ -1,0 +1,96 @@
+"""Where the zeros went: shares of zeros of layers and modalities, mean over the prunings of all seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from multiflow.report.bench.values import Bench
+from multiflow.report.html import percent
+from multiflow.report.records import Pruning
+from multiflow.report.values import COLLAPSED
+from multiflow.report.words import count
+from multiflow.types import Layer
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the zeros of one pruner went at one sparsity.
+
+    Args:
+        model: name in the grid.
+        pruner: name in the grid.
+        sparsity: asked for.
+        seeds: of the prunings.
+        layout: the layers; their shapes say nothing but their sizes.
+        layers: layer name -> share of zeros.
+        groups: modality -> share of zeros.
+    """
+
+    model: str
+    pruner: str
+    sparsity: float
+    seeds: tuple[int, ...]
+    layout: tuple[Layer, ...]
+    layers: Mapping[str, float]
+    groups: Mapping[str, float]
+
+    @property
+    def gone_groups(self) -> list[str]:
+        """Modalities that collapsed."""
+        return [name for name, share in self.groups.items() if share >= COLLAPSED]
+
+    @property
+    def gone_layers(self) -> list[str]:
+        """Layers that collapsed."""
+        return [name for name, share in self.layers.items() if share >= COLLAPSED]
+
+
+def spreads(bench: Bench) -> list[Spread]:
+    """Return where the zeros went, by model and pruner in the order of the grid, then by sparsity."""
+    found: dict[tuple[str, str, float], list[Pruning]] = {}
+    for pruning in bench.prunings:
+        for sparsity in pruning.zeros:
+            found.setdefault((pruning.model, pruning.pruner, sparsity), []).append(pruning)
+    order = {name: i for i, name in enumerate((*bench.models, *bench.pruners))}
+    keys = sorted(found, key=lambda key: (order.get(key[0], 0), order.get(key[1], len(order)), key[2]))
+    return [_spread(*key, found[key]) for key in keys]
+
+
+def groups(found: Sequence[Spread]) -> list[str]:
+    """Return the modalities, in the order of the layouts."""
+    return list(dict.fromkeys(group for spread in found for group in spread.groups))
+
+
+def collapsed(found: Sequence[Spread]) -> list[tuple[str, str, str]]:
+    """Return (model, pruner, what collapsed) for every pruner of which something has, in words."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for spread in found:
+        layers = spread.gone_layers
+        if not layers and not spread.gone_groups:
+            continue
+        whole = f"all of {' and '.join(spread.gone_groups)}; " if spread.gone_groups else ""
+        named = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+        text = (
+            f"{whole}{count(len(layers), 'layer')} of {len(spread.layout)} ({named})" if layers else whole.strip("; ")
+        )
+        said.setdefault((spread.model, spread.pruner), []).append(f"at {percent(spread.sparsity)} {text}")
+    return [(*key, "; ".join(texts)) for key, texts in said.items()]
+
+
+def _spread(model: str, pruner: str, sparsity: float, prunings: Sequence[Pruning]) -> Spread:
+    """Prunings of one model have one layout; the last one's counts where another version of the model is among them."""
+    layers = prunings[-1].layers
+    same = [pruning for pruning in prunings if list(pruning.layers) == list(layers)]
+    zeros = [sum(counts) / len(same) for counts in zip(*(p.zeros[sparsity] for p in same), strict=True)]
+    layout = tuple(Layer(name, (1, size), group) for name, group, size in layers)
+    shares = {layer.name: count / layer.size for layer, count in zip(layout, zeros, strict=True)}
+    by_group: dict[str, list[Layer]] = {}
+    for layer in layout:
+        by_group.setdefault(layer.group, []).append(layer)
+    of_groups = {
+        group: sum(shares[m.name] * m.size for m in these) / sum(m.size for m in these)
+        for group, these in by_group.items()
+    }
+    seeds = tuple(sorted({pruning.seed for pruning in same}))
+    return Spread(model, pruner, sparsity, seeds, layout, shares, of_groups)

@@ -1,0 +1,198 @@
+"""The report as Markdown: the same words and figures as the page, without its charts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from multiflow.report.bench.cost import costs
+from multiflow.report.bench.doubts import cell_said, doubts, failures, gaps, incomplete
+from multiflow.report.bench.layers import collapsed, groups, spreads
+from multiflow.report.bench.learning import curves, verdict
+from multiflow.report.bench.making import facts, shared_settings, terms, versions
+from multiflow.report.bench.tables import columns, few, rows
+from multiflow.report.bench.values import Bench, Entry
+from multiflow.report.bench.words import (
+    difference_said,
+    duel,
+    headline,
+    leaders,
+    losses,
+    place_said,
+    scope,
+    standings,
+    verdicts,
+)
+from multiflow.report.html import number, percent, size
+from multiflow.report.records import DENSE
+
+
+def markdown(bench: Bench) -> str:
+    """Return ``report.md``."""
+    parts = [
+        f"# {bench.title}",
+        *_first(bench),
+        "## Summary",
+        headline(bench),
+        scope(bench),
+        _list(verdicts(bench)),
+        *_leaders(bench),
+        "## Figures",
+        "Mean ± standard deviation over seeds. **Bold**: best of a column; _italic_: within noise of it; "
+        "[n]: number of seeds, where it is fewer than others of the column have.",
+        *_figures(bench),
+        *_wins(bench),
+        *_zeros(bench),
+        *_costs(bench),
+        *_learning(bench),
+        "## What was run",
+        _table(("", ""), facts(bench)),
+        "Versions: " + (", ".join(f"{name} {value}" for name, value in versions(bench)) or "none recorded") + ".",
+        _table(("setting", "value"), shared_settings(bench)),
+        "## How to read this",
+        _list(f"**{name}**: {text}" for name, text in terms()),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def _first(bench: Bench) -> Iterator[str]:
+    if said := incomplete(bench):
+        yield f"> **Incomplete.** {said}"
+        if lacking := gaps(bench):
+            yield "Missing:"
+            yield _list(f"tier {g.tier}, {g.model}, {g.pruner}: {g.number} of {g.of} cells, {g.what}" for g in lacking)
+        if ended := failures(bench):
+            yield "Failed:"
+            yield _list(f"{'; '.join(map(cell_said, cells))}: `{error}`" for error, cells in ended)
+    if found := doubts(bench):
+        yield "Before reading:"
+        yield _list(found)
+
+
+def _leaders(bench: Bench) -> Iterator[str]:
+    if not bench.places:
+        return
+    yield "Place by place:"
+    yield _list(f"{place_said(place)}: {text}." for place, text in leaders(bench))
+    if bench.first:
+        behind = losses(bench)
+        yield f"Where {bench.first} is behind another pruner beyond noise: {len(behind)} comparisons."
+        yield _list(f"{place_said(place)}: {name} {difference_said(d)}" for place, name, d in behind)
+
+
+def _figures(bench: Bench) -> Iterator[str]:
+    for model in bench.models:
+        places = columns(bench, model)
+        if not places:
+            continue
+        yield f"### {model}"
+        head = ("pruner", "tier", *(f"{p.task} {p.metric} {percent(p.sparsity)}" for p in places))
+        yield _table(
+            head,
+            [
+                (
+                    row.pruner,
+                    "" if row.pruner == DENSE else row.tier,
+                    *(
+                        _figure(bench, entry) if entry else state
+                        for entry, state in zip(row.entries, row.states, strict=True)
+                    ),
+                )
+                for row in rows(bench, model)
+            ],
+            right=2,
+        )
+
+
+def _figure(bench: Bench, entry: Entry) -> str:
+    mean = f"{entry.mean:.1f}"
+    mean = f"**{mean}**" if entry.best else f"_{mean}_" if entry.close else mean
+    seeds = few(bench, entry)
+    return mean + (f" ± {entry.std:.1f}" if entry.std is not None else "") + (f" [{seeds}]" if seeds else "")
+
+
+def _wins(bench: Bench) -> Iterator[str]:
+    names = [standing.pruner for standing in standings(bench)]
+    if len(names) < 2:
+        return
+    yield "## Who beats whom"
+    yield "Row against column: places won beyond noise / within noise / lost."
+    found = {(a, b): duel(bench, a, b) for a in names for b in names if a != b}
+    yield _table(
+        ("", *names),
+        [
+            (a, *("" if a == b else f"{found[a, b].wins} / {found[a, b].ties} / {found[a, b].losses}" for b in names))
+            for a in names
+        ],
+        right=1,
+    )
+
+
+def _zeros(bench: Bench) -> Iterator[str]:
+    found = spreads(bench)
+    if not found:
+        return
+    yield "## Where the zeros went"
+    gone = collapsed(found)
+    yield _list(f"{model}, {pruner}: {what}" for model, pruner, what in gone) if gone else "Nothing collapsed."
+    for model in dict.fromkeys(spread.model for spread in found):
+        here = [spread for spread in found if spread.model == model]
+        yield f"### {model}"
+        yield _table(
+            ("pruner", "sparsity", *groups(here), "layers collapsed"),
+            [
+                (
+                    *(spread.pruner, percent(spread.sparsity)),
+                    *(percent(spread.groups[group], 1) if group in spread.groups else "" for group in groups(here)),
+                    str(len(spread.gone_layers)),
+                )
+                for spread in here
+            ],
+            right=1,
+        )
+
+
+def _costs(bench: Bench) -> Iterator[str]:
+    found = costs(bench)
+    if not found:
+        return
+    yield "## Cost against quality"
+    yield "Seconds for the masks of all sparsities; share of the dense score, mean over tasks."
+    for model in dict.fromkeys(cost.model for cost in found):
+        sparsities = bench.sparsities(model)
+        head = ("pruner", "calibration s", "selection s", "pairs", "peak memory", *(percent(s) for s in sparsities))
+        yield f"### {model}"
+        yield _table(
+            head,
+            [
+                (
+                    *(cost.pruner, number(cost.calibration), number(cost.selection), str(cost.pairs)),
+                    size(cost.peak_memory),
+                    *(f"{kept[0]:.1f} %" if (kept := bench.kept(model, cost.pruner, s)) else "" for s in sparsities),
+                )
+                for cost in found
+                if cost.model == model
+            ],
+            right=1,
+        )
+
+
+def _learning(bench: Bench) -> Iterator[str]:
+    if found := curves(bench):
+        yield "## How long to fine-tune"
+        yield _list(verdict(curve) for curve in found)
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]], right: int = 99) -> str:
+    """A table whose columns from number ``right`` on are right-aligned."""
+    if not body:
+        return ""
+    ruler = ["---:" if i >= right else "---" for i in range(len(head))]
+    return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in (head, ruler, *body))
+
+
+def _cell(value: str) -> str:
+    return value.replace("|", "\\|").replace("\n", " ")
+
+
+def _list(items: Sequence[str] | Iterator[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)

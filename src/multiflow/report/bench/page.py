@@ -1,0 +1,159 @@
+"""The page of a benchmark: who is ahead and by how much, where the zeros went, what it cost, how it was made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from multiflow.report.bench.cost import total_seconds
+from multiflow.report.bench.doubts import cell_said, doubts, failures, gaps, incomplete
+from multiflow.report.bench.making import duration, facts, shared_settings, terms, versions
+from multiflow.report.bench.page_cost import cost, learning
+from multiflow.report.bench.page_quality import duels, figures, quality
+from multiflow.report.bench.page_zeros import zeros
+from multiflow.report.bench.values import Bench
+from multiflow.report.bench.words import difference_said, headline, leaders, losses, place_said, scope, verdicts
+from multiflow.report.html import Content, Markup, definitions, join, page, section, tag
+from multiflow.report.palette import DENSE as DENSE_LOOK
+from multiflow.report.palette import Look, looks
+from multiflow.report.records import DENSE
+from multiflow.report.words import count
+
+OPEN = 8
+"""Longer lists are folded."""
+
+
+def bench_page(bench: Bench) -> str:
+    """Return ``report.html``: one file that loads nothing from anywhere."""
+    styles = {DENSE: DENSE_LOOK, **looks(name for name in bench.pruners if name != DENSE)}
+    sections = [
+        _summary(bench, styles),
+        figures(bench, styles),
+        quality(bench, styles),
+        duels(bench, styles),
+        zeros(bench, styles),
+        cost(bench, styles),
+        learning(bench),
+        _making(bench),
+        section("How to read this", definitions(terms()), id="reading"),
+    ]
+    return page(
+        bench.title,
+        _top(bench, styles),
+        _first(bench),
+        _contents(sections),
+        sections,
+        description=headline(bench),
+        styles=("page.css", "bench.css"),
+    )
+
+
+def _top(bench: Bench, styles: Mapping[str, Look]) -> Markup:
+    cells, prunings = total_seconds(bench)
+    whole = len(bench.expected)
+    shown = (
+        (f"{len(bench.cells)} of {whole}" if len(bench.cells) < whole else str(whole), "cells have figures"),
+        (str(len(bench.rivals)), f"pruners, {count(len(bench.models), 'model')}"),
+        (str(len(bench.places)), "places: a model, a task and a sparsity"),
+        (duration(cells + prunings), "of pruning, fine-tuning and evaluation"),
+    )
+    return tag(
+        "header",
+        tag("p", bench.title, class_="overline"),
+        tag("h1", _coloured(headline(bench), styles)),
+        tag("p", scope(bench), class_="lead"),
+        tag("ul", [tag("li", tag("b", value), tag("span", text)) for value, text in shown], class_="facts"),
+    )
+
+
+def _first(bench: Bench) -> Markup | None:
+    """What must be known before the figures."""
+    said = incomplete(bench)
+    found = doubts(bench)
+    if not said and not found:
+        return None
+    return tag(
+        "div",
+        (tag("b", "Incomplete. "), said) if said else tag("b", "Before reading"),
+        _folded([_gap(gap) for gap in gaps(bench)], "what is missing"),
+        _folded([tag("li", _failure(error, cells)) for error, cells in failures(bench)], "what failed"),
+        tag("ul", [tag("li", text) for text in found]) if found else None,
+        class_="verdict first-of-all mixed",
+        role="note",
+    )
+
+
+def _gap(gap: object) -> Markup:
+    tier, model, pruner, number, of, what = vars(gap).values()
+    return tag("li", f"tier {tier} · {model} · ", tag("b", pruner), f": {number} of {of} cells, {what}")
+
+
+def _failure(error: str, cells: list) -> Content:
+    shown = "; ".join(map(cell_said, cells[:4])) + (f" and {len(cells) - 4} more" if len(cells) > 4 else "")
+    return f"{shown}: ", tag("code", error)
+
+
+def _folded(items: list[Markup], what: str) -> Markup | None:
+    if not items:
+        return None
+    inside = (tag("summary", f"{what}: {len(items)}"), tag("ul", items))
+    return tag("details", inside, open=len(items) <= OPEN)
+
+
+def _contents(sections: list[Markup | None]) -> Markup:
+    heads = [re.search(r'<h2 id="([\w-]+)-title">(.*?)</h2>', made) for made in sections if made]
+    return tag("nav", [tag("a", Markup(head[2]), href=f"#{head[1]}") for head in heads if head], aria_label="contents")
+
+
+def _summary(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
+    if not bench.places:
+        return None
+
+    def items(texts: Iterator[str] | list[str]) -> list[Markup]:
+        return [tag("li", _coloured(text, styles)) for text in texts]
+
+    behind = losses(bench)
+    against = [f"{place_said(place)}: {name} {difference_said(d)}" for place, name, d in behind]
+    first = bench.first or ""
+    return section(
+        "Summary",
+        tag("ul", items(verdicts(bench)), class_="said-list"),
+        tag("h3", "Place by place"),
+        tag(
+            "dl",
+            [
+                tag("div", tag("dt", place_said(place)), tag("dd", _coloured(text, styles)))
+                for place, text in leaders(bench)
+            ],
+            class_="places",
+        ),
+        tag("h3", f"Where {first} is behind another pruner beyond noise"),
+        _folded(items(against), "comparisons") or tag("p", "Nowhere.", class_="lead"),
+        id="summary",
+    )
+
+
+def _making(bench: Bench) -> Markup:
+    shared = shared_settings(bench)
+    return section(
+        "What was run",
+        tag(
+            "div",
+            tag("div", definitions(facts(bench))),
+            tag("div", tag("h3", "Versions"), definitions(versions(bench))),
+            class_="pair",
+        ),
+        tag("details", tag("summary", f"settings of the cells: {len(shared)}"), definitions(shared))
+        if shared
+        else None,
+        id="making",
+    )
+
+
+def _coloured(text: str, styles: Mapping[str, Look]) -> Markup:
+    """Return a sentence with the names of the pruners in their colours."""
+    names = "|".join(re.escape(name) for name in sorted(styles, key=len, reverse=True) if name != DENSE)
+    if not names:
+        return join(text)
+    pieces = re.split(rf"(?<![\w+-])({names})(?![\w+-])", text)
+    return join([tag("span", p, class_=f"c-{styles[p].colour}") if i % 2 else p for i, p in enumerate(pieces)])

@@ -1,0 +1,192 @@
+"""Sections of the page about quality: tables, curves against sparsity, and who beats whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from multiflow.report.bench.tables import Row, columns, few, rows
+from multiflow.report.bench.values import Bench, Entry, Place
+from multiflow.report.bench.words import Standing, duel, entry_said, standings
+from multiflow.report.html import Attribute, Column, Content, Markup, number, percent, section, table, tag
+from multiflow.report.palette import Look
+from multiflow.report.records import DENSE
+from multiflow.report.svg import Point, Reference, Series, chart, name, round_axis, shares
+
+NONE = -1e9
+"""Sorts a cell without a figure below all others."""
+STATES = {
+    "failed": ("failed", "the cell failed; the error is said on top"),
+    "pending": ("\N{MIDDLE DOT}", "not computed yet"),
+    "": ("", None),
+}
+
+
+def figures(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
+    """Return the section of all figures: a table a model."""
+    made = [_model(bench, styles, model) for model in bench.models if columns(bench, model)]
+    lead = (
+        "Mean ± standard deviation over seeds on the test data. ",
+        tag("b", "Bold", class_="best"),
+        " is the best of a column, ",
+        tag("span", "underlined", class_="close"),
+        " what is within noise of it. A small ",
+        tag("sup", "n", class_="few"),
+        " is the number of seeds of a mean over fewer than others of its column. The headings sort; a figure that is "
+        "pointed at says all that is known of it.",
+    )
+    return section("All figures", tiers(bench), made, id="figures", lead=lead) if made else None
+
+
+def tiers(bench: Bench) -> Markup | None:
+    """Return the buttons that choose a tier."""
+    if len(bench.tiers) < 2:
+        return None
+    choices = [("", "all tiers"), *((tier, f"tier {tier}") for tier in bench.tiers)]
+    buttons = [
+        tag("button", text, type="button", data_choose=tier, aria_pressed="false" if tier else "true")
+        for tier, text in choices
+    ]
+    return tag("div", buttons, class_="filter", role="group", aria_label="tiers", hidden=True)
+
+
+def in_tier(bench: Bench, pruner: str) -> Mapping[str, Attribute]:
+    """Return the attributes of a row of a pruner."""
+    return {"data_tier": None if pruner == DENSE else bench.tier_of[pruner], "data_name": pruner}
+
+
+def quality(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
+    """Return the section of curves: quality against sparsity, a chart a model and task."""
+    tracks = dict.fromkeys(place.dense for place in bench.places)
+    charts = [_curves(bench, styles, track) for track in tracks]
+    lead = (
+        "Whiskers are 95 % intervals over test items and seeds; those of two pruners may overlap where their paired "
+        "difference is beyond noise, which the table says. Grey lines are the other pruners: point at one to see "
+        "which. An axis may begin above 0."
+    )
+    made = tag("div", charts, class_="charts")
+    return section("Quality against sparsity", made, id="quality", lead=lead) if charts else None
+
+
+def duels(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
+    """Return the section of the matrix: row against column."""
+    ranked = standings(bench)
+    names = [standing.pruner for standing in ranked]
+    if len(names) < 2:
+        return None
+
+    def against(other: str) -> Column:
+        def show(row: Standing) -> Content:
+            if row.pruner == other:
+                return None
+            found = duel(bench, row.pruner, other)
+            if not found.places:
+                return "\N{MIDDLE DOT}"
+            lean = (found.wins - found.losses) / found.places
+            ground = "" if not lean else f"--lean:{number(60 * abs(lean))}%"
+            inside = tag("b", str(found.wins)), tag("small", f"\N{THIN SPACE}/\N{THIN SPACE}{found.losses}")
+            return tag(
+                "span", inside, class_="lean up" if lean > 0 else "lean down" if lean < 0 else "lean", style=ground
+            )
+
+        def tip(row: Standing) -> str | None:
+            found = duel(bench, row.pruner, other)
+            if row.pruner == other or not found.places:
+                return None
+            return (
+                f"{row.pruner} against {other}: beyond noise ahead at {found.wins} of {found.places} places, behind at "
+                f"{found.losses}, within noise at {found.ties}"
+            )
+
+        def key(row: Standing) -> float:
+            found = duel(bench, row.pruner, other)
+            return (found.wins - found.losses) / found.places if found.places else NONE
+
+        return Column(tag("span", other, class_="steep"), show, key, f"against {other}", "number duel", tip=tip)
+
+    lead_column = Column(
+        "leads",
+        lambda row: f"{row.leads} of {row.places}",
+        lambda row: row.leads / row.places if row.places else NONE,
+        "places where it is the best or within noise of the best",
+        "number",
+    )
+    columns_ = (_names(styles), lead_column, *map(against, names))
+    caption = "Places won / lost beyond noise, row against column, over all models, tasks and sparsities both have"
+    made = table(columns_, ranked, caption=caption, attributes=lambda row: in_tier(bench, row.pruner), id="duel-table")
+    lead = (
+        "Each pair is compared at every place that both have, on the seeds that both have. The rest up to the number "
+        "of places is within noise. Blue: the row is ahead; amber: behind."
+    )
+    return section("Who beats whom", made, id="duels", lead=lead)
+
+
+def _names(styles: Mapping[str, Look]) -> Column:
+    def show(row: Row | Standing) -> Markup:
+        return tag("span", name(row.pruner, styles[row.pruner]), data_name=row.pruner)
+
+    return Column("pruner", show, lambda row: row.pruner, class_="first")
+
+
+def _model(bench: Bench, styles: Mapping[str, Look], model: str) -> Markup:
+    places = columns(bench, model)
+    tier = Column("tier", lambda row: "" if row.pruner == DENSE else row.tier, lambda row: row.tier, class_="tier")
+    made = table(
+        (
+            _names(styles),
+            *([tier] if len(bench.tiers) > 1 else []),
+            *(_figure(bench, p, i) for i, p in enumerate(places)),
+        ),
+        rows(bench, model),
+        caption=f"{model}: {', '.join(dict.fromkeys(f'{p.task} in {p.metric}' for p in places))}",
+        attributes=lambda row: {**in_tier(bench, row.pruner), "class_": "dense" if row.pruner == DENSE else None},
+    )
+    return tag("div", tag("h3", model), made, class_="model")
+
+
+def _figure(bench: Bench, place: Place, i: int) -> Column:
+    def show(row: Row) -> Content:
+        entry = row.entries[i]
+        if entry is None:
+            return tag("span", STATES[row.states[i]][0], class_=row.states[i] or None)
+        mean = tag("span", f"{entry.mean:.1f}", class_="best" if entry.best else "close" if entry.close else None)
+        seeds = few(bench, entry)
+        mark = tag("sup", str(seeds), class_="few") if seeds else None
+        std = tag("small", f" ±{entry.std:.1f}") if entry.std is not None else None
+        return mean, tag("span", mark, std, class_="rest")
+
+    def tip(row: Row) -> str | None:
+        entry = row.entries[i]
+        return entry_said(entry) if entry else STATES[row.states[i]][1]
+
+    def key(row: Row) -> float:
+        entry = row.entries[i]
+        return entry.mean if entry else NONE
+
+    over = f"{place.task} · {place.metric}"
+    return Column(percent(place.sparsity), show, key, class_="number figure", over=over, tip=tip)
+
+
+def _curves(bench: Bench, styles: Mapping[str, Look], track: Place) -> Markup:
+    places = [place for place in bench.places if place.dense == track]
+    series = [
+        Series(rival, styles[rival], tuple(map(_point, found)), quiet=rival not in bench.loud)
+        for rival in bench.rivals
+        if (found := [bench.entries[place, rival] for place in places if (place, rival) in bench.entries])
+    ]
+    dense = bench.entries.get((track, DENSE))
+    references = (Reference("dense", dense.mean),) if dense else ()
+    return figure_of(
+        f"{track.model}, {track.task}: {track.metric}", series, references, lambda: shares(series, "zeros")
+    )
+
+
+def figure_of(title: str, series: Sequence[Series], references: Sequence[Reference], axis: Callable) -> Markup:
+    """Return a chart with its caption and a y axis that fits."""
+    lows = [p.low for line in series for p in line.points] + [r.y for r in references]
+    highs = [p.high for line in series for p in line.points] + [r.y for r in references]
+    drawing = chart(title, series, references, x_axis=axis(), y_axis=round_axis("", min(lows), max(highs)))
+    return tag("figure", tag("figcaption", title), drawing)
+
+
+def _point(entry: Entry) -> Point:
+    return Point(entry.place.sparsity, entry.mean, entry.low, entry.high, entry_said(entry))

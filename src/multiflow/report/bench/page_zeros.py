@@ -1,0 +1,100 @@
+"""The section of the page about where the zeros went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from multiflow.report.bars import layer_bars
+from multiflow.report.bench.layers import Spread, collapsed, groups, spreads
+from multiflow.report.bench.page_quality import in_tier
+from multiflow.report.bench.values import Bench, seeds_said
+from multiflow.report.html import Column, Content, Markup, percent, section, table, tag
+from multiflow.report.palette import Look
+from multiflow.report.svg import name
+from multiflow.report.values import COLLAPSED
+from multiflow.report.words import count
+
+
+def zeros(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
+    """Return the section: what collapsed, a table of modalities, bars of the layers."""
+    found = spreads(bench)
+    if not found:
+        return None
+    made = []
+    for model in dict.fromkeys(spread.model for spread in found):
+        here = [spread for spread in found if spread.model == model]
+        loud = [spread for spread in here if spread.pruner in bench.loud]
+        quiet = [spread for spread in here if spread.pruner not in bench.loud]
+        folded = None
+        if quiet:
+            pruners = count(len({spread.pruner for spread in quiet}), "other pruner")
+            folded = tag("details", tag("summary", f"layers of {pruners} on {model}"), _bars(quiet, styles))
+        made.append((tag("h3", model), _table(bench, here, styles), _bars(loud, styles), folded))
+    lead = (
+        "The share of zeros in each modality, then one bar a layer. Dashed is what was asked for, solid what each "
+        "modality got. ",
+        tag("span", f"Red with a flag is collapsed: at least {percent(COLLAPSED)} zeros.", class_="gone"),
+    )
+    return section("Where the zeros went", _verdict(found, styles), made, id="zeros", lead=lead)
+
+
+def _verdict(found: Sequence[Spread], styles: Mapping[str, Look]) -> Markup:
+    gone = collapsed(found)
+    if not gone:
+        text = f"every layer keeps more than {percent(1 - COLLAPSED)} of its weights."
+        return tag("p", tag("b", "Nothing collapsed: "), text, class_="verdict good")
+    items = [tag("li", name(pruner, styles[pruner]), f" on {model} {what}") for model, pruner, what in gone]
+    return tag("div", tag("b", "Collapsed"), tag("ul", items), class_="verdict bad")
+
+
+def _table(bench: Bench, found: Sequence[Spread], styles: Mapping[str, Look]) -> Markup:
+    by_pruner: dict[str, dict[float, Spread]] = {}
+    for spread in found:
+        by_pruner.setdefault(spread.pruner, {})[spread.sparsity] = spread
+
+    def share(sparsity: float, group: str) -> Column:
+        def value(pruner: str) -> float | None:
+            spread = by_pruner[pruner].get(sparsity)
+            return spread.groups.get(group) if spread else None
+
+        def show(pruner: str) -> Content:
+            got = value(pruner)
+            return None if got is None else tag("span", percent(got, 1), class_="gone" if got >= COLLAPSED else None)
+
+        def tip(pruner: str) -> str | None:
+            spread = by_pruner[pruner].get(sparsity)
+            layers = f"{len(spread.gone_layers)} of {len(spread.layout)} layers collapsed" if spread else ""
+            return f"{pruner}, {percent(sparsity)} zeros, {seeds_said(spread.seeds)}: {layers}" if spread else None
+
+        over = f"{percent(sparsity)} zeros asked for"
+        return Column(
+            group, show, lambda p: -1.0 if value(p) is None else value(p) or 0.0, class_="number", over=over, tip=tip
+        )
+
+    sparsities = sorted({spread.sparsity for spread in found})
+    columns = (
+        Column("pruner", lambda pruner: name(pruner, styles[pruner]), lambda pruner: pruner, class_="first"),
+        *(share(sparsity, group) for sparsity in sparsities for group in groups(found)),
+    )
+    caption = f"{found[0].model}: share of zeros in each modality, mean over seeds"
+    return table(columns, list(by_pruner), caption=caption, attributes=lambda pruner: in_tier(bench, pruner))
+
+
+def _bars(found: Sequence[Spread], styles: Mapping[str, Look]) -> list[Markup]:
+    return [
+        tag(
+            "div",
+            tag("h4", name(pruner, styles[pruner])),
+            tag("div", [_panel(spread, styles) for spread in found if spread.pruner == pruner], class_="panels"),
+            class_="method",
+        )
+        for pruner in dict.fromkeys(spread.pruner for spread in found)
+    ]
+
+
+def _panel(spread: Spread, styles: Mapping[str, Look]) -> Markup:
+    title = f"{spread.pruner} on {spread.model} at {percent(spread.sparsity)}: share of zeros in each layer"
+    bars = layer_bars(title, spread.layout, spread.layers, spread.groups, spread.sparsity, styles[spread.pruner])
+    gone = len(spread.gone_layers)
+    note = tag("span", f"{count(gone, 'layer')} collapsed", class_="gone") if gone else None
+    return tag("figure", tag("figcaption", tag("b", percent(spread.sparsity)), " ", note), bars)

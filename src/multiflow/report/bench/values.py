@@ -1,0 +1,195 @@
+"""What a benchmark found, as frozen values: places of comparison, and what each pruner reaches there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from multiflow.report.bench.bootstrap import Difference
+from multiflow.report.records import DENSE, Cell, Pruning
+
+FIRST = "multiflow"
+"""The pruner whose standing the words tell, where the grid has it."""
+
+
+class Place(NamedTuple):
+    """Where pruners are compared; the dense baselines stand at sparsity 0."""
+
+    model: str
+    task: str
+    metric: str
+    sparsity: float
+
+    @property
+    def dense(self) -> Place:
+        """Where the dense baseline of this place stands."""
+        return self._replace(sparsity=0.0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one pruner reaches at one place.
+
+    Args:
+        place: where.
+        pruner: name in the grid.
+        tier: the first tier of the grid that the pruner is in.
+        cells: those with figures, one a seed, by seed.
+        low: 95 % interval of the mean over seeds and items; equal to `mean` where there are no items.
+        high: its other end.
+        to_dense: this minus the dense baseline; None where they have no seed in common, and for the baseline.
+        to_best: this minus the best pruner of the place; None for the best, and where there is no seed in common.
+        best: whether it is the best pruner of its place.
+    """
+
+    place: Place
+    pruner: str
+    tier: str
+    cells: tuple[Cell, ...]
+    low: float
+    high: float
+    to_dense: Difference | None = None
+    to_best: Difference | None = None
+    best: bool = False
+
+    @property
+    def scores(self) -> list[float]:
+        """The main figure, seed by seed."""
+        return [score_of(cell) for cell in self.cells]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return fmean(self.scores)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for one seed."""
+        return stdev(self.scores) if len(self.cells) > 1 else None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds it has figures of."""
+        return tuple(cell.seed for cell in self.cells)
+
+    @property
+    def close(self) -> bool:
+        """Whether it is not the best of its place, but the difference may be luck."""
+        return self.to_best is not None and self.to_best.high >= 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a benchmark found so far.
+
+    Args:
+        title: what it is called.
+        notes: what else is to be said on top, such as lines that could not be read.
+        expected: all cells of the grid, without figures; those computed where no grid is known.
+        cells: those with figures, one for each place, pruner and seed.
+        failed: the cells that have an error and no figures.
+        missing: the cells of the grid that nobody computed yet.
+        prunings: those that the cells use.
+        models: in the order of the grid.
+        pruners: the same, the dense baseline first.
+        tiers: the same.
+        tier_of: pruner -> the first tier that has it.
+        entries: (place, pruner) -> what it reaches, in the order of the grid.
+        differences: (place, a, b) -> a minus b, both ways round.
+    """
+
+    title: str
+    notes: tuple[str, ...]
+    expected: tuple[Cell, ...] = field(repr=False)
+    cells: tuple[Cell, ...] = field(repr=False)
+    failed: tuple[Cell, ...] = field(repr=False)
+    missing: tuple[Cell, ...] = field(repr=False)
+    prunings: tuple[Pruning, ...] = field(repr=False)
+    models: tuple[str, ...]
+    pruners: tuple[str, ...]
+    tiers: tuple[str, ...]
+    tier_of: Mapping[str, str]
+    entries: Mapping[tuple[Place, str], Entry] = field(repr=False)
+    differences: Mapping[tuple[Place, str, str], Difference] = field(repr=False)
+
+    @property
+    def places(self) -> list[Place]:
+        """Where sparse models stand: by model, task and sparsity."""
+        return [place for place in dict.fromkeys(place for place, _ in self.entries) if place.sparsity]
+
+    @property
+    def rivals(self) -> list[str]:
+        """The pruners that have figures, without the dense baseline."""
+        found = {pruner for _, pruner in self.entries}
+        return [pruner for pruner in self.pruners if pruner in found and pruner != DENSE]
+
+    @property
+    def first(self) -> str | None:
+        """The pruner whose standing the words tell."""
+        return FIRST if FIRST in self.rivals else next(iter(self.rivals), None)
+
+    @property
+    def loud(self) -> list[str]:
+        """The few pruners that charts draw in colour: the first, its tier, and whoever is best most often."""
+        tier = self.tier_of[self.first] if self.first else ""
+        ranked = sorted(self.rivals, key=lambda name: (name != self.first, self.tier_of[name] != tier))
+        best = [entry.pruner for entry in self.entries.values() if entry.best]
+        often = max(ranked, key=best.count, default=None)
+        shown = [name for name in ranked if self.tier_of[name] == tier][:6]
+        return shown if often in shown or often is None else [*shown[:5], often]
+
+    def at(self, place: Place) -> list[Entry]:
+        """Return what the pruners reach at a place, in the order of the grid."""
+        return [self.entries[place, p] for p in self.pruners if (place, p) in self.entries]
+
+    def best(self, place: Place) -> Entry:
+        """Return the best entry of a place."""
+        return next(entry for entry in self.at(place) if entry.best)
+
+    def places_of(self, model: str) -> list[Place]:
+        """Return the places of a model."""
+        return [place for place in self.places if place.model == model]
+
+    def tracks(self, model: str) -> list[Place]:
+        """Return the tasks of a model, each with its metric, as the places of their dense baselines."""
+        return list(dict.fromkeys(place.dense for place, _ in self.entries if place.model == model))
+
+    def sparsities(self, model: str) -> list[float]:
+        """Return the sparsities of a model, ascending."""
+        return sorted({place.sparsity for place in self.places_of(model)})
+
+    def kept(self, model: str, pruner: str, sparsity: float) -> tuple[float, int] | None:
+        """Return the mean over all tasks of a model of the score relative to the dense one, and the fewest seeds.
+
+        In percent, over the seeds that both have; None where a task is lacking.
+        """
+        shares, seeds = [], []
+        for track in self.tracks(model):
+            pair = [self.entries.get((track._replace(sparsity=sparsity), pruner)), self.entries.get((track, DENSE))]
+            if None in pair:
+                return None
+            sparse, dense = ({cell.seed: score_of(cell) for cell in entry.cells} for entry in pair if entry)
+            common = sparse.keys() & dense.keys()
+            whole = sum(dense[seed] for seed in common)
+            if not whole:
+                return None
+            shares.append(100 * sum(sparse[seed] for seed in common) / whole)
+            seeds.append(len(common))
+        return (fmean(shares), min(seeds)) if shares else None
+
+
+def score_of(cell: Cell) -> float:
+    """Return the main figure of a cell that has figures."""
+    assert cell.score is not None
+    return cell.score
+
+
+def seeds_said(seeds: Sequence[int]) -> str:
+    """Write seeds.
+
+    >>> seeds_said([0, 1, 2]), seeds_said([7])
+    ('seeds 0, 1, 2', 'seed 7')
+    """
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"

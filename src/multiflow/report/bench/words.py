@@ -1,0 +1,201 @@
+"""The results of a benchmark in sentences, every figure computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from multiflow.report.bench.bootstrap import Difference
+from multiflow.report.bench.values import Bench, Entry, Place
+from multiflow.report.html import percent
+from multiflow.report.records import DENSE
+from multiflow.report.words import count, listed
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How often a pruner leads: at how many of the places that compare it, alone and up to noise, on which seeds."""
+
+    pruner: str
+    best: int
+    close: int
+    places: int
+
+    @property
+    def leads(self) -> int:
+        """Places where it is the best or within noise of it."""
+        return self.best + self.close
+
+
+@dataclass(frozen=True)
+class Duel:
+    """How two pruners stand to each other over all places that compare them."""
+
+    wins: int
+    ties: int
+    losses: int
+
+    @property
+    def places(self) -> int:
+        """Number of comparisons."""
+        return self.wins + self.ties + self.losses
+
+
+def standings(bench: Bench) -> list[Standing]:
+    """Return every pruner's standing, the one that leads at the greatest share of its places first."""
+    found = []
+    for name in bench.rivals:
+        places = [place for place in bench.places if len(bench.at(place)) > 1 and (place, name) in bench.entries]
+        entries = [bench.entries[place, name] for place in places]
+        entries = [entry for entry in entries if entry.best or entry.to_best]
+        best, close = sum(entry.best for entry in entries), sum(entry.close for entry in entries)
+        found.append(Standing(name, best, close, len(entries)))
+    return sorted(found, key=lambda s: (-s.leads / max(s.places, 1), -s.best, -s.places))
+
+
+def duel(bench: Bench, a: str, b: str) -> Duel:
+    """Return how often ``a`` is ahead of ``b`` beyond noise, within it, and behind."""
+    found = [bench.differences[place, a, b] for place in bench.places if (place, a, b) in bench.differences]
+    wins, losses = sum(d.low > 0 for d in found), sum(d.high < 0 for d in found)
+    return Duel(wins, len(found) - wins - losses, losses)
+
+
+def headline(bench: Bench) -> str:
+    """Return the result in one or two sentences."""
+    ranked = [standing for standing in standings(bench) if standing.places]
+    if not bench.cells:
+        return "Nothing has been computed yet."
+    if len(ranked) < 2:
+        return f"{count(len(bench.cells), 'cell').capitalize()} computed; no two pruners can be compared yet."
+    seeds = {s.pruner: max(len(e.cells) for e in bench.entries.values() if e.pruner == s.pruner) for s in ranked}
+    few = {name: f" ({count(n, 'seed')})" if n < max(seeds.values()) else "" for name, n in seeds.items()}
+    said = {s.pruner: f"at {s.leads} of {s.places}" for s in ranked}
+    whole = max(s.places for s in ranked)
+    top = next((s for s in ranked if s.places == whole), ranked[0])
+    first = next(s for s in ranked if s.pruner == bench.first)
+    begin = f"{top.pruner}{few[top.pruner]} is the best pruner or within noise of it {said[top.pruner]} places"
+    next_ = [s for s in ranked if s.places == whole and s is not top][:2]
+    rest = [f"{s.pruner}{few[s.pruner]} {said[s.pruner]}" for s in next_]
+    if first is not top and first not in next_:
+        rest.append(f"{first.pruner}{few[first.pruner]} {said[first.pruner]}")
+    return f"{begin}{', ' * bool(rest)}{listed(rest) if rest else ''}."
+
+
+def scope(bench: Bench) -> str:
+    """Return what was compared."""
+    tasks = list(dict.fromkeys(cell.task for cell in bench.expected))
+    sparsities = sorted({cell.sparsity for cell in bench.expected if cell.pruner != DENSE})
+    pruners = count(len([name for name in bench.pruners if name != DENSE]), "pruner")
+    at = f" at {listed([percent(s) for s in sparsities])} zeros" if sparsities else ""
+    return (
+        f"{pruners.capitalize()}{at} on {listed(list(bench.models))}: each pruned once without knowing the task, then "
+        f"fine-tuned with its zeros fixed for {listed(tasks)}, and evaluated on test data. A place is one model, task "
+        "and sparsity."
+    )
+
+
+def leaders(bench: Bench) -> Iterator[tuple[Place, str]]:
+    """Yield for each place who leads, by how much, and what the dense model reaches."""
+    for place in bench.places:
+        best = bench.best(place)
+        close = [f"{entry.pruner} {entry.mean:.1f}" for entry in bench.at(place) if entry.close]
+        behind = [entry for entry in bench.at(place) if entry.to_best and not entry.close]
+        dense = bench.entries.get((place.dense, DENSE))
+        parts = [f"{best.pruner} {best.mean:.1f}" + (f" (dense {dense.mean:.1f})" if dense else "")]
+        if close:
+            shown = close if len(close) <= 4 else [*close[:3], f"{len(close) - 3} more"]
+            parts.append(f"within noise {listed(shown)}")
+        if behind:
+            second = max(behind, key=lambda entry: entry.to_best.value if entry.to_best else 0.0)
+            parts.append(f"beyond noise behind: {count(len(behind), 'pruner')}, the nearest {_against(second)}")
+        yield place, "; ".join(parts)
+
+
+def verdicts(bench: Bench) -> list[str]:
+    """Return where the first pruner wins and loses, and whom it stands level with, in a few sentences."""
+    first = bench.first
+    if first is None:
+        return []
+    said = []
+    duels = {name: duel(bench, first, name) for name in bench.rivals if name != first}
+    ahead = [f"{name} ({d.wins} of {d.places})" for name, d in duels.items() if 2 * d.wins > d.places]
+    behind = [f"{name} ({d.losses} of {d.places})" for name, d in duels.items() if 2 * d.losses > d.places]
+    level = [
+        f"{name} ({d.wins} won, {d.losses} lost of {d.places})"
+        for name, d in duels.items()
+        if d.places and 2 * max(d.wins, d.losses) <= d.places
+    ]
+    if ahead:
+        said.append(f"At most places {first} is ahead, beyond noise, of {listed(ahead)}.")
+    if level:
+        said.append(f"No such majority either way against {listed(level)}.")
+    if behind:
+        said.append(f"At most places {first} is behind, beyond noise, {listed(behind)}.")
+    for model in bench.models:
+        for sparsity in bench.sparsities(model):
+            places = [p for p in bench.places_of(model) if p.sparsity == sparsity and (p, first) in bench.entries]
+            same = [p for p in places if (d := bench.entries[p, first].to_dense) and d.high >= 0]
+            if same:
+                tasks = listed([p.task for p in same])
+                said.append(
+                    f"{first} at {percent(sparsity)} on {model} is not below the dense model beyond noise: {tasks}."
+                )
+    return said
+
+
+def losses(bench: Bench) -> list[tuple[Place, str, Difference]]:
+    """Return every place where the first pruner is behind another beyond noise: place, the other, by how much."""
+    first = bench.first
+    return [
+        (place, entry.pruner, difference)
+        for place in bench.places
+        for entry in sorted(bench.at(place), key=lambda entry: -entry.mean)
+        if (difference := bench.differences.get((place, entry.pruner, first or ""))) and difference.low > 0
+    ]
+
+
+def place_said(place: Place) -> str:
+    """Write a place."""
+    return f"{place.model}, {place.task} at {percent(place.sparsity)}"
+
+
+def difference_said(difference: Difference) -> str:
+    """Write a difference with its interval.
+
+    >>> difference_said(Difference(4.1, 1.0, 7.25, (0,)))
+    '+4.1 (95\\xa0% interval +1.0 to +7.2)'
+    """
+    value, low, high = map(signed, (difference.value, difference.low, difference.high))
+    return f"{value} (95\N{NO-BREAK SPACE}% interval {low} to {high})"
+
+
+def signed(value: float) -> str:
+    """Write a difference with its sign.
+
+    >>> signed(-0.04), signed(-2.5), signed(3)
+    ('0.0', '−2.5', '+3.0')
+    """
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") if round(value, 1) else "0.0"
+
+
+def entry_said(entry: Entry) -> str:
+    """Write all that is known of an entry, for hover texts."""
+    place = entry.place
+    where = f"{entry.pruner}, {percent(place.sparsity)} zeros" if entry.pruner != DENSE else DENSE
+    end = f" to {entry.high:.1f}" if entry.low < entry.high else ""
+    interval = f" (95\N{NO-BREAK SPACE}% interval {entry.low:.1f}{end})" if end else ""
+    parts = [f"{where}, {place.task} {place.metric}: {entry.mean:.1f}{interval}"]
+    parts.append(", ".join(f"seed {cell.seed}: {cell.score:.1f}" for cell in entry.cells))
+    if entry.to_dense:
+        parts.append(f"to dense {difference_said(entry.to_dense)}")
+    if entry.best:
+        parts.append("best here")
+    elif entry.to_best:
+        noise = "within noise of the best" if entry.close else "behind the best"
+        parts.append(f"{noise}: {difference_said(entry.to_best)}")
+    return "; ".join(parts)
+
+
+def _against(entry: Entry) -> str:
+    assert entry.to_best is not None
+    return f"{entry.pruner} {difference_said(entry.to_best)}"

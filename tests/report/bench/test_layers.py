@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from multiflow.report.bench.gather import gather
+from multiflow.report.bench.layers import collapsed, groups, spreads
+
+from .conftest import LAYERS, make_cell, make_pruning
+
+
+def bench_of(*prunings):
+    return gather([make_cell(p.pruner, seed=p.seed) for p in prunings], prunings)
+
+
+def test_shares_are_means_over_seeds_weighted_by_size():
+    one, other = make_pruning(seed=0), make_pruning(seed=1)
+    other.zeros[0.9][0] = 0
+    spread = spreads(bench_of(one, other))[-1]
+    assert (spread.sparsity, spread.seeds) == (0.9, (0, 1))
+    assert spread.layers == pytest.approx(dict(zip([name for name, *_ in LAYERS], (0.45, 0.9, 0.9), strict=True)))
+    assert spread.groups == pytest.approx({"vision": (45 + 90) / 200, "text": 0.9})
+
+
+def test_collapse_is_named():
+    found = spreads(bench_of(make_pruning(text=1.0), make_pruning("wanda")))
+    assert groups(found) == ["vision", "text"]
+    assert collapsed(found) == [
+        ("xvlm-shapes", "multiflow", "at 90\N{NO-BREAK SPACE}% all of text; one layer of 3 (text.layer.0.q)")
+    ]
+
+
+def test_a_model_with_another_layout_is_not_averaged_in():
+    old = make_pruning(seed=0)
+    new = make_pruning(seed=1, text=1.0)
+    changed = type(old)(**{**vars(old), "layers": LAYERS[:2], "zeros": {0.9: [0, 0]}})
+    spread = spreads(bench_of(changed, new))[-1]
+    assert spread.seeds == (1,)
+    assert spread.groups["text"] == 1.0

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from multiflow.report.bench.bootstrap import Difference
+from multiflow.report.bench.gather import gather
+from multiflow.report.bench.words import (
+    Duel,
+    difference_said,
+    duel,
+    entry_said,
+    headline,
+    leaders,
+    losses,
+    scope,
+    standings,
+    verdicts,
+)
+
+from .conftest import bare, make_cell
+
+
+def test_duels_count_every_place_once(grid):
+    bench = gather(*grid)
+    assert duel(bench, "multiflow", "snip") == Duel(12, 0, 0)
+    there, back = duel(bench, "magnitude", "multiflow"), duel(bench, "multiflow", "magnitude")
+    assert (there.wins, there.ties, there.losses) == (back.losses, back.ties, back.wins)
+    assert back.wins >= 10
+    assert duel(bench, "multiflow", "wanda").ties >= 9
+
+
+def test_standings_put_who_leads_first(grid):
+    ranked = standings(gather(*grid))
+    assert {ranked[0].pruner, ranked[1].pruner} == {"multiflow", "wanda"}
+    assert ranked[-1].pruner == "snip"
+    assert ranked[-1].leads == 0
+    assert sum(s.best for s in ranked) == 12
+
+
+def test_the_headline_and_the_verdicts_name_the_winner_whoever_it_is():
+    cells = [make_cell(p, seed=s, score=score) for p, score in (("multiflow", 50), ("mine", 80)) for s in range(3)]
+    bench = gather(cells)
+    assert headline(bench) == "mine is the best pruner or within noise of it at 1 of 1 places, multiflow at 0 of 1."
+    assert verdicts(bench) == ["At most places multiflow is behind, beyond noise, mine (1 of 1)."]
+    ((place, name, difference),) = losses(bench)
+    assert (place.task, name) == ("vqa", "mine")
+    assert difference.value > 25
+
+
+def test_a_pruner_with_fewer_seeds_is_named_with_them():
+    cells = [make_cell("multiflow", seed=s, score=50) for s in range(3)] + [make_cell("mine", score=80)]
+    assert headline(gather(cells)).startswith("mine (one seed) is the best")
+
+
+def test_little_is_said_of_little():
+    assert headline(gather([], expected=[bare(make_cell())])) == "Nothing has been computed yet."
+    assert headline(gather([make_cell()])) == "One cell computed; no two pruners can be compared yet."
+
+
+def test_dense_is_matched_where_the_difference_may_be_luck():
+    cells = [make_cell("dense", score=80), make_cell("multiflow", score=80), make_cell("multiflow", 0.9, score=40)]
+    (said,) = verdicts(gather(cells))
+    assert "at 75\N{NO-BREAK SPACE}% on xvlm-shapes is not below the dense model" in said
+
+
+def test_leaders_tell_who_is_close_and_who_is_not(grid):
+    found = dict(leaders(gather(*grid)))
+    assert len(found) == 12
+    for text in found.values():
+        assert "within noise" in text
+        assert "the nearest" in text
+        assert "(dense " in text
+
+
+def test_an_entry_says_what_is_known(grid):
+    bench = gather(*grid)
+    entry = bench.entries[bench.places[0], "snip"]
+    said = entry_said(entry)
+    assert said.startswith("snip, 63\N{NO-BREAK SPACE}% zeros, retrieval mean R@1: ")
+    assert "seed 0: " in said
+    assert "behind the best: \N{MINUS SIGN}" in said
+    assert "best here" in entry_said(bench.best(bench.places[0]))
+
+
+def test_the_scope_counts_the_grid(grid):
+    said = scope(gather(*grid))
+    assert said.startswith(
+        "Four pruners at 63\N{NO-BREAK SPACE}%, 75\N{NO-BREAK SPACE}% and 90\N{NO-BREAK SPACE}% zeros"
+    )
+    assert "for retrieval and vqa" in said
+
+
+def test_differences_have_signs():
+    assert (
+        difference_said(Difference(-0.01, -2, 1, (0,)))
+        == "0.0 (95\N{NO-BREAK SPACE}% interval \N{MINUS SIGN}2.0 to +1.0)"
+    )

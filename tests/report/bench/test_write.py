@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+
+from multiflow.errors import MultiflowError
+from multiflow.report.bench import write_report
+from multiflow.report.html import SVG_LEAVES, VOID
+from multiflow.report.records import DENSE
+
+from .conftest import bare, make_cell
+
+FILES = ["report.html", "report.md", "tables.csv", "cells.csv", "tables.tex"]
+
+
+def text_of(element):
+    return re.sub(r"\s+", " ", "".join(element.itertext())).strip()
+
+
+@pytest.fixture(scope="module")
+def partial(grid):
+    """The grid without snip on one model, with a failed cell."""
+    cells, prunings, expected = grid
+    kept = [cell for cell in cells if (cell.pruner, cell.model) != ("snip", "blip-shapes")]
+    kept[-1] = replace(bare(kept[-1]), error="<b>out of memory</b> | 2 GB")
+    return kept, prunings, expected
+
+
+@pytest.fixture(scope="module")
+def folder(partial, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "new"
+    assert [path.name for path in write_report(*partial, folder, "A & B", ["one line was broken"])] == FILES
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(folder):
+    return ElementTree.fromstring((folder / "report.html").read_text(encoding="utf-8").removeprefix("<!doctype html>"))
+
+
+def test_the_page_is_one_well_formed_file_that_loads_nothing(folder, root):
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    ids = [e.get("id") for e in root.iter() if e.get("id")]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"<(\w+)[^<>]*/>", html)) <= VOID | SVG_LEAVES
+    assert set(re.findall(r"\w+://[^\s\"'<>]*", html)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"url\(|@import|<link|<iframe|import\(|fetch\(|XMLHttpRequest|srcset", html)
+    links = [e.get("href") for e in root.iter("a")]
+    assert links
+    assert all(link.removeprefix("#") in ids for link in links)
+    assert "<b>out of memory</b>" not in html
+    assert "nan" not in re.findall(r"\b\w+\b", html)
+
+
+def test_the_page_says_on_top_what_is_missing_and_failed(root):
+    (box,) = [e for e in root.iter("div") if e.get("role") == "note"]
+    said = text_of(box)
+    assert "125 of 132 cells" in said
+    assert "tier 2 · blip-shapes · snip: 6 of 6 cells, all of it" in said
+    assert "<b>out of memory</b> | 2 GB" in said
+    assert "one line was broken" in said
+    body = next(root.iter("main"))
+    assert [e.tag for e in body][:3] == ["button", "header", "div"]
+
+
+def test_every_section_is_there(root):
+    assert [s.get("id") for s in root.iter("section")] == [
+        *("summary", "figures", "quality", "duels", "zeros", "cost", "learning", "making", "reading"),
+    ]
+
+
+def test_the_figures_carry_values_to_hover_and_marks(root):
+    section = next(s for s in root.iter("section") if s.get("id") == "figures")
+    tables = list(section.iter("table"))
+    assert len(tables) == 2
+    lines = tables[0].findall("tbody/tr")
+    assert [line.get("data-tier") for line in lines] == [None, "1", "1", "1", "2"]
+    assert len({len(line) for line in lines} | {len(tables[0].findall("thead/tr")[1])}) == 1
+    tips = [cell.get("data-tip") for cell in lines[1] if cell.get("data-tip")]
+    assert len(tips) == 6
+    assert all("95\N{NO-BREAK SPACE}% interval" in tip for tip in tips)
+    assert [text_of(e) for e in lines[4].iter("sup")] == ["1"] * 6
+    assert len([e for line in lines for e in line.iter() if e.get("class") == "best"]) == 6
+    assert sum(int(e.get("colspan")) for e in tables[0].findall("thead/tr")[0]) == len(lines[0])
+
+
+def test_collapse_is_flagged(root):
+    section = next(s for s in root.iter("section") if s.get("id") == "zeros")
+    assert "magnitude on xvlm-shapes at 90 % all of text; one layer of 3 (text.layer.0.q)" in text_of(section)
+    svg = "{http://www.w3.org/2000/svg}"
+    assert [e for e in section.iter(f"{svg}g") if e.get("class") == "bar gone"]
+
+
+def test_pruners_of_later_tiers_are_quiet_in_charts(root):
+    section = next(s for s in root.iter("section") if s.get("id") == "quality")
+    lines = {e.get("data-name"): e.get("class") for e in section.iter() if "series" in (e.get("class") or "")}
+    assert {name: "quiet" in look for name, look in lines.items()} == {
+        "multiflow": False,
+        "magnitude": False,
+        "wanda": False,
+        "snip": True,
+    }
+
+
+def test_the_markdown_tells_the_same(folder):
+    said = (folder / "report.md").read_text(encoding="utf-8")
+    assert said.startswith("# A & B\n\n> **Incomplete.** 125 of 132 cells")
+    assert "`<b>out of memory</b> | 2 GB`" in said
+    assert "- tier 2, blip-shapes, snip: 6 of 6 cells, all of it" in said
+    tables = re.findall(r"(?:^\|.*\n)+", said, flags=re.M)
+    assert len(tables) >= 8
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+    assert " [1] |" in said
+    assert "\n\n\n" not in said
+
+
+def test_the_report_is_a_function_of_the_records(partial, folder, tmp_path):
+    write_report(*partial, tmp_path, "A & B", ["one line was broken"])
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [],
+        [make_cell(DENSE)],
+        [make_cell(each=())],
+        [replace(bare(make_cell()), error="x")],
+        [make_cell(DENSE, score=0.0, each=(0.0,) * 9), make_cell(score=0.0, each=(0.0,) * 9)],
+        [replace(make_cell(metric="CIDEr"), score=140.0, each=(130.0, 150.0)), make_cell(DENSE)],
+    ],
+)
+def test_little_or_odd_data_make_a_report_too(cells, tmp_path):
+    for known in ([bare(make_cell()), *map(bare, cells)], []):
+        assert len(write_report(cells, [], known, tmp_path, "t")) == 5
+        ElementTree.fromstring((tmp_path / "report.html").read_text(encoding="utf-8").removeprefix("<!doctype html>"))
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MultiflowError, match="cannot write"):
+        write_report([], [], [], tmp_path / "file", "t")
