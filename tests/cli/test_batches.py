@@ -13,11 +13,11 @@ from PIL import Image
 from torch import nn
 
 import multiflow as mf
-from multiflow.cli.batches import Counted, Source, open_batches
 from multiflow.data import Batches, Inputs, build_word_tokenizer, load_tokenizer, open_data
 from multiflow.data.shapes import describe, make_scenes
 from multiflow.errors import MultiflowError
 from multiflow.models import load_model
+from multiflow.tasks.batches import Counted, Source, open_batches
 from tests.cli.conftest import Run
 
 

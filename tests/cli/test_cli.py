@@ -159,4 +159,4 @@ def test_every_command_has_its_module() -> None:
         settings, function = command.load()
         assert is_dataclass(settings)
         assert settings.__dataclass_params__.frozen
-        assert function.__name__ == name
+        assert function.__name__ == name.replace(" ", "_")

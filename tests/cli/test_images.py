@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
 import multiflow as mf
-from multiflow.cli.images import ImageBatches, label_classes, open_images
 from multiflow.data import CLIP_MEAN, to_pixels
 from multiflow.errors import MultiflowError
+from multiflow.tasks.images import ImageBatches, label_classes, open_images
 from tests.cli.conftest import Run
 
 SIZE = 16

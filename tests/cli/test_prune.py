@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.cli.batches import Counted
 from multiflow.cli.prune import PruneSettings, check, run_settings
 from multiflow.data import Batches, Inputs, load_tokenizer, open_data
 from multiflow.models import load_model
+from multiflow.tasks.batches import Counted
 from tests.cli.conftest import Run
 
 
@@ -280,7 +280,7 @@ def test_no_tokenizer_at_all_names_the_option(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     bare = tmp_path / "bare"
     shutil.copytree(tiny, bare, ignore=shutil.ignore_patterns("tokenizer*"))
-    monkeypatch.setattr("multiflow.cli.loading.DEFAULT_TOKENIZER", "nobody/no-tokenizer")
+    monkeypatch.setattr("multiflow.tasks.loading.DEFAULT_TOKENIZER", "nobody/no-tokenizer")
     error = run("prune", bare, "--data", pairs).error
     assert "no tokenizer found at 'nobody/no-tokenizer'" in error
     assert "--tokenizer DIR_OR_ID" in error

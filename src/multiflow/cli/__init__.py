@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from multiflow.cli.commands import COMMANDS
+from multiflow.cli.commands import COMMANDS, find_command
 from multiflow.cli.console import one_line_warnings, print_help, say
 from multiflow.errors import MultiflowError, unknown
 
@@ -50,9 +50,12 @@ def _run(args: list[str]) -> int:
         return 0
     if args[0].startswith("-"):
         raise unknown("option", args[0], ["--help", "--version"])
-    command = COMMANDS[args[0]]
+    command, rest = find_command(args)
+    if command is None:
+        print_help(one for one in COMMANDS.values() if one.name.split()[0] == rest[0])
+        return 0
     from multiflow.cli.settings import parse
 
     settings_type, run = command.load()
-    settings = parse(settings_type, command, args[1:])
+    settings = parse(settings_type, command, rest)
     return 0 if settings is None else run(settings) or 0

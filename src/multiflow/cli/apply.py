@@ -14,7 +14,14 @@ import torch
 from tyro.conf import Positional, arg
 
 from multiflow.cli.console import percent, show
-from multiflow.cli.loading import (
+from multiflow.cli.masks import put_on
+from multiflow.cli.runs import nearest_folder, remove_made
+from multiflow.cli.settings import Config, Device, Dtype, Family
+from multiflow.errors import MultiflowError
+from multiflow.files import claim_folder
+from multiflow.masks import Masks, is_original
+from multiflow.result import RESULT_FILE, changed_weights, write_weights_
+from multiflow.tasks.loading import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
     beside_model,
@@ -24,13 +31,6 @@ from multiflow.cli.loading import (
     open_model,
     quiet_transformers,
 )
-from multiflow.cli.masks import put_on
-from multiflow.cli.runs import nearest_folder, remove_made
-from multiflow.cli.settings import Config, Device, Dtype, Family
-from multiflow.errors import MultiflowError
-from multiflow.files import claim_folder
-from multiflow.masks import Masks, is_original
-from multiflow.result import RESULT_FILE, changed_weights, write_weights_
 
 
 @dataclass(frozen=True)

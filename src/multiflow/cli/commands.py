@@ -1,16 +1,18 @@
 """The commands: name, one line of help, an example. A command's module is imported when it runs, not before.
 
 The command ``NAME`` lives in ``multiflow/cli/NAME.py`` as the frozen dataclass ``NameSettings``, from which its options
-are made, and the function ``NAME(settings)``, which returns its exit code (None = 0).
+are made, and the function ``NAME(settings)``, which returns its exit code (None = 0). Of a name of two words the first
+is the file: ``bench run`` is ``BenchRunSettings`` and ``bench_run`` in ``multiflow/cli/bench.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from multiflow.errors import unknown
 from multiflow.registry import Registry
 
 
@@ -30,8 +32,9 @@ class Command:
 
     def load(self) -> tuple[type, Callable[[Any], int | None]]:
         """Import the command; return the dataclass of its settings and its function."""
-        module = import_module(f"multiflow.cli.{self.name}")
-        return getattr(module, f"{self.name.capitalize()}Settings"), getattr(module, self.name)
+        words = self.name.split()
+        module = import_module(f"multiflow.cli.{words[0]}")
+        return getattr(module, f"{''.join(map(str.capitalize, words))}Settings"), getattr(module, "_".join(words))
 
 
 COMMANDS: Registry[Command] = Registry("command")
@@ -84,9 +87,37 @@ for _command in (
         "--preset shapes --out runs/retrieval",
     ),
     Command(
+        "bench run",
+        "Compute a grid of models, pruners, sparsities, tasks and seeds; what is done already is skipped.",
+        "multiflow bench run benchmarks/shapes.yaml --tier 1 --out runs/shapes\n"
+        "multiflow bench run benchmarks/shapes.yaml --out runs/shapes --engine local --workers 2",
+    ),
+    Command(
+        "bench report",
+        "Write tables, curves and a page of what a grid has found.",
+        "multiflow bench report runs/shapes",
+    ),
+    Command(
         "digits",
         "Write scikit-learn's handwritten digits as images, and train a small ViT on them.",
         "multiflow digits runs/digits\nmultiflow digits runs/digits --images-only",
     ),
 ):
     COMMANDS.add(_command.name, _command)
+
+
+def find_command(words: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
+    """Return the command that words begin with, and the words after it; None where the first word needs a second.
+
+    Raises:
+        MultiflowError: there is no such command.
+    """
+    family = [name for name in COMMANDS if name.split()[0] == words[0] and " " in name]
+    if not family:
+        return COMMANDS[words[0]], words[1:]
+    if len(words) < 2 or words[1] in ("-h", "--help", "help"):
+        return None, words[:1]
+    name = " ".join(words[:2])
+    if name not in COMMANDS:
+        raise unknown("command", name, family)
+    return COMMANDS[name], words[2:]

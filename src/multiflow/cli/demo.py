@@ -16,7 +16,6 @@ from multiflow import pipeline
 from multiflow.cli.console import show
 from multiflow.cli.demo_folder import replaced_folder
 from multiflow.cli.demo_run import measure
-from multiflow.cli.loading import find_device, find_dtype, find_model
 from multiflow.cli.progress import step_progress
 from multiflow.cli.settings import Device, Dtype, Seed
 from multiflow.errors import MultiflowError
@@ -25,6 +24,7 @@ from multiflow.pruners import find_pruner
 from multiflow.report.demo import demo_page
 from multiflow.report.values import COLLAPSED, DEMO_FILE, REPORT_FILE, Demo
 from multiflow.report.words import collapses, headline
+from multiflow.tasks.loading import find_device, find_dtype, find_model
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from multiflow.cli.batches import Source, open_batches
-from multiflow.cli.loading import OWN_TOKENIZER, beside_model, fitting_tokenizer, open_model
 from multiflow.cli.progress import Step
 from multiflow.data import to_pixels
 from multiflow.data.shapes import describe, make_scenes, render
@@ -28,6 +26,8 @@ from multiflow.pipeline import calibrate, prune
 from multiflow.pruners import find_pruner
 from multiflow.report.values import Demo, Example, Find, Pruned, most_telling
 from multiflow.result import Result, mask_file, versions
+from multiflow.tasks.batches import Source, open_batches
+from multiflow.tasks.loading import OWN_TOKENIZER, beside_model, fitting_tokenizer, open_model
 from multiflow.tasks.retrieval import RetrievalResult, evaluate_retrieval
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional
 
 from multiflow.cli.console import show
-from multiflow.cli.loading import find_device, quiet_transformers
 from multiflow.cli.pretrain import check_values
 from multiflow.cli.settings import Resume
 from multiflow.tasks import digits_vit as task
 from multiflow.tasks.digits import write_digits
+from multiflow.tasks.loading import find_device, quiet_transformers
 from multiflow.tasks.progress import console_progress
 
 

@@ -17,7 +17,11 @@ from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow.cli.console import say, show, table
-from multiflow.cli.loading import (
+from multiflow.cli.settings import Config, Device, Dtype, Family
+from multiflow.errors import MultiflowError
+from multiflow.files import claim_folder, plain, write_atomically
+from multiflow.tasks.base import TASKS, Task
+from multiflow.tasks.loading import (
     find_device,
     find_dtype,
     find_model,
@@ -27,10 +31,6 @@ from multiflow.cli.loading import (
     pixel_statistics,
     quiet_transformers,
 )
-from multiflow.cli.settings import Config, Device, Dtype, Family
-from multiflow.errors import MultiflowError
-from multiflow.files import claim_folder, plain, write_atomically
-from multiflow.tasks.base import TASKS, Task
 from multiflow.tasks.progress import Progress, console_progress
 from multiflow.tasks.task_model import task_model
 

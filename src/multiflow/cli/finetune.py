@@ -11,16 +11,6 @@ from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from multiflow.cli.console import show, table
-from multiflow.cli.loading import (
-    PROCESSOR_FILES,
-    beside_model,
-    find_device,
-    find_model,
-    fitting_tokenizer,
-    open_model,
-    pixel_statistics,
-    quiet_transformers,
-)
 from multiflow.cli.masks import put_on
 from multiflow.cli.pretrain import check_values
 from multiflow.cli.ranks import processes
@@ -31,6 +21,16 @@ from multiflow.models.task_models import find_builder
 from multiflow.ranks import rank
 from multiflow.tasks import finetune as task
 from multiflow.tasks.base import TASKS
+from multiflow.tasks.loading import (
+    PROCESSOR_FILES,
+    beside_model,
+    find_device,
+    find_model,
+    fitting_tokenizer,
+    open_model,
+    pixel_statistics,
+    quiet_transformers,
+)
 from multiflow.tasks.progress import console_progress
 
 MAY_BE_ZERO = ("seed", "image_size", "skip_missing", "mask_decoder", "shard")

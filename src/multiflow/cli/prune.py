@@ -16,9 +16,7 @@ from multiflow import pipeline
 from multiflow.adapters import adapter_for
 from multiflow.allocation import ALLOCATIONS, find_allocation
 from multiflow.calibration import Checkpoint
-from multiflow.cli.batches import Source, open_batches
 from multiflow.cli.console import announcements
-from multiflow.cli.loading import bundled_models, find_device, find_dtype, find_model, naming_options, open_model
 from multiflow.cli.progress import step_progress
 from multiflow.cli.ranks import processes
 from multiflow.cli.runs import CHECKPOINT_FILE, identity, run_folder
@@ -31,6 +29,8 @@ from multiflow.masks import hash_weight
 from multiflow.pruners import Pruner, find_pruner
 from multiflow.ranks import agree, rank, world
 from multiflow.result import RESULT_FILE, Result
+from multiflow.tasks.batches import Source, open_batches
+from multiflow.tasks.loading import bundled_models, find_device, find_dtype, find_model, naming_options, open_model
 from multiflow.types import parse_pattern
 
 FREE_TO_CHANGE = ("out", "checkpoint_every", "resume", "device", "workers")  # these do not alter the masks

@@ -16,7 +16,6 @@ from multiflow import tasks
 from multiflow.adapters import FAMILIES
 from multiflow.cli.console import show as put
 from multiflow.cli.console import table
-from multiflow.cli.loading import bundled_models, find_model, open_model
 from multiflow.cli.settings import Config, Family
 from multiflow.cli.show_data import show_data
 from multiflow.cli.show_masks import compare_masks, is_mask_file, show_masks
@@ -25,6 +24,7 @@ from multiflow.cli.show_run import find_run, show_run
 from multiflow.errors import MultiflowError, did_you_mean, unknown
 from multiflow.models.original import FAMILIES as RELEASES
 from multiflow.pruners import PRUNERS
+from multiflow.tasks.loading import bundled_models, find_model, open_model
 
 WHAT = "pruners, models, tasks, MODEL, MASK_FILE [MASK_FILE], RUN_DIR or data DIR"
 

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from torch import nn
 
-from multiflow.cli.images import ImageBatches, label_classes, open_images
-from multiflow.cli.loading import fitting_tokenizer, pixel_statistics
 from multiflow.data import Batches, Inputs, open_data, whole_images
 from multiflow.data.base import AnyData, from_memory
 from multiflow.errors import MultiflowError
 from multiflow.ranks import exchange, rank
+from multiflow.tasks.images import ImageBatches, label_classes, open_images
+from multiflow.tasks.loading import fitting_tokenizer, pixel_statistics
 
 MOST_BATCHES = 3000  # as published, like the lengths of the texts
 MOST_TOKENS = 40

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from multiflow.cli import loading
-from multiflow.cli.loading import (
+from multiflow.tasks import loading
+from multiflow.errors import MultiflowError
+from multiflow.tasks.loading import (
     beside_model,
     bundled_models,
     find_device,
@@ -18,7 +19,6 @@ from multiflow.cli.loading import (
     pixel_statistics,
     quiet_transformers,
 )
-from multiflow.errors import MultiflowError
 
 
 def test_devices() -> None:

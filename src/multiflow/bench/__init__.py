@@ -1,0 +1,1 @@
+"""The benchmark: a grid of models, pruners, sparsities, tasks and seeds, computed cell by cell."""

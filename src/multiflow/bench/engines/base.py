@@ -1,0 +1,108 @@
+"""What an engine is: it runs jobs somewhere and says of each when it is over.
+
+An engine hands every job to ``work``, which computes the cell and writes its line itself; the engine carries no
+results. `ENGINES` names them all, and imports one when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from socket import gethostname
+
+from multiflow.errors import MultiflowError, unknown
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to compute, and what it takes; small and picklable.
+
+    Args:
+        results: absolute path of the folder of results, which all workers see.
+        cell: id of the cell.
+        cpus: cores, which is how many threads the worker computes with.
+        gpus: devices, or a share of one; 0 computes on the CPU.
+        memory: bytes; 0 asks for none in particular.
+        wait: whether to wait for another runner that has the cell in hand, instead of leaving it to that one.
+    """
+
+    results: str
+    cell: str
+    cpus: int = 1
+    gpus: float = 0.0
+    memory: int = 0
+    wait: bool = False
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine runs jobs.
+
+    Args:
+        workers: how many jobs at once at most.
+        retries: how often a job is given to another worker when its own has died.
+        options: settings of one engine, by name, such as the address of a Ray cluster or a Slurm partition.
+    """
+
+    workers: int = 1
+    retries: int = 1
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A job that is over: its cell has a line in the results, or the worker died.
+
+    Args:
+        job: the job.
+        error: in one line why the worker died; None when ``work`` returned.
+    """
+
+    job: Job
+    error: str | None = None
+
+
+Work = Callable[[Job], None]
+Engine = Callable[[Sequence[Job], Work, EngineOptions], Iterator[Outcome]]
+"""``engine(jobs, work, options)`` yields the outcome of every job, in the order in which they end.
+
+Jobs start in the order given. ``work`` is a function of a module, so that another process can import it. An exception
+of ``work`` itself is an outcome with its text; closing the iterator stops the workers (jobs of Slurm go on).
+"""
+
+ENGINES = {
+    "here": "multiflow.bench.engines.here",
+    "local": "multiflow.bench.engines.local",
+    "ray": "multiflow.bench.engines.ray",
+    "slurm": "multiflow.bench.engines.slurm",
+}
+"""Name of an engine -> the module whose function ``run`` it is."""
+
+
+def find_engine(name: str) -> Engine:
+    """Return the engine of a name.
+
+    Raises:
+        MultiflowError: there is none of that name, or the library that it needs is not installed.
+    """
+    if name not in ENGINES:
+        raise unknown("engine", name, ENGINES)
+    engine: Engine = import_module(ENGINES[name]).run
+    return engine
+
+
+def attempt(work: Work, job: Job) -> str | None:
+    """Do a job in the process of a worker; return in one line what went wrong, or None."""
+    try:
+        if not Path(job.results).is_dir():
+            raise MultiflowError(
+                f"a worker on {gethostname()} does not see the folder of results '{job.results}', into which it "
+                "writes; put it on a disk that all workers share"
+            )
+        work(job)
+    except Exception as error:
+        said = str(error) if isinstance(error, MultiflowError) else f"{type(error).__name__}: {error}"
+        return " ".join(said.split())
+    return None

@@ -1,0 +1,22 @@
+"""The engine ``here``: one cell after the other in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt
+from multiflow.errors import MultiflowError
+
+
+def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Outcome]:
+    """Run jobs in this process.
+
+    Raises:
+        MultiflowError: several workers were asked for.
+    """
+    if options.workers > 1:
+        raise MultiflowError(
+            f"{options.workers} workers were asked for, and engine 'here' is this one process; take engine 'local'"
+        )
+    for job in jobs:
+        yield Outcome(job, attempt(work, job))

@@ -1,0 +1,92 @@
+"""Data that a grid makes itself when they are missing: Shapes, and handwritten digits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from multiflow.bench.strict import build, changed
+from multiflow.data.shapes import write
+from multiflow.errors import MultiflowError, unknown
+from multiflow.tasks.digits import write_digits
+
+
+@dataclass(frozen=True)
+class ShapesData:
+    """The settings of ``multiflow shapes``."""
+
+    out: str
+    train: int = 20000
+    val: int = 1000
+    test: int = 1000
+    size: int = 64
+    seed: int = 0
+    style: str = "plain"
+    downstream_style: str = "chalk"
+    shard_size: int = 1000
+
+
+@dataclass(frozen=True)
+class DigitsData:
+    """Where scikit-learn's digits go, a folder a class."""
+
+    out: str
+
+
+KINDS: Mapping[str, tuple[type, Callable[..., Path]]] = {
+    "shapes": (ShapesData, write),
+    "digits": (DigitsData, write_digits),
+}
+"""Kind of data -> its settings, and what writes it to a folder."""
+
+
+def check_make(make: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check kinds and settings of the data to make.
+
+    Raises:
+        MultiflowError: an unknown kind or setting, or a folder that holds data made otherwise.
+    """
+    for kind, how in make.items():
+        if kind not in KINDS:
+            raise unknown("kind of data under make", kind, KINDS)
+        build(KINDS[kind][0], how, f"make.{kind}")
+        _check_there(kind, how)
+
+
+def _check_there(kind: str, how: Mapping[str, Any]) -> None:
+    """Make sure that Shapes which are there already are those of the config."""
+    path = Path(how["out"]) / "dataset.json"
+    if kind != "shapes" or not path.exists():
+        return
+    there, asked = json.loads(path.read_text(encoding="utf-8")), vars(ShapesData(**how))
+    for name, value in asked.items():
+        if name != "out" and there.get(name) != value:
+            raise MultiflowError(
+                f"'{how['out']}' holds Shapes with {name} {there.get(name)}, and make.shapes asks for {value}; choose "
+                "another folder"
+            )
+
+
+def make_data(make: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]) -> None:
+    """Make what is missing: each folder appears whole, and of several runners one makes it."""
+    for kind, how in make.items():
+        out = Path(how["out"])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.with_name(f".{out.name}.lock")):
+            if not out.exists() or not any(out.iterdir()):
+                say(f"makes {kind} in {out}")
+                KINDS[kind][1](out, **{name: value for name, value in how.items() if name != "out"})
+
+
+def made_settings(path: str, make: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return how data at a path are made, without their place; None for data that the grid does not make."""
+    for kind, how in make.items():
+        if Path(path).is_relative_to(how["out"]):
+            settings = changed(build(KINDS[kind][0], how, f"make.{kind}"), ("out",))
+            return {kind: settings, "part": Path(path).relative_to(how["out"]).as_posix()}
+    return None

@@ -1,0 +1,118 @@
+"""The masks of a cell: made once for all tasks and sparsities, by whichever worker comes first.
+
+``stats`` holds one file for every statistic of a model's calibration data and seed; all pruners that look at it share
+the pass. ``masks/PRUNING`` holds the masks of a pruner at all sparsities, and the weights of methods that change them.
+Every file appears whole, and the line in ``prunings.jsonl`` comes last: what a kill leaves half done is done again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from multiflow.bench.grid import Plan
+from multiflow.bench.identity import hash_settings
+from multiflow.bench.machine import peak_memory, reset_peak_memory
+from multiflow.bench.sources import calibration_batches, load
+from multiflow.bench.store import Results
+from multiflow.calibration import Stats
+from multiflow.calibration.stats import read_stats
+from multiflow.masks import Masks, hash_weight
+from multiflow.pipeline import calibrate, prune
+from multiflow.pruners import find_pruner
+from multiflow.report.records import Pruning
+from multiflow.result import Result, changed_weights, mask_file, write_weights_
+
+
+def pruned(plan: Plan, results: Results, device: str) -> tuple[nn.Module, Masks | None]:
+    """Return the model of a cell and its masks; changed weights are in the model, nothing is zeroed yet."""
+    if plan.pruner is None:
+        return load(plan.model), None
+    path = ensure_masks(plan, results, device) / mask_file(plan.cell.sparsity)
+    model, masks = load(plan.model), Masks.load(path)
+    if (weights := changed_weights(path, masks)) is not None:
+        write_weights_(model, masks, weights)
+        hashes = {name: hash_weight(found[0]) for name, found in masks.find_weights(model).items()}
+        masks = replace(masks, weights=hashes)
+    return model, masks
+
+
+def ensure_masks(plan: Plan, results: Results, device: str) -> Path:
+    """Make the masks of a cell's pruning unless they are there; other workers wait meanwhile. Returns their folder."""
+    id = plan.cell.pruning
+    assert id is not None
+    folder = results.folder / "masks" / id
+    with results.lock(id):
+        known = results.prunings().get(id)
+        there = [] if known is None else [s for s in known.zeros if (folder / mask_file(s)).is_file()]
+        if missing := [s for s in plan.sparsities if s not in there]:
+            folder.mkdir(parents=True, exist_ok=True)
+            results.append(_prune(plan, missing, folder, results, device))
+    return folder
+
+
+def _prune(plan: Plan, sparsities: Sequence[float], folder: Path, results: Results, device: str) -> Pruning:
+    """Prune, write the masks, and return the record."""
+    entry, cell = plan.pruner, plan.cell
+    assert entry is not None
+    assert cell.pruning is not None
+    pruner = find_pruner(entry.method)
+    model = load(plan.model, device)
+    batches: Any = None
+    costs: list[Mapping[str, Any]] = []
+    if pruner.one_pass and pruner.statistics:
+        measured = [shared_statistic(name, plan, model, results) for name in pruner.statistics]
+        batches, costs = Stats.join([stats for stats, _ in measured]), [cost for _, cost in measured]
+    elif pruner.needs_data:
+        batches = calibration_batches(plan.model, model, cell.seed)
+    reset_peak_memory()
+    options: dict[str, Any] = {"pattern": entry.pattern, "allocation": entry.allocation, "seed": cell.seed}
+    result = prune(model, entry.method, list(sparsities), batches, **options, **entry.hyper)
+    result.save_tensors(folder)
+    calibration = sum(cost["seconds"] for cost in costs) + result.timings.get("steps", 0.0)
+    pairs = max((cost["pairs"] for cost in costs), default=0)
+    return Pruning(
+        cell.pruning,
+        cell.model,
+        cell.pruner,
+        cell.seed,
+        calibration=calibration,
+        selection=result.timings.get("select", 0.0),
+        pairs=pairs if batches is None or costs else _pairs(batches, plan),
+        peak_memory=max([peak_memory(), *(cost["peak_memory"] for cost in costs)]),
+        layers=_layers(result),
+        zeros={s: [masks.dropped(name) for name in masks] for s, masks in result.masks.items()},
+    )
+
+
+def shared_statistic(name: str, plan: Plan, model: nn.Module, results: Results) -> tuple[Stats, Mapping[str, Any]]:
+    """Measure a statistic unless it is there; return it, and what it cost: seconds, pairs, peak memory."""
+    settings = plan.cell.settings
+    what = {key: settings[key] for key in ("model", "calibration", "seed")}
+    id = hash_settings({**what, "statistic": name})
+    path = results.folder / "stats" / f"{id}.safetensors"
+    with results.lock(id):
+        if not path.exists():
+            batches = calibration_batches(plan.model, model, plan.cell.seed)
+            reset_peak_memory()
+            began = time.monotonic()
+            stats = calibrate(model, batches, statistics=[name])
+            seconds = time.monotonic() - began
+            stats.save(path, seconds=seconds, pairs=batches.seen, peak_memory=peak_memory())
+    return read_stats(path)
+
+
+def _pairs(batches: Any, plan: Plan) -> int:
+    """Return how many pairs there are for methods that go through them again and again, the last time in part."""
+    assert plan.model.calibration is not None
+    return max(batches.seen, len(batches) * plan.model.calibration.batch_size)
+
+
+def _layers(result: Result) -> list[tuple[str, str, int]]:
+    layout = next(iter(result.masks.values())).layout
+    return [(layer.name, layer.group, layer.size) for layer in layout.layers]

@@ -1,0 +1,134 @@
+"""A run over the grid: what is done is skipped, the rest goes to an engine, and every cell that ends is told."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from multiflow.bench.check import check_data, check_models, check_settings, import_modules
+from multiflow.bench.config import Grid
+from multiflow.bench.engines.base import EngineOptions, Job, find_engine
+from multiflow.bench.grid import Plan, check_names, expand, select
+from multiflow.bench.machine import git_revision
+from multiflow.bench.make import check_make, make_data
+from multiflow.bench.store import CONFIG, Results
+from multiflow.bench.work import Order, finished, work_on, write_order
+from multiflow.files import write_atomically
+from multiflow.report.records import Cell
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which cells to compute, and where.
+
+    Args:
+        engine: ``here``, ``local``, ``ray`` or ``slurm``.
+        workers: cells computed at once.
+        tiers: names; none = all.
+        only: see `multiflow.bench.grid.select`.
+        skip_failed: leave out cells that have failed before.
+        device: where each cell is computed.
+        cpus: threads of each worker; 0 shares the cores out among the workers.
+        gpus: devices, or a share of one, for each worker; None = one if the device is ``cuda`` or ``auto`` finds one.
+        memory: bytes for each worker; 0 asks for none in particular.
+        engine_options: settings of the engine.
+    """
+
+    engine: str = "here"
+    workers: int = 1
+    tiers: Sequence[str] = ()
+    only: Sequence[str] = ()
+    skip_failed: bool = False
+    device: str = "auto"
+    cpus: int = 0
+    gpus: float | None = None
+    memory: int = 0
+    engine_options: dict[str, str] = field(default_factory=dict)
+
+    def job(self, results: Results, cell: str) -> Job:
+        """Return the job of a cell."""
+        cpus = self.cpus or max(1, torch.get_num_threads() // self.workers)
+        cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
+        gpus = float(cuda) if self.gpus is None else self.gpus
+        return Job(str(results.folder.resolve()), cell, cpus, gpus, self.memory)
+
+
+def prepare(grid: Grid, options: RunOptions) -> tuple[list[Plan], list[Plan]]:
+    """Check the whole grid; return the plans of all its cells, and of those asked for.
+
+    Raises:
+        MultiflowError: anything that is wrong with the grid or the options, before anything is computed or written.
+    """
+    find_engine(options.engine)
+    import_modules(grid.modules)
+    check_make(grid.make)
+    check_names(grid)
+    check_settings(grid)
+    plans = expand(grid)
+    chosen = select(plans, options.tiers, options.only)
+    check_models(chosen)
+    return plans, chosen
+
+
+def run_grid(
+    grid: Grid,
+    config: str,
+    plans: Sequence[Plan],
+    chosen: Sequence[Plan],
+    folder: str | Path,
+    options: RunOptions,
+    say: Callable[[str], None],
+) -> Iterator[Cell]:
+    """Compute the cells that are not done, and yield each that ends, failed ones too.
+
+    Args:
+        grid: the grid.
+        config: its config with variables in their places, of which the folder keeps a copy.
+        plans: of all its cells, from `prepare`.
+        chosen: those to compute.
+        folder: of results; it may hold those of other runs, and other runners may be at work in it.
+        options: where to compute.
+        say: takes lines on what goes on.
+
+    Raises:
+        MultiflowError: data that are missing or of another layout, or the engine cannot be had.
+    """
+    engine = find_engine(options.engine)
+    results = Results(Path(folder))
+    results.folder.mkdir(parents=True, exist_ok=True)
+    make_data(grid.make, say)
+    write_atomically(results.folder / CONFIG, config)
+    results.expect(plan.cell for plan in plans)
+    waiting = {plan.cell.id: plan for plan in to_do(chosen, results, skip_failed=options.skip_failed)}
+    check_data(waiting.values())
+    git = git_revision(results.folder)
+    for plan in waiting.values():
+        write_order(results, Order(plan, str(Path.cwd()), options.device, git))
+    before = results.cells()
+    for wait in (False, True):  # first what nobody has in hand, then what other runners had
+        jobs = [replace(options.job(results, id), wait=wait) for id in waiting]
+        for outcome in engine(jobs, work_on, EngineOptions(options.workers, options=options.engine_options)):
+            plan = waiting[outcome.job.cell]
+            cell = results.cell(plan.cell.id)
+            if outcome.error is not None and (cell is None or cell.error is not None):
+                cell = finished(replace(plan.cell, error=outcome.error), git)
+                results.append(cell)
+            if cell is not None and (cell.error is None or cell != before.get(cell.id)):
+                del waiting[cell.id]
+                yield cell
+    if not to_do(plans, results):
+        shutil.rmtree(results.folder / "stats", ignore_errors=True)
+
+
+def to_do(plans: Sequence[Plan], results: Results, *, skip_failed: bool = False) -> list[Plan]:
+    """Return the plans whose cells have no figures yet."""
+    there = results.cells()
+    return [
+        plan
+        for plan in plans
+        if (cell := there.get(plan.cell.id)) is None or (cell.error is not None and not skip_failed)
+    ]

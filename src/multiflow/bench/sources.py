@@ -1,0 +1,48 @@
+"""Models, tokenizers and calibration batches as the command line opens them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from multiflow.bench.config import ModelEntry
+from multiflow.errors import MultiflowError
+from multiflow.tasks.batches import Counted, Source, open_batches
+from multiflow.tasks.finetune import Beside
+from multiflow.tasks.loading import (
+    PROCESSOR_FILES,
+    beside_model,
+    find_device,
+    find_model,
+    fitting_tokenizer,
+    open_model,
+    pixel_statistics,
+    quiet_transformers,
+)
+
+__all__ = ["calibration_batches", "find_device", "find_model", "load", "load_beside", "quiet_transformers"]
+
+
+def load(model: ModelEntry, device: str = "cpu") -> Any:
+    """Load a model of the grid."""
+    return open_model(find_model(model.source), model.family, model.config, device)
+
+
+def load_beside(entry: ModelEntry, model: Any) -> Beside:
+    """Load what belongs to a model beside its weights."""
+    place, text = find_model(entry.source), getattr(model.config, "text", None)
+    tokenizer = None if text is None else fitting_tokenizer(entry.tokenizer, place, text["vocab_size"])
+    return Beside(tokenizer, beside_model(place, PROCESSOR_FILES), pixel_statistics(place))
+
+
+def calibration_batches(entry: ModelEntry, model: nn.Module, seed: int) -> Counted:
+    """Open the calibration batches of a model."""
+    if entry.calibration is None:
+        raise MultiflowError(f"model '{entry.source}' has no calibration data; give some under calibration")
+    given = entry.calibration
+    source = Source(
+        given.data, given.images, entry.tokenizer, given.batches, given.batch_size, seed,
+        given.split, given.augment, given.workers,
+    )  # fmt: skip
+    return open_batches(model, find_model(entry.source), source)

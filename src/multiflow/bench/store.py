@@ -1,0 +1,116 @@
+"""The folder of results: records as lines of JSON, and the locks under which several runners share one folder.
+
+A line is appended under a lock and forced to the disk. What a kill tears off, a last line without its end, is passed
+over by readers and cut off by the next writer. Locks are the operating system's: they end with the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from multiflow.errors import MultiflowError
+from multiflow.files import plain, write_atomically
+from multiflow.report.records import Cell, Pruning, read_record
+
+CELLS, PRUNINGS, GRID, CONFIG = "cells.jsonl", "prunings.jsonl", "grid.jsonl", "config.yaml"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder of results.
+
+    Args:
+        folder: holds ``cells.jsonl``, ``prunings.jsonl``, ``grid.jsonl`` (the cells that the config asks for, without
+            figures) and ``config.yaml``, and what is not to be kept: ``jobs``, ``masks``, ``stats``, ``runs``,
+            ``errors`` and ``locks``.
+    """
+
+    folder: Path
+
+    def append(self, record: Cell | Pruning) -> None:
+        """Append a record to its file."""
+        path = self.folder / (CELLS if isinstance(record, Cell) else PRUNINGS)
+        line = json.dumps(asdict(record), default=plain).encode() + b"\n"
+        with self.lock(path.name), path.open("ab+") as file:
+            _cut_torn(file)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cells(self) -> dict[str, Cell]:
+        """Return the cells by id: of each the last line with figures, or the last one if all have failed."""
+        found: dict[str, Cell] = {}
+        for cell in self._read(Cell, CELLS):
+            if cell.error is None or cell.id not in found or found[cell.id].error is not None:
+                found[cell.id] = cell
+        return found
+
+    def cell(self, id: str) -> Cell | None:
+        """Return a cell; None if it has no line yet."""
+        found = [cell for cell in self._read(Cell, CELLS, f'"{id}"') if cell.id == id]
+        return next((cell for cell in reversed(found) if cell.error is None), found[-1] if found else None)
+
+    def prunings(self) -> dict[str, Pruning]:
+        """Return the prunings by id: the last line of each, with the zeros of all."""
+        found: dict[str, Pruning] = {}
+        for pruning in self._read(Pruning, PRUNINGS):
+            before = found[pruning.id].zeros if pruning.id in found else {}
+            found[pruning.id] = replace(pruning, zeros={**before, **pruning.zeros})
+        return found
+
+    def expect(self, cells: Iterable[Cell]) -> None:
+        """Write which cells the grid has."""
+        write_atomically(self.folder / GRID, "".join(json.dumps(asdict(cell)) + "\n" for cell in cells))
+
+    def expected(self) -> list[Cell]:
+        """Return the cells that the grid has, without figures."""
+        return list(self._read(Cell, GRID))
+
+    @contextmanager
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold a lock inside the block; yields whether it was got, which without ``wait`` it may not be."""
+        place = self.folder / "locks"
+        place.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place / f"{name}.lock", timeout=-1 if wait else 0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _read(self, kind: type[Cell] | type[Pruning], name: str, having: str = "") -> Iterator[Any]:
+        """Read the records of a file, those whose line holds some text."""
+        path = self.folder / name
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            if having not in line:
+                continue
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                raise MultiflowError(f"line {number} of '{path}' is no JSON ({error}); delete the line") from None
+            yield read_record(kind, values)
+
+
+def _cut_torn(file: Any) -> None:
+    """Cut off a last line that has no end."""
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from multiflow.bench.engines import here, local
+from multiflow.bench.engines.base import EngineOptions, Job, find_engine
+from multiflow.errors import MultiflowError
+
+
+def work(job: Job) -> None:
+    """Note the process; then do what the name of the cell says."""
+    with (Path(job.results) / job.cell).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    tries = len((Path(job.results) / job.cell).read_text().splitlines())
+    if job.cell == "raises":
+        raise ValueError("two\nlines")
+    if job.cell == "refuses":
+        raise MultiflowError("bad")
+    if job.cell == "dies" or (job.cell == "dies once" and tries == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.cell == "leaves":
+        os._exit(3)
+
+
+def test_workers_that_die_are_replaced_and_their_jobs_tried_once_more(tmp_path: Path) -> None:
+    names = ["a", "dies", "b", "dies once", "raises", "leaves", "c"]
+    jobs = [Job(str(tmp_path), name) for name in names]
+    outcomes = {outcome.job.cell: outcome.error for outcome in local.run(jobs, work, EngineOptions(workers=2))}
+    assert outcomes == {
+        "a": None,
+        "b": None,
+        "c": None,
+        "dies once": None,
+        "dies": "the worker was ended by SIGKILL, perhaps for want of memory (2 times)",
+        "leaves": "the worker ended with exit code 3 (2 times)",
+        "raises": "ValueError: two lines",
+    }
+    tries = {name: (tmp_path / name).read_text().splitlines() for name in names}
+    assert {name: len(of) for name, of in tries.items()} == {
+        **dict.fromkeys(names, 1),
+        **dict.fromkeys(("dies", "dies once", "leaves"), 2),
+    }
+    assert not any(str(os.getpid()) in of for of in tries.values())
+
+
+def test_closing_ends_the_workers(tmp_path: Path) -> None:
+    outcomes = local.run([Job(str(tmp_path), name) for name in "ab"], work, EngineOptions(workers=1))
+    assert next(outcomes).error is None
+    outcomes.close()  # type: ignore[attr-defined]
+    pid = int((tmp_path / "a").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert list(local.run([], work, EngineOptions(workers=2))) == []
+
+
+def test_here_is_this_process(tmp_path: Path) -> None:
+    jobs = [Job(str(tmp_path), name) for name in ("a", "raises", "refuses")]
+    outcomes = list(here.run(jobs, work, EngineOptions()))
+    assert [outcome.error for outcome in outcomes] == [None, "ValueError: two lines", "bad"]
+    assert int((tmp_path / "a").read_text()) == os.getpid()
+    with pytest.raises(MultiflowError, match="2 workers were asked for, and engine 'here' is this one process"):
+        list(here.run(jobs, work, EngineOptions(workers=2)))
+
+
+def test_an_engine_that_there_is_not() -> None:
+    with pytest.raises(MultiflowError, match="unknown engine 'locl'; known: here, local, ray, slurm; did you mean"):
+        find_engine("locl")
+
+
+def test_workers_take_the_gpus_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, seen in enumerate("454"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+        local.choose_gpu(number)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == seen

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from multiflow.bench.config import read_grid
+from multiflow.errors import MultiflowError
+
+TEXT = """
+name: a
+variables: {data: runs/data, steps: 100, coco: "${data}/coco"}
+models:
+  m: {source: xvlm-shapes, tasks: [retrieval]}
+tasks:
+  retrieval: {data: "${coco}", finetune: {steps: "${steps}", lr: 1e-4}, models: {m: {finetune: {steps: 60}}}}
+tiers:
+  - {name: "1", pruners: [dense, magnitude], sparsities: [0.63, 0], seeds: [0, 1]}
+"""
+
+
+def read(folder: Path, text: str, *given: str) -> Any:
+    path = folder / "grid.yaml"
+    path.write_text(text)
+    return read_grid(path, given)
+
+
+def test_variables_are_put_in_their_places_and_keep_their_type(tmp_path: Path) -> None:
+    grid, resolved = read(tmp_path, TEXT)
+    task = grid.tasks["retrieval"]
+    assert task.data == "runs/data/coco"
+    assert task.finetune == {"steps": 100, "lr": 1e-4}
+    assert grid.tiers[0].sparsities == (0.63, 0.0)
+    grid, resolved = read(tmp_path, TEXT, "data=/d", "steps=5")
+    assert (grid.tasks["retrieval"].data, grid.tasks["retrieval"].finetune["steps"]) == ("/d/coco", 5)
+    assert read(tmp_path, resolved) == (grid, resolved)
+
+
+def test_a_model_has_its_own_settings_of_a_task(tmp_path: Path) -> None:
+    task = read(tmp_path, TEXT)[0].tasks["retrieval"]
+    assert task.of("retrieval", "m").training().steps == 60
+    assert task.of("retrieval", "other").training().steps == 100
+    assert task.of("retrieval", "m").training().lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("tiers:", "teirs:", "unknown key 'teirs' in the config; known: name, models, tasks, tiers, pruners, make,"),
+        ("pruners: [", "pruner: [", "unknown key 'pruner' in the config.tiers[0]; known: name, pruners, sparsities"),
+        ("source: x", "sorce: x", "did you mean 'source'?"),
+        ("source: xvlm-shapes, ", "", "the config.models.m lacks the key 'source'"),
+        ('"1"', "1", "the config.tiers[0].name is 1; expected a text (in quotes where it looks like a number)"),
+        ("[0, 1]", "[0, 0.5]", "the config.tiers[0].seeds[1] is 0.5; expected a whole number"),
+        ("[0, 1]", "0", "the config.tiers[0].seeds is 0; expected a list"),
+        ("[0.63, 0]", "[true]", "sparsities[0] is True; expected a number"),
+        ("{m: {finetune: {steps: 60}}}", "[m]", "retrieval.models is ['m']; expected keys with values"),
+        ("steps: 100", "steps: null", "variable 'steps' of '${steps}' has no value; give one with --set steps=VALUE"),
+        ("${coco}", "${cooc}", "variable 'cooc' of '${cooc}' has no value; give one with --set cooc=VALUE; did you"),
+        ("name: a", "name: [", "is no YAML"),
+    ],
+)
+def test_bad_configs(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in TEXT
+    with pytest.raises(MultiflowError) as error:
+        read(tmp_path, TEXT.replace(old, new, 1))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("dta=x", "--set got 'dta=x'; the config's variables are: data, steps, coco; did you mean 'data'?"),
+        ("data", "--set got 'data'; expected VARIABLE=VALUE"),
+    ],
+)
+def test_bad_values_of_variables(tmp_path: Path, given: str, said: str) -> None:
+    with pytest.raises(MultiflowError) as error:
+        read(tmp_path, TEXT, given)
+    assert said in str(error.value)
+
+
+def test_a_config_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(MultiflowError, match=r"none.yaml' cannot be read"):
+        read_grid(tmp_path / "none.yaml")
+    with pytest.raises(MultiflowError, match="holds no keys"):
+        read(tmp_path, yaml.safe_dump(["a"]))

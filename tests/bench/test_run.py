@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import multiflow as mf
+from multiflow.bench import pruning
+from multiflow.bench.config import read_grid
+from multiflow.bench.engines.base import Job
+from multiflow.bench.grid import expand
+from multiflow.bench.store import Results
+from multiflow.bench.work import Order, work_on, write_order
+from multiflow.errors import MultiflowError
+from multiflow.report.records import Cell
+from tests.bench.conftest import compute, config, write_config
+
+CHANGING = ("seconds", "peak_memory", "finished")
+SLOW = """
+import time
+from pathlib import Path
+from multiflow.pruners import scorer
+
+@scorer
+def stuck(weight):
+    if not Path("{go}").exists():
+        Path("{here}").touch()
+        time.sleep(600)
+    return weight.abs()
+"""
+FAILING = """
+from multiflow.pruners import scorer
+
+@scorer
+def failing(weight):
+    raise RuntimeError("out of\\n luck")
+"""
+
+
+def figures(cells: dict[str, Cell]) -> dict[str, Cell]:
+    """What must be the same in two runs."""
+    return {id: replace(cell, **dict.fromkeys(CHANGING)) for id, cell in cells.items()}
+
+
+@pytest.fixture(scope="module")
+def ran(tiny: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Cell]]:
+    """A grid that was computed: its config, its folder, and the cells in the order in which they ended."""
+    folder = tmp_path_factory.mktemp("bench")
+    pruners = ["dense", "wanda", "multiflow", "quick"]
+    tiers = [{"name": "1", "pruners": pruners, "sparsities": [0.5, 0.75]}]
+    quick = {"method": "chita", "hyper": {"batches_per_step": 2}}
+    path = write_config(folder, config(tiny, world, tiers=tiers, pruners={"quick": quick}))
+    return path, folder / "results", compute(path, folder / "results")
+
+
+def test_a_grid_leaves_its_cells(ran: tuple[Path, Path, list[Cell]]) -> None:
+    _, folder, cells = ran
+    results = Results(folder)
+    assert [cell.error for cell in cells] == [None] * 7
+    assert results.cells() == {cell.id: cell for cell in cells}
+    assert [cell.id for cell in results.expected()] == [cell.id for cell in cells]
+    assert all(cell.score is None for cell in results.expected())
+    dense = cells[0]
+    assert (dense.pruner, dense.metric, dense.steps) == ("dense", "mean R@1", 2)
+    assert dense.score == pytest.approx(sum(dense.each) / len(dense.each))
+    assert [step for step, _ in dense.curve] == [1, 2]
+    assert set(dense.seconds) == {"finetune", "evaluate"}
+    assert 1e8 < dense.peak_memory < 1e11
+    assert dense.versions["torch"] == torch.__version__
+    assert "threads" in dense.machine
+    assert not (folder / "stats").exists()
+    assert not list((folder / "runs").glob("*"))
+    assert (folder / "config.yaml").read_text().startswith("name: tiny")
+
+
+def test_a_pruning_is_made_once_for_all_its_cells(ran: tuple[Path, Path, list[Cell]]) -> None:
+    results = Results(ran[1])
+    lines = (ran[1] / "prunings.jsonl").read_text().splitlines()
+    prunings = results.prunings()
+    assert [json.loads(line)["pruner"] for line in lines] == ["wanda", "multiflow", "quick"]
+    wanda, flow, chita = prunings.values()
+    assert wanda.calibration == flow.calibration > 0
+    assert wanda.pairs == flow.pairs == chita.pairs == 8
+    sizes = [size for *_, size in wanda.layers]
+    for one in (wanda, flow, chita):
+        assert {s: sum(zeros) for s, zeros in one.zeros.items()} == {s: round(s * sum(sizes)) for s in (0.5, 0.75)}
+
+
+def test_masks_are_those_of_the_library(ran: tuple[Path, Path, list[Cell]], tiny: Path) -> None:
+    cell = next(cell for cell in ran[2] if cell.pruner == "multiflow")
+    masks = mf.Masks.load(ran[1] / "masks" / str(cell.pruning) / "mask-0.75.safetensors")
+    grid, _ = read_grid(ran[0])
+    model = mf.load_model(tiny)
+    batches = pruning.calibration_batches(grid.models["tiny"], model, 0)
+    assert masks == mf.prune(model, "multiflow", 0.75, batches).masks[0.75]
+
+
+def test_what_is_done_is_skipped(ran: tuple[Path, Path, list[Cell]]) -> None:
+    path, folder, _ = ran
+    before = (folder / "cells.jsonl").read_bytes()
+    assert compute(path, folder) == []
+    assert (folder / "cells.jsonl").read_bytes() == before
+
+
+def test_the_same_cells_again_have_the_same_figures(ran: tuple[Path, Path, list[Cell]], tmp_path: Path) -> None:
+    path, folder, _ = ran
+    compute(path, tmp_path / "again", only=["pruner=dense,quick"])
+    again = figures(Results(tmp_path / "again").cells())
+    assert len(again) == 3
+    assert again == {id: cell for id, cell in figures(Results(folder).cells()).items() if id in again}
+
+
+def test_another_sparsity_goes_on_from_the_masks_there_are(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small["tiers"][0] |= {"pruners": ["magnitude"], "sparsities": [0.5]}
+    compute(write_config(tmp_path, small), tmp_path / "r")
+    asked = []
+
+    def prune(model: Any, method: str, sparsities: list[float], *args: Any, **options: Any) -> Any:
+        asked.append(sparsities)
+        return mf.prune(model, method, sparsities, *args, **options)
+
+    monkeypatch.setattr(pruning, "prune", prune)
+    small["tiers"][0]["sparsities"] = [0.5, 0.75]
+    (cell,) = compute(write_config(tmp_path, small), tmp_path / "r")
+    assert (cell.sparsity, asked) == (0.75, [[0.75]])
+    assert [list(one.zeros) for one in Results(tmp_path / "r").prunings().values()] == [[0.5, 0.75]]
+    masks = tmp_path / "r" / "masks" / str(cell.pruning) / "mask-0.5.safetensors"
+    masks.unlink()
+    (tmp_path / "r" / "cells.jsonl").unlink()
+    assert len(compute(tmp_path / "grid.yaml", tmp_path / "r")) == 2
+    assert asked[1:] == [[0.5]]
+
+
+def test_a_failing_cell_is_recorded_and_the_rest_goes_on(small: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "failing_pruner.py").write_text(FAILING)
+    small["modules"] = [str(tmp_path / "failing_pruner.py")]
+    small["tiers"][0] |= {"pruners": ["failing", "magnitude"], "sparsities": [0.5]}
+    path, folder = write_config(tmp_path, small), tmp_path / "r"
+    failed, good = compute(path, folder)
+    assert (failed.error, failed.score, good.error) == ("RuntimeError: out of luck", None, None)
+    assert "in failing" in (folder / "errors" / f"{failed.id}.txt").read_text()
+    assert compute(path, folder, skip_failed=True) == []
+    assert [cell.id for cell in compute(path, folder)] == [failed.id]
+    assert len((folder / "cells.jsonl").read_text().splitlines()) == 3
+
+
+def test_data_that_do_not_fit_are_found_before_the_first_cell(small: dict[str, Any], tmp_path: Path) -> None:
+    small["tasks"]["retrieval"]["test_split"] = "tset"
+    with pytest.raises(MultiflowError, match=r"task 'retrieval': .*'tset'"):
+        compute(write_config(tmp_path, small), tmp_path / "r")
+    assert not (tmp_path / "r" / "cells.jsonl").exists()
+
+
+def test_data_are_made_when_missing(small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small["make"] = {"shapes": {"out": "made/shapes", "train": 24, "val": 4, "test": 4, "size": 32}}
+    small["tasks"]["retrieval"]["data"] = "made/shapes/coco"
+    path = write_config(tmp_path, small)
+    (cell,) = compute(path, tmp_path / "r", only=["pruner=dense"])
+    assert cell.error is None
+    small["make"]["shapes"]["train"] = 26
+    with pytest.raises(MultiflowError, match="holds Shapes with train 24, and make.shapes asks for 26"):
+        compute(write_config(tmp_path, small), tmp_path / "r")
+
+
+@pytest.mark.parametrize("gone", ["data", "folder"])
+def test_a_worker_without_the_data_says_so(small: dict[str, Any], tmp_path: Path, gone: str) -> None:
+    grid, _ = read_grid(write_config(tmp_path, small))
+    plan = expand(grid)[0]
+    results, nowhere = Results(tmp_path / "r"), str(tmp_path / "nowhere")
+    order = Order(plan, os.getcwd(), "cpu")
+    if gone == "data":
+        order = replace(order, plan=replace(plan, task=replace(plan.task, data=nowhere)))
+    else:
+        order = replace(order, folder=nowhere)
+    write_order(results, order)
+    work_on(Job(str(results.folder), plan.cell.id))
+    error = results.cells()[plan.cell.id].error
+    says = f"no data at '{nowhere}'" if gone == "data" else f"a worker does not see the folder '{nowhere}'"
+    assert error is not None
+    assert error.startswith(says)
+
+
+def start(path: Path, folder: Path) -> subprocess.Popen[str]:
+    """Start a runner of its own process."""
+    words = [sys.executable, "-m", "multiflow", "bench", "run", str(path), "--out", str(folder), "--device", "cpu"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def test_killed_in_a_cell_and_two_runners_at_once(small: dict[str, Any], tmp_path: Path) -> None:
+    go, here, folder = tmp_path / "go", tmp_path / "here", tmp_path / "r"
+    (tmp_path / "stuck_pruner.py").write_text(SLOW.format(go=go, here=here))
+    small["modules"] = [str(tmp_path / "stuck_pruner.py")]
+    small["tiers"][0] |= {"pruners": ["dense", "stuck", "magnitude"], "sparsities": [0.5]}
+    path = write_config(tmp_path, small)
+    runner = start(path, folder)
+    try:
+        while not here.exists():
+            assert runner.poll() is None, runner.communicate()
+            time.sleep(0.05)
+    finally:
+        runner.send_signal(signal.SIGKILL)
+        runner.communicate()
+    before = (folder / "cells.jsonl").read_bytes()
+    assert [cell.pruner for cell in Results(folder).cells().values()] == ["dense"]
+    (folder / "cells.jsonl").write_bytes(before + b'{"id": "torn')
+    go.touch()
+    runners = [start(path, folder), start(path, folder)]
+    said = [runner.communicate(timeout=300) for runner in runners]
+    assert [runner.returncode for runner in runners] == [0, 0], said
+    lines = (folder / "cells.jsonl").read_bytes()
+    assert lines.startswith(before)
+    cells = [json.loads(line) for line in lines.splitlines()]
+    assert sorted(cell["pruner"] for cell in cells) == ["dense", "magnitude", "stuck"]
+    assert [cell["error"] for cell in cells] == [None] * 3
+    assert len((folder / "prunings.jsonl").read_text().splitlines()) == 2
