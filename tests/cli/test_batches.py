@@ -162,8 +162,8 @@ def test_blip_is_pruned_on_pairs_and_regions(
 
 
 def test_a_bundled_blip_makes_its_own_scenes(run: Run, tiny_blip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("loading", "prune"):
-        monkeypatch.setattr(f"multiflow.cli.{module}.bundled_models", lambda: {"blip-shapes": tiny_blip})
+    for module in ("tasks.loading", "cli.prune"):
+        monkeypatch.setattr(f"multiflow.{module}.bundled_models", lambda: {"blip-shapes": tiny_blip})
     ran = run("prune", "blip-shapes", "--batches", 2, "--batch-size", 3, "--out", "out")
     assert ran.code == 0, ran.err
     assert "2 batches, 6 pairs" in ran.out

@@ -16,6 +16,7 @@ from multiflow.data import CLIP_MEAN, to_pixels
 from multiflow.errors import MultiflowError
 from multiflow.tasks.images import ImageBatches, label_classes, open_images
 from tests.cli.conftest import Run
+from tests.tasks.test_labelled import write_cifar10
 
 SIZE = 16
 
@@ -58,6 +59,23 @@ def test_a_folder_a_class_gives_labels(classes: Path) -> None:
     assert sorted(greys) == [10, 20, 30, 40, 50]
     assert [1 if grey < 35 else 0 for grey in greys] == found.tolist()
     assert greys != sorted(greys)
+
+
+@pytest.mark.parametrize("split", [None, "test"])
+def test_labelled_images_have_splits(tmp_path: Path, classes: Path, split: str | None) -> None:
+    for name in ("train", "test"):
+        shutil.copytree(classes, tmp_path / "zoo" / name)
+    (tmp_path / "zoo/test/cat/10.png").unlink()
+    data, names = open_images(str(tmp_path / "zoo"), split=split)
+    assert (len(data), names) == (4 if split else 5, ("cat", "dog"))
+
+
+def test_cifar_is_taken_as_it_was_released(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    data, names = open_images(str(tmp_path))
+    batches = ImageBatches(data, SIZE, batch_size=4, classes=label_classes(names, {}), workers=1)
+    assert len(data) == 15
+    assert next(iter(batches))["labels"].tolist() != []
 
 
 def test_the_order_is_that_of_the_seed(classes: Path) -> None:
@@ -126,7 +144,7 @@ def test_a_classifier_is_pruned_on_images(run: Run, vit: Path, classes: Path) ->
     ran = run("prune", vit, "--data", classes, "--sparsity", 0.5, "--batch-size", 2, "--out", "out")
     assert ran.code == 0
     assert "3 batches, 5 images" in ran.out
-    assert f"5 images from {classes} (image folder with a folder a class)" in ran.out.replace("\n", " ")
+    assert f"5 images from {classes} (images of 2 classes)" in ran.out.replace("\n", " ")
     assert "pairs" not in ran.out
     data, _ = open_images(str(classes))
     model: Any = ViTForImageClassification.from_pretrained(vit)
@@ -200,6 +218,8 @@ def test_augmented_images_are_a_function_of_the_seed(run: Run, vit: Path, classe
 
 def test_a_folder_of_images_has_no_splits(run: Run, vit: Path, classes: Path, world: Path) -> None:
     error = run("prune", vit, "--data", classes, "--split", "val").error
-    assert f"split 'val' was given, but '{classes}' is a folder of images; leave it out" in error
+    assert f"split 'val' was given, and '{classes}' has none" in error
+    error = run("prune", vit, "--data", classes / "cat", "--split", "val").error
+    assert f"split 'val' was given, but '{classes / 'cat'}' is a folder of images; leave it out" in error
     assert "split 'vall' is unknown" in run("prune", vit, "--data", world / "coco", "--split", "vall").error
     assert len(open_images(str(world / "coco"), split="val")[0]) == 4

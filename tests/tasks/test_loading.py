@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from multiflow.tasks import loading
 from multiflow.errors import MultiflowError
+from multiflow.tasks import loading
 from multiflow.tasks.loading import (
     beside_model,
     bundled_models,

@@ -1,4 +1,4 @@
-"""Batches of images alone, for models without a text tower: a folder of images, a folder a class, or pairs."""
+"""Batches of images alone, for models without a text tower: a folder of images, labelled ones, or pairs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from multiflow.data.images import UNREADABLE, decode, resize
 from multiflow.data.plan import item_order
 from multiflow.data.seeds import Stream, random_at
 from multiflow.errors import MultiflowError
+from multiflow.tasks.labelled import is_labelled, open_labelled
 
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Batches ``{"pixel_values": (B, 3, H, H)}``, with ``labels`` (B,) where the images lie in a folder a class.
+    """Batches ``{"pixel_values": (B, 3, H, H)}``, with ``labels`` (B,) where the images are labelled.
 
     Args:
         data: images; the caption of a labelled one is its class.
@@ -110,12 +111,12 @@ class ImageBatches:
 def open_images(
     source: str, images: str | None = None, split: str | None = None
 ) -> tuple[Dataset[Any], tuple[str, ...]]:
-    """Open images, and the names of their classes if they lie in a folder a class.
+    """Open images, and the names of their classes if they are labelled.
 
     Args:
-        source: a folder of images, a folder of such folders (one a class), or any source of pairs or regions.
+        source: a folder of images, labelled images in any layout of `open_labelled`, or a source of pairs or regions.
         images: folder of the images of a source of pairs.
-        split: of a source of pairs or regions that has splits.
+        split: of a source that has splits; None = train.
     """
     try:
         data = open_data(source, images=images, split=split)
@@ -125,19 +126,18 @@ def open_images(
         folder = Path(source).expanduser()
         if not folder.is_dir():
             raise
-        here = [(folder / name, "") for name in image_files(folder)]
-        inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-        found = here or [(path / name, path.name) for path in inner for name in image_files(path)]
-        if not found:
+        here = tuple((folder / name, "") for name in image_files(folder))
+        if not here and not is_labelled(folder):
             raise
+        if not here:
+            labelled = open_labelled(source, split)
+            layout = f"images of {len(labelled.choices)} classes"
+            return Dataset("pairs", layout, source, len(labelled), labelled.__getitem__), labelled.choices
         if split is not None:
             raise NoSuchSplit(
                 f"split '{split}' was given, but '{source}' is a folder of images; leave it out"
             ) from None
-        layout = "image folder" if here else "image folder with a folder a class"
-        read = partial(_read, tuple(found))
-        classes = tuple(dict.fromkeys(name for _, name in found if name))
-        return Dataset("pairs", layout, source, len(found), read), classes
+        return Dataset("pairs", "image folder", source, len(here), partial(_read, here)), ()
     return data.pairs if isinstance(data, Mixed) else data, ()
 
 
