@@ -1,4 +1,4 @@
-# demo, test, check, bench: each makes .venv from the pinned constraints on its first run and reuses it afterwards
+# demo, test, check, bench, cost: each makes .venv from the pinned constraints on its first run and reuses it afterwards
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench docs format test-old wheel clean
+.PHONY: demo test check bench cost docs format test-old wheel clean
 
 demo: $(VENV)/.ready  ## prune the bundled model four ways and write runs/demo/report.html
 	$(BIN)/multiflow demo $(ARGS)
@@ -23,7 +23,12 @@ check: $(VENV)/.ready  ## format, lint, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.ready  ## cost of pruning against the plain forward and one pass over the weights
+bench: $(VENV)/.ready  ## a cut of the benchmark on Shapes, and its report
+	$(BIN)/multiflow bench run benchmarks/shapes.yaml --out runs/bench/cut --engine local --workers 2 --tier 1 --only \
+		pruner=dense,multiflow,magnitude-modality sparsity=0,0.63,0.75 seed=0 $(ARGS)
+	$(BIN)/multiflow bench report runs/bench/cut
+
+cost: $(VENV)/.ready  ## cost of pruning against the plain forward and one pass over the weights
 	$(BIN)/python benchmarks/prune_cost.py $(ARGS)
 	$(BIN)/python benchmarks/shapes_speed.py
 
