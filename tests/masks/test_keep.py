@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.masks.keep import buffer_places
+from multiflow.masks.keep import CHUNK, buffer_places
 from tests.small import ADAPTER, towers_batches, two_towers
 
 OPTIMIZERS = {
@@ -170,3 +170,19 @@ def test_a_model_that_moves_to_another_device_inside_the_block():
         ADAPTER.loss(model, batch).backward()
         optimizer.step()
     assert all(not model.get_submodule(layer).weight.cpu()[~mask].any() for layer, mask in masks.items())
+
+
+def test_weights_of_many_chunks_whatever_their_layout():
+    model = torch.nn.Sequential(torch.nn.Linear(1000, 701))
+    masks = mf.prune(model, "random", 0.7, adapter=mf.Adapter(groups={"all": "0"})).masks[0.7]
+    weight, mask = model[0].weight, masks["0"]
+    assert mask.numel() > 2 * CHUNK
+    with mf.keep_sparse(model, masks) as check:
+        gradient = torch.randn(1000, 701).t()  # rows do not lie behind each other
+        weight.backward(gradient)
+        assert torch.equal(weight.grad, gradient * mask)
+        check()
+        with torch.no_grad():
+            weight.add_(1.0)
+    assert not weight[~mask].any()
+    assert weight[mask].all()

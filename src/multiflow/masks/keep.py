@@ -14,6 +14,8 @@ from multiflow.masks.masks import Masks
 
 WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of a number -> the type that shows its bits."""
+CHUNK = 1 << 18
+"""Weights ANDed at once: their bits, widened on the way, stay in the processor's cache."""
 COMPILED = "_orig_mod"
 """Where torch.compile holds the model that it wraps."""
 
@@ -112,7 +114,7 @@ class _Kept:
     """Which entries of a weight are kept, on its device and split as it is (Trainer moves it, FSDP splits it).
 
     One byte a weight: all bits set where it is kept. A bitwise AND with the bits of the weight then writes exact zeros,
-    whatever was there, several times faster on a CPU than ``masked_fill_``.
+    whatever was there; on a CPU, chunk by chunk, in a quarter of the time of ``masked_fill_``.
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -122,7 +124,13 @@ class _Kept:
 
     def zero_(self, tensor: Tensor) -> None:
         """Put dropped entries to 0.0, in place."""
-        self._bits(tensor).bitwise_and_(self._kept)
+        bits = self._bits(tensor)
+        if bits.numel() <= CHUNK or not bits.is_cpu:
+            bits.bitwise_and_(self._kept)
+            return
+        rows = max(1, CHUNK * len(bits) // bits.numel())
+        for some, kept in zip(bits.split(rows), self._kept.split(rows), strict=True):
+            some.bitwise_and_(kept)
 
     def zero_gradient(self, weight: Tensor) -> None:
         """Put the gradient of dropped entries to 0.0, in place."""
