@@ -14,9 +14,9 @@ from multiflow.bench.config import read_grid
 from multiflow.bench.run import RunOptions, prepare, run_grid
 from multiflow.pruners import PRUNERS
 from multiflow.report.records import Cell
-from tests.cli.conftest import tiny, world
+from tests.cli.conftest import world
 
-__all__ = ["tiny", "world"]
+__all__ = ["world"]
 
 TRAINING = {"preset": "shapes", "steps": 2, "batch_size": 4, "precision": "fp32", "limit": 4}
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,36 @@ def test_killed_in_a_cell_and_two_runners_at_once(small: dict[str, Any], tmp_pat
     assert sorted(cell["pruner"] for cell in cells) == ["dense", "magnitude", "stuck"]
     assert [cell["error"] for cell in cells] == [None] * 3
     assert len((folder / "prunings.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_pruning_in_steps_goes_on_where_it_was_stopped(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"method": "itersnip", "hyper": {"steps": 4, "batches_per_step": 1}}
+    tiers = [{"name": "1", "pruners": ["slow"], "sparsities": [0.5]}]
+    path = write_config(tmp_path, {**small, "tiers": tiers, "pruners": {"slow": entry}})
+    first = compute(path, tmp_path / "whole")[0]
+
+    seen: list[tuple[Any, ...]] = []
+
+    def prune(*given: Any, stop: int | None, **options: Any) -> Any:
+        def progress(*what: Any) -> None:
+            seen.append(what)
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+
+        return mf.prune(*given, **options, progress=progress)
+
+    monkeypatch.setattr(pruning, "prune", partial(prune, stop=None))
+    compute(path, tmp_path / "counted")
+    steps = len(seen)
+    seen.clear()
+    monkeypatch.setattr(pruning, "prune", partial(prune, stop=steps - 2))
+    with pytest.raises(KeyboardInterrupt):
+        compute(path, tmp_path / "stopped")
+    seen.clear()
+    monkeypatch.setattr(pruning, "prune", partial(prune, stop=None))
+    again = compute(path, tmp_path / "stopped")[0]
+    assert len(seen) < steps
+    assert (again.id, again.figures) == (first.id, first.figures)
+    assert not list(tmp_path.glob("stopped/masks/*/calibration*"))

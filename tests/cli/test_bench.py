@@ -86,6 +86,10 @@ def test_help(run: Run) -> None:
     ("words", "said"),
     [
         (["run", "none.yaml"], "config 'none.yaml' cannot be read"),
+        (
+            ["run", "grid.yaml", "--engine", "slurm", "--cpus", "4"],
+            "--engine slurm computes on other machines than this",
+        ),
         (["run", "grid.yaml", "--engine", "locl"], "unknown engine 'locl'; known: here, local, ray, slurm; did you"),
         (["run", "grid.yaml", "--workers", "0"], "--workers 0 was given; expected at least 1"),
         (["run", "grid.yaml", "--tier", "2"], "unknown tier '2'; known: 1"),

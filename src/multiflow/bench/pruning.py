@@ -72,6 +72,8 @@ def _prune(plan: Plan, sparsities: Sequence[float], folder: Path, results: Resul
         batches = calibration_batches(plan.model, model, cell.seed)
     reset_peak_memory()
     options: dict[str, Any] = {"pattern": entry.pattern, "allocation": entry.allocation, "seed": cell.seed}
+    if batches is not None and not costs:  # hours of it, for methods in many steps
+        options["checkpoint"] = folder / f"calibration-{'-'.join(f'{s:g}' for s in sparsities)}.safetensors"
     result = prune(model, entry.method, list(sparsities), batches, **options, **entry.hyper)
     result.save_tensors(folder)
     calibration = sum(cost["seconds"] for cost in costs) + result.timings.get("steps", 0.0)

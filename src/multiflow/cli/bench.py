@@ -123,6 +123,11 @@ def run_options(settings: BenchRunSettings) -> RunOptions:
         )
     if settings.engine in ("here", "local"):
         find_device(settings.device)
+    elif settings.cpus is None or settings.gpus is None:
+        raise MultiflowError(
+            f"--engine {settings.engine} computes on other machines than this one; say what a cell takes there with "
+            "--cpus and --gpus (0 for none)"
+        )
     own = dict(pair.partition("=")[::2] for pair in settings.engine_set)
     if "" in own.values():
         raise MultiflowError(f"--engine-set got '{' '.join(settings.engine_set)}'; expected NAME=VALUE")
