@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multiflow.cli.evaluate import RESULT
+from multiflow.cli.evaluate import RESULT, say_what_is_left_out
 from multiflow.models import load_model
 from multiflow.tasks.shapes_models import shapes_tokenizer
 from multiflow.tasks.task_model import task_model
@@ -64,6 +64,14 @@ def test_captions(run: Run, pretrained: Path, world: Path, tmp_path: Path) -> No
     assert ran.code == 0, ran.err
     assert "CIDEr (words)" in ran.out
     assert len(json.loads(Path("out", "captions.json").read_text())) == 4
+
+
+def test_caption_metrics_that_cannot_be_had_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for missing, said in (({"SPICE": "no jar"}, "multiflow: SPICE is left out: no jar\n"), ({}, "")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("multiflow.cli.evaluate.missing_caption_metrics", lambda missing=missing: missing)
+            say_what_is_left_out()
+        assert capsys.readouterr().err == said
 
 
 def test_a_pretrained_blip_captions_as_it_is_and_an_xvlm_does_not(

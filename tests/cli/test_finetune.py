@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ def test_a_sparse_model_from_the_mask_file_to_an_ordinary_folder(run: Run, tiny:
     assert ran.code == 0, ran.err
     assert "mean recall" in ran.out
     assert "train 2/2" in ran.err
+    assert re.search(r"evaluate 8/8 \| \d+ samples/s, ETA 0:00$", ran.err, re.MULTILINE), ran.err
     stored, masks = mf.load_model("run/model"), mf.Masks.load("run/mask.safetensors")
     assert all(not stored.get_submodule(name).weight[~mask].any() for name, mask in masks.items())
-    assert run("show", "run").code == 0
+    assert "run/model on the validation data, in percent" in ran.out
+    assert run("show", "run").out == ran.out
     again = run(*command, "--resume")
     assert (again.code, again.out) == (0, ran.out)
-    assert run(*command).error == "run already holds a run; resume it or choose another folder"
+    assert run(*command).error == "run already holds a run; resume it (resume=True, --resume) or choose another folder"
     assert "run was started with seed=0, not 1" in run(*command, "--resume", "--seed", 1).error
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,22 @@ def test_missing_images_are_counted_and_named(run: Run, world: Path, tmp_path: P
     assert (rows[("coco", "train")], rows[("coco", "val")], rows[("vqa", "train")]) == ("7", "0", "7")
     listed = ", ".join(f"{path.name} (no such file)" for path in gone[:5])
     assert ran.out.count(f"7 missing: {listed} and 2 more") == 2
+
+
+def test_a_split_that_cannot_be_opened_is_told_after_the_others(run: Run, world: Path, tmp_path: Path) -> None:
+    for part in ("coco", "images"):
+        shutil.copytree(world / part, tmp_path / "w" / part)
+    file = tmp_path / "w" / "coco" / "dataset_coco.json"
+    held = json.loads(file.read_text())
+    next(image for image in held["images"] if image["split"] == "train")["filename"] = "/etc/hostname"
+    file.write_text(json.dumps(held))
+    for place in ("w", "w/coco"):
+        ran = run("show", "data", place)
+        assert ran.code == 2
+        assert [row[2] for row in cells(ran.out) if len(row) == 7][1:] == ["val", "test"]
+        assert ran.err.startswith("multiflow: error: split 'train' cannot be opened: 'w/coco/dataset_coco.json' names")
+        assert "'/etc/hostname', outside of the data folder" in ran.err
+        assert ran.err.count("\n") == 1
 
 
 def test_labelled_images(run: Run, tmp_path: Path) -> None:

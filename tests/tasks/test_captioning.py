@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from multiflow.metrics import caption_scores
+from multiflow.errors import MultiflowError
+from multiflow.metrics import CAPTION_METRICS, caption_scores
 from multiflow.tasks import captioning
 from multiflow.tasks.base import TASKS
 from multiflow.tasks.captioning import PROMPT, RESULTS, tokenizer_kind, write_captions
@@ -105,6 +106,32 @@ def test_scores_are_those_of_the_captions(data, tmp_path, monkeypatch):
     written = json.loads((tmp_path / RESULTS).read_text())
     assert [entry["caption"] for entry in written] == said
     assert [entry["image_id"] for entry in written] == [12, 13, 14, 15]
+
+
+@pytest.mark.parametrize(
+    ("missing", "metrics", "said"),
+    [
+        ({}, ["CIDER"], "unknown caption metric 'CIDER'; known: .*did you mean 'CIDEr'"),
+        ({"SPICE": "no jar"}, ["SPICE"], "SPICE cannot be computed: no jar"),
+        (dict.fromkeys(CAPTION_METRICS, "not installed"), None, "BLEU-1 cannot be computed: not installed"),
+        (dict.fromkeys(CAPTION_METRICS, "not installed"), ["CIDEr"], "CIDEr cannot be computed: not installed"),
+    ],
+)
+def test_metrics_that_cannot_be_had_are_said_before_a_caption_is_written(data, monkeypatch, missing, metrics, said):
+    monkeypatch.setattr(captioning, "missing_caption_metrics", lambda kind="ptb": missing)
+    with pytest.raises(MultiflowError, match=said):
+        TASK.check(data, data, metrics=metrics)
+    with pytest.raises(MultiflowError, match=said):
+        TASK.evaluate(None, TOKENIZER, data, metrics=metrics)
+
+
+def test_what_goes_without_java_is_no_error(monkeypatch):
+    rest = {"METEOR": "words", "SPICE": "words"}
+    monkeypatch.setattr(captioning, "missing_caption_metrics", lambda kind="ptb": NO_JAVA if kind == "ptb" else rest)
+    TASK.check(None, None, metrics=["CIDEr", "BLEU-1"])
+    TASK.check(None, None)
+    with pytest.raises(MultiflowError, match="SPICE cannot be computed: no java"):
+        TASK.check(None, None, metrics=["SPICE"])
 
 
 def test_without_java_there_are_figures_on_plain_words_and_a_warning(monkeypatch):

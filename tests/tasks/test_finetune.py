@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,7 +167,13 @@ def test_only_what_starts_from_nothing_is_new():
         ({"batch_size": 0}, "batch_size 0 was given; expected at least 1"),
         ({"preset": "papers"}, "unknown preset 'papers'; known: paper, shapes; did you mean 'paper'"),
         ({"limit": 0}, "limit 0 was given"),
-        ({"mask_decoder": False}, "unknown option of task 'retrieval' 'mask_decoder'"),
+        (
+            {"mask_decoder": False},
+            r"mask_decoder=False \(--no-mask-decoder\) was given, and for task 'retrieval'",
+        ),
+        ({"train_split": "nix"}, r"split 'nix' is unknown in .*; give train_split= \(--train-split\), one of"),
+        ({"val_split": "nix"}, r"split 'nix' is unknown in .*; give val_split= \(--val-split\), one of"),
+        ({"lr": 1e30, "steps": 4}, "expected finite numbers; lower the learning rate"),
     ],
 )
 def test_bad_settings_are_one_sentence_and_leave_nothing(shapes, tmp_path, changes, message):
@@ -189,13 +196,24 @@ def test_masks_of_other_layers_or_of_another_model(shapes, tmp_path):
 def test_the_folder_of_another_run_is_refused(sparse, shapes):
     model, beside, masks = made("blip")
     settings = settings_for(shapes / "coco")
-    with pytest.raises(mf.MultiflowError, match="already holds a run; resume it or choose another folder"):
+    with pytest.raises(mf.MultiflowError, match="already holds a run; resume it .* or choose another folder"):
         finetune("retrieval", model, masks, settings, sparse[0], beside)
     with pytest.raises(mf.MultiflowError, match="was started with lr=None, not 0.1"):
         finetune("retrieval", model, masks, replace(settings, lr=0.1), sparse[0], beside, resume=True)
     other = mf.prune(model, "random", 0.6).masks[0.6]
     with pytest.raises(mf.MultiflowError, match="was started with mask="):
         finetune("retrieval", model, other, settings, sparse[0], beside, resume=True)
+
+
+def test_what_is_missing_is_left_out_with_a_warning(shapes, tmp_path):
+    for part in ("coco", "images"):
+        shutil.copytree(shapes / part, tmp_path / part)
+    gone = sorted((tmp_path / "images" / "train2014").iterdir())[0]
+    gone.unlink()
+    model, beside, _ = made("xvlm")
+    settings = settings_for(tmp_path / "coco", steps=1, skip_missing=True)
+    with pytest.warns(UserWarning, match=rf"1 items are left out, such as {gone.name} \(no such file\)"):
+        finetune("retrieval", model, None, settings, tmp_path / "run", beside)
 
 
 def test_a_finished_run_resumes_to_its_end(sparse, shapes):

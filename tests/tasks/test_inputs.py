@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,20 @@ def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own():
     epochs = [[index for _, index in line[i : i + 10]] for i in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_an_evaluation_leaves_no_image_out():
+    read = from_memory([(HALVES, "one"), (HALVES, "two")])
+
+    def broken(index):
+        if index:
+            raise BrokenItem("b.png", "it is truncated")
+        return read[index]
+
+    data = replace(take_items(read), read=broken)
+    assert len(Pixels(data, TaskInputs(8))[:1]) == 1
+    with pytest.raises(MultiflowError, match=r"cannot read 'b.png' of 2 items from .*: it is truncated; fetch"):
+        Pixels(data, TaskInputs(8))[:]
 
 
 def test_what_is_drawn_depends_on_seed_and_position_alone():

@@ -92,6 +92,23 @@ def test_a_layout_that_lacks_something_is_named(tmp_path):
         opened(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("dataset_x.json", {"images": [{"filename": "a.png", "split": "test"}]}, r"image 0 of .* has no 'sentences'"),
+        ("dataset_x.json", {"pictures": []}, r"dataset_x.json' has no 'images' \(it has 'pictures'\)"),
+        ("dataset_x.json", ["a", "b"], "dataset_x.json' is list; expected an object with 'images'"),
+        ("pairs.json", [{"img": "a.png", "caption": "x"}], r"\('pairs.json' holds a list of \{img, caption\}\)"),
+        ("pairs.json", [], r"\('pairs.json' holds list\)"),
+    ],
+)
+def test_a_wrong_layout_is_told_with_an_example(tmp_path, name, content, said):
+    path = write_json(tmp_path / name, content)
+    for source in (path, tmp_path):
+        with pytest.raises(MultiflowError, match=rf"{said}.*; an example: dataset_coco.json: "):
+            opened(source)
+
+
 def test_a_path_that_leaves_the_folder_is_refused(tmp_path):
     images = [{"filename": "../../secret.png", "split": "test", "sentences": [{"raw": "x"}]}]
     path = write_json(tmp_path / "in" / "dataset_x.json", {"images": images})

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from multiflow.tasks.progress import Progress, clock, console_progress
+from multiflow.tasks.progress import Progress, clock, console_progress, paced
 
 
 def test_durations():
@@ -22,6 +22,20 @@ def test_plain_lines_come_now_and_then_and_at_the_end():
         "joint 1/5 | 12 samples/s, ETA 4:04 | loss 1.23 lr 0.001",
         "joint 5/5 | 12 samples/s, ETA 0:00 | loss 1.23 lr 0.001",
     ]
+
+
+def test_without_figures_a_line_ends_with_the_time_left():
+    assert str(Progress("evaluate", 3, 4, 2.0, 0.5)) == "evaluate 3/4 | 2 samples/s, ETA 0:00"
+
+
+def test_the_pace_of_a_task_is_reported(monkeypatch):
+    now = iter([10.0, 12.0, 14.0])
+    monkeypatch.setattr("multiflow.tasks.progress.time.monotonic", lambda: next(now))
+    seen = []
+    step = paced("evaluate", seen.append)
+    step(8, 20)
+    step(20, 20)
+    assert seen == [Progress("evaluate", 8, 20, 4.0, 3.0), Progress("evaluate", 20, 20, 5.0, 0.0)]
 
 
 def test_a_terminal_gets_one_bar_a_stage():

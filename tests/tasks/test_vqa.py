@@ -109,6 +109,25 @@ def test_training_needs_answers(tmp_path):
     assert said["answer"] in ("x", "y")
 
 
+def test_what_a_run_lacks_is_said_before_it_starts(tmp_path, data):
+    write_images(tmp_path, ["a.png"])
+    write_json(tmp_path / "answer_list.json", ["x", "y"])
+    for split, answers in (("train", {}), ("val", {"answer": ["x"]})):
+        asked = [{"image": "a.png", "question": "what?", **answers}]
+        write_json(tmp_path / f"vqa_{split}.json", asked)
+    silent, lone = (TASK.open(tmp_path, split) for split in ("train", "val"))
+    TASK.check(data, data, top=3)
+    TASK.check(lone, data)
+    with pytest.raises(MultiflowError, match=r"1 of 1 items from .* have no answers; train on .*--train-split"):
+        TASK.check(silent, data)
+    for few in (silent, lone):
+        with pytest.raises(MultiflowError, match=r"1 of 1 items from .* fewer than 2 people.*; choose .*--val-split"):
+            TASK.check(data, few)
+    with pytest.raises(MultiflowError, match="fewer than 2 people"):
+        TASK.evaluate(None, TOKENIZER, lone, save=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @families
 def test_answers_are_those_that_the_model_ranks_first_whatever_the_batch(data, family):
     model = tiny(family, "vqa")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from multiflow.cli.console import say, show, table
 from multiflow.cli.settings import Config, Device, Dtype, Family
 from multiflow.errors import MultiflowError
 from multiflow.files import claim_folder, plain, write_atomically
+from multiflow.metrics import CAPTION_METRICS, missing_caption_metrics
 from multiflow.tasks.base import TASKS, Task
 from multiflow.tasks.loading import (
     find_device,
@@ -31,7 +31,7 @@ from multiflow.tasks.loading import (
     pixel_statistics,
     quiet_transformers,
 )
-from multiflow.tasks.progress import Progress, console_progress
+from multiflow.tasks.progress import console_progress, paced
 from multiflow.tasks.task_model import task_model
 
 RESULT = "evaluation.json"
@@ -69,7 +69,7 @@ class EvaluateSettings:
     top: Annotated[int, arg(metavar="K")] = 128
     beams: Annotated[int, arg(metavar="N")] = 3
     metrics: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
-    skip_missing: bool = False
+    skip_missing: Annotated[bool, arg(help_behavior_hint="")] = False
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's)")] = None
     save: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     family: Family = None
@@ -105,8 +105,11 @@ def evaluate(settings: EvaluateSettings) -> None:
     model = ready(model, task, settings.model)
     options = {**pixel_statistics(place), **OPTIONS.get(task.name, lambda s: {})(settings)}
     save = None if settings.save is None else claim_folder(settings.save, marker=RESULT)
+    if task.name == "captioning" and not settings.metrics:
+        say_what_is_left_out()
     began = time.monotonic()
-    with naming_options(), quiet_transformers(), paced(task.name) as progress:
+    with naming_options(), quiet_transformers(), console_progress(Console(stderr=True)) as shown:
+        progress = paced(task.name, shown)
         figures = task.evaluate(
             model, tokenizer, data, batch_size=settings.batch_size, progress=progress, save=save, **options
         )
@@ -138,17 +141,12 @@ def ready(model: nn.Module, task: Task, source: str) -> nn.Module:
     )
 
 
-@contextmanager
-def paced(stage: str) -> Any:
-    """Yield the callback of an evaluation, (items done, items in all), which shows rate and time left."""
-    with console_progress(Console(stderr=True)) as show_progress:
-        began = time.monotonic()
-
-        def step(done: int, total: int) -> None:
-            rate = done / max(time.monotonic() - began, 1e-6)
-            show_progress(Progress(stage, done, total, rate, (total - done) / rate))
-
-        yield step
+def say_what_is_left_out() -> None:
+    """Say which caption metrics cannot be had here, and why; where all lack Java, a warning says so later."""
+    missing = missing_caption_metrics()
+    if len(missing) < len(CAPTION_METRICS):
+        for name, why in missing.items():
+            say(f"{name} is left out: {why}")
 
 
 def report(

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from multiflow.cli.console import show, table
 from multiflow.cli.masks import put_on
 from multiflow.cli.pretrain import check_values
 from multiflow.cli.ranks import processes
 from multiflow.cli.settings import Config, Family, Resume
+from multiflow.cli.show_run import print_figures
 from multiflow.errors import MultiflowError
 from multiflow.masks import Masks, is_original
 from multiflow.models.task_models import find_builder
@@ -45,7 +45,7 @@ class FinetuneSettings:
         model: the pretrained model: a folder, Hugging Face id, checkpoint file or bundled model
         out: folder for checkpoints, metrics and the best model
         mask: a file that 'multiflow prune' wrote, or one of the original release; without one the model stays dense
-        mask_decoder: the opposite of --no-mask-decoder, and the default
+        mask_decoder: X-VLM for vqa: let the answer decoder take the mask of the fusion layers (the default)
         tokenizer: of a model that comes without its own, a folder or Hugging Face id
     """
 
@@ -54,7 +54,7 @@ class FinetuneSettings:
     training: OmitArgPrefixes[task.FinetuneSettings]
     out: Annotated[str, arg(metavar="DIR")]
     mask: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: dense)")] = None
-    mask_decoder: bool = False
+    mask_decoder: Annotated[bool, arg(help_behavior_hint="")] = False
     resume: Resume = False
     family: Family = None
     config: Config = None
@@ -70,9 +70,7 @@ def finetune(settings: FinetuneSettings) -> None:
     with processes(settings.training.device) as device:
         figures = run(settings, str(find_device(device)))
         if rank() == 0:
-            rows = [(name, f"{value:.1f}" if name != "step" else f"{value:.0f}") for name, value in figures.items()]
-            title = f"best checkpoint on the validation data, in {Path(settings.out) / task.MODEL}"
-            show(table(title, ["figure", "value"], rows))
+            print_figures(figures, Path(settings.out))
 
 
 def run(settings: FinetuneSettings, device: str) -> dict[str, float]:

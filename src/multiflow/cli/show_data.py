@@ -23,10 +23,15 @@ DEPTH = 2
 
 
 def show_data(source: str, images: str | None = None) -> None:
-    """Print the count and the first samples of every data set and split at a place on disk, and what is missing."""
+    """Print the count and the first samples of every data set and split at a place on disk, and what is missing.
+
+    Raises:
+        MultiflowError: there are no data, or a split of theirs cannot be opened; the others are printed before.
+    """
+    wrong: list[MultiflowError] = []
     path = Path(source).expanduser()
     try:
-        found = data_sets(path, images)
+        found = data_sets(path, images, wrong=wrong)
     except MultiflowError:
         if not is_labelled(path):
             raise
@@ -45,6 +50,8 @@ def show_data(source: str, images: str | None = None) -> None:
                 listed = ", ".join(f"{skip.key} ({skip.reason})" for skip in skips[:NAMED])
                 more = f" and {len(skips) - NAMED} more" if len(skips) > NAMED else ""
                 show(f"  {len(skips)} {what}: {listed}{more}")
+    if wrong:
+        raise wrong[0]
 
 
 def labelled(path: Path) -> list[tuple[str, Dataset[Any]]]:
@@ -58,28 +65,40 @@ def labelled(path: Path) -> list[tuple[str, Dataset[Any]]]:
     return found
 
 
-def data_sets(path: Path, images: str | None = None, depth: int = DEPTH) -> list[tuple[str, Dataset[Any]]]:
-    """Find the data sets in the folders below a path, or else at the path itself: (split or "", data)."""
+def data_sets(
+    path: Path, images: str | None = None, depth: int = DEPTH, wrong: list[MultiflowError] | None = None
+) -> list[tuple[str, Dataset[Any]]]:
+    """Find the data sets in the folders below a path, or else at the path itself: (split or "", data).
+
+    A split that cannot be opened, of data whose others can, is noted in ``wrong``.
+    """
+    wrong = [] if wrong is None else wrong
     found: list[tuple[str, Dataset[Any]]] = []
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() and depth else []:
         try:
-            found += data_sets(folder, images, depth - 1)
+            found += data_sets(folder, images, depth - 1, wrong)
         except MultiflowError:  # no data set
             continue
     if found:
         return found
-    opened = list(open_splits(path, images)) or [("", open_data(path, images=images))]
+    opened = open_splits(path, images, wrong) or [("", open_data(path, images=images))]
     parts = [(split, (data.pairs, data.regions) if isinstance(data, Mixed) else (data,)) for split, data in opened]
     return [(split, data) for split, several in parts for data in several]
 
 
-def open_splits(path: Path, images: str | None) -> Iterator[tuple[str, AnyData]]:
-    """Open every split that a data set has."""
+def open_splits(path: Path, images: str | None, wrong: list[MultiflowError]) -> list[tuple[str, AnyData]]:
+    """Open every split that a data set has; note what is wrong with the others if it has one that opens."""
+    opened: list[tuple[str, AnyData]] = []
+    failed = []
     for split in SPLITS:
         try:
-            yield split, open_data(path, images=images, split=split)
-        except MultiflowError:  # it has no such split
+            opened.append((split, open_data(path, images=images, split=split)))
+        except NoSuchSplit:
             continue
+        except MultiflowError as error:
+            failed.append(MultiflowError(f"split '{split}' cannot be opened: {error}"))
+    wrong += failed if opened else []
+    return opened
 
 
 def samples(data: Dataset[Any]) -> Iterator[list[str]]:

@@ -94,9 +94,10 @@ def print_demo(demo: Mapping[str, Any], folder: Path) -> None:
 
 
 def print_figures(figures: Mapping[str, float], folder: Path) -> None:
-    """Print what the model of ``multiflow pretrain`` can do."""
-    rows = [(name, f"{value:.1f}") for name, value in figures.items()]
-    show(table(f"{folder / 'model'} on held-out scenes, in percent", ["figure", "value"], rows))
+    """Print what the model of ``multiflow pretrain`` or ``multiflow finetune`` can do."""
+    rows = [(name, f"{value:.0f}" if name == "step" else f"{value:.1f}") for name, value in figures.items()]
+    data = "the validation data" if "step" in figures else "held-out scenes"
+    show(table(f"{folder / 'model'} on {data}, in percent", ["figure", "value"], rows))
 
 
 PRINTERS: dict[str, Callable[[Mapping[str, Any], Path], None]] = {

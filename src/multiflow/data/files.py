@@ -21,6 +21,10 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|validation|val|test-dev|test)(?![a-z])")
 
 
+class WrongLayout(MultiflowError):
+    """A file of annotations lacks something that its layout has."""
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file, or one with a JSON value on every line (then a list).
 
@@ -56,14 +60,14 @@ def _json_error(path: Path, line: int, error: json.JSONDecodeError) -> Multiflow
 def field(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
     """Return one field of a JSON record, or raise an error that says which record lacks it."""
     if not isinstance(record, dict):
-        raise MultiflowError(f"{where} is {type(record).__name__}; expected an object with '{name}'")
+        raise WrongLayout(f"{where} is {type(record).__name__}; expected an object with '{name}'")
     if name not in record:
         held = ", ".join(f"'{key}'" for key in islice(record, 8)) or "nothing"
-        raise MultiflowError(f"{where} has no '{name}' (it has {held}); every entry needs one")
+        raise WrongLayout(f"{where} has no '{name}' (it has {held}); every entry needs one")
     if not isinstance(record[name], kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         expected = " or ".join(k.__name__ for k in kinds)
-        raise MultiflowError(f"{where} has '{name}' of type {type(record[name]).__name__}; expected {expected}")
+        raise WrongLayout(f"{where} has '{name}' of type {type(record[name]).__name__}; expected {expected}")
     return record[name]
 
 

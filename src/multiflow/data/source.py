@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
 from multiflow.data import captions, huggingface, regions, shards, vqa
 from multiflow.data.base import AnyData, Dataset, Item, Mixed, Pair, RegionItem
-from multiflow.data.files import NoSuchSplit, choose_split, image_files, is_image, read_json, split_in_name
+from multiflow.data.files import NoSuchSplit, WrongLayout, choose_split, image_files, is_image, read_json, split_in_name
 from multiflow.data.join import join
 from multiflow.errors import MultiflowError, did_you_mean
 
@@ -24,6 +25,7 @@ LAYOUTS = (
     "a folder with one sub-folder of pairs and one of regions (mixed)",
     "several of these, joined: A+B",
 )
+KARPATHY = "dataset_"
 SIDE_FILES = ("_stats.json", "_annotations.json", "image_data.json", "answer_list.json")
 
 
@@ -70,7 +72,18 @@ def open_data(source: str | Path, *, images: str | Path | None = None, split: st
             f"captions are missing: '{source}' holds images but neither captions.json, captions.txt nor NAME.txt "
             "beside each image; write one of them"
         )
-    raise MultiflowError(f"no data found in '{source}'; looked for {'; '.join(LAYOUTS)}")
+    raise WrongLayout(f"no data found in '{source}'{_held(path)}; looked for {'; '.join(LAYOUTS)}")
+
+
+def _held(path: Path) -> str:
+    """Say what the first JSON file at a path holds, in which no layout was recognised."""
+    file = path if path.is_file() else next((p for p in sorted(path.glob("*.json")) if p.is_file()), None)
+    if file is None or file.suffix != ".json":
+        return ""
+    content = read_json(file)
+    first = content[0] if isinstance(content, list) and content else content
+    held = f"{{{', '.join(islice(first, 8))}}}" if isinstance(first, dict) else type(first).__name__
+    return f" ('{file.name}' holds {'a list of ' if isinstance(content, list) and content else ''}{held})"
 
 
 def _parts(source: str) -> list[str]:
@@ -116,7 +129,7 @@ def _open_folder(folder: Path, images: Path | None, split: str | None, depth: in
         if (folder / name).is_file():
             return _open(folder / name, images, split)
     files = [path for path in sorted(folder.glob("*.json*")) if not path.name.endswith(SIDE_FILES)]
-    files, inner = _of_split([path for path in files if path.name.startswith("dataset_")] or files, folder, split)
+    files, inner = _of_split([path for path in files if path.name.startswith(KARPATHY)] or files, folder, split)
     found = [data for path in files if (data := _open_json(path, images, inner)) is not None]
     if not found and (parquet := huggingface.parquet_files(folder)):
         return huggingface.open_parquet(parquet, folder, split)
@@ -161,6 +174,8 @@ def _open_json(path: Path, images: Path | None, split: str | None) -> AnyData | 
             return _without_split(captions.open_list(content, path, images), split)
         case dict() if content and all(is_image(name) for name in content):
             return _without_split(captions.open_mapping(content, path, images), split)
+        case _ if path.name.startswith(KARPATHY):  # which says what it lacks
+            return captions.open_karpathy(content, path, images, split)
     return None
 
 

@@ -42,6 +42,8 @@ class Task:
         models: types of models that can be evaluated as they are.
         untrained: types of pretrained models whose task model needs no training to be evaluated.
         epoch: ``epoch(data)`` -> how many samples are one epoch of training.
+        check: ``check(data, val_data, **options)`` raises, before a run starts, where something is lacking for it: in
+            the data to train on, in those to choose the best checkpoint by, or for an evaluation with these options.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Task:
     models: tuple[str, ...]
     untrained: tuple[str, ...] = ()
     epoch: Callable[[Any], int] = len
+    check: Callable[..., None] = lambda data, val_data, **options: None
 
     def score(self, figures: Mapping[str, float]) -> float:
         """Return the figure that `best` names; of captions, where Java is missing, its substitute ``CIDEr (words)``.

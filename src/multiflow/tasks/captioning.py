@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from multiflow.calibration.hooks import evaluating
+from multiflow.errors import MultiflowError, unknown
 from multiflow.files import write_atomically
-from multiflow.metrics import Figures, caption_scores, missing_caption_metrics
+from multiflow.metrics import CAPTION_METRICS, Figures, caption_scores, missing_caption_metrics
 from multiflow.tasks.base import Task
 from multiflow.tasks.feed import model_loss
 from multiflow.tasks.inputs import (
@@ -126,6 +127,7 @@ def evaluate_captioning(
     Raises:
         MultiflowError: a metric is unknown or not to be had here.
     """
+    check_metrics(metrics)
     kind = tokenizer_kind(metrics)
     said = write_captions(model, tokenizer, data, batch_size=batch_size, progress=progress, **options)
     if save is not None:
@@ -144,6 +146,17 @@ def tokenizer_kind(metrics: Sequence[str] | None) -> Any:
         warnings.warn(f"{', '.join(wanted)} cannot be computed as in papers: {missing['CIDEr']}", stacklevel=3)
         return "words"
     return "ptb"
+
+
+def check_metrics(metrics: Sequence[str] | None) -> None:
+    """Raise an error where a metric is unknown or not to be had here, before any caption is written."""
+    plain = missing_caption_metrics("words")
+    missing = {name: why for name, why in missing_caption_metrics().items() if name in plain}
+    for name in CAPTION_METRICS if metrics is None else metrics:
+        if name not in CAPTION_METRICS:
+            raise unknown("caption metric", str(name), CAPTION_METRICS)
+        if name in missing and (metrics is not None or len(missing) == len(CAPTION_METRICS)):
+            raise MultiflowError(f"{name} cannot be computed: {missing[name]}")
 
 
 def prompt_ids(inputs: TaskInputs) -> Tensor:
@@ -174,4 +187,5 @@ TASK = Task(
     models=("xvlm-captioning", "blip-captioning"),
     untrained=("blip-pretraining",),
     epoch=lambda data: data.pairs,
+    check=lambda data, val_data, metrics=None, **options: check_metrics(metrics),
 )

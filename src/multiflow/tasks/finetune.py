@@ -11,7 +11,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import reduce
 from inspect import signature
@@ -22,6 +24,8 @@ from zlib import crc32
 import torch
 from torch import nn
 
+from multiflow.data.files import NoSuchSplit
+from multiflow.errors import MultiflowError
 from multiflow.files import write_atomically
 from multiflow.masks import Masks
 from multiflow.masks.keep import buffer_places
@@ -30,15 +34,15 @@ from multiflow.models.blip.momentum import MEMORY
 from multiflow.models.task_models import find_builder
 from multiflow.ranks import agree, exchange, rank, world
 from multiflow.tasks.base import TASKS, Task
-from multiflow.tasks.claim import claim_run
+from multiflow.tasks.claim import claimed_run
 from multiflow.tasks.finetune_settings import FinetuneSettings, adjust, plan_of
 from multiflow.tasks.presets import Preset, find_preset
-from multiflow.tasks.progress import Progress, Report
+from multiflow.tasks.progress import Report, paced
 from multiflow.tasks.spread import full_state
 from multiflow.tasks.task_model import build_task_model, task_masks
 from multiflow.tasks.train import Validation, train
 
-MODEL, MASK, FIGURES, VALIDATION = "model", "mask.safetensors", "figures.json", "validation.json"
+MODEL, TRAIN, MASK, FIGURES, VALIDATION = "model", "train", "mask.safetensors", "figures.json", "validation.json"
 TOKENS = (("eos", "sep"), ("pad", "pad"))  # ours and the tokenizer's names of what ends and fills captions
 POSITIONS = r"pos(ition)?_embed"
 FREE_TO_CHANGE = ("checkpoint_every", "device", "skip_missing", "wandb")  # these do not alter the weights of a run
@@ -104,25 +108,26 @@ def finetune(
     out, kind = Path(out_dir), TASKS[task]
     preset = adjust(find_preset(settings.preset, model, task), settings)
     opening = {"images": settings.images, "skip_missing": settings.skip_missing}
-    data = kind.open(settings.data, settings.train_split, limit=settings.limit, **opening)
+    with _naming_split("train_split"):
+        data = kind.open(settings.data, settings.train_split, limit=settings.limit, **opening)
     limits = [limit for limit in (settings.limit, preset.val_limit) if limit is not None]
-    val_data = kind.open(settings.data, preset.val_split, limit=min(limits, default=None), **opening)
+    with _naming_split("val_split"):
+        val_data = kind.open(settings.data, preset.val_split, limit=min(limits, default=None), **opening)
+    kind.check(data, val_data, **preset.evaluate)
+    skipped = (*data.skipped, *val_data.skipped)
+    if skipped and rank() == 0:
+        some = f"{skipped[0].key} ({skipped[0].reason})"
+        warnings.warn(f"{len(skipped)} items are left out, such as {some}", stacklevel=2)
     built, moved, copies, new = build(kind, model, masks, data, preset, settings, beside)
     plan = plan_of(kind, data, preset, settings)
-    _claim(out, task, model, masks, settings, resume)
-    if moved is not None and rank() == 0:
-        moved.save(out / MASK)
     nn.Module.to(built, _device(settings.device))
     pixels = dict(beside.pixels or {})
     inputs = kind.inputs(built, beside.tokenizer, augment=preset.augment, seed=settings.seed, **pixels)
     share = preset.batch_size // (settings.accumulate * world())
 
     def evaluate() -> dict[str, float]:
-        def tick(done: int, total: int) -> None:
-            if progress is not None:
-                progress(Progress("evaluate", done, total))
-
-        return kind.evaluate(built, beside.tokenizer, val_data, progress=tick, **pixels, **preset.evaluate)
+        shown = None if progress is None else paced("evaluate", progress)
+        return kind.evaluate(built, beside.tokenizer, val_data, progress=shown, **pixels, **preset.evaluate)
 
     def keep(step: int, figures: Mapping[str, float]) -> None:
         best = _best(out)
@@ -133,23 +138,36 @@ def finetune(
             _write_model(built, state, beside, out / MODEL, {**figures, "step": step})
         exchange("best")
 
-    train(
-        built,
-        lambda position: kind.batch(data, inputs, share, position),
-        kind.loss,
-        plan,
-        out / "train",
-        resume=resume,
-        progress=progress,
-        validation=Validation(evaluate, keep),
-        masks=moved,
-        copies=copies,
-        new=new,
-    )
-    figures = _best(out) or {}
-    if rank() == 0:
-        write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
+    with _claimed(out, task, model, masks, settings, resume):
+        if moved is not None and rank() == 0:
+            moved.save(out / MASK)
+        train(
+            built,
+            lambda position: kind.batch(data, inputs, share, position),
+            kind.loss,
+            plan,
+            out / TRAIN,
+            resume=resume,
+            progress=progress,
+            validation=Validation(evaluate, keep),
+            masks=moved,
+            copies=copies,
+            new=new,
+        )
+        figures = _best(out) or {}
+        if rank() == 0:
+            write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+@contextmanager
+def _naming_split(name: str) -> Iterator[None]:
+    """Let an error about a split name the setting that it was given with."""
+    try:
+        yield
+    except NoSuchSplit as error:
+        option = name.replace("_", "-")
+        raise NoSuchSplit(str(error).replace("split= (--split)", f"{name}= (--{option})")) from error
 
 
 def _device(name: str) -> str:
@@ -171,7 +189,12 @@ def build(
     wanted = {"image_size": preset.image_size, **tokens, **preset.options, **kind.options(data)}
     options = {name: value for name, value in wanted.items() if name in known}
     if not settings.mask_decoder:
-        options["mask_decoder"] = False  # where there is none, the error says so
+        if "mask_decoder" not in known:
+            raise MultiflowError(
+                f"mask_decoder=False (--no-mask-decoder) was given, and for task '{kind.name}' the model "
+                f"'{type(model).__name__}' gets no decoder that starts from masked layers; leave it out"
+            )
+        options["mask_decoder"] = False
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
         built, places = build_task_model(model, kind.name, **options)
@@ -196,14 +219,18 @@ def _content(parameter: nn.Parameter) -> tuple[torch.Size, str]:
     return parameter.shape, hash_weight(parameter.flatten())
 
 
-def _claim(out: Path, task: str, model: Any, masks: Masks | None, settings: FinetuneSettings, resume: bool) -> None:
+@contextmanager
+def _claimed(
+    out: Path, task: str, model: Any, masks: Masks | None, settings: FinetuneSettings, resume: bool
+) -> Iterator[None]:
     """Claim the folder of the run for these settings, this model and this mask, in all processes alike."""
     mask = None if masks is None else f"{reduce(lambda crc, name: crc32(masks.packed[name].data, crc), masks, 0):08x}"
     given = _Run(**asdict(settings), task=task, model=getattr(model.config, "model_type", ""), mask=mask)
     agree(asdict(given))
-    if rank() == 0:
-        claim_run(out, given, resume=resume, free=FREE_TO_CHANGE)
-    exchange("claimed")
+    worth = f"{TRAIN}/step-*", MODEL
+    with claimed_run(out, given, resume=resume, free=FREE_TO_CHANGE, worth=worth) if rank() == 0 else nullcontext():
+        exchange("claimed")
+        yield
 
 
 def _best(out: Path) -> dict[str, float] | None:

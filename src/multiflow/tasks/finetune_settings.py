@@ -17,63 +17,71 @@ from multiflow.tasks.train import Optimizer, Precision, TrainSettings
 PRESET = "(default: the preset's)"
 OwnName: TypeAlias = Annotated[str | None, arg(metavar="NAME", help_behavior_hint=PRESET)]
 OwnCount: TypeAlias = Annotated[int | None, arg(metavar="N", help_behavior_hint=PRESET)]
+Name: TypeAlias = Annotated[str, arg(metavar="NAME")]
+Count: TypeAlias = Annotated[int, arg(metavar="N")]
+Flag: TypeAlias = Annotated[bool, arg(help_behavior_hint="")]
 OwnNumber: TypeAlias = Annotated[float | None, arg(metavar="X", help_behavior_hint=PRESET)]
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """What to train on, and how; what is None is the preset's.
+    """What to train on, and how; what is not given is the preset's.
 
     Args:
-        data: file or folder of the data set.
-        images: folder of the images that the data name.
-        skip_missing: leave out items whose image is missing.
-        limit: items at most of the training data and of the validation data, to try a run out.
-        train_split: split to train on; ``train+val`` takes both.
-        val_split: split on which the best checkpoint is chosen.
-        preset: ``paper`` or ``shapes``.
-        image_size: side of the images in pixels; 0: the pretrained model's.
-        mask_decoder: X-VLM for vqa: whether the mask of the fusion layers follows them into the answer decoder.
-        epochs: how often the training data are gone through.
-        steps: optimizer steps, instead of epochs.
-        batch_size: samples a step, those of all processes and accumulated batches together.
-        accumulate: batches into which each process cuts its share of a step.
-        lr: highest learning rate.
-        weight_decay: of matrices.
-        warmup: share of the steps during which the learning rate rises.
-        optimizer: ``adamw``, or ``sgd`` with momentum.
-        evaluate_every: steps between two evaluations.
-        shard: split the model among the processes (FSDP).
-        precision: ``auto`` is bfloat16 where the device is faster in it; weights stay float32.
-        device: ``auto`` (CUDA if there is any), ``cpu``, ``cuda`` or ``cuda:N``.
-        seed: of new weights, order, augmentation, dropout and negatives.
-        checkpoint_every: steps between checkpoints.
-        wandb: project of Weights & Biases that gets the metrics too; TensorBoard's files are written anyway.
+        data: file or folder of the data set; docs/data.md lists the layouts
+        images: folder of the images that the data name
+        skip_missing: leave out what is missing or has no text, instead of stopping
+        limit: items at most of the training data and of the validation data, to try a run out
+        train_split: split to train on; train+val takes both
+        val_split: split on which the best checkpoint is chosen
+        preset: paper, or shapes for minutes on a laptop
+        image_size: side of the images in pixels; 0 is the pretrained model's
+        mask_decoder: X-VLM for vqa: whether the answer decoder takes the mask of the fusion layers it starts from
+        epochs: how often the training data are gone through
+        steps: optimizer steps, instead of epochs
+        batch_size: samples a step, those of all processes and accumulated batches together
+        accumulate: batches into which each process cuts its share of a step
+        lr: highest learning rate
+        weight_decay: of matrices
+        warmup: share of the steps during which the learning rate rises
+        optimizer: adamw, or sgd with momentum
+        evaluate_every: steps between two evaluations
+        shard: split the model among the processes (FSDP)
+        precision: auto is bfloat16 where the device is faster in it; weights stay float32
+        device: auto (CUDA if there is any), cpu, cuda or cuda:N
+        seed: of new weights, order, augmentation, dropout and negatives
+        checkpoint_every: steps between checkpoints
+        wandb: project of Weights & Biases that gets the metrics too; TensorBoard's files are written anyway
     """
 
-    data: str
+    data: Annotated[str, arg(metavar="DIR")]
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
-    skip_missing: bool = False
+    skip_missing: Flag = False
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
-    train_split: str = "train"
+    train_split: Name = "train"
     val_split: OwnName = None
-    preset: str = "paper"
+    preset: Name = "paper"
     image_size: OwnCount = None
-    mask_decoder: bool = True
+    mask_decoder: Annotated[
+        bool,
+        arg(
+            help="X-VLM for vqa: leave the answer decoder dense, which starts from fusion layers", help_behavior_hint=""
+        ),
+    ] = True
     epochs: OwnCount = None
     steps: OwnCount = None
     batch_size: OwnCount = None
-    accumulate: int = 1
+    accumulate: Count = 1
     lr: OwnNumber = None
     weight_decay: OwnNumber = None
     warmup: OwnNumber = None
     optimizer: Optimizer = "adamw"
     evaluate_every: OwnCount = None
-    shard: bool = False
+    shard: Flag = False
     precision: Precision = "auto"
-    device: str = "auto"
-    seed: int = 0
-    checkpoint_every: int = 500
+    device: Annotated[str, arg(metavar="DEVICE")] = "auto"
+    seed: Annotated[int, arg(metavar="S")] = 0
+    checkpoint_every: Count = 500
     wandb: Annotated[str | None, arg(metavar="PROJECT", help_behavior_hint="")] = None
 
 

@@ -162,13 +162,26 @@ class Pixels:
         return len(self.data)
 
     def __getitem__(self, rows: slice) -> Float[Tensor, "images 3 side side"]:
-        return item_pixels([self.data[i] for i in range(*rows.indices(len(self)))], self.inputs)
+        return read_items(self.data, range(*rows.indices(len(self))), self.inputs)[1]
 
 
-def item_pixels(items: Sequence[Any], inputs: TaskInputs) -> Float[Tensor, "images 3 side side"]:
-    """Return the pixels of items, resized only."""
+def read_items(
+    data: TaskData, numbers: Sequence[int], inputs: TaskInputs
+) -> tuple[list[Any], Float[Tensor, "images 3 side side"]]:
+    """Return items with their pixels, resized only.
+
+    Raises:
+        MultiflowError: an image cannot be read; an evaluation leaves none out.
+    """
     plain = TaskInputs(inputs.image_size)
-    return to_tensor([training_picture(item, (), plain, 0) for item in items], inputs)
+    try:
+        items = [data[i] for i in numbers]
+        return items, to_tensor([training_picture(item, (), plain, 0) for item in items], inputs)
+    except BrokenItem as error:
+        raise MultiflowError(
+            f"cannot read '{error.skip.key}' of {data}: {error.skip.reason}; fetch the image again, or take its entry "
+            "out of the data: an evaluation leaves none out"
+        ) from error
 
 
 def in_batches(
@@ -176,8 +189,8 @@ def in_batches(
 ) -> Iterator[tuple[list[Any], Float[Tensor, "images 3 side side"]]]:
     """Yield the items in order, a batch at a time, with their pixels for the model; tell how many are done."""
     for first in range(0, len(data), batch_size):
-        items = [data[i] for i in range(first, min(first + batch_size, len(data)))]
-        yield items, item_pixels(items, inputs).to(model.device, model.dtype)
+        items, pixels = read_items(data, range(first, min(first + batch_size, len(data))), inputs)
+        yield items, pixels.to(model.device, model.dtype)
         if progress is not None:
             progress(first + len(items), len(data))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from multiflow.data import BrokenItem, Dataset, Skip, open_data
 from multiflow.data.base import Kind, Known, nothing_known
-from multiflow.data.files import NoSuchSplit
+from multiflow.data.files import NoSuchSplit, WrongLayout
 from multiflow.errors import MultiflowError
 
 WHAT = {"pairs": "images with captions", "questions": "questions about images", "regions": "described regions"}
@@ -117,6 +117,8 @@ def open_kind(
     """Open a split of a data set that holds what a task takes; see `open_items`."""
     try:
         data = open_data(source, images=images, split=split)
+    except WrongLayout as error:
+        raise WrongLayout(f"{error}; an example: {EXAMPLES[kind]}") from error
     except NoSuchSplit as error:
         if split != WHOLE:
             raise NoSuchSplit(f"{error} (split 'all' takes data without splits whole)") from error

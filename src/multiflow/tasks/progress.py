@@ -35,7 +35,7 @@ class Progress:
 
     def __str__(self) -> str:
         figures = " ".join(f"{name} {value:.3g}" for name, value in self.metrics.items())
-        return f"{self.stage} {self.step}/{self.steps} | {self._pace} | {figures}"
+        return " | ".join(part for part in (f"{self.stage} {self.step}/{self.steps}", self._pace, figures) if part)
 
     @property
     def _pace(self) -> str:
@@ -43,6 +43,17 @@ class Progress:
 
 
 Report: TypeAlias = Callable[[Progress], None]
+
+
+def paced(stage: str, report: Report) -> Callable[[int, int], None]:
+    """Return what a task calls with (items done, items in all), which reports a `Progress` with rate and time left."""
+    began = time.monotonic()
+
+    def step(done: int, total: int) -> None:
+        rate = done / max(time.monotonic() - began, 1e-6)
+        report(Progress(stage, done, total, rate, (total - done) / rate if rate else None))
+
+    return step
 
 
 def clock(seconds: float | None) -> str:
@@ -66,7 +77,7 @@ def console_progress(console: Console | None = None, every: float = 10.0) -> Ite
 
     >>> with console_progress() as progress:
     ...     progress(Progress("demo", 10, 10))
-    demo 10/10 | 0 samples/s, ETA -:-- |
+    demo 10/10 | 0 samples/s, ETA -:--
     """
     console = console or Console()
     if not console.is_terminal:
@@ -92,6 +103,6 @@ def _plain_lines(console: Console, every: float) -> Report:
         nonlocal last
         if progress.step == progress.steps or time.monotonic() - last >= every:
             last = time.monotonic()
-            console.print(str(progress).rstrip(), soft_wrap=True, markup=False, highlight=False)
+            console.print(str(progress), soft_wrap=True, markup=False, highlight=False)
 
     return show

@@ -40,6 +40,7 @@ RESULTS = "vqa_results.json"
 WEIGHTS = {"xvlm-vqa": {"vg": 0.5}, "blip-vqa": {"vg": 0.2}}
 """Type of model -> data set that a question is from -> how much its answers count; 1 where nothing is said."""
 LIST = "answer_list.json"
+PEOPLE = 2  # each answer is judged by those of the others
 
 
 def open_questions(
@@ -80,6 +81,32 @@ def _of_candidates(
             f"there are no answers to choose from: no {LIST} lies beside '{data.source}', and its training questions "
             f"cannot be read ({error}); put the file there"
         ) from error
+
+
+def check_answers(data: TaskData, val_data: TaskData, **options: Any) -> None:
+    """Raise an error where a question to train on has no answer, or one to choose the best checkpoint by too few."""
+    lacking = sum(not answers for answers in data.texts)
+    if lacking:
+        raise MultiflowError(
+            f"{lacking} of {data} have no answers; train on a split whose questions have them, with train_split= "
+            "(--train-split)"
+        )
+    try:
+        check_comparable(val_data)
+    except MultiflowError as error:
+        raise MultiflowError(
+            f"{error}; choose the best checkpoint on another split, with val_split= (--val-split)"
+        ) from error
+
+
+def check_comparable(data: TaskData) -> None:
+    """Raise an error where a question has fewer answers than the official accuracy compares with."""
+    lone = sum(len(answers) < PEOPLE for answers in data.texts)
+    if lone:
+        raise MultiflowError(
+            f"{lone} of {data} have answers of fewer than {PEOPLE} people, and the official accuracy compares with "
+            "those of several (ten in VQA v2)"
+        )
 
 
 def question_inputs(model: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> TaskInputs:
@@ -180,6 +207,8 @@ def evaluate_vqa(
     answered = all(data.texts)
     if not answered and save is None:
         raise MultiflowError(f"{data} have no answers to compare with; give --save DIR to write the file for EvalAI")
+    if answered:
+        check_comparable(data)
     said = answer_questions(model, tokenizer, data, batch_size=batch_size, progress=progress, **options)
     if save is not None:
         write_vqa_results(Path(save) / RESULTS, dict(said))
@@ -203,4 +232,5 @@ TASK = Task(
     main="accuracy",
     best="accuracy",
     models=("xvlm-vqa", "blip-vqa"),
+    check=check_answers,
 )

@@ -67,9 +67,11 @@ SBATCH = """#!/bin/bash
 if grep -q 'partition=closed' "$1"; then echo 'sbatch: error: invalid partition specified: closed' >&2; exit 1; fi
 echo x >> "$0.calls"
 export SLURM_ARRAY_JOB_ID=$(wc -l < "$0.calls")
+script="$0.$SLURM_ARRAY_JOB_ID"
+cp "$1" "$script"  # as Slurm does: submitit renames its own as soon as it has the number
 for SLURM_ARRAY_TASK_ID in $(seq 0 $(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")); do
   export SLURM_ARRAY_TASK_ID SLURM_JOB_ID=1$SLURM_ARRAY_TASK_ID
-  bash "$1" > /dev/null 2>&1 < /dev/null &
+  bash "$script" > /dev/null 2>&1 < /dev/null &
 done
 echo "Submitted batch job $SLURM_ARRAY_JOB_ID"
 """
