@@ -1,7 +1,8 @@
 """What keeping zeros costs: a fine-tuning step of a sparse task model against that of the dense one.
 
-Time: both models train on the same batch, step by step in turn, so that whatever else the machine does hits both; the
-ratio is that of the medians. Memory: each model trains in a process of its own, whose peak is taken.
+Time: both models train on the same batch, step by step in turn and each first in every other pair, so that whatever
+else the machine does hits both; the ratio is the median of those of the pairs. Memory: each model trains in a process
+of its own, whose peak is taken.
 
     python benchmarks/finetune_step.py --json benchmarks/results/finetune_step.json
 """
@@ -104,7 +105,10 @@ def measure(name: str, size: int, steps: int, device: str, threads: int) -> dict
         (dense, _), (sparse, held) = (trainer(name, kind, size, stack, device) for kind in (False, True))
         for step in (dense, sparse):
             step()
-        took = [(seconds(dense), seconds(sparse)) for _ in range(steps)]
+        took = []
+        for number in range(steps):
+            pair = {step: seconds(step) for step in ((dense, sparse) if number % 2 else (sparse, dense))}
+            took.append((pair[dense], pair[sparse]))
     dense_s, sparse_s = (median(column) for column in zip(*took, strict=True))
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peaks = [pool.apply(peak, (name, kind, size, device, threads)) for kind in (False, True)]
@@ -114,7 +118,7 @@ def measure(name: str, size: int, steps: int, device: str, threads: int) -> dict
         "masked_weights": held,
         "dense_s": dense_s,
         "sparse_s": sparse_s,
-        "ratio": sparse_s / dense_s,
+        "ratio": median(sparse_s / dense_s for dense_s, sparse_s in took),
         "masks_bytes": held,
         "dense_peak_bytes": peaks[0],
         "sparse_peak_bytes": peaks[1],

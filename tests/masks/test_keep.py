@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import multiflow as mf
-from multiflow.masks.keep import CHUNK, buffer_places
+from multiflow.masks.keep import BY_THEMSELVES, CHUNK, buffer_places
 from tests.small import ADAPTER, towers_batches, two_towers
 
 OPTIMIZERS = {
@@ -186,3 +187,45 @@ def test_weights_of_many_chunks_whatever_their_layout():
             weight.add_(1.0)
     assert not weight[~mask].any()
     assert weight[mask].all()
+
+
+@pytest.mark.parametrize("kind", sorted(BY_THEMSELVES, key=lambda kind: kind.__name__))
+def test_no_optimizer_that_steps_weights_by_themselves_revives_one(kind):
+    model = two_towers()
+    optimizer = kind(model.parameters(), lr=0.01, **({"weight_decay": 0.1} if kind is not torch.optim.Rprop else {}))
+    for _ in range(2):  # what it holds from before
+        step(model, optimizer)
+    held = copy.deepcopy(optimizer.state_dict())
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    with mf.keep_sparse(model, masks, optimizer) as check:
+        for _ in range(3):
+            step(model, optimizer)
+            check()
+        optimizer.load_state_dict(held)
+        for _ in range(3):
+            step(model, optimizer)
+            check()
+    weight, mask = next((model.get_submodule(layer).weight, mask) for layer, mask in masks.items())
+    states = [x for x in optimizer.state[weight].values() if x.shape == mask.shape]
+    assert states or kind is torch.optim.SGD
+    if kind not in (torch.optim.Adamax, torch.optim.Rprop):  # they hold an eps and a step size, which move no zero
+        assert not any(x[~mask].any() for x in states)
+
+
+class Mixing(torch.optim.SGD):
+    """Moves each weight by what its neighbours' gradients are too."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.sub_(p.grad.mean())
+
+
+def test_an_optimizer_that_mixes_weights_revives_none_either():
+    model = two_towers()
+    optimizer = Mixing(model.parameters(), lr=0.1)
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    with mf.keep_sparse(model, masks, optimizer) as check:
+        for _ in range(3):
+            step(model, optimizer)
+            check()

@@ -15,7 +15,12 @@ from multiflow.masks.masks import Masks
 WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of a number -> the type that shows its bits."""
 CHUNK = 1 << 18
-"""Weights ANDed at once: their bits, widened on the way, stay in the processor's cache."""
+"""Weights ANDed at once: their mask, widened on the way to the size of their bits, stays in the processor's cache."""
+BY_THEMSELVES = {
+    getattr(torch.optim, name)
+    for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Rprop")
+}
+"""Optimizers that move each weight by its own gradient and state alone: a zero with neither of them stays."""
 COMPILED = "_orig_mod"
 """Where torch.compile holds the model that it wraps."""
 
@@ -30,8 +35,10 @@ def keep_sparse(
     """Keep dropped weights at zero inside the ``with`` block, whatever loop and optimizer train the model.
 
     Gradients of dropped weights are zeroed as they arrive, so that momentum, clipping and gradient norms never see
-    them; after every optimizer step the weights themselves are set to zero, against what an optimizer may hold from
-    before. The hooks are gone when the block ends; memory is one byte a weight.
+    them. Against what an optimizer may hold from before, the weights are set to zero after its step too: with SGD, the
+    Adam family and others of `BY_THEMSELVES` after the first step and after one that follows ``load_state_dict``,
+    together with the state; with any other optimizer, which may mix weights, after every step. The hooks are gone when
+    the block ends; memory is one byte a weight.
 
     Args:
         model: the model that trains, also one that DistributedDataParallel or ``torch.compile`` wraps, or that
@@ -70,6 +77,25 @@ def keep_sparse(
             if isinstance(weight, nn.Parameter):
                 of.zero_(weight)
 
+    settled = False  # whether the optimizer holds nothing for dropped weights
+
+    @torch.no_grad()
+    def after_step(*_: Any) -> None:
+        nonlocal settled
+        if settled:
+            return
+        zero_weights()
+        if inner is not None and type(inner) in BY_THEMSELVES:
+            for _name, weight, of in weights:
+                for state in inner.state.get(weight, {}).values():
+                    if isinstance(state, Tensor) and state.shape == weight.shape:
+                        of.zero_(state)
+            settled = True
+
+    def unsettle(*_: Any) -> None:
+        nonlocal settled
+        settled = False
+
     @torch.no_grad()
     def check() -> None:
         for name, weight, of in weights:
@@ -87,7 +113,8 @@ def keep_sparse(
             if weight.requires_grad:
                 stack.callback(weight.register_post_accumulate_grad_hook(of.zero_gradient).remove)
         if inner is not None:
-            stack.callback(inner.register_step_post_hook(zero_weights).remove)
+            stack.callback(inner.register_step_post_hook(after_step).remove)
+            stack.callback(inner.register_load_state_dict_post_hook(unsettle).remove)
         stack.callback(zero_weights)
         yield check
 

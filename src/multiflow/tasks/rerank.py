@@ -105,7 +105,7 @@ def evaluate_retrieval(
         shortlist: candidates a query that are re-ranked.
         batch_size: images, texts or pairs computed at once.
         max_length: tokens of a text at most.
-        progress: called with (images done, images in all): every image is read twice.
+        progress: called with (done, in all): texts and images encoded, and places of the shortlists re-ranked.
 
     Raises:
         MultiflowError: images and captions do not fit together, ``shortlist`` is below 1, or the model is of neither.
@@ -123,43 +123,39 @@ def evaluate_retrieval(
     family = family_of(model)
     texts = [text for several in captions for text in several]
     owner = torch.tensor([i for i, several in enumerate(captions) for _ in several])
-    done = 0
+    top = min(shortlist, len(captions)), min(shortlist, len(texts))  # images for a text, texts for an image
+    done, total = 0, len(texts) * (1 + top[0]) + len(captions) * (1 + top[1])
 
     def tick(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
-            progress(done, 2 * len(captions))
+            progress(done, total)
 
     with evaluating(model):
-        kept, text_feat = _encode_texts(model, family, texts, tokenizer, batch_size, max_length)
-        image_feat = torch.cat(
-            [
-                model.image_features(model.encode_image(chunk)).float().cpu()
-                for _, chunk in _chunks(model, pixel_values, batch_size, tick)
-            ]
-        )
+        kept, text_feat = _encode_texts(model, family, texts, tokenizer, batch_size, max_length, tick)
+        features = []
+        for _, chunk in _chunks(model, pixel_values, batch_size):
+            features.append(model.image_features(model.encode_image(chunk)).float().cpu())
+            tick(len(chunk))
+        image_feat = torch.cat(features)
         top_texts = _top(image_feat, text_feat, shortlist, batch_size)
         top_images = _top(text_feat, image_feat, shortlist, batch_size)
         itc = _recall(
             _ranks(owner[top_texts] == torch.arange(len(captions))[:, None]), _ranks(top_images == owner[:, None])
         )
         found = _Encoded(kept, text_feat, image_feat)
-        chunks = _chunks(model, pixel_values, batch_size, tick)
-        top_texts, top_images = _rerank(model, family, chunks, found, top_texts, top_images, batch_size)
+        chunks = _chunks(model, pixel_values, batch_size)
+        top_texts, top_images = _rerank(model, family, chunks, found, top_texts, top_images, batch_size, tick)
     text_ranks = _ranks(owner[top_texts] == torch.arange(len(captions))[:, None])
     image_ranks = _ranks(top_images == owner[:, None])
     return RetrievalResult(_recall(text_ranks, image_ranks), itc, text_ranks, image_ranks, top_texts, top_images)
 
 
-def _chunks(
-    model: VisionLanguageModel, pixel_values: Tensor | Pixels, size: int, tick: Callable[[int], None]
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield (number of the first image, images) on the model's device; an image counts as done when the next come."""
+def _chunks(model: VisionLanguageModel, pixel_values: Tensor | Pixels, size: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield (number of the first image, images) on the model's device."""
     for first in range(0, len(pixel_values), size):
-        chunk = pixel_values[first : first + size]
-        yield first, chunk.to(model.device, model.dtype)
-        tick(len(chunk))
+        yield first, pixel_values[first : first + size].to(model.device, model.dtype)
 
 
 def _encode_texts(
@@ -169,6 +165,7 @@ def _encode_texts(
     tokenizer: PreTrainedTokenizerBase,
     size: int,
     max_length: int,
+    tick: Callable[[int], None],
 ) -> tuple[list[Tensor], Tensor]:
     """Return of every text what its family keeps of its real tokens, and the contrastive features of all."""
     kept: list[Tensor] = []
@@ -180,6 +177,7 @@ def _encode_texts(
         features.append(model.text_features(embeds).float().cpu())
         rows = family.keep(ids, embeds)
         kept += [row[:length].clone() for row, length in zip(rows, mask.sum(1).tolist(), strict=True)]
+        tick(len(ids))
     return kept, torch.cat(features)
 
 
@@ -197,6 +195,7 @@ def _rerank(
     top_texts: Tensor,
     top_images: Tensor,
     size: int,
+    tick: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
     """Sort both shortlists by the score of the pairs; a pair that is on both is scored once."""
     count = len(found.kept)
@@ -204,6 +203,7 @@ def _rerank(
     of_text = top_images * count + torch.arange(count)[:, None]
     pairs = torch.cat([of_image.flatten(), of_text.flatten()]).unique()  # sorted: by image, then by text
     scores = torch.empty(len(pairs))
+    tick(of_image.numel() + of_text.numel() - len(pairs))
     for first, chunk in chunks:
         inside = (pairs >= first * count) & (pairs < (first + size) * count)
         where = inside.nonzero().flatten()
@@ -222,6 +222,7 @@ def _rerank(
             scores[part] = model.itm_head(states)[:, 1].float().cpu()
             if family.adds_cosine:
                 scores[part] += (found.image_feat[image] * found.text_feat[text]).sum(1)
+            tick(len(part))
     return _sorted(top_texts, of_image, pairs, scores), _sorted(top_images, of_text, pairs, scores)
 
 
