@@ -35,7 +35,7 @@ def figures_of(out: str) -> dict[str, float]:
 def test_zero_shot_retrieval(run: Run, pretrained: Path, world: Path) -> None:
     ran = run("evaluate", "retrieval", pretrained, "--data", world / "coco", "--save", "out", "--batch-size", 3)
     assert ran.code == 0, ran.err
-    assert "retrieval 8/8" in ran.err
+    assert re.search(r"retrieval (\d+)/\1 ", ran.err)
     written = json.loads(Path("out", RESULT).read_text())
     assert (written["items"], written["skipped"], written["settings"]["split"]) == (4, 0, "test")
     printed = figures_of(ran.out)

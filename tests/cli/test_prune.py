@@ -314,8 +314,8 @@ def test_infinite_activations_name_layer_and_batch(run: Run, tiny: Path, pairs: 
 
 
 def test_the_bundled_model_makes_its_own_scenes(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("loading", "prune"):
-        monkeypatch.setattr(f"multiflow.cli.{module}.bundled_models", lambda: {"xvlm-shapes": tiny})
+    for module in ("tasks.loading", "cli.prune"):
+        monkeypatch.setattr(f"multiflow.{module}.bundled_models", lambda: {"xvlm-shapes": tiny})
     ran = run("prune", "xvlm-shapes", "--batches", 2, "--batch-size", 3, "--out", "out")
     assert ran.code == 0
     assert "2 batches, 6 pairs" in ran.out

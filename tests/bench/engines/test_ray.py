@@ -72,7 +72,15 @@ def test_dead_workers_are_replaced_and_their_jobs_retried(tmp_path, cluster):
     assert os.getpid() not in pids(tmp_path, "plain")
 
 
-def test_ctrl_c_cancels_what_runs(tmp_path, cluster):
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard, also where the tests were started in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_cancels_what_runs(tmp_path, cluster, heard):
     def interrupt():
         while not (tmp_path / "stays.pids").exists():
             time.sleep(0.05)
