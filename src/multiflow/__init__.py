@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from multiflow.masks import Masks, keep_sparse
     from multiflow.models import load_model, original_names
     from multiflow.pipeline import calibrate, prune
-    from multiflow.pruners import PRUNERS, learner, scorer, solver
+    from multiflow.pruners import PRUNERS, fitter, learner, scorer, solver
     from multiflow.result import Result
     from multiflow.tasks.task_model import build_task_model, task_masks, task_model
     from multiflow.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
@@ -36,7 +36,7 @@ _HOMES = {
     "masks": ("Masks", "keep_sparse"),
     "models": ("load_model", "original_names"),
     "pipeline": ("calibrate", "prune"),
-    "pruners": ("PRUNERS", "learner", "scorer", "solver"),
+    "pruners": ("PRUNERS", "fitter", "learner", "scorer", "solver"),
     "result": ("Result",),
     "tasks.task_model": ("build_task_model", "task_masks", "task_model"),
     "types": ("Budget", "Layer", "Layout", "NofM", "Pattern", "PerRow", "Unstructured"),
@@ -92,6 +92,7 @@ __all__ = [
     "adapter_for",
     "build_task_model",
     "calibrate",
+    "fitter",
     "keep_sparse",
     "learner",
     "list_pruners",

@@ -103,6 +103,20 @@ def check_scores(pruner: Pruner, layer: str, scores: Any, shape: tuple[int, ...]
     return scores
 
 
+def check_fitted(pruner: Pruner, layer: str, mask: Any, weight: Any, count: int, shape: tuple[int, ...]) -> None:
+    """Refuse a mask or new weights of a layer that do not fit it, or that drop another number than asked for."""
+    for what, value in (("a mask", mask), ("weights", weight)):
+        if not isinstance(value, Tensor) or value.shape != shape:
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise MultiflowError(f"pruner '{pruner.name}' gave {what} {given} for layer '{layer}'; expected {shape}")
+    if (dropped := int((~mask).sum())) != count:
+        raise MultiflowError(f"pruner '{pruner.name}' drops {dropped} weights of layer '{layer}'; expected {count}")
+    if not weight.isfinite().all():
+        raise MultiflowError(
+            f"pruner '{pruner.name}' gave NaN or Inf weights for layer '{layer}'; check its weights and data"
+        )
+
+
 @dataclass(frozen=True)
 class Result:
     """Masks for every sparsity, and how they came about.

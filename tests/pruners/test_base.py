@@ -93,7 +93,7 @@ def test_names_and_order_of_the_list():
     ours = [name for name in mf.list_pruners() if PRUNERS[name].function.__module__.startswith("multiflow.")]
     assert ours == [
         *("random", "magnitude", "magnitude-layer", "magnitude-modality", "l2", "lamp", "snip", "itersnip"),
-        *("chita", "chita++", "tamt", "wanda", "ria", "multiflow"),
+        *("chita", "chita++", "tamt", "wanda", "ria", "multiflow", "multiflow-rescale", "multiflow-refit", "lobs"),
     ]
     assert all(mf.list_pruners().values())
 
@@ -199,8 +199,8 @@ def test_a_solver_that_drops_another_number_is_told():
 
 
 @pytest.mark.parametrize(("declare", "need", "there"), [
-    (mf.scorer, "sparsity", "input_norm, gradient, generator"),
-    (mf.scorer, "gradient_rows", "input_norm, gradient, generator"),
+    (mf.scorer, "sparsity", "input_norm, input_moment, gradient, generator"),
+    (mf.scorer, "gradient_rows", "input_norm, input_moment, gradient, generator"),
     (mf.solver, "gradient", "gradient_rows, batch_samples"),
     (mf.learner, "input_norm", "sparsity, seed, checkpoint, progress"),
 ])  # fmt: skip

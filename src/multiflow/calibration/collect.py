@@ -1,8 +1,9 @@
 """Calibration: one pass over the batches, forward only, nothing stored but sums.
 
 Every prunable layer's input is squared and summed over the real tokens as it passes by: float64 sums, O(in_features)
-memory a layer. A tensor that feeds several layers in a row (query, key, value) is measured once. A shared weight sums
-the inputs of every module that uses it, a layer used twice in a forward those of both uses.
+memory a layer. For ``input_moment`` it is the products of all pairs of features: O(in_features^2). A tensor
+that feeds several layers in a row (query, key, value) is measured once. A shared weight sums the inputs of every module
+that uses it, a layer used twice in a forward those of both uses.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TokenMasks = Mapping[str, Tensor | None]
 Progress = Callable[[str, int, int | None], None]
 """``f(what, done, total)``, called after every step; ``total`` is None where it is not known."""
 
-NAME = "input_norm"
+NORM, MOMENT = "input_norm", "input_moment"
 CHUNK = 128  # tokens squared at a time
 NONE = 1 << 62
 
@@ -42,11 +43,12 @@ def collect(
     split: Callable[[Any], list[Any]],
     stream: Callable[[str], str | None],
     token_masks: Callable[[Any], TokenMasks] | None = None,
+    name: str = NORM,
     progress: Progress | None = None,
     start: Stats | None = None,
     after_batch: Callable[[Stats], None] | None = None,
 ) -> Stats:
-    """Measure ``input_norm`` of every layer over the batches.
+    """Measure ``input_norm`` or ``input_moment`` of every layer over the batches.
 
     Args:
         model: runs in evaluation mode without gradients, and is left as it was.
@@ -56,6 +58,7 @@ def collect(
         split: splits a batch into its parts (a general and a region batch).
         stream: path -> stream whose padding mask the module's input follows.
         token_masks: ``f(part) -> {stream: bool (B, L)}``, True = a real token.
+        name: of the statistic.
         progress: called after every batch.
         start: statistics of the first ``start.batches`` batches, which are skipped: how a run goes on.
         after_batch: called with the statistics so far.
@@ -68,18 +71,18 @@ def collect(
     watched = {id(module): path for path, module in reversed(paths.items())}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     streams = {path: stream(path) for path in paths}
-    sums = _Sums(layout, device, start)
+    sums = _Sums(name, layout, device, start)
     masks: TokenMasks = {}
     first = start.batches if start else 0
 
     def observe(path: str, value: Tensor) -> None:
-        name = streams[path]
-        if name and name not in masks:
+        of = streams[path]
+        if of and of not in masks:
             raise MultiflowError(
-                f"layer '{path}' follows stream '{name}', but token_masks gives {', '.join(masks) or 'nothing'}; "
+                f"layer '{path}' follows stream '{of}', but token_masks gives {', '.join(masks) or 'nothing'}; "
                 "let it give a mask for every stream, or None for one without padding"
             )
-        sums.add(path, value, masks[name] if name else None, name)
+        sums.add(path, value, masks[of] if of else None, of)
 
     done = first
     total = length(batches)
@@ -149,23 +152,25 @@ def iterate(batches: Any) -> Iterator[Any]:
 
 
 class _Sums:
-    """Sums of squares of every layer's inputs.
+    """Sums of squares, or of products, of every layer's inputs.
 
     All that outlives a forward is allocated before the first one: small tensors kept between the large ones of a
     forward would pin the memory that those leave behind.
     """
 
-    def __init__(self, layout: Layout, device: torch.device, start: Stats | None) -> None:
-        self._layout = layout
+    def __init__(self, name: str, layout: Layout, device: torch.device, start: Stats | None) -> None:
+        self._name, self._layout = name, layout
+        self._add = self._add_squares if name == NORM else self._add_products
+        order = 1 if name == NORM else 2
         self._layer = {path: layer.name for layer in layout.layers for path in layer.paths}
-        self._sums = {n: torch.zeros(layout[n].shape[1], dtype=torch.float64, device=device) for n in layout}
+        self._sums = {n: torch.zeros([layout[n].shape[1]] * order, dtype=torch.float64, device=device) for n in layout}
         self._counts = dict.fromkeys(layout, 0)
         if start:
-            for name, total in start.sums[NAME].items():
-                self._sums[name].copy_(total)
-            self._counts.update(start.counts[NAME])
-        widths = {layer.shape[1] for layer in layout.layers}
-        self._totals = {width: torch.zeros(width, dtype=torch.float64, device=device) for width in widths}
+            for layer, total in start.sums[name].items():
+                self._sums[layer].copy_(total)
+            self._counts.update(start.counts[name])
+        widths, dtype = {layer.shape[1] for layer in layout.layers}, torch.float64 if name == NORM else torch.float32
+        self._totals = {width: torch.zeros([width] * order, dtype=dtype, device=device) for width in widths}
         self._buffers = {width: torch.zeros(CHUNK, width, device=device) for width in widths}
         self._padded: dict[str, str] = {}  # layers that saw a batch of padding alone, and its stream
         self._measured: list[str] = []  # the layers of one batch's measurements, in the order of the forward
@@ -179,7 +184,9 @@ class _Sums:
         before, at, under, count = self._last
         total = self._totals[value.shape[-1]]
         if before is None or before() is not value or version < 0 or at != version or under is not mask:
-            count = self._measure(_real_tokens(path, value, mask, stream), total)
+            tokens = _real_tokens(path, value, mask, stream)
+            self._add(tokens, total)
+            count = len(tokens)
             self._last = (weakref.ref(value), version, mask, count)
             self._bad.copy_(torch.where(total.sum().isfinite(), self._bad, self._bad.clamp(max=len(self._measured))))
             self._measured.append(name)
@@ -188,18 +195,22 @@ class _Sums:
         if stream and not count:
             self._padded[name] = stream
 
-    def _measure(self, tokens: Tensor, total: Tensor) -> int:
-        """Sum the squares of ``(tokens, in)`` into ``total``; return the number of tokens."""
+    def _add_products(self, tokens: Tensor, total: Tensor) -> None:
+        """Sum the products of all pairs of features of ``(tokens, in)`` into ``total``."""
+        tokens = tokens.float()
+        torch.mm(tokens.T, tokens, out=total)
+
+    def _add_squares(self, tokens: Tensor, total: Tensor) -> None:
+        """Sum the squares of ``(tokens, in)`` into ``total``."""
         if tokens.device.type != "cpu":
             total.copy_(torch.linalg.vector_norm(tokens, dim=0, dtype=torch.float32).square())
-            return len(tokens)
+            return
         # some tokens at a time into a buffer that stays in the cache: no copy of the input is made
         buffer = self._buffers[tokens.shape[1]].zero_()
         for chunk in tokens.split(CHUNK):
             chunk = chunk.float()
             buffer[: len(chunk)].addcmul_(chunk, chunk)
         torch.sum(buffer, 0, dtype=torch.float64, out=total)
-        return len(tokens)
 
     def check(self, batch: int) -> None:
         """Stop at the first batch whose inputs hold NaN or Inf, naming the first layer that saw it."""
@@ -213,12 +224,12 @@ class _Sums:
 
     def stats(self, batches: int) -> Stats:
         """Give the statistics so far."""
-        return Stats({NAME: dict(self._sums)}, {NAME: dict(self._counts)}, batches)
+        return Stats({self._name: dict(self._sums)}, {self._name: dict(self._counts)}, batches)
 
     def finish(self, batches: int) -> Stats:
         """Give the statistics of all processes; a layer without any observation is an error that names it."""
         stats = sum_stats_(self.stats(batches))
-        missed = [name for name in self._layout if not stats.counts[NAME][name]]
+        missed = [name for name in self._layout if not stats.counts[self._name][name]]
         streams = {name: stream for padded in exchange("padded", self._padded) for name, stream in padded.items()}
         padded = [name for name in missed if name in streams]
         if padded:

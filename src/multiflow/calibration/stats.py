@@ -45,6 +45,10 @@ STATISTICS.add(
     Statistic("input_norm", "root mean square of each input feature over the real tokens, (in,)", torch.sqrt),
 )
 STATISTICS.add(
+    "input_moment",
+    Statistic("input_moment", "mean of x x' of the inputs x over the real tokens, (in, in)", lambda mean: mean),
+)
+STATISTICS.add(
     "gradient",
     Statistic("gradient", "mean over batches of the gradient of the pretraining loss, (out, in)", lambda mean: mean),
 )

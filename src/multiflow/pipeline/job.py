@@ -88,7 +88,7 @@ class Job:
 def check_job(job: Job) -> Job:
     """Check what can be checked without running the model; return the job."""
     pruner = job.pruner
-    known = (*(STATISTICS if pruner.kind == "scorer" else ()), *PROVIDED[pruner.kind])
+    known = (*(STATISTICS if pruner.kind in ("scorer", "fitter") else ()), *PROVIDED[pruner.kind])
     check_pattern(job.pattern, job.layout)
     for name in pruner.needs:
         if name not in known:
@@ -110,6 +110,11 @@ def check_job(job: Job) -> Job:
             )
         if job.adapter.loss is None and (pruner.kind != "scorer" or "gradient" in pruner.statistics):
             raise no_loss(job.adapter)
+    if pruner.kind == "fitter" and job.allocation == "global":
+        raise MultiflowError(
+            f"pruner '{pruner.name}' needs the budget of a layer before it scores it, which allocation 'global' cannot "
+            "give; pass allocation='uniform' or 'multimodal'"
+        )
     if pruner.stepwise:
         _check_schedule(job)
     return job

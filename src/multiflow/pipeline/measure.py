@@ -34,7 +34,8 @@ def statistics(job: Job) -> Stats | None:
             if layer not in job.batches.sums.get(name, {}):
                 raise MultiflowError(f"the statistics given have no '{name}' of layer '{layer}'; calibrate this model")
             rows, inputs = job.layout[layer].shape
-            if (given := tuple(job.batches.sums[name][layer].shape)) not in [(inputs,), (rows, inputs)]:
+            fitting = [(inputs,), (inputs, inputs), (rows, inputs)]
+            if (given := tuple(job.batches.sums[name][layer].shape)) not in fitting:
                 raise MultiflowError(
                     f"the statistics given are of another model: '{name}' of layer '{layer}' has shape {given}, "
                     f"the layer {(rows, inputs)}"
@@ -94,6 +95,7 @@ def measure(
         split=parts,
         stream=adapter.stream,
         token_masks=adapter.token_masks,
+        name=name,
         **going,
     )
 

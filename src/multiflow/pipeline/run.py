@@ -24,6 +24,7 @@ from multiflow.models import original_names
 from multiflow.parallel import in_parallel
 from multiflow.pipeline import measure
 from multiflow.pipeline.choose import Packed, choose
+from multiflow.pipeline.fit import fit_layers
 from multiflow.pipeline.job import Job, check_job, check_sparsities, choose_allocation, find_adapter
 from multiflow.pipeline.learn import prune_by_learning
 from multiflow.pipeline.stable import calibrate_until_stable, check_until_stable
@@ -54,7 +55,7 @@ def prune(
 
     Args:
         model: any ``nn.Module``; known families need no adapter.
-        method: a name of `list_pruners`, or a function decorated with `scorer`, `solver` or `learner`.
+        method: a name of `list_pruners`, or a function decorated with `scorer`, `fitter`, `solver` or `learner`.
         sparsity: share of the prunable weights to drop, in [0, 1), or several; 0.63, 0.75 and 0.9 if left out (for an
             N:M pattern the sparsity it means). All are made from one calibration pass, except by methods that prune
             in steps or learn.
@@ -123,14 +124,18 @@ def _again_and_again(job: Job) -> Result:
     packed: list[Packed] = []
     changed: dict[float, Mapping[str, Tensor]] = {}
     runs: Iterator[tuple[Packed, Mapping[str, Tensor] | None]]
-    runs = prune_by_learning(job) if job.pruner.kind == "learner" else prune_in_steps(job)
+    stats = measure.statistics(job) if job.pruner.kind == "fitter" else None
+    if job.pruner.kind == "fitter":
+        runs = fit_layers(job, stats)
+    else:
+        runs = prune_by_learning(job) if job.pruner.kind == "learner" else prune_in_steps(job)
     for sparsity, (masks, weights) in zip(job.sparsities, runs, strict=True):
         packed.append(masks)
         if weights is not None:
             changed[sparsity] = {n: w.to("cpu", job.weights.parameters[n].dtype) for n, w in weights.items()}
     timings = {"steps": time.perf_counter() - begun}
-    count = length(job.batches) or 0
-    return Result(_masks(job, packed, count), changed or None, None, None, _settings(job, count), timings)
+    count = stats.batches if stats else length(job.batches) or 0
+    return Result(_masks(job, packed, count), changed or None, None, stats, _settings(job, count), timings)
 
 
 def _masks(job: Job, packed: Sequence[Packed], batches: int) -> dict[float, Masks]:

@@ -80,7 +80,7 @@ def check_until_stable(
 def _unfit(pruner: Pruner) -> str:
     """Say why a pruner has no running calibration to watch; nothing if it has one."""
     if not pruner.one_pass:
-        return "learns its masks" if pruner.kind == "learner" else "prunes in steps"
+        return {"learner": "learns its masks", "fitter": "changes what it keeps"}.get(pruner.kind, "prunes in steps")
     if len(pruner.statistics) > 1:
         return f"needs a pass of its own for each of {', '.join(pruner.statistics)}"
     return "" if pruner.statistics else "needs no data"

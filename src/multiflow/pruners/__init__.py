@@ -11,7 +11,21 @@ from multiflow.pruners import tamt
 from multiflow.pruners import wanda
 from multiflow.pruners import ria
 from multiflow.pruners import multiflow
-from multiflow.pruners.base import PROVIDED, PRUNERS, STEPWISE, Pruner, find_pruner, learner, scorer, solver, variant
+from multiflow.pruners import rescale
+from multiflow.pruners import refit
+from multiflow.pruners import lobs
+from multiflow.pruners.base import (
+    PROVIDED,
+    PRUNERS,
+    STEPWISE,
+    Pruner,
+    find_pruner,
+    fitter,
+    learner,
+    scorer,
+    solver,
+    variant,
+)
 # isort: on
 
 __all__ = [
@@ -21,12 +35,16 @@ __all__ = [
     "Pruner",
     "chita",
     "find_pruner",
+    "fitter",
     "l2",
     "lamp",
     "learner",
+    "lobs",
     "magnitude",
     "multiflow",
     "random",
+    "refit",
+    "rescale",
     "ria",
     "scorer",
     "snip",

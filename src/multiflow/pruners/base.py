@@ -1,8 +1,8 @@
 """How a pruner is declared: one small function whose signature says what it needs.
 
 Keyword arguments without a default are the statistics it needs, keyword arguments with a default are its
-hyper-parameters. There are three kinds. A *scorer* is a pure function of one layer's weight, a *solver* chooses masks
-and new weights of all layers together, a *learner* runs the model::
+hyper-parameters. There are four kinds. A *scorer* is a pure function of one layer's weight, a *fitter* one that also
+changes what it keeps, a *solver* chooses masks and new weights of all layers together, a *learner* runs the model::
 
     @scorer(allocation="uniform")
     def wanda(weight, *, input_norm):
@@ -11,6 +11,11 @@ and new weights of all layers together, a *learner* runs the model::
     @solver
     def chita(weights, count, select, *, gradient_rows, batch_samples, ridge=1e-5):
         return masks, new_weights
+
+    @fitter(allocation="uniform")
+    def refit(weight, choose, *, input_moment, ridge=1e-2):
+        mask = choose(weight.abs())
+        return mask, new_weight
 
     @learner(allocation="uniform")
     def tamt(model, weights, loss, select, *, lr=5e-5, steps=3000):
@@ -28,17 +33,22 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from torch import Tensor
+
 from multiflow.errors import MultiflowError, did_you_mean, unknown
 from multiflow.pruners.hyper import typed
 from multiflow.registry import Registry
 from multiflow.types import Pattern, parse_pattern
 
 Function = Callable[..., Any]
-Kind = Literal["scorer", "solver", "learner"]
+Kind = Literal["scorer", "fitter", "solver", "learner"]
+Choose = Callable[..., Tensor]
+"""``f(scores, done=1.0) -> mask``: drop a layer's lowest scores, as many as its budget says once ``done`` is 1."""
 
 PROVIDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "scorer": ("generator",),
+        "fitter": (),
         "solver": ("gradient_rows", "batch_samples"),
         "learner": ("sparsity", "seed", "checkpoint", "progress"),
     }
@@ -66,9 +76,10 @@ class Pruner:
 
     Args:
         name: how users call it.
-        kind: ``scorer``, ``solver`` or ``learner``; it says what ``function`` is.
+        kind: ``scorer``, ``fitter``, ``solver`` or ``learner``; it says what ``function`` is.
         function: a scorer is ``f(weight, *, <statistics>, <hyper-parameters>) -> scores``, of the weight's shape, of
-            which low ones go. A solver is ``f(weights, count, select, *, ...) -> (masks, new weights)``: ``count``
+            which low ones go. A fitter is ``f(weight, choose, *, ...) -> (mask, new weight)``, with ``choose`` as
+            `Choose` says. A solver is ``f(weights, count, select, *, ...) -> (masks, new weights)``: ``count``
             weights to drop in all, and ``select(scores, count) -> masks`` does that exactly. A learner is
             ``f(model, weights, loss, select, *, ...) -> scores``: ``weights`` are the layers' parameters, ``loss()``
             is the loss of the model on the next batch, ``select(scores) -> masks`` drops at the sparsity asked for.
@@ -116,7 +127,7 @@ class Pruner:
     @property
     def changes_weights(self) -> bool:
         """Whether it changes the weights that it keeps."""
-        return self.kind == "solver"
+        return self.kind in ("fitter", "solver")
 
     def scope(self, hyper: Mapping[str, Any]) -> str:
         """Return the allocation it uses with these hyper-parameters, unless told otherwise."""
@@ -158,6 +169,16 @@ def scorer(
         pattern: which weights may go together: ``unstructured``, ``per-row`` or ``N:M``.
     """
     return _register("scorer", name, allocation, pattern, {})
+
+
+def fitter(
+    name: str | Function | None = None, *, allocation: str = "uniform", pattern: str | Pattern = "unstructured"
+) -> Any:
+    """Register a function that chooses mask and new weights of one layer as a pruner; arguments as of `scorer`.
+
+    Budgets are there before any score is, so the allocation cannot be ``global``.
+    """
+    return _register("fitter", name, allocation, pattern, {})
 
 
 def solver(name: str | Function | None = None, *, steps: int = 1) -> Any:
