@@ -37,6 +37,9 @@ LOOKS = {
     "chita": Look("teal", "circle"),
     "chita++": Look("teal", "diamond"),
     "tamt": Look("purple", "square"),
+    "lobs": Look("purple", "circle"),
+    "multiflow-refit": Look("blue", "square"),
+    "multiflow-rescale": Look("blue", "triangle"),
 }
 
 
