@@ -117,6 +117,11 @@ class XVLMCaptioningConfig(XVLMConfig):
         smoothing = {"label_smoothing": label_smoothing}
         check_rules(smoothing, [("label_smoothing", "at least 0 and less than 1", 0 <= label_smoothing < 1)])
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, under the name by which the beam search of older versions of transformers asks for it."""
+        return self.text["vocab_size"]
+
 
 class XVLMVQAConfig(XVLMConfig):
     """Sizes of an X-VLM for question answering; see `XVLMConfig`. The decoder has as many layers as fuse.
