@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 from pathlib import Path
@@ -52,7 +53,14 @@ def peak_mb() -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Say what computed the figures."""
+    """Say what computed the figures, and how busy it was before."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    return {"cpu": cpu or platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    threads, load = torch.get_num_threads(), round(os.getloadavg()[0], 2)
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_before": load,
+        "torch": torch.__version__,
+    }

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import platform
 import tarfile
 import time
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from base_models import machine
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -128,13 +127,6 @@ def bundled(folder: Path) -> tuple[Any, Batches]:
 
 
 MODELS = {"xvlm-base": base, "xvlm-shapes": bundled}
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    load = round(os.getloadavg()[0], 2)
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load_before": load}
 
 
 def main() -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from base_models import machine
 from rich.console import Console
 from rich.table import Table
 
@@ -123,13 +122,6 @@ def measure(name: str, size: int, steps: int, device: str, threads: int) -> dict
         "dense_peak_bytes": peaks[0],
         "sparse_peak_bytes": peaks[1],
     }
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    load = round(os.getloadavg()[0], 2)
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load_before": load}
 
 
 def main() -> None:

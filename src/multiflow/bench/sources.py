@@ -8,18 +8,9 @@ from torch import nn
 
 from multiflow.bench.config import ModelEntry
 from multiflow.errors import MultiflowError
+from multiflow.tasks import loading
 from multiflow.tasks.batches import Counted, Source, open_batches
-from multiflow.tasks.finetune import Beside
-from multiflow.tasks.loading import (
-    PROCESSOR_FILES,
-    beside_model,
-    find_device,
-    find_model,
-    fitting_tokenizer,
-    open_model,
-    pixel_statistics,
-    quiet_transformers,
-)
+from multiflow.tasks.loading import Beside, find_device, find_model, open_model, quiet_transformers
 
 __all__ = ["calibration_batches", "find_device", "find_model", "load", "load_beside", "quiet_transformers"]
 
@@ -30,10 +21,8 @@ def load(model: ModelEntry, device: str = "cpu") -> Any:
 
 
 def load_beside(entry: ModelEntry, model: Any) -> Beside:
-    """Load what belongs to a model beside its weights."""
-    place, text = find_model(entry.source), getattr(model.config, "text", None)
-    tokenizer = None if text is None else fitting_tokenizer(entry.tokenizer, place, text["vocab_size"])
-    return Beside(tokenizer, beside_model(place, PROCESSOR_FILES), pixel_statistics(place))
+    """Load what belongs to a model of the grid beside its weights."""
+    return loading.load_beside(entry.tokenizer, find_model(entry.source), model)
 
 
 def calibration_batches(entry: ModelEntry, model: nn.Module, seed: int) -> Counted:

@@ -31,7 +31,8 @@ from multiflow.report.records import Cell, read_record
 from multiflow.result import versions
 from multiflow.tasks.base import TASKS
 from multiflow.tasks.checkpoint import checkpoints
-from multiflow.tasks.finetune import MODEL, Beside, finetune
+from multiflow.tasks.finetune import MODEL, finetune
+from multiflow.tasks.loading import Beside
 from multiflow.tasks.presets import find_preset
 from multiflow.tasks.tracking import read_metrics
 

@@ -21,16 +21,7 @@ from multiflow.models.task_models import find_builder
 from multiflow.ranks import rank
 from multiflow.tasks import finetune as task
 from multiflow.tasks.base import TASKS
-from multiflow.tasks.loading import (
-    PROCESSOR_FILES,
-    beside_model,
-    find_device,
-    find_model,
-    fitting_tokenizer,
-    open_model,
-    pixel_statistics,
-    quiet_transformers,
-)
+from multiflow.tasks.loading import find_device, find_model, load_beside, open_model, quiet_transformers
 from multiflow.tasks.progress import console_progress
 
 MAY_BE_ZERO = ("seed", "image_size", "skip_missing", "mask_decoder", "shard")
@@ -81,9 +72,7 @@ def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     find_builder(model, settings.task)
     if settings.mask is not None and mask is not None and is_original(Path(settings.mask)):
         mask = put_on(model, mask)
-    text = getattr(model.config, "text", None)
-    tokenizer = None if text is None else fitting_tokenizer(settings.tokenizer, place, text["vocab_size"])
-    beside = task.Beside(tokenizer, beside_model(place, PROCESSOR_FILES), pixel_statistics(place))
+    beside = load_beside(settings.tokenizer, place, model)
     training = replace(settings.training, device=device)
     with quiet_transformers(), ExitStack() as stack:
         progress = stack.enter_context(console_progress(Console(stderr=True))) if rank() == 0 else None

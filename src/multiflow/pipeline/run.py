@@ -124,8 +124,9 @@ def _again_and_again(job: Job) -> Result:
     packed: list[Packed] = []
     changed: dict[float, Mapping[str, Tensor]] = {}
     runs: Iterator[tuple[Packed, Mapping[str, Tensor] | None]]
-    stats = measure.statistics(job) if job.pruner.kind == "fitter" else None
+    stats = None
     if job.pruner.kind == "fitter":
+        stats = measure.statistics(job)
         runs = fit_layers(job, stats)
     else:
         runs = prune_by_learning(job) if job.pruner.kind == "learner" else prune_in_steps(job)

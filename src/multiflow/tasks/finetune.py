@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -36,6 +36,7 @@ from multiflow.ranks import agree, exchange, rank, world
 from multiflow.tasks.base import TASKS, Task
 from multiflow.tasks.claim import claimed_run
 from multiflow.tasks.finetune_settings import FinetuneSettings, adjust, plan_of
+from multiflow.tasks.loading import Beside, find_device
 from multiflow.tasks.presets import Preset, find_preset
 from multiflow.tasks.progress import Report, paced
 from multiflow.tasks.spread import full_state
@@ -45,6 +46,7 @@ from multiflow.tasks.train import Validation, train
 MODEL, TRAIN, MASK, FIGURES, VALIDATION = "model", "train", "mask.safetensors", "figures.json", "validation.json"
 TOKENS = (("eos", "sep"), ("pad", "pad"))  # ours and the tokenizer's names of what ends and fills captions
 POSITIONS = r"pos(ition)?_embed"
+ALONE = Beside()  # nothing belongs to a model but its weights
 FREE_TO_CHANGE = ("checkpoint_every", "device", "skip_missing", "wandb")  # these do not alter the weights of a run
 
 
@@ -57,28 +59,13 @@ class _Run(FinetuneSettings):
     mask: str | None = None
 
 
-@dataclass(frozen=True)
-class Beside:
-    """What belongs to a model beside its weights.
-
-    Args:
-        tokenizer: the model's; None for models of images alone.
-        files: to copy into the folder of the fine-tuned model, such as a processor's.
-        pixels: ``mean`` and ``std`` of the pixels, where they are not CLIP's.
-    """
-
-    tokenizer: Any = None
-    files: Sequence[Path] = ()
-    pixels: Mapping[str, Any] | None = None
-
-
 def finetune(
     task: str,
     model: nn.Module,
     masks: Masks | None,
     settings: FinetuneSettings,
     out_dir: str | Path,
-    beside: Beside = Beside(),
+    beside: Beside = ALONE,
     *,
     resume: bool = False,
     progress: Report | None = None,
@@ -120,7 +107,7 @@ def finetune(
         warnings.warn(f"{len(skipped)} items are left out, such as {some}", stacklevel=2)
     built, moved, copies, new = build(kind, model, masks, data, preset, settings, beside)
     plan = plan_of(kind, data, preset, settings)
-    nn.Module.to(built, _device(settings.device))
+    nn.Module.to(built, find_device(settings.device))
     pixels = dict(beside.pixels or {})
     inputs = kind.inputs(built, beside.tokenizer, augment=preset.augment, seed=settings.seed, **pixels)
     share = preset.batch_size // (settings.accumulate * world())
@@ -168,10 +155,6 @@ def _naming_split(name: str) -> Iterator[None]:
     except NoSuchSplit as error:
         option = name.replace("_", "-")
         raise NoSuchSplit(str(error).replace("split= (--split)", f"{name}= (--{option})")) from error
-
-
-def _device(name: str) -> str:
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,6 +147,34 @@ def pixel_statistics(source: str) -> dict[str, Any]:
         if "image_mean" in says and "image_std" in says:
             return {"mean": tuple(says["image_mean"]), "std": tuple(says["image_std"])}
     return {}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What belongs to a model beside its weights.
+
+    Args:
+        tokenizer: the model's; None for models of images alone.
+        files: to copy into the folder of the fine-tuned model, such as a processor's.
+        pixels: ``mean`` and ``std`` of the pixels, where they are not CLIP's.
+    """
+
+    tokenizer: Any = None
+    files: Sequence[Path] = ()
+    pixels: Mapping[str, Any] | None = None
+
+
+def load_beside(given: str | None, source: str, model: Any) -> Beside:
+    """Load what belongs to a model beside its weights; a model of images alone has no tokenizer.
+
+    Args:
+        given: folder or Hugging Face id of the tokenizer, where the model comes without its own.
+        source: where the model was loaded from.
+        model: the model.
+    """
+    text = getattr(model.config, "text", None)
+    tokenizer = None if text is None else fitting_tokenizer(given, source, text["vocab_size"])
+    return Beside(tokenizer, beside_model(source, PROCESSOR_FILES), pixel_statistics(source))
 
 
 @contextmanager
