@@ -25,7 +25,7 @@ check: $(VENV)/.ready  ## format, lint, types, import contract
 
 bench: $(VENV)/.ready  ## a cut of the benchmark on Shapes, and its report
 	$(BIN)/multiflow bench run benchmarks/shapes.yaml --out runs/bench/cut --engine local --workers 2 --tier 1 --only \
-		pruner=dense,multiflow,magnitude-modality sparsity=0,0.63,0.75 seed=0 $(ARGS)
+		model=xvlm-shapes,vit-digits pruner=dense,multiflow,magnitude-modality seed=0 $(ARGS)
 	$(BIN)/multiflow bench report runs/bench/cut
 
 cost: $(VENV)/.ready  ## cost of pruning against the plain forward and one pass over the weights

@@ -4,6 +4,7 @@ Full size, random weights, float32, one sparsity (75 %), 4 batches of 4 pairs. M
 4 batches in each, TAMT trains 4 steps, CHITA holds 4 gradient rows.
 
     python benchmarks/every_pruner.py --json benchmarks/results/every_pruner.json
+    python benchmarks/every_pruner.py --method ria lobs --json benchmarks/results/every_pruner.json     # adds these
 """
 
 from __future__ import annotations
@@ -63,14 +64,24 @@ def main() -> None:
     for method in args.method:
         command = [sys.executable, __file__, "--model", args.model, "--threads", str(args.threads), "--one", method]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[method] = row = json.loads(done.stdout.splitlines()[-1])
+        found[method] = row = {**json.loads(done.stdout.splitlines()[-1]), "machine": machine()}
         peak, own = f"{row['peak_mb'] / 1000:.2f} GB", f"{row['model_mb'] / 1000:.2f} GB"
         table.add_row(method, f"{row['seconds']:.1f}", peak, own)
         print(f"{method}: {row['seconds']:.1f} s, {peak}", file=sys.stderr)
     Console().print(table)
     if args.json:
-        setting = {"model": args.model, "batches": BATCHES, "batch_size": SIZE, "machine": machine()}
-        args.json.write_text(json.dumps({**setting, "pruners": found}, indent=1) + "\n")
+        setting = {"model": args.model, "batches": BATCHES, "batch_size": SIZE}
+        args.json.write_text(
+            json.dumps({**setting, "pruners": {**before(args.json, setting), **found}}, indent=1) + "\n"
+        )
+
+
+def before(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file already has of the same setting."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if any(known.get(name) != value for name, value in setting.items()):
+        return {}
+    return {method: {"machine": known.get("machine"), **row} for method, row in known["pruners"].items()}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import transformers
 
+from multiflow.data import load_tokenizer
 from multiflow.tasks.pretrain import PretrainSettings
 from multiflow.tasks.shapes_models import shapes_model, shapes_tokenizer
 
@@ -21,6 +25,27 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny BLIP for pretraining with random weights and the tokenizer of Shapes."""
     return save_tiny("blip", tmp_path_factory.mktemp("models") / "tiny-blip")
+
+
+@pytest.fixture(scope="session")
+def folder_of(tiny_blip: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of tiny BLIPs, ours and those of transformers, by the class of the model."""
+
+    @cache
+    def folder_of(name: str) -> Path:
+        if name == "BlipForPretraining":
+            return tiny_blip
+        tokenizer = load_tokenizer(tiny_blip)
+        layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        text = {"vocab_size": len(tokenizer), "bos_token_id": len(tokenizer) - 2, "max_position_embeddings": 40}
+        vision = {"image_size": 24, "patch_size": 8}
+        config = transformers.BlipConfig(text_config=layers | text, vision_config=layers | vision)
+        folder = tmp_path_factory.mktemp(name)
+        getattr(transformers, name)(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return folder_of
 
 
 def save_tiny(family: Literal["xvlm", "blip"], folder: Path) -> Path:

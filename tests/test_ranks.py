@@ -15,8 +15,9 @@ import torch
 
 import multiflow as mf
 from multiflow import ranks
-from tests import golden_data, ranks_worker
-from tests.ranks_worker import CASES, FAINT, GROUPED, PRUNED, SHORT, SPARSITIES, TRAINING, kept
+from tests import golden_data, ranks_pruning
+from tests.ranks_pruning import FAINT, GROUPED, PRUNED, SHORT, SPARSITIES, TRAINING, kept
+from tests.ranks_worker import CASES, IN_FOLDERS
 from tests.small import ADAPTER, towers_batches, two_towers
 
 ROOT = Path(__file__).parent.parent
@@ -86,18 +87,18 @@ def assert_close(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("case", PRUNED)
 def test_masks_and_weights_are_those_of_one_process(case: str, found: Found) -> None:
-    assert_close(found.same(case), ranks_worker.prune_golden(*PRUNED[case]))
+    assert_close(found.same(case), ranks_pruning.prune_golden(*PRUNED[case]))
 
 
 @pytest.mark.parametrize("case", GROUPED)
 def test_the_queues_of_blip_are_those_of_one_process_that_takes_batches_in_groups(case: str, found: Found) -> None:
-    assert_close(found.same(case), ranks_worker.prune_groups(*GROUPED[case]))
+    assert_close(found.same(case), ranks_pruning.prune_groups(*GROUPED[case]))
 
 
 def test_groups_make_a_difference() -> None:
     method, count, settings = GROUPED["queue"]
-    alone, grouped = (ranks_worker.prune_groups(method, count, settings, size) for size in (1, 2))
-    assert_close(alone, ranks_worker.prune_blip(method, count, settings))
+    alone, grouped = (ranks_pruning.prune_groups(method, count, settings, size) for size in (1, 2))
+    assert_close(alone, ranks_pruning.prune_blip(method, count, settings))
     assert any(int((alone[name] != grouped[name]).sum()) > 1 for name in alone)
 
 
@@ -199,7 +200,7 @@ def test_a_bug_in_one_process_ends_both(case: str, found: Found) -> None:
 
 
 def test_every_case_is_looked_at(found: Found) -> None:
-    assert list(found.first) == list(found.second) == [*CASES, *ranks_worker.IN_FOLDERS]
+    assert list(found.first) == list(found.second) == [*CASES, *IN_FOLDERS]
 
 
 def test_a_killed_calibration_goes_on(found: Found) -> None:

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from multiflow.pruners import Pruner
 from multiflow.types import Layout
 
 RESULT_FILE = "result.json"
+MOST_BLOCK = 64  # M of the N:M patterns whose sparsities are written short
 Value = TypeVar("Value")
 
 
@@ -250,13 +252,13 @@ def mask_file(sparsity: float) -> str:
 
 
 def short(sparsity: float) -> str:
-    """Write a sparsity in as few digits as say it exactly.
+    """Write a sparsity in as few digits as say it exactly, and that of an N:M pattern in six at most.
 
-    >>> short(0.63), short(0.0), short(2 / 3)
-    ('0.63', '0', '0.6666666666666666')
+    >>> short(0.63), short(0.0), short(1 - 1 / 3), short(0.1234567)
+    ('0.63', '0', '0.666667', '0.1234567')
     """
-    digits = f"{sparsity:g}"
-    return digits if float(digits) == sparsity else repr(float(sparsity))
+    digits, ratio = f"{sparsity:g}", Fraction(sparsity).limit_denominator(MOST_BLOCK)
+    return digits if float(digits) == sparsity or abs(ratio - sparsity) < 1e-15 else repr(float(sparsity))
 
 
 def versions() -> dict[str, str]:

@@ -4,8 +4,66 @@ import pytest
 import torch
 
 import multiflow as mf
+from multiflow.models.blip import BlipForPretraining, BlipPretrainingConfig
+from multiflow.models.xvlm import XVLMConfig, XVLMForPretraining
 from tests import golden_data
 from tests.small import chain
+
+WIDTH, MLP = 768, 3072
+SQUARE, UP, DOWN = (WIDTH, WIDTH), (MLP, WIDTH), (WIDTH, MLP)
+PARTS = {  # of a transformer layer: prefix -> name in it -> shape
+    "vision_encoder.encoder.layers": {
+        **{f"self_attn.{part}_proj": SQUARE for part in "qkv"}, "self_attn.out_proj": SQUARE,
+        "mlp.fc1": UP, "mlp.fc2": DOWN,
+    },
+    "visual_encoder.blocks": {
+        "attn.qkv": (3 * WIDTH, WIDTH), "attn.proj": SQUARE, "mlp.fc1": UP, "mlp.fc2": DOWN,
+    },
+    "attention": {**{f"self.{part}": SQUARE for part in ("query", "key", "value")}, "output.dense": SQUARE},
+    "mlp": {"intermediate.dense": UP, "output.dense": DOWN},
+}  # fmt: skip
+
+
+def manifest(family: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """Group -> name in the release -> shape, of a base model's prunable weights, from the page of facts alone."""
+    bert = {f"attention.{name}": shape for name, shape in PARTS["attention"].items()} | PARTS["mlp"]
+    cross = {f"crossattention.{name}": shape for name, shape in PARTS["attention"].items()}
+    if family == "xvlm":
+        vision, text = "vision_encoder.encoder.layers", "text_encoder.bert.encoder.layer"
+        listed = [("vision", vision, range(12), PARTS[vision]), ("text", text, range(6), bert)]
+        listed += [("fusion", text, range(6, 12), bert | cross)]
+    else:
+        vision, text = "visual_encoder.blocks", "text_encoder.encoder.layer"
+        own = {name: shape for name, shape in bert.items() if name.startswith("attention.")}
+        listed = [("vision", vision, range(12), PARTS[vision]), ("text", text, range(12), bert | cross)]
+        listed += [("text", "text_decoder.bert.encoder.layer", range(12), own)]
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for group, prefix, numbers, parts in listed:
+        of = {f"{prefix}.{number}.{name}.weight": shape for number in numbers for name, shape in parts.items()}
+        found.setdefault(group, {}).update(of)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "build", "sizes"),
+    [
+        (
+            "xvlm",
+            lambda: XVLMForPretraining(XVLMConfig()),
+            {"vision": 84_934_656, "text": 42_467_328, "fusion": 56_623_104},
+        ),
+        ("blip", lambda: BlipForPretraining(BlipPretrainingConfig()), {"vision": 84_934_656, "text": 141_557_760}),
+    ],
+)
+def test_the_layout_of_the_base_models_at_full_size(family, build, sizes):
+    with torch.device("meta"):
+        model = build()
+    layout, names = mf.adapter_for(model).layout(model), mf.original_names(model)
+    found = {group: {names[x.name]: x.shape for x in layers} for group, layers in layout.groups.items()}
+    assert found == manifest(family)
+    assert {group: sum(x.size for x in layers) for group, layers in layout.groups.items()} == sizes
+    assert (len(layout), layout.size) == {"xvlm": (168, 184_025_088), "blip": (216, 226_492_416)}[family]
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_xvlm_groups_follow_fusion_layer():

@@ -42,6 +42,24 @@ def test_a_part_is_a_file_beside(tmp_path, path, part):
     assert (Path(found.path), found.every) == (tmp_path / part, 3)
 
 
+def test_a_checkpoint_that_is_kept_outlives_the_run_and_serves_the_next_one(tmp_path):
+    place, told = Checkpoint(tmp_path / "c.safetensors", every=2, keep=True), []
+    data, settings = towers_batches(1, 2, 3, 2), {"adapter": ADAPTER, "checkpoint": place}
+    for method, options, files in [
+        ("snip", {}, ["c.safetensors"]),
+        ("itersnip", {"steps": 2, "batches_per_step": 2}, ["c-0.5.safetensors"]),
+        ("tamt", {"steps": 2}, ["c-0.5.safetensors"]),
+    ]:
+        first = mf.prune(two_towers(), method, 0.5, data, **settings, **options)
+        assert [path.name for path in tmp_path.iterdir()] == files
+        again = mf.prune(
+            two_towers(), method, 0.5, data, **settings, **options, progress=lambda *step: told.append(step)
+        )
+        assert again.masks == first.masks
+        assert [what for what, *_ in told if what != "select"] == []  # no batch was measured once more
+        (tmp_path / files[0]).unlink()
+
+
 def test_statistics_and_states_are_told_apart(tmp_path):
     place = Checkpoint(tmp_path / "file", every=1)
     place.save_state(TENSORS, SETTINGS, FACTS)

@@ -62,7 +62,7 @@ def test_rows_that_do_not_fit_are_refused_with_the_number_that_does(monkeypatch)
     weights = {"a": nn.Parameter(torch.empty(1 << 15, 1 << 13, device="meta"))}  # a row of it: 1 GiB
     extra = gradients.HEADROOM
     monkeypatch.setattr(gradients, "free_memory", lambda device: (extra + 7) << 30)
-    assert check_rows_fit(weights, 7) == 7 << 30
+    assert check_rows_fit(weights, 7) == (f"7 gradient rows and {extra} more to work with", (extra + 7) << 30)
     said = (
         f"8 gradient rows of 1.00 GiB and {extra} more to work with need {extra + 8}.0 GiB of memory, and {extra + 7}.0"
     )
@@ -72,4 +72,14 @@ def test_rows_that_do_not_fit_are_refused_with_the_number_that_does(monkeypatch)
     with pytest.raises(MultiflowError, match="not even one row fits"):
         check_rows_fit(weights, 1)
     monkeypatch.setattr(gradients, "free_memory", lambda device: None)
-    assert check_rows_fit(weights, 1000) == 1000 << 30
+    assert check_rows_fit(weights, 1000)[1] == (extra + 1000) << 30
+
+
+def test_later_steps_hold_more_than_the_first(monkeypatch):
+    weights = {"a": nn.Parameter(torch.empty(1 << 15, 1 << 13, device="meta"))}
+    most = gradients.HEADROOM + gradients.LATER
+    monkeypatch.setattr(gradients, "free_memory", lambda device: (most + 7) << 30)
+    assert check_rows_fit(weights, 7, steps=2)[1] == (most + 7) << 30
+    assert check_rows_fit(weights, 7 + gradients.LATER, steps=1)[1] == (most + 7) << 30
+    with pytest.raises(MultiflowError, match="at most 7 rows fit"):
+        check_rows_fit(weights, 8, steps=2)

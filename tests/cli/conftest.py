@@ -33,6 +33,11 @@ class Ran(NamedTuple):
 Run = Callable[..., Ran]
 
 
+def files(folder: Path) -> list[str]:
+    """All files below a folder, by their paths in it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command line in an empty folder."""

@@ -46,13 +46,17 @@ def test_zero_shot_retrieval(run: Run, pretrained: Path, world: Path) -> None:
 
 def test_a_model_for_questions(run: Run, pretrained: Path, world: Path, tmp_path: Path) -> None:
     model = fine_tuned(pretrained, "vqa", tmp_path / "model")
-    ran = run("evaluate", "vqa", model, "--data", world / "vqa", "--split", "val", "--limit", 6, "--save", "out")
+    args = ["evaluate", "vqa", model, "--data", world / "vqa", "--split", "val", "--save", "out"]
+    ran = run(*args)
     assert ran.code == 0, ran.err
     assert set(figures_of(ran.out)) == {"accuracy", "listed"}
+    assert ran.err.count("warning: ") == 1
+    assert re.search(
+        r"warning: 50 of 200 answers in .*_val2014_.* \(25.0%\), .* are not among the .* to choose from", ran.err
+    )
     said = json.loads(Path("out", "vqa_results.json").read_text())
-    assert len(said) == 6
-    again = run("evaluate", "vqa", model, "--data", world / "vqa", "--split", "val", "--save", "out").error
-    assert "already holds another run" in again
+    assert len(said) == 20
+    assert "already holds another run" in run(*args).error
 
 
 def test_captions(run: Run, pretrained: Path, world: Path, tmp_path: Path) -> None:

@@ -67,6 +67,17 @@ def test_a_run_with_a_checkpoint_can_be_resumed(tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == [RESULT_FILE]
 
 
+def test_checkpoints_go_when_the_result_is_there_and_what_was_half_written_when_the_run_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    start(out, checkpoint=True)
+    (out / f".{CHECKPOINT_FILE}.123.tmp").write_text("su")
+    with run_folder(out, SETTINGS, resume=True):
+        assert sorted(path.name for path in out.iterdir()) == [CHECKPOINT_FILE, RUN_FILE]
+        (out / "calibration-0.5.safetensors").touch()
+        (out / RESULT_FILE).write_text("{}")
+    assert [path.name for path in out.iterdir()] == [RESULT_FILE]
+
+
 def test_a_resumed_run_that_fails_loses_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     start(out, checkpoint=True)

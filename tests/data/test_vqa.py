@@ -135,6 +135,15 @@ def test_the_answer_list_beside_the_questions(tmp_path):
         answer_list(data, write_json(other, {"a": 1}))
 
 
+@pytest.mark.parametrize("content", [[], [" "], ""])
+def test_an_empty_answer_list_is_told_from_questions_without_answers(tmp_path, content):
+    data = open_data(prepared(tmp_path))
+    path = write_json(tmp_path / "answer_list.json", content)
+    for given in (None, path):
+        with pytest.raises(MultiflowError, match=r"^'.*answer_list.json' lists no answers to choose from; write them"):
+            answer_list(data, given)
+
+
 def test_no_answers_to_choose_from(tmp_path):
     write_vqa(tmp_path, annotations=False)
     with pytest.raises(MultiflowError, match=r"3 questions .* have no answers; give the candidates"):

@@ -11,6 +11,8 @@ from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel, ViTConfig
 
 from multiflow.errors import MultiflowError
 from multiflow.models import load_model
+from multiflow.models.load import HOUSE, RELEASES
+from multiflow.models.original import FAMILIES, MODEL_TYPES
 from multiflow.models.xvlm import XVLMForPretraining
 from tests import golden_data
 from tests.models.xvlm.sizes import small_model
@@ -75,7 +77,7 @@ def test_misfits_are_named(tmp_path):
         load(weights(), tmp_path, image_size=80)
     state = weights()
     del state["temp"], state["vision_proj.bias"]
-    with pytest.raises(MultiflowError, match="lacks 'temp' and 1 more"):
+    with pytest.raises(MultiflowError, match="lacks 'temp', 'vision_proj.bias'; pass config="):
         load(state, tmp_path)
     with pytest.raises(MultiflowError, match="holds 'surprise', which the model does not have"):
         load(weights() | {"surprise": torch.zeros(1)}, tmp_path)
@@ -92,7 +94,10 @@ def test_misfits_are_named(tmp_path):
         ((GOLDEN / "weights.safetensors", "xvml"), "unknown family 'xvml'; known: .*; did you mean 'xvlm'"),
         (("nowhere/model.pth", "xvlm"), "there is no file or folder 'nowhere/model.pth'"),
         (("/nowhere/model",), "there is no file or folder '/nowhere/model'"),
-        ((GOLDEN, "xvlm"), "is not a file, and family= is for files of an original release"),
+        ((GOLDEN, None, "base"), "is not a file, and config= is for files of an original release; .* of its own"),
+        ((GOLDEN, "xvlm"), "family 'xvlm' was given, but '.*xvlm' is of none of the families .*model_type 'None'"),
+        ((GOLDEN, "xvml"), "unknown family 'xvml'; known: .*; did you mean 'xvlm'"),
+        (("vit-digits", "blip"), "family 'blip' was given, but '.*vit-digits' is of family 'dino': .*model_type 'vit'"),
         ((GOLDEN.parent,), "holds no config.json"),
         ((GOLDEN,), "cannot load folder '.*xvlm': Unrecognized model"),
         (("no such model",), "'no such model' is no file or folder here, nor on Hugging Face: Repo id must use"),
@@ -101,6 +106,20 @@ def test_misfits_are_named(tmp_path):
 def test_bad_sources(arguments, message):
     with pytest.raises(MultiflowError, match=message):
         load_model(*arguments)
+
+
+def test_the_family_of_a_folder_may_be_said(tmp_path):
+    for source, family in (("vit-digits", "dino"), ("xvlm-shapes", "xvlm"), ("blip-shapes", "blip")):
+        assert type(load_model(source, family)) is type(load_model(source))
+    CLIPVisionModel(CLIPVisionConfig(**SIZES)).save_pretrained(tmp_path)
+    for family in FAMILIES:
+        with pytest.raises(MultiflowError, match=f"family '{family}' was given, but .* model_type 'clip_vision_model'"):
+            load_model(tmp_path, family)
+
+
+def test_every_known_model_type_has_the_family_of_its_release():
+    assert set(RELEASES.values()) == set(FAMILIES)
+    assert set(MODEL_TYPES) | set(HOUSE) == set(RELEASES)
 
 
 def test_folders_of_transformers_models(tmp_path):

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import copy
+import re
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import multiflow as mf
-from multiflow.pruners import PRUNERS
+from multiflow.calibration import sums_size
+from multiflow.pipeline import fit
+from multiflow.pipeline.fit import work_size
+from multiflow.pruners import PRUNERS, find_pruner
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
 
@@ -134,3 +141,89 @@ def test_a_fitter_that_does_what_it_may_not():
 def test_until_stable_is_for_scores():
     with pytest.raises(mf.MultiflowError, match="until_stable"):
         prune("lobs", 0.5, until_stable=0.99)
+
+
+class Peak(TorchDispatchMode):
+    """The bytes of all tensors made inside that are there at once, at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.there: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {value.untyped_storage()._cdata for value in tree_leaves((args, kwargs)) if torch.is_tensor(value)}
+        made = func(*args, **(kwargs or {}))
+        for value in filter(torch.is_tensor, tree_leaves(made)):
+            storage = value.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self.there:
+                self.there[storage._cdata] = storage.nbytes()
+                self.most = max(self.most, sum(self.there.values()))
+                weakref.finalize(storage, self.there.pop, storage._cdata, None)
+        return made
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (512, 64), (64, 512)])
+@pytest.mark.parametrize("method", ["multiflow-refit", "lobs"])
+def test_a_layer_takes_what_is_said_of_it(method, shape):
+    model = chain(shape[1], shape[0], shape[0])  # a second layer, no larger: one at a time
+    names, adapter = ["input_moment"], every(model)
+    stats = mf.calibrate(model, [torch.randn(40, shape[1])], adapter=adapter, statistics=names)
+    said = max(work_size(layer, names) for layer in adapter.layout(model).layers)
+    with Peak() as peak:
+        result = mf.prune(model, method, 0.75, stats, adapter=adapter)
+    new = sum(weight.nbytes for weight in result.weights[0.75].values())
+    assert peak.most <= said + new
+    if method == "lobs":
+        assert said < 1.1 * peak.most
+
+
+def test_the_memory_is_stated_before_the_first_batch(caplog):
+    caplog.set_level("INFO", logger="multiflow")
+    layout = ADAPTER.layout(two_towers())
+
+    def batches():
+        caplog.records.append("batch")
+        yield from towers_batches()
+
+    mf.prune(two_towers(), "lobs", [0.5, 0.75], batches(), adapter=ADAPTER)
+    first, second = (record.getMessage() for record in caplog.records[:2])
+    assert caplog.records[2] == "batch"
+    size = 2 * 4 * layout.size + max(work_size(layer, ["input_moment"]) for layer in layout.layers)
+    assert first == f"lobs holds new weights of 2 sparsities and one layer to work with: {size / 1e6:.1f} MB"
+    assert re.match(r"calibration holds input_moment of 5 layers: [\d.]+ MB", second)
+
+
+@pytest.mark.parametrize("method", ["multiflow-rescale", "multiflow-refit", "lobs"])
+def test_more_than_is_free_is_refused_before_the_first_batch(method, monkeypatch):
+    def never():
+        raise AssertionError("a batch was asked for")
+        yield
+
+    layout, needs = ADAPTER.layout(two_towers()), find_pruner(method).needs
+    need = 4 * layout.size + max(work_size(layer, needs) for layer in layout.layers)
+    stats = mf.calibrate(two_towers(), towers_batches(), adapter=ADAPTER, statistics=needs)
+    for given, size in ((never(), need + sums_size(layout, needs)), (stats, need)):
+        monkeypatch.setattr(fit, "free_memory", lambda device, size=size: size - 1)
+        what = f"{needs[0]}, new" if given is not stats else "new"
+        said = f"^{what} weights and one layer to work with need .* are free; leave wide layers dense"
+        with pytest.raises(mf.MultiflowError, match=said):
+            mf.prune(two_towers(), method, 0.5, given, adapter=ADAPTER)
+    with pytest.raises(
+        mf.MultiflowError, match=r"of 2 sparsities and .* free; ask for fewer sparsities at a time, or leave"
+    ):
+        mf.prune(two_towers(), method, [0.5, 0.75], stats, adapter=ADAPTER)
+    monkeypatch.setattr(fit, "free_memory", lambda device: need)
+    assert mf.prune(two_towers(), method, 0.5, stats, adapter=ADAPTER).masks[0.5].sparsity == 0.5
+
+
+def test_a_fitter_that_needs_both_statistics_takes_one_pass():
+    @mf.fitter
+    def both(weight, choose, *, input_norm, input_moment):
+        """Say."""
+        assert torch.allclose(input_moment.diagonal().sqrt(), input_norm)
+        return choose(weight.abs() * input_norm), weight
+
+    assert (
+        prune("both", 0.5).masks == mf.prune(two_towers(), "both", 0.5, iter(towers_batches()), adapter=ADAPTER).masks
+    )

@@ -1,14 +1,17 @@
-"""Bad input of the methods that look at the model more than once: told before anything is computed."""
+"""Bad input, of the methods that look at the model more than once above all: told before anything is computed."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import multiflow as mf
 from multiflow.calibration import gradients
+from multiflow.pipeline import check_sparsities
+from multiflow.types import NofM, Unstructured
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
 AGAIN = ["itersnip", "chita", "chita++", "tamt"]
@@ -104,8 +107,9 @@ def test_a_generator_serves_one_sparsity(method):
 def test_too_little_memory_says_how_many_rows_fit(method, monkeypatch):
     row = 4 * ADAPTER.layout(two_towers()).size
     monkeypatch.setattr(gradients, "free_memory", lambda device: row * (gradients.HEADROOM + 3))
-    said = r"^50 gradient rows of .* GiB are free; at most 3 rows fit: set batches_per_step=3$"
-    refused(method, said)  # how many batches there are is not known
+    said = r"^50 gradient rows of .* GiB are free; at most {0} rows fit: set batches_per_step={0}$"
+    fit = 3 if method == "chita" else 3 - gradients.LATER
+    refused(method, said.format(fit))  # how many batches there are is not known
     options = {"adapter": ADAPTER, "steps": 1}
     with pytest.raises(mf.MultiflowError, match=r"^4 gradient rows .* at most 3 rows fit"):
         mf.prune(two_towers(), method, 0.5, towers_batches(), **options)
@@ -115,10 +119,17 @@ def test_too_little_memory_says_how_many_rows_fit(method, monkeypatch):
     assert mf.prune(two_towers(), method, 0.5, towers_batches()[:3], **options).masks[0.5].sparsity == 0.5
 
 
-def test_the_memory_of_the_rows_is_stated_before_they_are_measured(caplog):
+@pytest.mark.parametrize(("steps", "more"), [(1, gradients.HEADROOM), (2, gradients.HEADROOM + gradients.LATER)])
+def test_the_memory_that_chita_needs_is_stated_before_a_batch_is_looked_at(steps, more, caplog):
+    def loss(model, batch):
+        said.append(caplog.text)
+        return ADAPTER.loss(model, batch)
+
+    said, model = [], two_towers()
     caplog.set_level("INFO", logger="multiflow")
-    mf.prune(two_towers(), "chita", 0.5, towers_batches(), adapter=ADAPTER)
-    assert re.search(r"chita holds 4 gradient rows: [\d.]+ \w+", caplog.text)
+    mf.prune(model, "chita", 0.5, towers_batches(), adapter=replace(ADAPTER, loss=loss), steps=steps)
+    need = (4 + more) * 4 * ADAPTER.layout(model).size / 1e6
+    assert f"chita takes 4 gradient rows and {more} more to work with: {need:.1f} MB" in said[0]
 
 
 @pytest.mark.parametrize("method", AGAIN)
@@ -144,3 +155,40 @@ def test_a_loss_that_is_no_scalar(method):
     model = chain(4, 3)
     with pytest.raises(mf.MultiflowError, match=r"the loss of batch 1 is \(2, 3\); .* must return a scalar tensor"):
         mf.prune(model, method, 0.5, [torch.ones(2, 4)], adapter=every(model, loss=lambda m, b: m(b)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (1.0, r"sparsity 1.0 is not in \[0, 1\)"),
+        (-0.1, "sparsity -0.1 is not in"),
+        (63, r"sparsity 63 is not in .*did you mean 0.63\?"),
+        (float("nan"), "sparsity nan is not in"),
+        ("0.5", "sparsity '0.5' is not in"),
+        (True, "sparsity True is not in"),
+        ([], "sparsity is an empty list"),
+        ([0.5, 2], "sparsity 2 is not in"),
+    ],
+)
+def test_sparsity_outside_its_range(given, message):
+    with pytest.raises(mf.MultiflowError, match=message):
+        check_sparsities(given, Unstructured())
+
+
+def test_sparsities_as_arrays_and_doubles():
+    assert check_sparsities(np.array([0.5, 0.75]), Unstructured()) == (0.5, 0.75)
+    assert check_sparsities([0.5, 0.5], Unstructured()) == (0.5,)
+    with pytest.raises(mf.MultiflowError, match=r"pattern '2:4' means sparsity 0.5, not 0.63"):
+        check_sparsities(0.63, NofM(2, 4))
+
+
+def test_a_sparsity_rounded_to_three_digits_names_an_n_of_m_pattern():
+    assert check_sparsities(0.667, NofM(1, 3)) == (0.667,)
+    with pytest.raises(mf.MultiflowError, match="means sparsity 0.666667, not 0.66"):
+        check_sparsities(0.66, NofM(1, 3))
+
+
+def test_sparsities_whose_files_would_have_one_name():
+    assert check_sparsities([1 / 3, 0.33333], Unstructured()) == (1 / 3, 0.33333)
+    with pytest.raises(mf.MultiflowError, match=r"sparsities 0\.3333333333333333, 0\.333333 two are the same to six"):
+        check_sparsities([1 / 3, 0.333333], Unstructured())

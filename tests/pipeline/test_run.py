@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import json
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import multiflow as mf
-from multiflow.pipeline import check_sparsities
 from multiflow.pruners import PRUNERS
-from multiflow.types import NofM, Unstructured
+from multiflow.types import Unstructured
 from tests.small import ADAPTER, QUICK, chain, every, towers_batches, two_towers
 
 PER_LAYER = [name for name, pruner in PRUNERS.items() if pruner.allocation != "global"]
@@ -147,75 +143,12 @@ def test_a_generator_is_enough_for_one_pass_and_a_spent_one_is_told():
         mf.prune(model, "wanda", 0.5, batches, adapter=ADAPTER)
 
 
-def test_scores_are_those_the_masks_come_from_and_refuse_changed_weights():
-    model = two_towers()
-    result = prune("ria", 0.5, model)
-    for name, scores in result.scores.items():
-        kept = result.masks[0.5][name]
-        assert scores[kept].min() >= scores[~kept].max()
-    result.apply_(model, 0.5)
-    with pytest.raises(mf.MultiflowError, match=r"weight of layer 'text.0' has changed since it was pruned"):
-        result.scores["text.0"]
-
-
 def test_the_seed_decides_random_masks_and_nothing_else():
     assert prune("random", seed=1).masks[0.5] == prune("random", seed=1).masks[0.5]
     assert prune("random", seed=1).masks[0.5] != prune("random", seed=2).masks[0.5]
     state = torch.random.get_rng_state()
     prune("random")
     assert torch.equal(state, torch.random.get_rng_state())
-
-
-def test_result_writes_masks_and_a_summary(tmp_path):
-    result = prune(sparsity=[0.5, 0.75])
-    result.save(tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        "mask-0.5.safetensors",
-        "mask-0.75.safetensors",
-        "result.json",
-    ]
-    assert mf.Masks.load(tmp_path / "run/mask-0.75.safetensors") == result.masks[0.75]
-    summary = json.loads((tmp_path / "run/result.json").read_text())
-    assert summary["settings"]["method"] == "multiflow"
-    assert summary["masks"]["0.75"]["groups"] == result.masks[0.75].group_sparsities()
-    assert result.seconds == pytest.approx(sum(result.timings.values()))
-    with pytest.raises(mf.MultiflowError, match="already holds another run"):
-        result.save(tmp_path / "run")
-
-
-def test_apply_at_a_sparsity_that_was_not_asked_for():
-    with pytest.raises(mf.MultiflowError, match="no masks at sparsity 0.6; there are: 0.5"):
-        prune().apply_(two_towers(), 0.6)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (1.0, r"sparsity 1.0 is not in \[0, 1\)"),
-        (-0.1, "sparsity -0.1 is not in"),
-        (63, r"sparsity 63 is not in .*did you mean 0.63\?"),
-        (float("nan"), "sparsity nan is not in"),
-        ("0.5", "sparsity '0.5' is not in"),
-        (True, "sparsity True is not in"),
-        ([], "sparsity is an empty list"),
-        ([0.5, 2], "sparsity 2 is not in"),
-    ],
-)
-def test_sparsity_outside_its_range(given, message):
-    with pytest.raises(mf.MultiflowError, match=message):
-        check_sparsities(given, Unstructured())
-
-
-def test_sparsities_as_arrays_and_doubles():
-    assert check_sparsities(np.array([0.5, 0.75]), Unstructured()) == (0.5, 0.75)
-    assert check_sparsities([0.5, 0.5], Unstructured()) == (0.5,)
-    with pytest.raises(mf.MultiflowError, match=r"pattern '2:4' means sparsity 0.5, not 0.63"):
-        check_sparsities(0.63, NofM(2, 4))
-
-
-def nan_scores(weight):
-    """Say."""
-    return weight / 0 * 0
 
 
 @pytest.mark.parametrize(
@@ -238,19 +171,6 @@ def test_bad_settings_are_told_before_anything_is_computed(options, message):
 def test_data_that_are_missing():
     with pytest.raises(mf.MultiflowError, match="pruner 'wanda' needs calibration data"):
         mf.prune(two_towers(), "wanda", 0.5, adapter=ADAPTER)
-
-
-def test_scores_that_are_not_finite_or_of_the_wrong_shape_name_pruner_and_layer(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
-    mf.scorer("bad")(nan_scores)
-    with pytest.raises(mf.MultiflowError, match=r"pruner 'bad' gave NaN or Inf scores for layer 'text.0'"):
-        prune("bad")
-    mf.scorer("short")(lambda weight: weight[0])
-    with pytest.raises(mf.MultiflowError, match=r"gave scores \(16,\) for layer 'text.0'; expected \(24, 16\)"):
-        prune("short")
-    mf.scorer("wants")(lambda weight, *, hessian: weight)
-    with pytest.raises(mf.MultiflowError, match="needs 'hessian', which no scorer is given; there are: input_norm"):
-        prune("wants")
 
 
 def test_float64_weights_are_ranked_in_float64():
@@ -282,30 +202,6 @@ def test_n_of_m_of_the_method_itself_holds_in_every_layer_whatever_its_allocatio
     model[0].weight.data.mul_(1000)  # a global ranking would leave this layer dense
     mf.scorer("blocks", allocation="global", pattern="2:4")(lambda weight: weight.abs())
     assert mf.prune(model, "blocks", adapter=every(model)).masks[0.5].sparsities() == {"0": 0.5, "1": 0.5}
-
-
-def test_a_sparsity_rounded_to_three_digits_names_an_n_of_m_pattern():
-    assert check_sparsities(0.667, NofM(1, 3)) == (0.667,)
-    with pytest.raises(mf.MultiflowError, match="means sparsity 0.666667, not 0.66"):
-        check_sparsities(0.66, NofM(1, 3))
-
-
-def test_sparsities_are_plain_floats_and_close_ones_have_files_of_their_own(tmp_path):
-    result = prune("magnitude", [np.float32(0.5), 0, 0.1234567, 0.1234568])
-    assert all(type(s) is float for s in result.masks)
-    assert len(list(result.save(tmp_path / "run").glob("mask-*"))) == 4
-
-
-def test_scores_in_half_precision_and_a_pruner_that_changes_its_weight(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
-    mf.scorer("coarse")(lambda weight: weight.abs().bfloat16())
-    assert prune("coarse").masks[0.5].sparsity == 0.5
-    mf.scorer("infinite")(lambda weight: weight / 0)
-    with pytest.raises(mf.MultiflowError, match=r"pruner 'infinite' gave NaN or Inf scores for layer 'text.0'"):
-        prune("infinite")
-    mf.scorer("impure")(lambda weight: weight.abs_())
-    with pytest.raises(mf.MultiflowError, match=r"'impure' changed the weight of layer 'text.0' in place"):
-        prune("impure")
 
 
 def test_statistics_of_another_width_name_the_layer():

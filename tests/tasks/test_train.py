@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-import multiflow as mf
 from multiflow.errors import MultiflowError
 from multiflow.tasks.checkpoint import checkpoints
 from multiflow.tasks.progress import Progress
 from multiflow.tasks.tracking import FILE, read_metrics
 from multiflow.tasks.train import TrainSettings, Validation, compute_in, seed_at, train
-from tests.small import every
 
 SETTINGS = TrainSettings(steps=12, lr=0.05, precision="fp32", checkpoint_every=5, log_every=2)
 
@@ -216,59 +214,6 @@ def test_batches_that_are_accumulated_are_one_batch(tmp_path):
     assert seen == list(range(24))
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(two)[name], value, rtol=1e-5, atol=1e-6)
-
-
-def random_masks(model: nn.Module) -> mf.Masks:
-    return mf.prune(model, "random", 0.5, adapter=every(model)).masks[0.5]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"optimizer": "sgd", "weight_decay": 0.1},
-        {"clip": 0.01, "accumulate": 2},
-        {"precision": "bf16"},
-    ],
-    ids=["adamw", "sgd", "clipped and accumulated", "bf16"],
-)
-def test_no_weight_is_revived_and_the_kept_ones_train_also_after_a_resumption(tmp_path, changes):
-    settings, whole = replace(SETTINGS, **changes), make_model()
-    before, masks = weights(whole), random_masks(whole)
-    train(whole, batch, loss, settings, tmp_path / "whole", masks=masks)
-
-    def stop(step: int) -> None:
-        if step == 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(make_model(), batch, loss, settings, tmp_path / "stopped", masks=masks, after_step=stop)
-    resumed = make_model()
-    train(resumed, batch, loss, settings, tmp_path / "stopped", masks=masks, resume=True)
-    assert same_bits(weights(whole), weights(resumed))
-    for layer, mask in masks.items():
-        after = weights(resumed)[f"{layer}.weight"]
-        assert not after[~mask].any()
-        assert (after != before[f"{layer}.weight"])[mask].all()
-
-
-def test_a_revived_weight_stops_the_run_before_it_is_saved(tmp_path):
-    model = make_model()
-    masks = random_masks(model)
-
-    @torch.no_grad()
-    def revive(step: int) -> None:
-        if step == 7:
-            model[4].weight[:, :] = 1.0
-
-    stored = []
-    look = Validation(lambda: {"figure": 1.0}, lambda step, figures: stored.append(step))
-    settings = replace(SETTINGS, evaluate_every=7)
-    count = masks.dropped("4")
-    with pytest.raises(MultiflowError, match=f"{count} of the {count} dropped weights of layer '4' are no longer 0.0"):
-        train(model, batch, loss, settings, tmp_path, masks=masks, after_step=revive, validation=look)
-    assert stored == []
-    assert [c.name for c in checkpoints(tmp_path)] == ["step-00000005"]
 
 
 def test_the_model_is_evaluated_on_the_way_and_trains_on_as_if_it_were_not(tmp_path):

@@ -109,15 +109,16 @@ def test_training_needs_answers(tmp_path):
     assert said["answer"] in ("x", "y")
 
 
-def test_what_a_run_lacks_is_said_before_it_starts(tmp_path, data):
+def test_what_a_run_lacks_is_said_before_it_starts(tmp_path, world, data):
     write_images(tmp_path, ["a.png"])
     write_json(tmp_path / "answer_list.json", ["x", "y"])
     for split, answers in (("train", {}), ("val", {"answer": ["x"]})):
         asked = [{"image": "a.png", "question": "what?", **answers}]
         write_json(tmp_path / f"vqa_{split}.json", asked)
     silent, lone = (TASK.open(tmp_path, split) for split in ("train", "val"))
-    TASK.check(data, data, top=3)
-    TASK.check(lone, data)
+    train = TASK.open(world / "vqa", "train")
+    TASK.check(train, train, top=3)
+    TASK.check(lone, train)
     with pytest.raises(MultiflowError, match=r"1 of 1 items from .* have no answers; train on .*--train-split"):
         TASK.check(silent, data)
     for few in (silent, lone):
@@ -126,6 +127,21 @@ def test_what_a_run_lacks_is_said_before_it_starts(tmp_path, data):
     with pytest.raises(MultiflowError, match="fewer than 2 people"):
         TASK.evaluate(None, TOKENIZER, lone, save=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_answers_that_are_not_in_the_list_are_counted_before_a_run_starts(tmp_path, monkeypatch):
+    write_images(tmp_path, ["a.png"])
+    write_json(tmp_path / "answer_list.json", ["red", "blue"])
+    for split, answers in (("train", ["red"]), ("val", ["red", "zebra", "blue", "pink"]), ("test", ["blue", "red"])):
+        asked = [{"image": "a.png", "question": "what?", "answer": answers}]
+        write_json(tmp_path / f"vqa_{split}.json", asked * 2)
+    train, val, test = (TASK.open(tmp_path, split) for split in ("train", "val", "test"))
+    said = r"^4 of 8 answers in .*vqa_val.json .*\(50.0%\), such as 'pink', are not among the 2 to choose from$"
+    with pytest.warns(UserWarning, match=said):
+        TASK.check(train, val)
+    TASK.check(train, test)
+    monkeypatch.setattr(vqa, "rank", lambda: 1)
+    TASK.check(train, val)
 
 
 @families

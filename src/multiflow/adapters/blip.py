@@ -10,6 +10,7 @@ back after the last batch undo that.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -229,6 +230,8 @@ def _pair_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
         rows, image = torch.cat([own, wrong.argmax(1)]), torch.cat([wrong.argmax(0), own])
         pairs = {"input_ids": _begin(ids, _encoder_token(model.config.text_config))[rows], "attention_mask": mask[rows]}
         states.append(model.text_encoder(**pairs, encoder_hidden_states=images[image]).last_hidden_state[:, 0])
+    else:
+        warnings.warn("a batch of one pair has no hard negatives: ITM counts the pair alone", stacklevel=4)
     logits = model.itm_head(torch.cat(states)).float()
     return contrastive + F.cross_entropy(logits, (torch.arange(len(logits), device=ids.device) < len(ids)).long())
 

@@ -1,8 +1,10 @@
 """The masks of a cell: made once for all tasks and sparsities, by whichever worker comes first.
 
 ``stats`` holds one file for every statistic of a model's calibration data and seed; all pruners that look at it share
-the pass. ``masks/PRUNING`` holds the masks of a pruner at all sparsities, and the weights of methods that change them.
-Every file appears whole, and the line in ``prunings.jsonl`` comes last: what a kill leaves half done is done again.
+the pass, scorers and fitters alike. Each statistic has a pass of its own, so that what a pruner is said to cost holds
+nothing that others ask for. ``masks/PRUNING`` holds the masks of a pruner at all sparsities, and the weights of methods
+that change them. Every file appears whole, and the line in ``prunings.jsonl`` comes last: what a kill leaves half done
+is done again.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def _prune(plan: Plan, sparsities: Sequence[float], folder: Path, results: Resul
     model = load(plan.model, device)
     batches: Any = None
     costs: list[Mapping[str, Any]] = []
-    if pruner.one_pass and pruner.statistics:
+    if pruner.statistics and (pruner.one_pass or pruner.kind == "fitter"):
         measured = [shared_statistic(name, plan, model, results) for name in pruner.statistics]
         batches, costs = Stats.join([stats for stats, _ in measured]), [cost for _, cost in measured]
     elif pruner.needs_data:
@@ -76,7 +78,9 @@ def _prune(plan: Plan, sparsities: Sequence[float], folder: Path, results: Resul
         options["checkpoint"] = folder / f"calibration-{'-'.join(f'{s:g}' for s in sparsities)}.safetensors"
     result = prune(model, entry.method, list(sparsities), batches, **options, **entry.hyper)
     result.save_tensors(folder)
-    calibration = sum(cost["seconds"] for cost in costs) + result.timings.get("steps", 0.0)
+    steps = result.timings.get("steps", 0.0)  # of a fitter that was given statistics: its masks and weights
+    calibration = sum(cost["seconds"] for cost in costs) if costs else steps
+    selection = result.timings.get("select", steps if costs else 0.0)
     pairs = max((cost["pairs"] for cost in costs), default=0)
     return Pruning(
         cell.pruning,
@@ -84,7 +88,7 @@ def _prune(plan: Plan, sparsities: Sequence[float], folder: Path, results: Resul
         cell.pruner,
         cell.seed,
         calibration=calibration,
-        selection=result.timings.get("select", 0.0),
+        selection=selection,
         pairs=pairs if batches is None or costs else _pairs(batches, plan),
         peak_memory=max([peak_memory(), *(cost["peak_memory"] for cost in costs)]),
         layers=_layers(result),
@@ -100,13 +104,18 @@ def shared_statistic(name: str, plan: Plan, model: nn.Module, results: Results) 
     path = results.folder / "stats" / f"{id}.safetensors"
     with results.lock(id):
         if not path.exists():
-            batches = calibration_batches(plan.model, model, plan.cell.seed)
-            reset_peak_memory()
-            began = time.monotonic()
-            stats = calibrate(model, batches, statistics=[name])
-            seconds = time.monotonic() - began
-            stats.save(path, seconds=seconds, pairs=batches.seen, peak_memory=peak_memory())
+            _measure(name, plan, model, path)
     return read_stats(path)
+
+
+def _measure(name: str, plan: Plan, model: nn.Module, path: Path) -> None:
+    """Measure a statistic and write it, with what that cost; its sums are gone when this is done."""
+    batches = calibration_batches(plan.model, model, plan.cell.seed)
+    reset_peak_memory()
+    began = time.monotonic()
+    stats = calibrate(model, batches, statistics=[name])
+    seconds = time.monotonic() - began
+    stats.save(path, seconds=seconds, pairs=batches.seen, peak_memory=peak_memory())
 
 
 def _pairs(batches: Any, plan: Plan) -> int:

@@ -5,11 +5,15 @@ from multiflow.calibration.collect import Progress, collect, iterate, length, to
 from multiflow.calibration.curve import Doubling, is_stable
 from multiflow.calibration.cycle import Cycle
 from multiflow.calibration.gradients import check_rows_fit, gradient_rows, keep_up, loss_of, mean_gradient
+from multiflow.calibration.memory import announce, check_fits, free_memory
 from multiflow.calibration.restore import buffers_restored, differentiable, put_buffers, weights_replaced
 from multiflow.calibration.stats import STATISTICS, Statistic, Stats
+from multiflow.calibration.sums import MOMENT, NORM, sums_size
 from multiflow.calibration.turns import turns
 
 __all__ = [
+    "MOMENT",
+    "NORM",
     "STATISTICS",
     "Checkpoint",
     "Cycle",
@@ -17,10 +21,13 @@ __all__ = [
     "Progress",
     "Statistic",
     "Stats",
+    "announce",
     "buffers_restored",
+    "check_fits",
     "check_rows_fit",
     "collect",
     "differentiable",
+    "free_memory",
     "gradient_rows",
     "is_stable",
     "iterate",
@@ -29,6 +36,7 @@ __all__ = [
     "loss_of",
     "mean_gradient",
     "put_buffers",
+    "sums_size",
     "to_device",
     "turns",
     "weights_replaced",

@@ -9,7 +9,7 @@ was never stopped.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Checkpoint:
     Args:
         path: the file, made when the first ``every`` batches are done and deleted when the run ends well.
         every: batches between two writes; several processes write at the end of a round.
+        keep: leave the file when the run ends well too, to whoever saves the result first.
 
     Of several processes each saves its own statistics; the state of a method that works in steps is the same in all of
     them, and the first one saves it for all.
@@ -34,6 +35,7 @@ class Checkpoint:
 
     path: str | Path
     every: int = 8
+    keep: bool = False
 
     def load(self, settings: Mapping[str, Any]) -> Stats | None:
         """Read the statistics of the batches done; None where there is no file yet.
@@ -75,7 +77,7 @@ class Checkpoint:
     def part(self, name: str) -> Checkpoint:
         """Return the checkpoint of a part of the run, a file beside this one."""
         path = Path(self.path)
-        return Checkpoint(path.with_name(f"{path.stem}-{name}{path.suffix}"), self.every)
+        return replace(self, path=path.with_name(f"{path.stem}-{name}{path.suffix}"))
 
     def of_process(self) -> Checkpoint:
         """Return the checkpoint of this process: a file of its own for each but the first."""
@@ -101,5 +103,6 @@ class Checkpoint:
             )
 
     def delete(self) -> None:
-        """Remove the file: the run has ended well."""
-        Path(self.path).unlink(missing_ok=True)
+        """Remove the file, unless it is to be kept: the run has ended well."""
+        if not self.keep:
+            Path(self.path).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.calibration.collect import Progress, iterate, length, missing_keys_named, to_device
-from multiflow.calibration.memory import free_memory
+from multiflow.calibration.memory import GIB, check_fits, free_memory
 from multiflow.calibration.restore import differentiable, put_buffers
 from multiflow.calibration.stats import Stats, sum_stats_
 from multiflow.calibration.turns import Turn, check_some, turns
@@ -29,8 +29,8 @@ from multiflow.ranks import exchange, sum_over_ranks_
 Loss = Callable[[nn.Module, Any], Tensor]
 Split = Callable[[Any], list[Any]]
 Idle = Callable[[nn.Module], object]
-GIB = 1 << 30
-HEADROOM = 5  # float32 copies of the weights that CHITA's steps take beside its rows
+HEADROOM = 6  # float32 copies of the weights that a step of CHITA works in, beside its rows
+LATER = 2  # and that later steps hold besides: the weights solved so far, and those that the model runs with
 
 
 def mean_gradient(
@@ -132,18 +132,20 @@ def gradient_rows(
     return {n: of[: len(there)] if whole else of[there] for n, of in rows.items()}, sum(seen.values()) / len(seen)
 
 
-def check_rows_fit(weights: Mapping[str, nn.Parameter], rows: int) -> int:
-    """Return the bytes that gradient rows take; more than there are free is an error that says how many fit."""
+def check_rows_fit(weights: Mapping[str, nn.Parameter], rows: int, steps: int = 1) -> tuple[str, int]:
+    """Return in words what gradient rows and the work on them take, and the bytes.
+
+    Raises:
+        MultiflowError: more than there are free; the message says how many rows fit.
+    """
     row = 4 * sum(weight.numel() for weight in weights.values())
     free = free_memory(next(iter(weights.values())).device)
-    if free is not None and (rows + HEADROOM) * row > free:
-        fit = free // row - HEADROOM
-        advice = f"at most {fit} rows fit: set batches_per_step={fit}" if fit > 0 else "not even one row fits"
-        raise MultiflowError(
-            f"{rows} gradient rows of {row / GIB:.2f} GiB and {HEADROOM} more to work with need "
-            f"{(rows + HEADROOM) * row / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free; {advice}"
-        )
-    return rows * row
+    more = HEADROOM + (LATER if steps > 1 else 0)
+    fit = (free or 0) // row - more
+    what = f"{rows} gradient rows of {row / GIB:.2f} GiB and {more} more to work with"
+    advice = f"at most {fit} rows fit: set batches_per_step={fit}" if fit > 0 else "not even one row fits"
+    check_fits(what, (rows + more) * row, free, advice)
+    return f"{rows} gradient rows and {more} more to work with", (rows + more) * row
 
 
 def backward(

@@ -1,12 +1,28 @@
-"""How much memory there is, asked before a method that needs a lot of it starts."""
+"""How much memory there is, asked before a method that needs a lot of it starts, and what such a method says."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
+from multiflow.errors import MultiflowError
+
 CGROUP = Path("/sys/fs/cgroup")
+GIB = 1 << 30
+logger = logging.getLogger("multiflow")
+
+
+def announce(what: str, size: int) -> None:
+    """Say how many bytes something takes, before it takes them."""
+    logger.info("%s: %s", what, f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB")
+
+
+def check_fits(what: str, need: int, free: int | None, advice: str) -> None:
+    """Refuse what needs more bytes than are free; ``None`` are free where nobody knows."""
+    if free is not None and need > free:
+        raise MultiflowError(f"{what} need {need / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free; {advice}")
 
 
 def free_memory(device: torch.device) -> int | None:

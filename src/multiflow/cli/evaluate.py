@@ -107,6 +107,8 @@ def evaluate(settings: EvaluateSettings) -> None:
     save = None if settings.save is None else claim_folder(settings.save, marker=RESULT)
     if task.name == "captioning" and not settings.metrics:
         say_what_is_left_out()
+    if data.unlisted:
+        say(f"warning: {data.unlisted}")
     began = time.monotonic()
     with naming_options(), quiet_transformers(), console_progress(Console(stderr=True)) as shown:
         progress = paced(task.name, shown)

@@ -124,7 +124,7 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
                 pattern=settings.pattern,
                 allocation=settings.allocation,
                 seed=settings.seed,
-                checkpoint=Checkpoint(out / CHECKPOINT_FILE, every) if every else None,
+                checkpoint=Checkpoint(out / CHECKPOINT_FILE, every, keep=True) if every else None,
                 progress=step,
                 until_stable=STABLE if settings.until_stable else None,
                 **hyper,

@@ -1,7 +1,8 @@
 """The output folder of a run: claimed before the work begins, whole when it ends, resumable in between.
 
 While a run goes on its folder holds ``run.json`` with the settings, and later the calibration checkpoint. At the end
-``result.json`` is written last and ``run.json`` goes. A run that fails before its first checkpoint leaves nothing.
+``result.json`` is written last; only then the checkpoint and ``run.json`` go. A run that fails before its first
+checkpoint leaves nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from multiflow.result import RESULT_FILE
 RUN_FILE = "run.json"
 CHECKPOINT_FILE = "calibration.safetensors"
 CHECKPOINTS = "calibration*.safetensors"  # methods in steps have one for each sparsity
+HALF_WRITTEN = ".*.tmp"  # left by a process that was killed while it wrote
 
 
 def identity(settings: Mapping[str, Any]) -> str:
@@ -50,6 +52,7 @@ def run_folder(path: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
     there_before = nearest_folder(path)
     if going_on:
         _check_same_run(path, settings, resume)
+        _remove(path.glob(HALF_WRITTEN))
     else:
         claim_folder(path, RESULT_FILE)
         write_atomically(path / RUN_FILE, json.dumps(settings, indent=2) + "\n")
@@ -61,7 +64,13 @@ def run_folder(path: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
         elif isinstance(error, KeyboardInterrupt):
             say(f"'{path}' keeps what has been done; go on with the same command and --resume")
         raise
-    (path / RUN_FILE).unlink()
+    _remove(path.glob(CHECKPOINTS))
+    _remove([path / RUN_FILE])
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in list(files):
+        file.unlink()
 
 
 def _check_same_run(path: Path, settings: Mapping[str, Any], resume: bool) -> None:

@@ -90,13 +90,18 @@ def answer_list(data: Dataset[Question], path: str | Path | None = None, most: i
         path: ``answer_list.json``; None = the one beside the questions or, where there is none, the answers in `data`.
         most: answers taken from `data`: those given most often, counted in shares of a question.
 
-    Errors: MultiflowError if there are no answers, or the file holds no list of texts.
+    Errors: MultiflowError if there are no answers, or the file holds no list of texts, or an empty one.
     """
     beside = [Path(source) for source in data.source.split(" + ")] if path is None else []
     files = [Path(path)] if path is not None else [place.with_name("answer_list.json") for place in beside]
     for file in files:
         if path is not None or file.is_file():
             answers = list(dict.fromkeys(texts_of(read_json(file), f"'{file}'")))
+            if not answers:
+                raise MultiflowError(
+                    f"'{file}' lists no answers to choose from; write them into it, or take it away to choose from "
+                    "those of the training questions"
+                )
             break
     else:
         shares: Counter[str] = Counter()

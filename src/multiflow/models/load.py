@@ -29,6 +29,9 @@ HOUSE = {
 }
 """``config.model_type`` -> module of our own model classes; every other one is looked for in transformers."""
 
+RELEASES = {**{name: name.split("-")[0] for name in HOUSE}, "blip": "blip", "vit": "dino", "dinov2": "dino"}
+"""``config.model_type`` -> family of original releases, as in ``load_model(family=...)``."""
+
 FILE_SUFFIXES = (".pth", ".th", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
@@ -40,7 +43,8 @@ def load_model(
     Args:
         source: a Hugging Face id or folder, the name of a bundled model (``xvlm-shapes``), or a checkpoint file of an
             original release.
-        family: of a file, whose release it is: ``xvlm``, ``blip`` or ``dino``.
+        family: of a file, whose release it is: ``xvlm``, ``blip`` or ``dino``. Other sources say theirs themselves;
+            given all the same, it must agree.
         config: of a file, its sizes: a mapping, a JSON or YAML file (plain names, or the release's own config files),
             or the name of a preset; None means ``base``.
 
@@ -48,7 +52,7 @@ def load_model(
         The model; of a file in float32 on the CPU, otherwise in the dtype that its folder declares.
 
     Raises:
-        MultiflowError: the source cannot be found or read, or its tensors do not fit the sizes.
+        MultiflowError: the source cannot be found or read, is of another family, or its tensors do not fit the sizes.
 
     >>> load_model("checkpoint.pth", family="xvlm", config={"image_size": 384})  # doctest: +SKIP
     """
@@ -57,14 +61,13 @@ def load_model(
         return _load_file(path, family, config)
     if path.suffix.lower() in FILE_SUFFIXES or (path.is_absolute() and not path.exists()):
         raise MultiflowError(f"there is no file or folder '{source}'; check the path")
-    if family is not None or config is not None:
-        option = "family" if family is not None else "config"
+    if config is not None:
         raise MultiflowError(
-            f"'{source}' is not a file, and {option}= is for files of an original release; a Hugging Face id or folder "
-            "needs neither family nor config"
+            f"'{source}' is not a file, and config= is for files of an original release; a Hugging Face id or folder "
+            "has a config of its own"
         )
     bundled = files("multiflow") / "assets" / str(source)
-    return _load_pretrained(str(bundled) if not path.exists() and bundled.is_dir() else str(source))
+    return _load_pretrained(str(bundled) if not path.exists() and bundled.is_dir() else str(source), family)
 
 
 def _load_file(path: Path, family: str | None, config: Mapping[str, Any] | str | Path | None) -> nn.Module:
@@ -95,7 +98,19 @@ def _read_config(source: str) -> dict[str, Any]:
     return PretrainedConfig.get_config_dict(source)[0]
 
 
-def _load_pretrained(source: str) -> nn.Module:
+def _check_family(source: str, family: str, model_type: str | None) -> None:
+    """Raise an error where a folder or id is not of the family that was given."""
+    find("family", family, FAMILIES)
+    own = RELEASES.get(model_type or "")
+    if own != family:
+        what = f"of family '{own}'" if own else f"of none of the families {', '.join(FAMILIES)}"
+        raise MultiflowError(
+            f"family '{family}' was given, but '{source}' is {what}: its config says model_type '{model_type}'; leave "
+            "family= out, or give a file of the original release"
+        )
+
+
+def _load_pretrained(source: str, family: str | None) -> nn.Module:
     import transformers
 
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
@@ -105,6 +120,8 @@ def _load_pretrained(source: str) -> nn.Module:
         )
     try:
         config = _read_config(source)
+        if family is not None:
+            _check_family(source, family, config.get("model_type"))
         names = import_module(HOUSE.get(config.get("model_type", ""), "transformers"))
         architecture = (config.get("architectures") or ["AutoModel"])[0]
         model_class = getattr(names, architecture, None) or transformers.AutoModel

@@ -38,6 +38,8 @@ MODEL_TYPES = {
 }
 """``config.model_type`` -> where the record of its original names is."""
 
+NAMED = 3  # names in a message, before it says how many more there are
+
 
 @dataclass(frozen=True)
 class Original:
@@ -123,11 +125,11 @@ def fill(model: PreTrainedModel, state: Mapping[str, Tensor], original: Original
                 f"in the model; {hint}"
             )
     missing = list(dict.fromkeys(name for name in wanted.values() if name not in given))
-    if missing:
-        raise MultiflowError(f"'{path}' lacks {_some(missing)}; {hint}, and the family it belongs to")
     unexpected = [name for key, (name, _) in given.items() if key not in wanted.values()]
-    if unexpected:
-        raise MultiflowError(f"'{path}' holds {_some(unexpected)}, which the model does not have; {hint}")
+    if missing or unexpected:
+        wrong = [f"lacks {_some(missing)}"] if missing else []
+        wrong += [f"holds {_some(unexpected)}, which the model does not have"] if unexpected else []
+        raise MultiflowError(f"'{path}' {', and '.join(wrong)}; {hint}, and the family it belongs to")
 
     buffers = {wanted[key]: buffer.dtype for key, buffer in model.named_buffers() if key in wanted}
     filled = {
@@ -150,4 +152,5 @@ def _by_original_name(state: Mapping[str, Tensor], original: Original, path: str
 
 
 def _some(names: list[str]) -> str:
-    return f"'{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    first = ", ".join(f"'{name}'" for name in names[:NAMED])
+    return first + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -1,48 +1,84 @@
-"""Running a fitter: layer by layer, the mask and the new weights of what it keeps."""
+"""Running a fitter: one layer after the other, the mask and the new weights of what it keeps.
+
+The memory of a fitter is that of its statistics, of the new weights of all sparsities, and of one layer to work with.
+All of it is known from the layout: it is announced before the first batch, and more than there is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 
 import numpy as np
 from torch import Tensor
 
-from multiflow.calibration import Stats
+from multiflow.calibration import MOMENT, Stats, announce, check_fits, free_memory, sums_size
 from multiflow.errors import MultiflowError
 from multiflow.masks import pack, select
-from multiflow.parallel import in_parallel
 from multiflow.pipeline.choose import Packed, budgets
 from multiflow.pipeline.job import Job
 from multiflow.result import check_fitted
-from multiflow.types import NofM, Pattern, PerRow
+from multiflow.types import Layer, NofM, Pattern, PerRow
+
+ON_WEIGHT = 30  # bytes for each weight of a layer while it is fitted: seven float32 tensors and two masks
+ON_MOMENT = 8  # bytes for each number of its moment meanwhile: the float32 moment, and the damped one
+ON_INVERSE = 24  # bytes for each number of its moment before, while it is inverted: two matrices in float64 more
+
+
+def check_memory(job: Job) -> None:
+    """Announce the bytes that a fitter takes beside its statistics: new weights, and one layer's work.
+
+    Raises:
+        MultiflowError: more than are free, with the statistics that are still to be measured.
+    """
+    parameters = list(job.weights.parameters.values())
+    device, number = parameters[0].device, len(job.sparsities)
+    kept = number * sum(weight.nbytes for weight in parameters)
+    work = max(work_size(layer, job.pruner.needs) for layer in job.layout.layers)
+    what = f"new weights of {number} sparsities" if number > 1 else "new weights"
+    what += " and one layer to work with"
+    measured = () if isinstance(job.batches, Stats) else job.pruner.statistics
+    need = work + sums_size(job.layout, measured) + (kept if device.type == "cpu" else 0)
+    fewer = "ask for fewer sparsities at a time, or " if number > 1 else ""
+    advice = f"{fewer}leave wide layers dense with Adapter(exclude=...)"
+    check_fits(", ".join((*measured, what)), need, free_memory(device), advice)
+    announce(f"{job.pruner.name} holds {what}", kept + work)
+
+
+def work_size(layer: Layer, needs: Collection[str]) -> int:
+    """Return the bytes that fitting a layer takes, in float32, beside its weight and the sums of the statistics."""
+    if MOMENT not in needs:
+        return ON_WEIGHT * layer.size
+    square = layer.shape[1] ** 2
+    return max(ON_INVERSE * square, ON_MOMENT * square + ON_WEIGHT * layer.size)
 
 
 def fit_layers(job: Job, stats: Stats | None) -> Iterator[tuple[Packed, Mapping[str, Tensor]]]:
     """Yield for each sparsity the packed masks and the new weights."""
     for budget in budgets(job, {}, job.sparsities):
-
-        def fit(name: str, budget: Mapping[str, int] = budget) -> tuple[np.ndarray, Tensor]:
-            weight, parameter = job.weights[name], job.weights.parameters[name]
-            version = parameter._version
-            choose = partial(choose_part, count=budget[name], pattern=job.pattern)
-            given = {need: stats.get_layer(need, name).to(weight) for need in job.pruner.needs} if stats else {}
-            mask, fitted = job.pruner.function(weight, choose, **given, **job.own_hyper)
-            if parameter._version != version:
-                raise MultiflowError(
-                    f"pruner '{job.pruner.name}' changed the weight of layer '{name}' in place; let it return a new "
-                    "tensor, and load the model anew"
-                )
-            check_fitted(job.pruner, name, mask, fitted, budget[name], job.layout[name].shape)
-            return pack(mask), fitted.masked_fill(~mask, 0.0).to("cpu", parameter.dtype)
-
         packed: Packed = {}
         weights: dict[str, Tensor] = {}
-        for name, (bits, fitted) in zip(job.layout, in_parallel(fit, job.layout), strict=True):
-            packed[name], weights[name] = bits, fitted
+        for name in job.layout:  # one at a time, not in threads: the work on a layer takes several times its size
+            packed[name], weights[name] = _fit(job, stats, name, budget[name])
             if job.progress:
                 job.progress("fit", len(packed), len(job.layout))
         yield packed, weights
+
+
+def _fit(job: Job, stats: Stats | None, name: str, count: int) -> tuple[np.ndarray, Tensor]:
+    """Return the packed mask and the new weight of a layer that drops ``count``."""
+    weight, parameter = job.weights[name], job.weights.parameters[name]
+    version = parameter._version
+    choose = partial(choose_part, count=count, pattern=job.pattern)
+    given = {need: stats.get_layer(need, name).to(weight) for need in job.pruner.needs} if stats else {}
+    mask, fitted = job.pruner.function(weight, choose, **given, **job.own_hyper)
+    if parameter._version != version:
+        raise MultiflowError(
+            f"pruner '{job.pruner.name}' changed the weight of layer '{name}' in place; let it return a new "
+            "tensor, and load the model anew"
+        )
+    check_fitted(job.pruner, name, mask, fitted, count, job.layout[name].shape)
+    return pack(mask), fitted.masked_fill(~mask, 0.0).to("cpu", parameter.dtype)
 
 
 def choose_part(scores: Tensor, done: float = 1.0, *, count: int, pattern: Pattern) -> Tensor:

@@ -15,7 +15,7 @@ from multiflow.allocation import SCHEDULES, check_pattern, find_allocation
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats
 from multiflow.errors import MultiflowError, unknown
 from multiflow.pruners import PROVIDED, STEPWISE, Pruner
-from multiflow.result import Weights, versions
+from multiflow.result import Weights, short, versions
 from multiflow.types import Layout, NofM, Pattern, PerRow, Unstructured
 
 Share = str | Callable[..., Mapping[str, int]]
@@ -166,7 +166,12 @@ def check_sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern)
             raise MultiflowError(
                 f"pattern '{pattern}' means sparsity {pattern.sparsity:g}, not {s:g}; leave sparsity out"
             )
-    return tuple(dict.fromkeys(map(float, given)))
+    sparsities = tuple(dict.fromkeys(map(float, given)))
+    if len({short(s) for s in sparsities}) < len(sparsities):  # their files would have one name
+        raise MultiflowError(
+            f"of sparsities {', '.join(map(repr, sparsities))} two are the same to six digits; drop one"
+        )
+    return sparsities
 
 
 def choose_allocation(

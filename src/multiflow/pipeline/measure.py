@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from multiflow.adapters import Adapter, parts
-from multiflow.calibration import Checkpoint, Progress, Stats, buffers_restored, collect, mean_gradient
+from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, buffers_restored, collect, mean_gradient
 from multiflow.errors import MultiflowError
 from multiflow.masks import hash_weight
 from multiflow.parallel import in_parallel
@@ -53,36 +53,49 @@ def calibrate(
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Stats:
-    """Measure statistics with a pass over the batches for each; the model's buffers are put back afterwards."""
-    if len(names) > 1 and checkpoint is not None:
-        raise MultiflowError(f"a checkpoint holds one statistic, not {', '.join(names)}; leave checkpoint out")
+    """Measure statistics, those of the inputs in one pass; the model's buffers are put back afterwards."""
+    passes = in_passes([STATISTICS[name].name for name in names])
+    if len(passes) > 1 and checkpoint is not None:
+        raise MultiflowError(f"a checkpoint holds one pass, not {' and '.join(names)}; leave checkpoint out")
     found, checkpoint = [], checkpoint and checkpoint.of_process()
-    for name in names:
-        settings = identity(adapter, layout, Weights(model, layout), statistic=name) if checkpoint else {}
+    for together in passes:
+        named = {"statistic": ", ".join(together)}
+        settings = identity(adapter, layout, Weights(model, layout), **named) if checkpoint else {}
         going: dict[str, Any] = {"progress": progress}
         if checkpoint:
             start = checkpoint.load(settings)
             alike = len(set(exchange("start", start and start.batches))) == 1
             going["start"] = start if alike or not adapter.idle else None  # who talks must go on from the same batch
             going["after_batch"] = lambda stats, settings=settings: checkpoint.save(stats, settings)
-        with untouched(model, adapter, name):
-            found.append(measure(model, layout, batches, adapter, name, **going))
+        with untouched(model, adapter, *together):
+            found.append(measure(model, layout, batches, adapter, *together, **going))
         if checkpoint:
             checkpoint.delete()
     return Stats.join(found)
 
 
-def untouched(model: nn.Module, adapter: Adapter, name: str) -> AbstractContextManager[None]:
-    """Put the model's buffers back afterwards, if measuring this statistic can change them at all."""
-    moves = name == "gradient" or adapter.forward_moves_buffers
+def in_passes(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Group statistics by the pass that measures them.
+
+    >>> in_passes(["input_norm", "gradient", "input_moment"])
+    [('input_norm', 'input_moment'), ('gradient',)]
+    """
+    gradient = tuple(name for name in names if name == "gradient")
+    inputs = tuple(name for name in dict.fromkeys(names) if name != "gradient")
+    return [together for together in (inputs, gradient[:1]) if together]
+
+
+def untouched(model: nn.Module, adapter: Adapter, *names: str) -> AbstractContextManager[None]:
+    """Put the model's buffers back afterwards, if measuring these statistics can change them at all."""
+    moves = "gradient" in names or adapter.forward_moves_buffers
     return buffers_restored(model) if moves else nullcontext()
 
 
 def measure(
-    model: nn.Module, layout: Layout, batches: Iterable[Any], adapter: Adapter, name: str, **going: Any
+    model: nn.Module, layout: Layout, batches: Iterable[Any], adapter: Adapter, *names: str, **going: Any
 ) -> Stats:
-    """Measure one statistic: forward only for that of the inputs, forward and backward for the gradient."""
-    if name == "gradient":
+    """Take one pass: forward only for statistics of the inputs, forward and backward for the gradient alone."""
+    if "gradient" in names:
         if adapter.loss is None:
             raise no_loss(adapter)
         weights = Weights(model, layout).parameters
@@ -95,7 +108,7 @@ def measure(
         split=parts,
         stream=adapter.stream,
         token_masks=adapter.token_masks,
-        name=name,
+        names=names,
         **going,
     )
 

@@ -24,7 +24,7 @@ from multiflow.models import original_names
 from multiflow.parallel import in_parallel
 from multiflow.pipeline import measure
 from multiflow.pipeline.choose import Packed, choose
-from multiflow.pipeline.fit import fit_layers
+from multiflow.pipeline.fit import check_memory, fit_layers
 from multiflow.pipeline.job import Job, check_job, check_sparsities, choose_allocation, find_adapter
 from multiflow.pipeline.learn import prune_by_learning
 from multiflow.pipeline.stable import calibrate_until_stable, check_until_stable
@@ -126,6 +126,7 @@ def _again_and_again(job: Job) -> Result:
     runs: Iterator[tuple[Packed, Mapping[str, Tensor] | None]]
     stats = None
     if job.pruner.kind == "fitter":
+        check_memory(job)
         stats = measure.statistics(job)
         runs = fit_layers(job, stats)
     else:

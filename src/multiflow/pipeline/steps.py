@@ -7,7 +7,6 @@ the parameters point to other memory.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from multiflow.allocation import sparsities_of
 from multiflow.calibration import (
     Cycle,
     Stats,
+    announce,
     buffers_restored,
     check_rows_fit,
     gradient_rows,
@@ -33,16 +33,14 @@ from multiflow.pipeline.job import Job
 from multiflow.pipeline.measure import identity, measure
 from multiflow.result import Scores, short
 
-logger = logging.getLogger("multiflow")
 Tensors = Mapping[str, Tensor]
 
 
 def prune_in_steps(job: Job) -> Iterator[tuple[Packed, Tensors | None]]:
     """Yield for each sparsity the packed masks and, where the pruner changes weights, the new weights."""
     if job.pruner.kind == "solver":
-        size = check_rows_fit(job.weights.parameters, _most_rows(job))
-        amount = f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB"
-        logger.info("%s holds %d gradient rows: %s", job.pruner.name, _most_rows(job), amount)
+        what, size = check_rows_fit(job.weights.parameters, _most_rows(job), int(job.hyper["steps"]))
+        announce(f"{job.pruner.name} takes {what}", size)
     settings = identity(job.adapter, job.layout, job.weights, **job.record(0)) if job.checkpoint else {}
     for sparsity in job.sparsities:
         place = job.checkpoint.part(short(sparsity)) if job.checkpoint else None

@@ -141,13 +141,9 @@ class Quadratic:
         if not 0 < count < sum(value.numel() for value in start.values()):
             return {name: start[name] * support[name] for name in start}, support
         gradient = self.gradient(start)
-        inside = {name: gradient[name] * support[name] for name in start}
-        curvature = float(self.project(inside).square().sum()) + 2 * self.lambda2 * _squares(inside)
-        step = _squares(inside) / curvature if curvature > 0 else 0.0
-
-        trial = _move(start, gradient, step)
-        if _survives(trial, support):
-            return {name: value * support[name] for name, value in trial.items()}, support
+        step = self._best_step(gradient, support)
+        if _survives(_move(start, gradient, step), support):
+            return _keep_(_move(start, gradient, step), support), support
         for _ in range(HALVINGS):
             step /= 2
             if _survives(_move(start, gradient, step), support):
@@ -157,12 +153,17 @@ class Quadratic:
         for _ in range(DOUBLINGS):
             trial = _move(start, gradient, step)
             kept = _on_devices(select(_magnitudes(trial), count), start)
-            trial = {name: value * kept[name] for name, value in trial.items()}
-            value = self.value(trial)
+            value = self.value(_keep_(trial, kept))
             if not value < lowest:
                 break
             best, support, lowest, step = trial, kept, value, 2 * step
         return best, support
+
+    def _best_step(self, gradient: Vector, support: Vector) -> float:
+        """How far to go against the gradient for the least Q, where only the support moves."""
+        inside = {name: value * support[name] for name, value in gradient.items()}
+        curvature = float(self.project(inside).square().sum()) + 2 * self.lambda2 * _squares(inside)
+        return _squares(inside) / curvature if curvature > 0 else 0.0
 
     def solve(self, name: str, support: Tensor) -> Tensor:
         """The weights of least Q on a support: ``(A'A + 2 lambda2)^-1 (A'A w0 + 2 lambda2 w0 - alpha)``, else zero."""
@@ -177,6 +178,13 @@ class Quadratic:
 
 def _move(start: Vector, gradient: Vector, step: float) -> dict[str, Tensor]:
     return {name: torch.sub(value, gradient[name], alpha=step) for name, value in start.items()}
+
+
+def _keep_(vector: dict[str, Tensor], support: Vector) -> dict[str, Tensor]:
+    """Zero what is outside the support, in place: a copy would be as large as all weights."""
+    for name, value in vector.items():
+        value *= support[name]
+    return vector
 
 
 def _magnitudes(vector: Vector) -> dict[str, Tensor]:

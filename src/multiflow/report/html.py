@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -170,6 +171,19 @@ def table(
         tag("tbody", body),
     )
     return tag("div", tag("table", inside, id=id), class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def coloured(text: str, colours: Mapping[str, str]) -> Markup:
+    """Return a text with some names in it in their colours of the palette.
+
+    >>> coloured("a > b", {"b": "blue"})
+    'a &gt; <span class="c-blue">b</span>'
+    """
+    if not colours:
+        return join(text)
+    names = "|".join(re.escape(name) for name in sorted(colours, key=len, reverse=True))
+    pieces = re.split(rf"(?<![\w+-])({names})(?![\w+-])", text)
+    return join([tag("span", p, class_=f"c-{colours[p]}") if i % 2 else p for i, p in enumerate(pieces)])
 
 
 def definitions(pairs: Iterable[tuple[Content, Content]]) -> Markup:

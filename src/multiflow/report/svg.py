@@ -83,12 +83,13 @@ def shares(series: Sequence[Series], label: str) -> Axis:
 
 
 def round_axis(label: str, low: float, high: float, count: int = 5) -> Axis:
-    """Return an axis with about ``count`` round ticks that holds two values; it begins at 0 unless that is far off.
+    """Return an axis with about ``count`` round ticks that holds two values; it begins at 0 where both are above it,
+    unless that is far off.
 
     >>> [text for _, text in round_axis("CIDEr", 12, 131).ticks]
     ['0', '50', '100', '150']
     """
-    begin = 0.0 if low < 0.6 * high else low
+    begin = 0.0 if 0 <= low < 0.6 * high else low
     high = high if high > begin else begin + (abs(high) or 1.0)
     rough = (high - begin) / count
     power = 10.0 ** floor(log10(rough))

@@ -59,6 +59,16 @@ class TaskData:
     def __str__(self) -> str:
         return f"{len(self)} items from {self.source}"
 
+    @property
+    def unlisted(self) -> str:
+        """Say how many of the texts are no choice; empty where all are, or where nothing is chosen from."""
+        listed, texts = frozenset(self.choices), [text for several in self.texts for text in several]
+        outside = [text for text in texts if text not in listed] if listed else []
+        if not outside:
+            return ""
+        share = f"{len(outside)} of {len(texts)} answers in {self.source} ({len(outside) / len(texts):.1%})"
+        return f"{share}, such as '{min(outside)}', are not among the {len(listed)} to choose from"
+
     @cached_property
     def _ends(self) -> np.ndarray:
         """Where the texts of each item end, all texts in line."""

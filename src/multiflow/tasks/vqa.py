@@ -7,6 +7,7 @@ counts by the share of people who gave it, with X-VLM half as much where the que
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from multiflow.calibration.hooks import evaluating
 from multiflow.data import Dataset, answer_list, answer_weights
 from multiflow.errors import MultiflowError
 from multiflow.metrics import Figures, vqa_accuracy, write_vqa_results
+from multiflow.ranks import rank
 from multiflow.tasks.base import Task
 from multiflow.tasks.feed import model_loss
 from multiflow.tasks.inputs import (
@@ -84,7 +86,10 @@ def _of_candidates(
 
 
 def check_answers(data: TaskData, val_data: TaskData, **options: Any) -> None:
-    """Raise an error where a question to train on has no answer, or one to choose the best checkpoint by too few."""
+    """Raise an error where a question to train on has no answer, or one to choose the best checkpoint by too few.
+
+    Answers of the latter that are not in the list to choose from, and so bound the accuracy, are a warning.
+    """
     lacking = sum(not answers for answers in data.texts)
     if lacking:
         raise MultiflowError(
@@ -97,6 +102,8 @@ def check_answers(data: TaskData, val_data: TaskData, **options: Any) -> None:
         raise MultiflowError(
             f"{error}; choose the best checkpoint on another split, with val_split= (--val-split)"
         ) from error
+    if val_data.unlisted and rank() == 0:
+        warnings.warn(val_data.unlisted, stacklevel=3)
 
 
 def check_comparable(data: TaskData) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -109,16 +110,25 @@ def test_misfits_are_named_as_in_the_file(tmp_path):
         load(weights(), tmp_path, queue_size=16)
     state = weights()
     del state["vision_proj.bias"], state["visual_encoder.norm.bias"]
-    with pytest.raises(MultiflowError, match="lacks 'visual_encoder.norm.bias' and 3 more"):
+    with pytest.raises(
+        MultiflowError, match=r"lacks 'visual_encoder.norm.bias', 'vision_proj.bias', 'visual_.* and 1 more; pass"
+    ):
         load(state, tmp_path)
     with pytest.raises(MultiflowError, match="holds 'surprise', which the model does not have"):
         load(weights() | {"surprise": torch.zeros(1)}, tmp_path)
 
 
-def test_a_checkpoint_of_another_family_names_the_first_keys_that_do_not_fit():
-    folder = golden_data.FOLDER
-    with pytest.raises(MultiflowError, match=r"xvlm/weights.safetensors' lacks '.*' and \d+ more; pass config="):
-        load_model(folder / "xvlm" / "weights.safetensors", "blip", folder / "blip" / "config.json")
+@pytest.mark.parametrize(("of", "family"), [("xvlm", "blip"), ("blip", "xvlm"), ("dino", "blip"), ("blip", "dino")])
+def test_a_checkpoint_of_another_family_names_the_first_keys_that_do_not_fit_both_ways(of, family):
+    folder, name = golden_data.FOLDER, r"'([\w.]+)'"
+    some = rf"{name}, {name}, {name} and \d+ more"
+    said = (
+        rf"weights.safetensors' lacks {some}, and holds {some}, which the model does not have; pass config= .* family"
+    )
+    with pytest.raises(MultiflowError, match=said) as error:
+        load_model(folder / of / "weights.safetensors", family, folder / family / "config.json")
+    named, file = re.search(said, str(error.value)).groups(), golden_data.tensors(of, "weights")
+    assert [key in file for key in named] == [False] * 3 + [True] * 3
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from .conftest import make_cell
 
 def test_a_table_a_model(grid):
     made = tables_tex(gather(*grid))
-    for rule in ("toprule", "bottomrule", "begin{table}", "end{table}", "begin{tabular}{lrrrrrr}"):
+    for rule in ("toprule", "bottomrule", "begin{table*}", "end{table*}", "begin{tabular}{lrrrrrr}"):
         assert made.count(f"\\{rule}") == 2, rule
     assert made.count(r"\textbf{") == 12
     assert made.count(r"\underline{") >= 9

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from multiflow.report.bench.gather import gather
-from multiflow.report.bench.layers import collapsed, groups, spreads
+from multiflow.report.bench.layers import collapsed, groups, spreads, uneven
 
 from .conftest import LAYERS, make_cell, make_pruning
 
@@ -36,3 +36,14 @@ def test_a_model_with_another_layout_is_not_averaged_in():
     spread = spreads(bench_of(changed, new))[-1]
     assert spread.seeds == (1,)
     assert spread.groups["text"] == 1.0
+
+
+def test_who_treats_modalities_unlike_is_named():
+    found = spreads(bench_of(make_pruning(text=0.95), make_pruning("wanda")))
+    assert uneven(found) == [
+        "On xvlm-shapes at 90\N{NO-BREAK SPACE}% zeros, 1 of 2 pruners spread the zeros over the modalities within 1 "
+        "point of each other; unevenly multiflow (vision 90.0\N{NO-BREAK SPACE}%, text 95.0\N{NO-BREAK SPACE}%)."
+    ]
+    (even,) = uneven(spreads(bench_of(make_pruning(), make_pruning("wanda"))))
+    assert "2 of 2 pruners" in even
+    assert "unevenly" not in even

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from multiflow.report.bench.gather import gather
-from multiflow.report.bench.tables import cells_csv, columns, few, rows, tables_csv
+from multiflow.report.bench.tables import cells_csv, columns, few, pairs_csv, rows, tables_csv
 
 from .conftest import bare, make_cell
 
@@ -75,3 +75,14 @@ def test_the_cells_csv_has_a_line_a_cell_of_the_grid():
     assert lines[1]["error"] == "a, b\nc"
     assert float(lines[0]["accuracy"]) == pytest.approx(cells[0].score)
     assert (lines[0]["items"], lines[0]["finetune"], lines[2]["score"]) == ("200", "20", "")
+
+
+def test_the_csv_of_pairs_counts_places_and_holds_the_overall_difference(grid):
+    bench = gather(*grid)
+    lines = read(pairs_csv(bench))
+    assert len(lines) == 3 * 6
+    for line in lines:
+        assert int(line["wins"]) + int(line["ties"]) + int(line["losses"]) == int(line["places"]) == 4
+    line = next(one for one in lines if (one["sparsity"], one["a"], one["b"]) == ("0.75", "multiflow", "snip"))
+    assert (line["wins"], line["seeds"]) == ("4", "0")
+    assert float(line["share"]) == pytest.approx(bench.overall_differences[0.75, "multiflow", "snip"].value, rel=1e-5)

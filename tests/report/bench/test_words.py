@@ -10,7 +10,10 @@ from multiflow.report.bench.words import (
     headline,
     leaders,
     losses,
+    overall_said,
+    overall_text,
     scope,
+    seeds_of,
     standings,
     verdicts,
 )
@@ -39,7 +42,7 @@ def test_the_headline_and_the_verdicts_name_the_winner_whoever_it_is():
     cells = [make_cell(p, seed=s, score=score) for p, score in (("multiflow", 50), ("mine", 80)) for s in range(3)]
     bench = gather(cells)
     assert headline(bench) == "mine is the best pruner or within noise of it at 1 of 1 places, multiflow at 0 of 1."
-    assert verdicts(bench) == ["At most places multiflow is behind, beyond noise, mine (1 of 1)."]
+    assert verdicts(bench) == ["multiflow is behind beyond noise, at more than half of the places, mine (1 of 1)."]
     ((place, name, difference),) = losses(bench)
     assert (place.task, name) == ("vqa", "mine")
     assert difference.value > 25
@@ -50,6 +53,34 @@ def test_a_pruner_with_fewer_seeds_is_named_with_them():
     assert headline(gather(cells)).startswith("mine (one seed) is the best")
 
 
+def test_a_pruner_that_leads_at_fewer_places_is_named_apart():
+    cells = [make_cell(p, s, score=score) for p, score in (("multiflow", 50), ("wanda", 70)) for s in (0.63, 0.75)]
+    cells.append(make_cell("mine", 0.75, score=90))
+    assert headline(gather(cells)) == (
+        "wanda is the best pruner or within noise of it at 1 of 2 places, multiflow at 0 of 2. "
+        "Of those compared at fewer places, mine at 1 of 1."
+    )
+
+
+def test_shares_over_all_are_told_with_their_seeds():
+    cells = [make_cell(p, seed=s, score=score) for p, score in (("dense", 95), ("multiflow", 50)) for s in range(3)]
+    bench = gather([*cells, make_cell("mine", score=80), make_cell("near", score=80)])
+    (said,) = overall_said(bench)
+    assert said.startswith("At 75\N{NO-BREAK SPACE}% zeros, over one model and task, on the seeds that all share, ")
+    assert said.count("one seed") == 2
+    assert "keeps the most of the dense score; within noise of it " in said
+    text = overall_text(bench, bench.overall[0.75, "mine"])
+    assert "to multiflow on seed 0 +" in text
+    assert seeds_of(bench, "multiflow") == "3"
+
+
+def test_a_hover_text_compares_with_the_first_pruner_on_common_seeds(grid):
+    bench = gather(*grid)
+    entry = bench.entries[bench.places[0], "snip"]
+    assert "to multiflow on seed 0 \N{MINUS SIGN}" in entry_said(entry, bench)
+    assert "to multiflow" not in entry_said(bench.entries[bench.places[0], "multiflow"], bench)
+
+
 def test_little_is_said_of_little():
     assert headline(gather([], expected=[bare(make_cell())])) == "Nothing has been computed yet."
     assert headline(gather([make_cell()])) == "One cell computed; no two pruners can be compared yet."
@@ -57,8 +88,10 @@ def test_little_is_said_of_little():
 
 def test_dense_is_matched_where_the_difference_may_be_luck():
     cells = [make_cell("dense", score=80), make_cell("multiflow", score=80), make_cell("multiflow", 0.9, score=40)]
-    (said,) = verdicts(gather(cells))
-    assert "at 75\N{NO-BREAK SPACE}% on xvlm-shapes is not below the dense model" in said
+    said = verdicts(gather(cells))[-1]
+    assert (
+        said == "multiflow is not below the dense model, beyond noise, in vqa on xvlm-shapes at 75\N{NO-BREAK SPACE}%."
+    )
 
 
 def test_leaders_tell_who_is_close_and_who_is_not(grid):

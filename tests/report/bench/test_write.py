@@ -13,7 +13,7 @@ from multiflow.report.records import DENSE
 
 from .conftest import bare, make_cell
 
-FILES = ["report.html", "report.md", "tables.csv", "cells.csv", "tables.tex"]
+FILES = ["report.html", "report.md", "tables.csv", "pairs.csv", "cells.csv", "tables.tex"]
 
 
 def text_of(element):
@@ -87,6 +87,33 @@ def test_the_figures_carry_values_to_hover_and_marks(root):
     assert sum(int(e.get("colspan")) for e in tables[0].findall("thead/tr")[0]) == len(lines[0])
 
 
+def test_the_summary_has_standings_intervals_and_a_map(root):
+    section = next(s for s in root.iter("section") if s.get("id") == "summary")
+    standings, leaders = list(section.iter("table"))
+    names = [row.get("data-name") for row in standings.findall("tbody/tr")]
+    assert set(names) == {"multiflow", "magnitude", "wanda", "snip"}
+    assert names[-1] == "snip"
+    columns = standings.findall("thead/tr")[1]
+    assert len(columns) == 4 + 3
+    assert [len(row) for row in leaders.findall("tbody/tr")] == [1 + 12] * 4
+    best = [cell for cell in leaders.iter("span") if "best" in (cell.get("class") or "")]
+    assert len(best) == 12
+    svg = "{http://www.w3.org/2000/svg}"
+    forests = [e for e in section.iter(f"{svg}svg") if "forest" in (e.get("class") or "")]
+    lines = [e for f in forests for e in f.iter(f"{svg}g") if (e.get("class") or "").startswith("line")]
+    assert len(forests) == 3
+    assert {e.get("data-name") for e in lines} <= {"magnitude", "wanda", "snip"}
+    assert {"alone" in e.get("class") for e in lines if e.get("data-name") == "magnitude"} == {False}
+
+
+def test_a_tier_without_rows_of_its_own_has_no_button(partial, tmp_path):
+    cells, prunings, expected = partial
+    long = make_cell(DENSE, task="vqa-long", tier="5")
+    write_report([*cells, long], prunings, [*expected, bare(long)], tmp_path, "t")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'data-choose="(\d*)"', html) == ["", "1", "2"]
+
+
 def test_collapse_is_flagged(root):
     section = next(s for s in root.iter("section") if s.get("id") == "zeros")
     assert "magnitude on xvlm-shapes at 90 % all of text; one layer of 3 (text.layer.0.q)" in text_of(section)
@@ -111,11 +138,13 @@ def test_the_markdown_tells_the_same(folder):
     assert "`<b>out of memory</b> | 2 GB`" in said
     assert "- tier 2, blip-shapes, snip: 6 of 6 cells, all of it" in said
     tables = re.findall(r"(?:^\|.*\n)+", said, flags=re.M)
-    assert len(tables) >= 8
+    assert len(tables) >= 9
+    assert "| pruner | seeds | leads | against multiflow | share at 63" in said
     for table in tables:
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
     assert " [1] |" in said
+    assert re.search(r"^\| snip \| 1 \| 0 of 6 \| 0 / 0 / 6 \|", said, flags=re.M)
     assert "\n\n\n" not in said
 
 
@@ -138,7 +167,7 @@ def test_the_report_is_a_function_of_the_records(partial, folder, tmp_path):
 )
 def test_little_or_odd_data_make_a_report_too(cells, tmp_path):
     for known in ([bare(make_cell()), *map(bare, cells)], []):
-        assert len(write_report(cells, [], known, tmp_path, "t")) == 5
+        assert len(write_report(cells, [], known, tmp_path, "t")) == len(FILES)
         ElementTree.fromstring((tmp_path / "report.html").read_text(encoding="utf-8").removeprefix("<!doctype html>"))
 
 

@@ -48,7 +48,8 @@ class Difference:
 
 def interval(each: Each) -> tuple[float, float]:
     """Return the 95 % interval of the mean over seeds and items."""
-    return _ends(_resampled(each, tuple(sorted(each))))
+    seeds = tuple(sorted(each))
+    return ends(over_seeds(item_means(each), seeds))
 
 
 def differences(samples: Mapping[str, Each]) -> dict[tuple[str, str], Difference]:
@@ -58,12 +59,13 @@ def differences(samples: Mapping[str, Each]) -> dict[tuple[str, str], Difference
         if seeds := common_seeds(samples[a], samples[b]):
             pairs[seeds].append((a, b))
     found = {}
+    drawn = {name: item_means(each) for name, each in samples.items()}
     for seeds, these in pairs.items():
         names = {name for pair in these for name in pair}
-        draws = {name: _resampled(samples[name], seeds) for name in names}
+        draws = {name: over_seeds(drawn[name], seeds) for name in names}
         means = {name: float(np.mean([samples[name][seed].mean() for seed in seeds])) for name in names}
         for a, b in these:
-            found[a, b] = Difference(round(means[a] - means[b], 9), *_ends(draws[a] - draws[b]), seeds)
+            found[a, b] = Difference(round(means[a] - means[b], 9), *ends(draws[a] - draws[b]), seeds)
     return {pair: found[pair] for pair in combinations(samples, 2) if pair in found}
 
 
@@ -72,9 +74,14 @@ def common_seeds(a: Each, b: Each) -> tuple[int, ...]:
     return tuple(seed for seed in sorted(a.keys() & b.keys()) if len(a[seed]) == len(b[seed]))
 
 
-def _resampled(each: Each, seeds: tuple[int, ...]) -> np.ndarray:
-    """The resampled means over seeds and items, shape (RESAMPLES,); names with the same seeds share the draws."""
-    means = np.stack([_item_means(each[seed]) for seed in seeds])
+def item_means(each: Each) -> Each:
+    """Return seed -> resampled means over items, shape (RESAMPLES,); test sets of one size share the draws."""
+    return {seed: _item_means(figures) for seed, figures in each.items()}
+
+
+def over_seeds(drawn: Each, seeds: tuple[int, ...]) -> np.ndarray:
+    """Return the resampled means over seeds of `item_means`; names with the same seeds share the draws."""
+    means = np.stack([drawn[seed] for seed in seeds])
     chosen = np.random.default_rng(len(seeds)).integers(0, len(seeds), means.shape)
     return np.take_along_axis(means, chosen, 0).mean(0)
 
@@ -94,6 +101,7 @@ def _draws(items: int) -> np.ndarray:
     return np.bincount((rows + drawn).ravel(), minlength=RESAMPLES * items).reshape(RESAMPLES, items).astype(float)
 
 
-def _ends(draws: np.ndarray) -> tuple[float, float]:
+def ends(draws: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of resampled values."""
     low, high = np.quantile(draws, (0.025, 0.975))
     return round(float(low), 9), round(float(high), 9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -104,12 +104,19 @@ def _mixed(bench: Bench) -> Iterator[str]:
 
 
 def _seeds(bench: Bench) -> Iterator[str]:
-    numbers = Counter(len(entry.cells) for entry in bench.entries.values())
+    entries = [e for e in bench.entries.values() if (e.place.model, e.place.task) not in bench.dense_alone]
+    numbers = Counter(len(entry.cells) for entry in entries)
     if len(numbers) > 1:
-        said = ", ".join(f"{count(n, 'seed')} ({number})" for n, number in sorted(numbers.items(), reverse=True))
+        most = max(numbers)
+        fewer = [
+            f"{numbers[n]} over {count(n, 'seed')} ({listed(_names(e.pruner for e in entries if len(e.cells) == n))})"
+            for n in sorted(numbers)
+            if n < most
+        ]
         yield (
-            f"Means are over different numbers of seeds: {said} means. A mean over fewer seeds than others of its "
-            "column is marked with its number, and two pruners are compared on the seeds that both have."
+            f"Not all means are over {count(most, 'seed')}: {listed(fewer)}. They are marked, and two pruners are "
+            "always compared on the seeds that both have, so that the best of a column need not be its highest mean. "
+            "One seed says nothing of the luck of a training."
         )
     lonely = [
         (place, name)
@@ -117,11 +124,15 @@ def _seeds(bench: Bench) -> Iterator[str]:
         for name in (entry.pruner for entry in bench.at(place) if not entry.best and entry.to_best is None)
     ]
     if lonely:
-        names = listed(list(dict.fromkeys(name for _, name in lonely)))
+        names = listed(_names(name for _, name in lonely))
         yield (
             f"{count(len(lonely), 'figure').capitalize()} of {names} cannot be compared with the best: no common seed "
             "with the same test items."
         )
+
+
+def _names(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _items(bench: Bench) -> Iterator[str]:

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-import numpy as np
-
-from multiflow.report.bench.bootstrap import Difference, Each, differences, interval
+from multiflow.report.bench.bootstrap import Difference, differences, interval
+from multiflow.report.bench.overall import best_of, compare_overall, each_of
 from multiflow.report.bench.values import Bench, Entry, Place, score_of
 from multiflow.report.records import DENSE, Cell, Pruning
 
@@ -47,6 +46,7 @@ def gather(
         tier_of.setdefault(cell.pruner, cell.tier)
     pruners = _unique([DENSE] * (DENSE in tier_of) + [cell.pruner for cell in grid.values()])
     entries, found = _compare(list(done.values()), pruners, _unique(cell.task for cell in grid.values()), tier_of)
+    shares, share_differences = compare_overall(entries, pruners)
     used = {cell.pruning for cell in grid.values()} | {cell.pruning for cell in done.values()}
     masks = {pruning.id: pruning for pruning in prunings}
     return Bench(
@@ -63,19 +63,18 @@ def gather(
         tier_of=tier_of,
         entries=entries,
         differences=found,
+        overall=shares,
+        overall_differences=share_differences,
+        dense_alone=dense_alone(grid.values()),
     )
 
 
-def best_of(entries: Mapping[str, Entry], found: Mapping[tuple[str, str], Difference]) -> str:
-    """Return the pruner that is ahead of most others on the seeds they share; where that ties, the highest mean.
-
-    With the same seeds everywhere it is the highest mean. A mean over fewer seeds does not win by luck of the seed.
-    """
-
-    def ahead(name: str) -> tuple[int, float]:
-        return sum(found[name, b].value > 0 for b in entries if (name, b) in found), entries[name].mean
-
-    return max(entries, key=ahead)
+def dense_alone(grid: Iterable[Cell]) -> frozenset[tuple[str, str]]:
+    """Return (model, task) of which the grid has dense cells alone, where it prunes the model for other tasks."""
+    cells = list(grid)
+    pruned = {(cell.model, cell.task) for cell in cells if cell.pruner != DENSE}
+    models = {model for model, _ in pruned}
+    return frozenset((cell.model, cell.task) for cell in cells if cell.model in models) - pruned
 
 
 def _compare(
@@ -94,10 +93,10 @@ def _compare(
     for place in sorted({place for place, _ in by_entry}, key=order):
         here = {name: by_entry[place, name] for name in pruners if (place, name) in by_entry}
         dense = {DENSE: by_entry[place.dense, DENSE]} if (place.dense, DENSE) in by_entry else {}
-        pairs = differences({name: _each(these) for name, these in {**dense, **here}.items()})
+        pairs = differences({name: each_of(these) for name, these in {**dense, **here}.items()})
         pairs |= {(b, a): -difference for (a, b), difference in pairs.items()}
         made = {name: _entry(place, name, tier_of[name], these, pairs) for name, these in here.items()}
-        rivals = {name: entry for name, entry in made.items() if name != DENSE}
+        rivals = {name: entry.mean for name, entry in made.items() if name != DENSE}
         best = best_of(rivals, pairs) if rivals else None
         for name, entry in made.items():
             rival = None if name in (DENSE, best) or best is None else pairs.get((name, best))
@@ -110,14 +109,10 @@ def _entry(
     place: Place, name: str, tier: str, cells: Sequence[Cell], pairs: Mapping[tuple[str, str], Difference]
 ) -> Entry:
     cells = tuple(sorted(cells, key=lambda cell: cell.seed))
-    each = _each(cells)
+    each = each_of(cells)
     mean = fmean(score_of(cell) for cell in cells)
     low, high = interval(each) if len(each) == len(cells) else (mean, mean)
     return Entry(place, name, tier, cells, low, high, to_dense=pairs.get((name, DENSE)))
-
-
-def _each(cells: Iterable[Cell]) -> Each:
-    return {cell.seed: np.asarray(cell.each, float) for cell in cells if len(cell.each)}
 
 
 def _unique(values: Iterable[str]) -> list[str]:

@@ -52,8 +52,10 @@ def _table(bench: Bench, model: str) -> str:
             body.append(r"\midrule")
     return "\n".join(
         [
-            r"\begin{table}",
+            r"\begin{table*}",
             r"\centering",
+            r"\footnotesize",
+            r"\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{escape(model)}: mean and standard deviation over seeds. Bold: best of a column. Underlined: "
             rf"within noise of it (95\,\% paired bootstrap).{note}}}",
             rf"\begin{{tabular}}{{l{'r' * len(places)}}}",
@@ -65,7 +67,7 @@ def _table(bench: Bench, model: str) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}",
-            r"\end{table}",
+            r"\end{table*}",
             "",
         ]
     )

@@ -9,8 +9,13 @@ from multiflow.report.bench.values import Bench
 from multiflow.report.html import percent
 from multiflow.report.records import Pruning
 from multiflow.report.values import COLLAPSED
-from multiflow.report.words import count
+from multiflow.report.words import count, listed
 from multiflow.types import Layer
+
+EVEN = 0.01
+"""Modalities whose shares of zeros differ by less are treated alike."""
+MANY = 5
+"""So many pruners are named."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,33 @@ def collapsed(found: Sequence[Spread]) -> list[tuple[str, str, str]]:
         )
         said.setdefault((spread.model, spread.pruner), []).append(f"at {percent(spread.sparsity)} {text}")
     return [(*key, "; ".join(texts)) for key, texts in said.items()]
+
+
+def uneven(found: Sequence[Spread]) -> list[str]:
+    """Return for each model of several modalities who treats them unlike, the most unlike first, at the most zeros."""
+    said = []
+    for model in dict.fromkeys(spread.model for spread in found):
+        here = [spread for spread in found if spread.model == model and len(spread.groups) > 1]
+        if not here:
+            continue
+        most = max(spread.sparsity for spread in here)
+        at = sorted((spread for spread in here if spread.sparsity == most), key=lambda spread: -_gap(spread))
+        unlike = [spread for spread in at if _gap(spread) >= EVEN]
+        shown = [f"{one.pruner} ({_shares(one)})" for one in unlike[:MANY]]
+        more = [f"{len(unlike) - MANY} more"] if len(unlike) > MANY else []
+        even = len(at) - len(unlike)
+        text = f"On {model} at {percent(most)} zeros, {even} of {len(at)} pruners spread"
+        text += f" the zeros over the modalities within {100 * EVEN:.0f} point of each other"
+        said.append(f"{text}; unevenly {listed([*shown, *more])}." if unlike else f"{text}.")
+    return said
+
+
+def _gap(spread: Spread) -> float:
+    return max(spread.groups.values()) - min(spread.groups.values())
+
+
+def _shares(spread: Spread) -> str:
+    return ", ".join(f"{group} {percent(share, 1)}" for group, share in spread.groups.items())
 
 
 def _spread(model: str, pruner: str, sparsity: float, prunings: Sequence[Pruning]) -> Spread:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from multiflow.report.bench.values import Bench, Place
-from multiflow.report.bench.words import signed
-from multiflow.report.records import DENSE
+from multiflow.report.bench.bootstrap import Difference, differences
+from multiflow.report.bench.overall import each_of
+from multiflow.report.bench.values import Bench, Entry, Place, seeds_said
+from multiflow.report.bench.words import difference_said, signed
+from multiflow.report.records import DENSE, Cell
+from multiflow.report.words import listed
 
 
 @dataclass(frozen=True)
@@ -18,25 +23,101 @@ class Curve:
     seeds: int
     points: tuple[tuple[int, float, float, float], ...]
 
+    @property
+    def steps(self) -> int:
+        """The last step of the curve."""
+        return self.points[-1][0]
+
+
+@dataclass(frozen=True)
+class Longer:
+    """A longer training of the dense model on the same data: its curve, and what it adds on the test data."""
+
+    curve: Curve
+    adds: Difference | None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The training of a task, and longer ones of the same task, model and data that the grid has beside it."""
+
+    curve: Curve
+    longer: tuple[Longer, ...] = ()
+
 
 def curves(bench: Bench) -> list[Curve]:
-    """Return the learning curve of every model and task that has one."""
-    found = []
-    for model in bench.models:
-        for track in bench.tracks(model):
-            entry = bench.entries.get((track, DENSE))
-            runs = [dict(cell.curve) for cell in entry.cells if cell.curve] if entry else []
-            steps = sorted(set.intersection(*map(set, runs))) if runs else []
-            points = [(step, [run[step] for run in runs]) for step in steps]
-            if points:
-                made = tuple((step, fmean(values), min(values), max(values)) for step, values in points)
-                found.append(Curve(track, len(runs), made))
-    return found
+    """Return the learning curve of every model and task that has one, those of dense trainings alone included."""
+    return [found for model in bench.models for t in bench.trainings(model) if (found := _curve(bench, t))]
 
 
-def verdict(curve: Curve) -> str:
-    """Return what the last third of the steps adds."""
-    last, end = curve.points[-1][0], curve.points[-1][1]
-    before = [value for step, value, *_ in curve.points if step <= 2 / 3 * last]
-    name = f"{curve.track.model}, {curve.track.task}: {curve.track.metric} {end:.1f} after {last} steps"
-    return f"{name}; the last third of them adds {signed(end - before[-1])} points." if before else f"{name}."
+def lessons(bench: Bench) -> list[Lesson]:
+    """Return the learning curves with those of dense trainings alone beside the one that they prolong."""
+    found = {curve.track: curve for curve in curves(bench)}
+    beside: dict[Place, list[Longer]] = {}
+    for track, curve in found.items():
+        if _alone(bench, track) and (short := _same_data(bench, track, list(found))):
+            adds = differences({name: each_of(_dense(bench, t).cells) for name, t in (("a", track), ("b", short))})
+            beside.setdefault(short, []).append(Longer(curve, adds.get(("a", "b"))))
+    placed = {longer.curve.track for those in beside.values() for longer in those}
+    return [Lesson(curve, tuple(beside.get(track, ()))) for track, curve in found.items() if track not in placed]
+
+
+def verdict(lesson: Lesson) -> str:
+    """Return how far the training gets, what its last part adds, and what a longer one does."""
+    curve = lesson.curve
+    track, (last, end, *_) = curve.track, curve.points[-1]
+    said = f"{track.model}, {track.task}: {track.metric} {end:.1f} on the validation data after {last} steps"
+    before = [(step, value) for step, value, *_ in curve.points if step <= 2 / 3 * last]
+    if before:
+        said += f", {signed(end - before[-1][1])} since step {before[-1][0]}"
+    for longer in lesson.longer:
+        said += f"; {longer.curve.points[-1][1]:.1f} after {longer.curve.steps}"
+        if longer.adds:
+            said += f" (on the test data {difference_said(longer.adds)}, {seeds_said(longer.adds.seeds)})"
+    return f"{said}."
+
+
+def gained(found: list[Lesson]) -> str | None:
+    """Return in one sentence what longer trainings add; None where there are none."""
+    pairs = [(lesson, longer) for lesson in found for longer in lesson.longer if longer.adds]
+    if not pairs:
+        return None
+    better = [(lesson, longer) for lesson, longer in pairs if longer.adds and longer.adds.low > 0]
+    named = [f"{a.curve.track.task} on {a.curve.track.model} {signed(b.adds.value)}" for a, b in better if b.adds]
+    begin = f"Longer training of the dense model ends higher on the test data, beyond noise, in {len(better)} of"
+    return f"{begin} {len(pairs)} comparisons{': ' * bool(named)}{listed(named)}."
+
+
+def _curve(bench: Bench, track: Place) -> Curve | None:
+    entry = bench.entries.get((track, DENSE))
+    runs = [dict(cell.curve) for cell in entry.cells if cell.curve] if entry else []
+    steps = sorted(set.intersection(*map(set, runs))) if runs else []
+    points = [(step, [run[step] for run in runs]) for step in steps]
+    made = tuple((step, fmean(values), min(values), max(values)) for step, values in points)
+    return Curve(track, len(runs), made) if made else None
+
+
+def _alone(bench: Bench, track: Place) -> bool:
+    return (track.model, track.task) in bench.dense_alone
+
+
+def _same_data(bench: Bench, track: Place, others: list[Place]) -> Place | None:
+    """The training that this one prolongs: of the same model, kind, data and metric, and shorter."""
+    wanted = _without_training(_dense(bench, track).cells[0])
+    for other in others:
+        same = (other.model, other.metric) == (track.model, track.metric) and not _alone(bench, other)
+        if same and wanted and _without_training(_dense(bench, other).cells[0]) == wanted:
+            return other
+    return None
+
+
+def _dense(bench: Bench, track: Place) -> Entry:
+    return bench.entries[track, DENSE]
+
+
+def _without_training(cell: Cell) -> str | None:
+    """What a cell is evaluated on, without how it was trained; None where its settings do not say."""
+    task = cell.settings.get("task")
+    if not isinstance(task, Mapping):
+        return None
+    return json.dumps({name: value for name, value in task.items() if name != "finetune"}, sort_keys=True, default=str)

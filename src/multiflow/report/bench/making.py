@@ -85,7 +85,11 @@ def terms() -> list[tuple[str, str]]:
             "The pruner that is ahead of most others at its place, on the seeds they share; with the same seeds "
             "everywhere that is the highest mean. The dense baseline does not take part.",
         ),
-        ("share of dense", "Score relative to the dense baseline's, mean over all tasks of a model, seeds of both."),
+        (
+            "share of the dense score",
+            "Score relative to the dense baseline's, over the seeds that both have, then the mean over tasks, or over "
+            "models and tasks, each counting alike. Chance is not taken off: a share of nothing learned is above 0.",
+        ),
         ("zeros", "Share of the prunable weights that are zero; embeddings, norms, biases and heads stay dense."),
         ("collapsed", f"At least {percent(COLLAPSED)} zeros in a layer or in a modality: hardly a signal passes."),
         (

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from multiflow.report.bench.cost import costs
 from multiflow.report.bench.doubts import cell_said, doubts, failures, gaps, incomplete
-from multiflow.report.bench.layers import collapsed, groups, spreads
-from multiflow.report.bench.learning import curves, verdict
+from multiflow.report.bench.layers import collapsed, groups, spreads, uneven
+from multiflow.report.bench.learning import gained, lessons, verdict
 from multiflow.report.bench.making import facts, shared_settings, terms, versions
 from multiflow.report.bench.tables import columns, few, rows
-from multiflow.report.bench.values import Bench, Entry
+from multiflow.report.bench.values import Bench, Entry, Overall
 from multiflow.report.bench.words import (
+    Duel,
     difference_said,
     duel,
     headline,
@@ -19,6 +20,7 @@ from multiflow.report.bench.words import (
     losses,
     place_said,
     scope,
+    seeds_of,
     standings,
     verdicts,
 )
@@ -34,6 +36,7 @@ def markdown(bench: Bench) -> str:
         "## Summary",
         headline(bench),
         scope(bench),
+        *_standings(bench),
         _list(verdicts(bench)),
         *_leaders(bench),
         "## Figures",
@@ -44,6 +47,7 @@ def markdown(bench: Bench) -> str:
         *_zeros(bench),
         *_costs(bench),
         *_learning(bench),
+        *_missing(bench),
         "## What was run",
         _table(("", ""), facts(bench)),
         "Versions: " + (", ".join(f"{name} {value}" for name, value in versions(bench)) or "none recorded") + ".",
@@ -56,16 +60,59 @@ def markdown(bench: Bench) -> str:
 
 def _first(bench: Bench) -> Iterator[str]:
     if said := incomplete(bench):
-        yield f"> **Incomplete.** {said}"
-        if lacking := gaps(bench):
-            yield "Missing:"
-            yield _list(f"tier {g.tier}, {g.model}, {g.pruner}: {g.number} of {g.of} cells, {g.what}" for g in lacking)
+        where = " What is missing is listed [below](#what-is-missing)." if gaps(bench) else ""
+        yield f"> **Incomplete.** {said}{where}"
         if ended := failures(bench):
             yield "Failed:"
             yield _list(f"{'; '.join(map(cell_said, cells))}: `{error}`" for error, cells in ended)
     if found := doubts(bench):
         yield "Before reading:"
         yield _list(found)
+
+
+def _missing(bench: Bench) -> Iterator[str]:
+    if lacking := gaps(bench):
+        yield "## What is missing"
+        yield _list(f"tier {g.tier}, {g.model}, {g.pruner}: {g.number} of {g.of} cells, {g.what}" for g in lacking)
+
+
+def _standings(bench: Bench) -> Iterator[str]:
+    ranked = standings(bench)
+    if not ranked:
+        return
+    sparsities = sorted({sparsity for sparsity, _ in bench.overall})
+    yield (
+        "From the pruner that leads most often down: to lead is to be the best of a place or within noise of it. "
+        f"Against {bench.first}: places won beyond noise / within noise / lost. Share of the dense score: mean over "
+        "all models and tasks, with its 95 % interval; **bold** is the best, _italic_ what is within noise of it, "
+        "[n] the number of seeds, where others have more."
+    )
+    yield _table(
+        ("pruner", "seeds", "leads", f"against {bench.first}", *(f"share at {percent(s)}" for s in sparsities)),
+        [
+            (
+                *(one.pruner, seeds_of(bench, one.pruner), f"{one.leads} of {one.places}"),
+                _against(duel(bench, one.pruner, bench.first or "")),
+                *(_share(bench, bench.overall.get((sparsity, one.pruner))) for sparsity in sparsities),
+            )
+            for one in ranked
+        ],
+        right=1,
+    )
+
+
+def _against(found: Duel) -> str:
+    return f"{found.wins} / {found.ties} / {found.losses}" if found.places else ""
+
+
+def _share(bench: Bench, one: Overall | None) -> str:
+    if one is None:
+        return ""
+    most = max(len(other.seeds) for (sparsity, _), other in bench.overall.items() if sparsity == one.sparsity)
+    seeds = f" [{len(one.seeds)}]" if len(one.seeds) < most else ""
+    mean = f"{one.share:.1f}"
+    mean = f"**{mean}**" if one.best else f"_{mean}_" if one.close else mean
+    return f"{mean}{seeds} ({one.low:.1f} to {one.high:.1f})"
 
 
 def _leaders(bench: Bench) -> Iterator[str]:
@@ -119,10 +166,7 @@ def _wins(bench: Bench) -> Iterator[str]:
     found = {(a, b): duel(bench, a, b) for a in names for b in names if a != b}
     yield _table(
         ("", *names),
-        [
-            (a, *("" if a == b else f"{found[a, b].wins} / {found[a, b].ties} / {found[a, b].losses}" for b in names))
-            for a in names
-        ],
+        [(a, *("" if a == b else _against(found[a, b]) for b in names)) for a in names],
         right=1,
     )
 
@@ -134,6 +178,7 @@ def _zeros(bench: Bench) -> Iterator[str]:
     yield "## Where the zeros went"
     gone = collapsed(found)
     yield _list(f"{model}, {pruner}: {what}" for model, pruner, what in gone) if gone else "Nothing collapsed."
+    yield _list(uneven(found))
     for model in dict.fromkeys(spread.model for spread in found):
         here = [spread for spread in found if spread.model == model]
         yield f"### {model}"
@@ -156,7 +201,10 @@ def _costs(bench: Bench) -> Iterator[str]:
     if not found:
         return
     yield "## Cost against quality"
-    yield "Seconds for the masks of all sparsities; share of the dense score, mean over tasks."
+    yield (
+        "Seconds for the masks of all sparsities; share of the dense score, mean over tasks. The memory is the most "
+        "that the whole process held, which may hold what it computed before."
+    )
     for model in dict.fromkeys(cost.model for cost in found):
         sparsities = bench.sparsities(model)
         head = ("pruner", "calibration s", "selection s", "pairs", "peak memory", *(percent(s) for s in sparsities))
@@ -177,9 +225,11 @@ def _costs(bench: Bench) -> Iterator[str]:
 
 
 def _learning(bench: Bench) -> Iterator[str]:
-    if found := curves(bench):
+    if found := lessons(bench):
         yield "## How long to fine-tune"
-        yield _list(verdict(curve) for curve in found)
+        yield "The dense models on the validation data; every cell of a task is fine-tuned for as many steps."
+        yield gained(found) or ""
+        yield _list(verdict(lesson) for lesson in found)
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]], right: int = 99) -> str:

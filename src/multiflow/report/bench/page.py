@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from multiflow.report.bench.cost import total_seconds
 from multiflow.report.bench.doubts import cell_said, doubts, failures, gaps, incomplete
 from multiflow.report.bench.making import duration, facts, shared_settings, terms, versions
-from multiflow.report.bench.page_cost import cost, learning
+from multiflow.report.bench.page_cost import cost
+from multiflow.report.bench.page_learning import learning
 from multiflow.report.bench.page_quality import duels, figures, quality
+from multiflow.report.bench.page_summary import summary
 from multiflow.report.bench.page_zeros import zeros
 from multiflow.report.bench.values import Bench
-from multiflow.report.bench.words import difference_said, headline, leaders, losses, place_said, scope, verdicts
-from multiflow.report.html import Content, Markup, definitions, join, page, section, tag
+from multiflow.report.bench.words import headline, scope
+from multiflow.report.html import Content, Markup, coloured, definitions, page, section, tag
 from multiflow.report.palette import DENSE as DENSE_LOOK
 from multiflow.report.palette import Look, looks
 from multiflow.report.records import DENSE
@@ -27,7 +29,7 @@ def bench_page(bench: Bench) -> str:
     """Return ``report.html``: one file that loads nothing from anywhere."""
     styles = {DENSE: DENSE_LOOK, **looks(name for name in bench.pruners if name != DENSE)}
     sections = [
-        _summary(bench, styles),
+        summary(bench, styles),
         figures(bench, styles),
         quality(bench, styles),
         duels(bench, styles),
@@ -105,34 +107,6 @@ def _contents(sections: list[Markup | None]) -> Markup:
     return tag("nav", [tag("a", Markup(head[2]), href=f"#{head[1]}") for head in heads if head], aria_label="contents")
 
 
-def _summary(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
-    if not bench.places:
-        return None
-
-    def items(texts: Iterator[str] | list[str]) -> list[Markup]:
-        return [tag("li", _coloured(text, styles)) for text in texts]
-
-    behind = losses(bench)
-    against = [f"{place_said(place)}: {name} {difference_said(d)}" for place, name, d in behind]
-    first = bench.first or ""
-    return section(
-        "Summary",
-        tag("ul", items(verdicts(bench)), class_="said-list"),
-        tag("h3", "Place by place"),
-        tag(
-            "dl",
-            [
-                tag("div", tag("dt", place_said(place)), tag("dd", _coloured(text, styles)))
-                for place, text in leaders(bench)
-            ],
-            class_="places",
-        ),
-        tag("h3", f"Where {first} is behind another pruner beyond noise"),
-        _folded(items(against), "comparisons") or tag("p", "Nowhere.", class_="lead"),
-        id="summary",
-    )
-
-
 def _making(bench: Bench) -> Markup:
     shared = shared_settings(bench)
     return section(
@@ -151,9 +125,4 @@ def _making(bench: Bench) -> Markup:
 
 
 def _coloured(text: str, styles: Mapping[str, Look]) -> Markup:
-    """Return a sentence with the names of the pruners in their colours."""
-    names = "|".join(re.escape(name) for name in sorted(styles, key=len, reverse=True) if name != DENSE)
-    if not names:
-        return join(text)
-    pieces = re.split(rf"(?<![\w+-])({names})(?![\w+-])", text)
-    return join([tag("span", p, class_=f"c-{styles[p].colour}") if i % 2 else p for i, p in enumerate(pieces)])
+    return coloured(text, {name: look.colour for name, look in styles.items() if name != DENSE})

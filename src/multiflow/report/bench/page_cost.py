@@ -1,12 +1,11 @@
-"""Sections of the page about cost against quality and about the length of fine-tuning."""
+"""The section of the page about cost against quality."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from multiflow.report.bench.cost import Cost, costs
-from multiflow.report.bench.learning import Curve, curves, verdict
-from multiflow.report.bench.page_quality import NONE, figure_of, in_tier
+from multiflow.report.bench.page_quality import NONE, in_tier
 from multiflow.report.bench.values import Bench
 from multiflow.report.html import Column, Markup, number, percent, seconds, section, size, table, tag
 from multiflow.report.palette import Look
@@ -15,7 +14,6 @@ from multiflow.report.words import count
 
 LEAST = 0.01
 """Seconds that the logarithmic axis begins at."""
-TRAINING = Look("blue", "circle")
 
 
 def cost(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
@@ -29,26 +27,11 @@ def cost(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
         charts += [_scatter(bench, styles, here, sparsity) for sparsity in bench.sparsities(model)]
         tables.append((tag("h3", model), _table(bench, styles, here)))
     lead = (
-        "Calibration and selection, for the masks of all sparsities together, against the score relative to the dense "
-        "baseline, mean over all tasks of the model. Above and to the left is better. Pruners that lack a task at a "
-        "sparsity have no point there."
+        "Does a dearer pruner give a better model? The seconds are those of calibration and selection, for the masks "
+        "of all sparsities together; the height is the score relative to the dense baseline, mean over all tasks of "
+        "the model. Above and to the left is better. Pruners that lack a task at a sparsity have no point there."
     )
     return section("Cost against quality", tag("div", charts, class_="charts"), tables, id="cost", lead=lead)
-
-
-def learning(bench: Bench) -> Markup | None:
-    """Return the section of the dense learning curves."""
-    found = curves(bench)
-    if not found:
-        return None
-    lead = (
-        "The dense models on the validation data, mean over seeds; whiskers reach from the lowest seed to the highest. "
-        "Every cell of a task is fine-tuned for as many steps."
-    )
-    said = tag("ul", [tag("li", verdict(curve)) for curve in found], class_="said-list")
-    return section(
-        "How long to fine-tune", tag("div", map(_curve, found), class_="charts"), said, id="learning", lead=lead
-    )
 
 
 def _scatter(bench: Bench, styles: Mapping[str, Look], found: Sequence[Cost], sparsity: float) -> Markup | None:
@@ -95,12 +78,17 @@ def _table(bench: Bench, styles: Mapping[str, Look], found: Sequence[Cost]) -> M
 
     columns = (
         Column("pruner", lambda item: name(item.pruner, styles[item.pruner]), lambda item: item.pruner, class_="first"),
-        _amount("calibration", "seconds of the pass over the data", lambda item: item.calibration, seconds),
+        _amount("calibration", "seconds of the pass over the data", lambda item: item.calibration, _or_none),
         _amount("selection", "seconds of scores, budgets and masks", lambda item: item.selection, seconds),
         _amount(
             "pairs", "calibration pairs", lambda item: item.pairs, lambda value: number(value) if value else "none"
         ),
-        _amount("peak memory", "of the process", lambda item: item.peak_memory, size),
+        _amount(
+            "peak memory",
+            "the most the whole process held, with what it kept of cells before",
+            lambda item: item.peak_memory,
+            size,
+        ),
         _amount("a cell", "mean seconds of fine-tuning and evaluation", lambda item: item.cell or 0.0, seconds),
         *map(kept, bench.sparsities(model)),
     )
@@ -108,15 +96,9 @@ def _table(bench: Bench, styles: Mapping[str, Look], found: Sequence[Cost]) -> M
     return table(columns, found, caption=caption, attributes=lambda item: in_tier(bench, item.pruner))
 
 
+def _or_none(value: float) -> str:
+    return seconds(value) if value else "none"
+
+
 def _amount(title: str, hint: str, value, show) -> Column:  # type: ignore[no-untyped-def]
     return Column(title, lambda item: show(value(item)), value, hint, "number")
-
-
-def _curve(curve: Curve) -> Markup:
-    points = tuple(
-        Point(step, mean, low, high, f"step {step}: {mean:.1f} ({count(curve.seeds, 'seed')}, {low:.1f} to {high:.1f})")
-        for step, mean, low, high in curve.points
-    )
-    title = f"{curve.track.model}, {curve.track.task}: {curve.track.metric}"
-    last = max(curve.points[-1][0], 1)
-    return figure_of(title, [Series("dense", TRAINING, points)], (), lambda: round_axis("steps", 0, last))

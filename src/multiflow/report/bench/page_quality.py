@@ -39,9 +39,12 @@ def figures(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
 
 def tiers(bench: Bench) -> Markup | None:
     """Return the buttons that choose a tier."""
-    if len(bench.tiers) < 2:
+    with_rows = [
+        tier for tier in bench.tiers if tier in {bench.tier_of[name] for name in bench.pruners if name != DENSE}
+    ]
+    if len(with_rows) < 2:
         return None
-    choices = [("", "all tiers"), *((tier, f"tier {tier}") for tier in bench.tiers)]
+    choices = [("", "all tiers"), *((tier, f"tier {tier}") for tier in with_rows)]
     buttons = [
         tag("button", text, type="button", data_choose=tier, aria_pressed="false" if tier else "true")
         for tier, text in choices
@@ -59,9 +62,9 @@ def quality(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
     tracks = dict.fromkeys(place.dense for place in bench.places)
     charts = [_curves(bench, styles, track) for track in tracks]
     lead = (
-        "Whiskers are 95 % intervals over test items and seeds; those of two pruners may overlap where their paired "
-        "difference is beyond noise, which the table says. Grey lines are the other pruners: point at one to see "
-        "which. An axis may begin above 0."
+        "How much of the dense model is left as zeros are added. Whiskers are 95 % intervals over test items and "
+        "seeds; those of two pruners may overlap where their paired difference is beyond noise, which the table says. "
+        "Grey lines are the other pruners: point at one to see which. An axis may begin above 0."
     )
     made = tag("div", charts, class_="charts")
     return section("Quality against sparsity", made, id="quality", lead=lead) if charts else None
@@ -110,17 +113,20 @@ def duels(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
         "places where it is the best or within noise of the best",
         "number",
     )
-    columns_ = (_names(styles), lead_column, *map(against, names))
+    columns_ = (names_column(styles), lead_column, *map(against, names))
     caption = "Places won / lost beyond noise, row against column, over all models, tasks and sparsities both have"
     made = table(columns_, ranked, caption=caption, attributes=lambda row: in_tier(bench, row.pruner), id="duel-table")
     lead = (
-        "Each pair is compared at every place that both have, on the seeds that both have. The rest up to the number "
+        "How often the pruner of a row is ahead of that of a column, and how often behind. Each pair is compared at "
+        "every place that both have, on the seeds that both have. The rest up to the number "
         "of places is within noise. Blue: the row is ahead; amber: behind."
     )
     return section("Who beats whom", made, id="duels", lead=lead)
 
 
-def _names(styles: Mapping[str, Look]) -> Column:
+def names_column(styles: Mapping[str, Look]) -> Column:
+    """Return the first column of a table of pruners."""
+
     def show(row: Row | Standing) -> Markup:
         return tag("span", name(row.pruner, styles[row.pruner]), data_name=row.pruner)
 
@@ -132,7 +138,7 @@ def _model(bench: Bench, styles: Mapping[str, Look], model: str) -> Markup:
     tier = Column("tier", lambda row: "" if row.pruner == DENSE else row.tier, lambda row: row.tier, class_="tier")
     made = table(
         (
-            _names(styles),
+            names_column(styles),
             *([tier] if len(bench.tiers) > 1 else []),
             *(_figure(bench, p, i) for i, p in enumerate(places)),
         ),
@@ -156,7 +162,7 @@ def _figure(bench: Bench, place: Place, i: int) -> Column:
 
     def tip(row: Row) -> str | None:
         entry = row.entries[i]
-        return entry_said(entry) if entry else STATES[row.states[i]][1]
+        return entry_said(entry, bench) if entry else STATES[row.states[i]][1]
 
     def key(row: Row) -> float:
         entry = row.entries[i]
@@ -169,7 +175,7 @@ def _figure(bench: Bench, place: Place, i: int) -> Column:
 def _curves(bench: Bench, styles: Mapping[str, Look], track: Place) -> Markup:
     places = [place for place in bench.places if place.dense == track]
     series = [
-        Series(rival, styles[rival], tuple(map(_point, found)), quiet=rival not in bench.loud)
+        Series(rival, styles[rival], tuple(_point(bench, entry) for entry in found), quiet=rival not in bench.loud)
         for rival in bench.rivals
         if (found := [bench.entries[place, rival] for place in places if (place, rival) in bench.entries])
     ]
@@ -188,5 +194,5 @@ def figure_of(title: str, series: Sequence[Series], references: Sequence[Referen
     return tag("figure", tag("figcaption", title), drawing)
 
 
-def _point(entry: Entry) -> Point:
-    return Point(entry.place.sparsity, entry.mean, entry.low, entry.high, entry_said(entry))
+def _point(bench: Bench, entry: Entry) -> Point:
+    return Point(entry.place.sparsity, entry.mean, entry.low, entry.high, entry_said(entry, bench))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from multiflow.report.bars import layer_bars
-from multiflow.report.bench.layers import Spread, collapsed, groups, spreads
+from multiflow.report.bench.layers import EVEN, Spread, collapsed, groups, spreads, uneven
 from multiflow.report.bench.page_quality import in_tier
 from multiflow.report.bench.values import Bench, seeds_said
-from multiflow.report.html import Column, Content, Markup, percent, section, table, tag
+from multiflow.report.html import Column, Content, Markup, coloured, number, percent, section, table, tag
 from multiflow.report.palette import Look
+from multiflow.report.records import DENSE
 from multiflow.report.svg import name
 from multiflow.report.values import COLLAPSED
 from multiflow.report.words import count
@@ -31,11 +32,12 @@ def zeros(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
             folded = tag("details", tag("summary", f"layers of {pruners} on {model}"), _bars(quiet, styles))
         made.append((tag("h3", model), _table(bench, here, styles), _bars(loud, styles), folded))
     lead = (
-        "The share of zeros in each modality, then one bar a layer. Dashed is what was asked for, solid what each "
-        "modality got. ",
+        "Did some part of the model lose more than its share? The table has the share of zeros of each modality, "
+        "amber the more a modality lost beyond what was asked for; below it is one bar a layer, dashed what was asked "
+        "for, solid what each modality got. ",
         tag("span", f"Red with a flag is collapsed: at least {percent(COLLAPSED)} zeros.", class_="gone"),
     )
-    return section("Where the zeros went", _verdict(found, styles), made, id="zeros", lead=lead)
+    return section("Where the zeros went", _verdict(found, styles), _uneven(found, styles), made, id="zeros", lead=lead)
 
 
 def _verdict(found: Sequence[Spread], styles: Mapping[str, Look]) -> Markup:
@@ -45,6 +47,11 @@ def _verdict(found: Sequence[Spread], styles: Mapping[str, Look]) -> Markup:
         return tag("p", tag("b", "Nothing collapsed: "), text, class_="verdict good")
     items = [tag("li", name(pruner, styles[pruner]), f" on {model} {what}") for model, pruner, what in gone]
     return tag("div", tag("b", "Collapsed"), tag("ul", items), class_="verdict bad")
+
+
+def _uneven(found: Sequence[Spread], styles: Mapping[str, Look]) -> Markup:
+    colours = {pruner: look.colour for pruner, look in styles.items() if pruner != DENSE}
+    return tag("ul", [tag("li", coloured(text, colours)) for text in uneven(found)], class_="said-list")
 
 
 def _table(bench: Bench, found: Sequence[Spread], styles: Mapping[str, Look]) -> Markup:
@@ -59,7 +66,13 @@ def _table(bench: Bench, found: Sequence[Spread], styles: Mapping[str, Look]) ->
 
         def show(pruner: str) -> Content:
             got = value(pruner)
-            return None if got is None else tag("span", percent(got, 1), class_="gone" if got >= COLLAPSED else None)
+            if got is None:
+                return None
+            lean = (got - sparsity) / (1 - sparsity)
+            tinted = got - sparsity > EVEN / 2
+            look = "lean flat gone" if got >= COLLAPSED else "lean down" if tinted else "lean flat"
+            ground = f"--lean:{number(60 * lean, 0)}%" if tinted else None
+            return tag("span", percent(got, 1), class_=look, style=ground)
 
         def tip(pruner: str) -> str | None:
             spread = by_pruner[pruner].get(sparsity)

@@ -1,4 +1,4 @@
-"""The tables of all figures: what Markdown, HTML and LaTeX show alike, and the two CSV files."""
+"""The tables of all figures: what Markdown, HTML and LaTeX show alike, and the CSV files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from multiflow.report.bench.bootstrap import Difference
 from multiflow.report.bench.values import Bench, Entry, Place
+from multiflow.report.bench.words import duel
 from multiflow.report.records import DENSE, Cell
 
 
@@ -90,6 +92,24 @@ def tables_csv(bench: Bench) -> str:
         ]
 
     return _csv(head, map(line, bench.entries.values()))
+
+
+def pairs_csv(bench: Bench) -> str:
+    """Return one line a pair of pruners and sparsity: places won, level and lost, and the difference over all of them.
+
+    ``share`` is the difference of the shares of the dense score, mean over all models and tasks, in points of percent.
+    """
+    head = ["sparsity", "a", "b", "places", "wins", "ties", "losses", "share", "share_low", "share_high", "seeds"]
+    lines = []
+    for sparsity in sorted({place.sparsity for place in bench.places}):
+        for a, b in combinations(bench.rivals, 2):
+            found = duel(bench, a, b, sparsity)
+            difference = bench.overall_differences.get((sparsity, a, b))
+            seeds = difference and " ".join(map(str, difference.seeds))
+            if found.places:
+                counts = (found.places, found.wins, found.ties, found.losses)
+                lines.append([sparsity, a, b, *counts, *_ends(difference), seeds])
+    return _csv(head, lines)
 
 
 def cells_csv(bench: Bench) -> str:

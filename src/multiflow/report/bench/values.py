@@ -81,6 +81,38 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Overall:
+    """What one pruner keeps of the dense score at one sparsity, mean over all models and tasks.
+
+    Args:
+        sparsity: asked for.
+        pruner: name in the grid.
+        share: percent of the dense score, each model and task counting alike.
+        low: its 95 % interval over seeds and items.
+        high: its other end.
+        seeds: those that it and the dense baseline have of all models and tasks.
+        places: number of models and tasks.
+        to_best: this minus the best of the sparsity, in points; None for the best, and without a seed in common.
+        best: whether it is the best.
+    """
+
+    sparsity: float
+    pruner: str
+    share: float
+    low: float
+    high: float
+    seeds: tuple[int, ...]
+    places: int
+    to_best: Difference | None = None
+    best: bool = False
+
+    @property
+    def close(self) -> bool:
+        """Whether it is not the best, but the difference may be luck."""
+        return self.to_best is not None and self.to_best.high >= 0
+
+
+@dataclass(frozen=True)
 class Bench:
     """Everything a benchmark found so far.
 
@@ -98,6 +130,10 @@ class Bench:
         tier_of: pruner -> the first tier that has it.
         entries: (place, pruner) -> what it reaches, in the order of the grid.
         differences: (place, a, b) -> a minus b, both ways round.
+        overall: (sparsity, pruner) -> what it keeps of the dense score; of pruners that have every model and task.
+        overall_differences: (sparsity, a, b) -> a minus b of that, both ways round.
+        dense_alone: (model, task) that the grid has dense cells of and no others, on a model that it prunes elsewhere:
+            trainings to look at, such as a longer one, and no places.
     """
 
     title: str
@@ -113,6 +149,9 @@ class Bench:
     tier_of: Mapping[str, str]
     entries: Mapping[tuple[Place, str], Entry] = field(repr=False)
     differences: Mapping[tuple[Place, str, str], Difference] = field(repr=False)
+    overall: Mapping[tuple[float, str], Overall] = field(repr=False, default_factory=dict)
+    overall_differences: Mapping[tuple[float, str, str], Difference] = field(repr=False, default_factory=dict)
+    dense_alone: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def places(self) -> list[Place]:
@@ -154,6 +193,10 @@ class Bench:
 
     def tracks(self, model: str) -> list[Place]:
         """Return the tasks of a model, each with its metric, as the places of their dense baselines."""
+        return [track for track in self.trainings(model) if (model, track.task) not in self.dense_alone]
+
+    def trainings(self, model: str) -> list[Place]:
+        """Return the tasks of a model, those that only the dense model does included."""
         return list(dict.fromkeys(place.dense for place, _ in self.entries if place.model == model))
 
     def sparsities(self, model: str) -> list[float]:

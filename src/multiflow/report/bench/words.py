@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from multiflow.report.bench.bootstrap import Difference
-from multiflow.report.bench.values import Bench, Entry, Place
+from multiflow.report.bench.values import Bench, Entry, Overall, Place, seeds_said
 from multiflow.report.html import percent
 from multiflow.report.records import DENSE
 from multiflow.report.words import count, listed
@@ -53,9 +53,16 @@ def standings(bench: Bench) -> list[Standing]:
     return sorted(found, key=lambda s: (-s.leads / max(s.places, 1), -s.best, -s.places))
 
 
-def duel(bench: Bench, a: str, b: str) -> Duel:
-    """Return how often ``a`` is ahead of ``b`` beyond noise, within it, and behind."""
-    found = [bench.differences[place, a, b] for place in bench.places if (place, a, b) in bench.differences]
+def seeds_of(bench: Bench, pruner: str) -> str:
+    """Write how many seeds the means of a pruner are over: ``3``, or ``1 to 3`` where that differs."""
+    numbers = {len(entry.cells) for (_, name), entry in bench.entries.items() if name == pruner}
+    return f"{min(numbers)} to {max(numbers)}" if len(numbers) > 1 else str(*numbers)
+
+
+def duel(bench: Bench, a: str, b: str, sparsity: float | None = None) -> Duel:
+    """Return how often ``a`` is ahead of ``b`` beyond noise, within it, and behind; at one sparsity or at all."""
+    places = [place for place in bench.places if sparsity in (None, place.sparsity)]
+    found = [bench.differences[place, a, b] for place in places if (place, a, b) in bench.differences]
     wins, losses = sum(d.low > 0 for d in found), sum(d.high < 0 for d in found)
     return Duel(wins, len(found) - wins - losses, losses)
 
@@ -78,12 +85,15 @@ def headline(bench: Bench) -> str:
     rest = [f"{s.pruner}{few[s.pruner]} {said[s.pruner]}" for s in next_]
     if first is not top and first not in next_:
         rest.append(f"{first.pruner}{few[first.pruner]} {said[first.pruner]}")
-    return f"{begin}{', ' * bool(rest)}{listed(rest) if rest else ''}."
+    partly = [s for s in ranked if s.places < whole and s.leads * top.places > top.leads * s.places][:2]
+    named = [f"{s.pruner}{few[s.pruner]} {said[s.pruner]}" for s in partly if s is not first]
+    more = f" Of those compared at fewer places, {listed(named)}." if named else ""
+    return f"{begin}{', ' * bool(rest)}{listed(rest) if rest else ''}.{more}"
 
 
 def scope(bench: Bench) -> str:
     """Return what was compared."""
-    tasks = list(dict.fromkeys(cell.task for cell in bench.expected))
+    tasks = list(dict.fromkeys(c.task for c in bench.expected if (c.model, c.task) not in bench.dense_alone))
     sparsities = sorted({cell.sparsity for cell in bench.expected if cell.pruner != DENSE})
     pruners = count(len([name for name in bench.pruners if name != DENSE]), "pruner")
     at = f" at {listed([percent(s) for s in sparsities])} zeros" if sparsities else ""
@@ -116,7 +126,7 @@ def verdicts(bench: Bench) -> list[str]:
     first = bench.first
     if first is None:
         return []
-    said = []
+    said = list(overall_said(bench))
     duels = {name: duel(bench, first, name) for name in bench.rivals if name != first}
     ahead = [f"{name} ({d.wins} of {d.places})" for name, d in duels.items() if 2 * d.wins > d.places]
     behind = [f"{name} ({d.losses} of {d.places})" for name, d in duels.items() if 2 * d.losses > d.places]
@@ -126,21 +136,55 @@ def verdicts(bench: Bench) -> list[str]:
         if d.places and 2 * max(d.wins, d.losses) <= d.places
     ]
     if ahead:
-        said.append(f"At most places {first} is ahead, beyond noise, of {listed(ahead)}.")
-    if level:
-        said.append(f"No such majority either way against {listed(level)}.")
+        said.append(f"{first} is ahead beyond noise, at more than half of the places, of {listed(ahead)}.")
     if behind:
-        said.append(f"At most places {first} is behind, beyond noise, {listed(behind)}.")
+        said.append(f"{first} is behind beyond noise, at more than half of the places, {listed(behind)}.")
+    if level:
+        said.append(f"Neither is ahead beyond noise at more than half of the places: {first} and {listed(level)}.")
+    matched = []
     for model in bench.models:
         for sparsity in bench.sparsities(model):
             places = [p for p in bench.places_of(model) if p.sparsity == sparsity and (p, first) in bench.entries]
-            same = [p for p in places if (d := bench.entries[p, first].to_dense) and d.high >= 0]
-            if same:
-                tasks = listed([p.task for p in same])
-                said.append(
-                    f"{first} at {percent(sparsity)} on {model} is not below the dense model beyond noise: {tasks}."
-                )
+            same = [p.task for p in places if (d := bench.entries[p, first].to_dense) and d.high >= 0]
+            matched += [f"{listed(same)} on {model} at {percent(sparsity)}"] * bool(same)
+    if matched:
+        said.append(f"{first} is not below the dense model, beyond noise, in {listed(matched)}.")
     return said
+
+
+def overall_said(bench: Bench) -> Iterator[str]:
+    """Yield for each sparsity who keeps the most of the dense score over all models and tasks, and who as much."""
+    for sparsity in sorted({sparsity for sparsity, _ in bench.overall}):
+        here = [one for (s, _), one in bench.overall.items() if s == sparsity]
+        best = next(one for one in here if one.best)
+        most = max(len(one.seeds) for one in here)
+
+        def write(one: Overall, most: int = most) -> str:
+            seeds = f", {count(len(one.seeds), 'seed')}" if len(one.seeds) < most else ""
+            return f"{one.pruner} ({one.share:.1f}\N{NO-BREAK SPACE}%{seeds})"
+
+        close = [write(one) for one in sorted(here, key=lambda one: -one.share) if one.close]
+        level = f"; within noise of it {listed(close)}" if close else ", beyond noise" * (len(here) > 1)
+        ground = count(best.places, "model and task", "models and tasks")
+        shared = " on the seeds that all share," if len(best.seeds) < most else ""
+        begin = f"At {percent(sparsity)} zeros, over {ground},{shared}"
+        yield f"{begin} {write(best)} keeps the most of the dense score{level}."
+
+
+def overall_text(bench: Bench, one: Overall) -> str:
+    """Write all that is known of an overall share, for hover texts."""
+    parts = [
+        f"{one.pruner}, {percent(one.sparsity)} zeros: {one.share:.1f}\N{NO-BREAK SPACE}% of the dense score "
+        f"(95\N{NO-BREAK SPACE}% interval {one.low:.1f} to {one.high:.1f}), mean over "
+        f"{count(one.places, 'model and task', 'models and tasks')}, {seeds_said(one.seeds)}"
+    ]
+    if one.best:
+        parts.append("best here")
+    elif one.to_best:
+        parts.append(f"{'within noise of' if one.close else 'behind'} the best: {difference_said(one.to_best)}")
+    if difference := bench.overall_differences.get((one.sparsity, one.pruner, bench.first or "")):
+        parts.append(f"to {bench.first} on {seeds_said(difference.seeds)} {difference_said(difference)}")
+    return "; ".join(parts)
 
 
 def losses(bench: Bench) -> list[tuple[Place, str, Difference]]:
@@ -178,8 +222,8 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") if round(value, 1) else "0.0"
 
 
-def entry_said(entry: Entry) -> str:
-    """Write all that is known of an entry, for hover texts."""
+def entry_said(entry: Entry, bench: Bench | None = None) -> str:
+    """Write all that is known of an entry, for hover texts; with the benchmark, against its first pruner too."""
     place = entry.place
     where = f"{entry.pruner}, {percent(place.sparsity)} zeros" if entry.pruner != DENSE else DENSE
     end = f" to {entry.high:.1f}" if entry.low < entry.high else ""
@@ -193,6 +237,8 @@ def entry_said(entry: Entry) -> str:
     elif entry.to_best:
         noise = "within noise of the best" if entry.close else "behind the best"
         parts.append(f"{noise}: {difference_said(entry.to_best)}")
+    if bench and (difference := bench.differences.get((place, entry.pruner, bench.first or ""))):
+        parts.append(f"to {bench.first} on {seeds_said(difference.seeds)} {difference_said(difference)}")
     return "; ".join(parts)
 
 

@@ -10,7 +10,7 @@ from multiflow.report.bench.gather import gather
 from multiflow.report.bench.latex import tables_tex
 from multiflow.report.bench.markdown import markdown
 from multiflow.report.bench.page import bench_page
-from multiflow.report.bench.tables import cells_csv, tables_csv
+from multiflow.report.bench.tables import cells_csv, pairs_csv, tables_csv
 from multiflow.report.records import Cell, Pruning
 
 
@@ -22,7 +22,7 @@ def write_report(
     title: str,
     notes: Sequence[str] = (),
 ) -> list[Path]:
-    """Write ``report.html``, ``report.md``, ``tables.csv``, ``cells.csv`` and ``tables.tex``; return their paths.
+    """Write ``report.html``, ``report.md``, three CSV files and ``tables.tex``; return their paths.
 
     Args:
         cells: what was computed, failed cells included, in the order of the file.
@@ -40,6 +40,7 @@ def write_report(
         "report.html": bench_page(bench),
         "report.md": markdown(bench),
         "tables.csv": tables_csv(bench),
+        "pairs.csv": pairs_csv(bench),
         "cells.csv": cells_csv(bench),
         "tables.tex": tables_tex(bench),
     }

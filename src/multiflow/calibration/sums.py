@@ -1,0 +1,180 @@
+"""Sums over the inputs of layers: of squares for ``input_norm``, of all pairs of features for ``input_moment``.
+
+Squares take O(in_features) memory a layer, products O(in_features^2): how much is announced before the first batch,
+and more than there is refused.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from multiflow.calibration.memory import announce, check_fits, free_memory
+from multiflow.calibration.stats import Stats, sum_stats_
+from multiflow.errors import MultiflowError
+from multiflow.ranks import exchange
+from multiflow.types import Layout
+
+NORM, MOMENT = "input_norm", "input_moment"
+CHUNK = 128  # tokens squared at a time
+BLOCK = 768  # features; of a wider product, which is symmetric, only the blocks on and above the diagonal are computed
+NONE = 1 << 62
+
+
+def sums_size(layout: Layout, names: Sequence[str]) -> int:
+    """Return the bytes that the sums of these statistics take while they are measured.
+
+    A sum is float64; beside those of all layers there is one float32 product for each width of input.
+    """
+    columns = [layer.shape[1] for layer in layout.layers]
+    norms = sum(8 * width for width in columns) + sum((8 + 4 * CHUNK) * width for width in set(columns))
+    moments = sum(8 * width**2 for width in columns) + sum(4 * width**2 for width in set(columns))
+    return (NORM in names) * norms + (MOMENT in names) * moments
+
+
+def check_sums_fit(layout: Layout, names: Sequence[str], device: torch.device) -> None:
+    """Announce the memory of the products before they are measured; more than there is free is an error."""
+    if MOMENT not in names:
+        return
+    size, what = sums_size(layout, names), f"{MOMENT} of {len(layout)} layers"
+    advice = f"leave wide layers dense with Adapter(exclude=...), or take a pruner that needs no {MOMENT}"
+    check_fits(f"the sums for {what}", size, free_memory(device), advice)
+    announce(f"calibration holds {what}", size)
+
+
+class Sums:
+    """Sums of squares, of products, or both, of every layer's inputs.
+
+    All that outlives a forward is allocated before the first one: small tensors kept between the large ones of a
+    forward would pin the memory that those leave behind.
+
+    Args:
+        names: the statistics, ``input_norm`` and ``input_moment`` or one of them.
+        layout: the layers to measure.
+        device: where the inputs are, and the sums.
+        start: statistics to go on from.
+    """
+
+    def __init__(self, names: Sequence[str], layout: Layout, device: torch.device, start: Stats | None = None) -> None:
+        widths = {layer.shape[1] for layer in layout.layers}
+        self._layout = layout
+        self._layer = {path: layer.name for layer in layout.layers for path in layer.paths}
+        self._counts = dict.fromkeys(layout, 0)
+        self._sums: dict[str, dict[str, Tensor]] = {}
+        self._totals: dict[str, dict[int, Tensor]] = {}  # of one input, by its width
+        for name in names:
+            order, dtype = (1, torch.float64) if name == NORM else (2, torch.float32)
+            shapes = {layer.name: [layer.shape[1]] * order for layer in layout.layers}
+            self._sums[name] = {
+                n: torch.zeros(shape, dtype=torch.float64, device=device) for n, shape in shapes.items()
+            }
+            self._totals[name] = {w: torch.zeros([w] * order, dtype=dtype, device=device) for w in widths}
+        self._buffers = {w: torch.zeros(CHUNK, w, device=device) for w in widths if NORM in names}
+        if start:
+            for name in names:
+                for layer, total in start.sums[name].items():
+                    self._sums[name][layer].copy_(total)
+                self._counts.update(start.counts[name])
+        self._padded: dict[str, str] = {}  # layers that saw a batch of padding alone, and its stream
+        self._measured: list[str] = []  # the layers of one batch's measurements, in the order of the forward
+        self._bad = torch.full((), NONE, device=device)  # which of them was the first with NaN or Inf
+        self._last: tuple[weakref.ref[Tensor] | None, int, Tensor | None, int] = (None, 0, None, 0)
+
+    def add(self, path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> None:
+        """Add the squares, or products, of one input ``(..., in)`` over its real tokens."""
+        layer, width = self._layer[path], value.shape[-1]
+        version = -1 if value.is_inference() else value._version  # inference tensors do not say when they change
+        before, at, under, count = self._last
+        if before is None or before() is not value or version < 0 or at != version or under is not mask:
+            tokens = _real_tokens(path, value, mask, stream)
+            for name, totals in self._totals.items():
+                self._measure(name, tokens, totals[width])
+            count = len(tokens)
+            self._last = (weakref.ref(value), version, mask, count)
+            self._measured.append(layer)
+        for name, totals in self._totals.items():
+            self._sums[name][layer] += totals[width]
+        self._counts[layer] += count
+        if stream and not count:
+            self._padded[layer] = stream
+
+    def _measure(self, name: str, tokens: Tensor, total: Tensor) -> None:
+        """Sum what a statistic sums of ``(tokens, in)`` into ``total``, and note whether it is finite."""
+        if name == NORM:
+            self._squares(tokens, total)
+        else:
+            products(tokens.float(), total)
+        self._bad.copy_(torch.where(total.sum().isfinite(), self._bad, self._bad.clamp(max=len(self._measured))))
+
+    def _squares(self, tokens: Tensor, total: Tensor) -> None:
+        if tokens.device.type != "cpu":
+            total.copy_(torch.linalg.vector_norm(tokens, dim=0, dtype=torch.float32).square())
+            return
+        # some tokens at a time into a buffer that stays in the cache: no copy of the input is made
+        buffer = self._buffers[tokens.shape[1]].zero_()
+        for chunk in tokens.split(CHUNK):
+            chunk = chunk.float()
+            buffer[: len(chunk)].addcmul_(chunk, chunk)
+        torch.sum(buffer, 0, dtype=torch.float64, out=total)
+
+    def check(self, batch: int) -> None:
+        """Stop at the first batch whose inputs hold NaN or Inf, naming the first layer that saw it."""
+        bad = int(self._bad)
+        if bad != NONE:
+            raise MultiflowError(
+                f"NaN or Inf in the input of layer '{self._measured[bad]}' in batch {batch}; check that batch's data, "
+                "or run the model in float32 or bfloat16 if it overflows"
+            )
+        self._measured.clear()
+
+    def stats(self, batches: int) -> Stats:
+        """Give the statistics so far."""
+        return Stats(
+            {name: dict(of) for name, of in self._sums.items()},
+            {name: dict(self._counts) for name in self._sums},
+            batches,
+        )
+
+    def finish(self, batches: int) -> Stats:
+        """Give the statistics of all processes; a layer without any observation is an error that names it."""
+        stats = sum_stats_(self.stats(batches))
+        counts = next(iter(stats.counts.values()))
+        missed = [name for name in self._layout if not counts[name]]
+        streams = {name: stream for padded in exchange("padded", self._padded) for name, stream in padded.items()}
+        padded = [name for name in missed if name in streams]
+        if padded:
+            raise MultiflowError(
+                f"layer '{padded[0]}' saw nothing but padding: in every batch all tokens of its stream "
+                f"'{streams[padded[0]]}' are masked; check the attention_mask, which has 1 for real tokens"
+            )
+        if missed:
+            raise MultiflowError(
+                f"{len(missed)} of {len(self._layout)} layers were never reached by the forward, first '{missed[0]}'; "
+                "run them in Adapter(forward=...) or leave them dense with Adapter(exclude=...)"
+            )
+        return stats
+
+
+def products(tokens: Tensor, total: Tensor) -> None:
+    """Write ``tokens.T @ tokens`` of ``(tokens, in)`` into ``total``, each pair of blocks once."""
+    width = tokens.shape[1]
+    for begin, end in pairwise([*range(0, width, BLOCK), width]):
+        torch.mm(tokens[:, begin:end].T, tokens[:, begin:], out=total[begin:end, begin:])
+        total[end:, begin:end] = total[begin:end, end:].T
+
+
+def _real_tokens(path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> Tensor:
+    """View an input ``(..., in)`` as ``(tokens, in)``, without the padding."""
+    tokens = value.detach().reshape(-1, value.shape[-1])
+    if mask is None:
+        return tokens
+    if mask.numel() != len(tokens):
+        raise MultiflowError(
+            f"the input of layer '{path}' has shape {tuple(value.shape)}, but the token mask of its stream "
+            f"'{stream}' has shape {tuple(mask.shape)}; set Adapter(streams=...) so that they fit"
+        )
+    return tokens[mask.reshape(-1).bool()]

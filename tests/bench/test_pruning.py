@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import multiflow as mf
+from multiflow.bench import pruning
+from multiflow.bench.config import read_grid
+from multiflow.bench.store import Results
+from multiflow.report.records import Pruning
+from tests.bench.conftest import compute, config, write_config
+
+NORM, MOMENT = ("multiflow", "wanda", "ria", "multiflow-rescale"), ("multiflow-refit", "lobs")
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]]]:
+    """A folder of results with the prunings of all pruners that look at inputs; the statistics of each pass."""
+    folder, passes = tmp_path_factory.mktemp("bench"), []
+
+    def calibrate(*given: Any, statistics: list[str], **options: Any) -> mf.Stats:
+        passes.append(statistics)
+        return mf.calibrate(*given, statistics=statistics, **options)
+
+    tiers = [{"name": "1", "pruners": [*NORM, *MOMENT], "sparsities": [0.5, 0.75]}]
+    path = write_config(folder, config(tiny, world, tiers=tiers))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "calibrate", calibrate)
+        assert all(cell.error is None for cell in compute(path, folder / "results"))
+    return folder, passes
+
+
+def prunings(folder: Path) -> dict[str, Pruning]:
+    return {found.pruner: found for found in Results(folder / "results").prunings().values()}
+
+
+def test_a_statistic_is_measured_once_for_all_pruners(made: tuple[Path, list[list[str]]]) -> None:
+    folder, passes = made
+    assert passes == [["input_norm"], ["input_moment"]]
+    found = prunings(folder)
+    for names in (NORM, MOMENT):
+        assert len({found[name].calibration for name in names}) == 1
+    assert len({pruning.pairs for pruning in found.values()}) == 1
+    for pruning_ in found.values():
+        assert pruning_.calibration > 0
+        assert pruning_.selection > 0
+
+
+@pytest.mark.parametrize("method", [*NORM, *MOMENT])
+def test_shared_statistics_change_no_mask_and_no_weight(
+    method: str, made: tuple[Path, list[list[str]]], tiny: Path
+) -> None:
+    folder, _ = made
+    grid, _ = read_grid(folder / "grid.yaml")
+    model = mf.load_model(tiny)
+    alone = mf.prune(model, method, [0.5, 0.75], pruning.calibration_batches(grid.models["tiny"], model, 0))
+    there = folder / "results" / "masks" / prunings(folder)[method].id
+    for sparsity, masks in alone.masks.items():
+        shared = mf.Masks.load(path := there / f"mask-{sparsity:g}.safetensors")
+        assert shared == masks
+        weights = pruning.changed_weights(path, shared)
+        assert (weights is None) == (alone.weights is None)
+        for name, weight in (weights or {}).items():
+            assert torch.equal(weight, alone.weights[sparsity][name])
+
+
+def test_fitters_leave_no_checkpoint_of_their_own(made: tuple[Path, list[list[str]]]) -> None:
+    assert not list((made[0] / "results").rglob("calibration*"))
+    lines = (made[0] / "results" / "prunings.jsonl").read_text().splitlines()
+    assert [json.loads(line)["pruner"] for line in lines] == [*NORM, *MOMENT]

@@ -1,0 +1,69 @@
+"""What `test_prune_killed` runs: ``python -m tests.cli.kill_worker MODEL DATA FOLDER``.
+
+Every kind of method prunes once undisturbed, into ``FOLDER/CASE-whole``, and once, into ``FOLDER/CASE``, in processes
+that are ended by SIGKILL at random moments until one comes to its end. Processes are forked off this one, which has
+imported everything; how often they were killed goes to ``FOLDER/killed.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from multiflow.cli import main
+
+SHORT = ("--set", "steps=3", "batches_per_step=3")
+CASES = {
+    "multiflow": ("--method", "multiflow"),
+    "stable": ("--method", "wanda", "--until-stable"),
+    "snip": ("--method", "snip"),
+    "itersnip": ("--method", "itersnip", *SHORT),
+    "chita": ("--method", "chita++", *SHORT),
+    "tamt": ("--method", "tamt", "--set", "steps=9", "lr=0.05"),
+    "refit": ("--method", "multiflow-refit"),
+}
+KILLS = 4
+
+
+def run(words: list[str], seconds: float | None = None) -> int:
+    """Run the command line in a process of its own, and kill it after so long; return its exit status."""
+    child = os.fork()
+    if child == 0:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os._exit(main(words))
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+def kill(case: str, model: str, data: str, folder: Path) -> dict[str, int]:
+    """Run a case to its end, undisturbed and disturbed; count the kills, and those that left a checkpoint."""
+    common = ["prune", model, "--data", data, "--batch-size", "2", "--sparsity", "0.5", "0.75", *CASES[case]]
+    common += ["--checkpoint-every", "1", "--device", "cpu"]
+    begun = time.perf_counter()
+    assert run([*common, "--out", str(folder / f"{case}-whole")]) == 0
+    whole = time.perf_counter() - begun
+    out, counts = folder / case, {"kills": 0, "with a checkpoint": 0}
+    words = [*common, "--out", str(out), "--resume"]
+    while counts["kills"] < KILLS and not (out / "result.json").exists():
+        if run(words, random.uniform(0.2, 0.9) * whole) == signal.SIGKILL:
+            counts["kills"] += 1
+            counts["with a checkpoint"] += any(out.glob("calibration*.safetensors"))
+    assert (out / "result.json").exists() or run(words) == 0
+    return counts
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # a process with threads cannot be forked
+    place = Path(sys.argv[3])
+    found = {case: kill(case, sys.argv[1], sys.argv[2], place) for case in CASES}
+    (place / "killed.json").write_text(json.dumps(found))

@@ -1,0 +1,51 @@
+"""``kill -9`` at any moment, then ``--resume``: the masks, and weights, of a run that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import multiflow as mf
+from tests.cli.conftest import files
+from tests.cli.kill_worker import CASES
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 600  # seconds after which the worker counts as hanging
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_blip: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the worker leaves."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-m", "tests.cli.kill_worker", str(tiny_blip), str(pairs), str(folder)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, cwd=ROOT, env=env, timeout=LIMIT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_goes_on_to_the_same_bits(killed: Path, case: str) -> None:
+    names = [name for name in files(killed / f"{case}-whole") if name != "run.json"]
+    assert set(names) <= set(files(killed / case))
+    for sparsity in ("0.5", "0.75"):
+        ours, whole = (mf.Masks.load(killed / at / f"mask-{sparsity}.safetensors") for at in (case, f"{case}-whole"))
+        assert ours == whole
+    for name in names:
+        if name.startswith("weights"):
+            ours, whole = (load_file(killed / at / name) for at in (case, f"{case}-whole"))
+            assert ours.keys() == whole.keys()
+            assert all(torch.equal(weight, whole[layer]) for layer, weight in ours.items())
+
+
+def test_they_were_killed_indeed_and_not_only_before_they_had_begun(killed: Path) -> None:
+    counts = json.loads((killed / "killed.json").read_text())
+    assert sum(of["kills"] for of in counts.values()) >= len(CASES)
+    assert sum(of["with a checkpoint"] for of in counts.values()) >= 2
