@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import pytest
@@ -30,8 +31,9 @@ FAMILIES = ["xvlm", "dino", "blip"]
 SPARSITIES = [0.63, 0.75, 0.9]
 
 
-@pytest.mark.parametrize("family", ["xvlm", "dino"])
-@pytest.mark.parametrize("tag", METHODS)
+@pytest.mark.parametrize(
+    ("family", "tag"), [*itertools.product(["xvlm", "dino"], METHODS), ("blip", "snip")]
+)  # the others of BLIP stand with its adapter: its statistics differ from the published defect
 def test_masks_equal_the_published_ones(family, tag):
     model = golden_data.model(family)
     names = mf.original_names(model)

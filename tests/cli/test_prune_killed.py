@@ -47,5 +47,4 @@ def test_a_killed_run_goes_on_to_the_same_bits(killed: Path, case: str) -> None:
 
 def test_they_were_killed_indeed_and_not_only_before_they_had_begun(killed: Path) -> None:
     counts = json.loads((killed / "killed.json").read_text())
-    assert sum(of["kills"] for of in counts.values()) >= len(CASES)
-    assert sum(of["with a checkpoint"] for of in counts.values()) >= 2
+    assert sum(of["with a checkpoint"] for of in counts.values()) >= 2, counts
