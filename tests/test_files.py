@@ -26,7 +26,7 @@ def test_a_folder_that_is_taken(tmp_path):
     with pytest.raises(MultiflowError, match="already holds other files"):
         claim_folder(tmp_path / "new", "result.json")
     (tmp_path / "new/result.json").touch()
-    with pytest.raises(MultiflowError, match="already holds another run"):
+    with pytest.raises(MultiflowError, match="already holds a finished run"):
         claim_folder(tmp_path / "new", "result.json")
     with pytest.raises(MultiflowError, match="is a file"):
         claim_folder(tmp_path / "new/x", "result.json")

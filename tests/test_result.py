@@ -39,7 +39,7 @@ def test_result_writes_masks_and_a_summary(tmp_path):
     assert summary["settings"]["method"] == "multiflow"
     assert summary["masks"]["0.75"]["groups"] == result.masks[0.75].group_sparsities()
     assert result.seconds == pytest.approx(sum(result.timings.values()))
-    with pytest.raises(mf.MultiflowError, match="already holds another run"):
+    with pytest.raises(mf.MultiflowError, match="already holds a finished run"):
         result.save(tmp_path / "run")
 
 

@@ -70,7 +70,7 @@ def claim_folder(path: str | Path, marker: str) -> Path:
     if path.exists() and not path.is_dir():
         raise MultiflowError(f"output folder '{path}' is a file; choose another folder")
     if path.is_dir() and any(path.iterdir()):
-        what = "another run" if (path / marker).exists() else "other files"
+        what = "a finished run" if (path / marker).exists() else "other files"
         raise MultiflowError(f"output folder '{path}' already holds {what}; choose a new folder or empty this one")
     try:
         path.mkdir(parents=True, exist_ok=True)

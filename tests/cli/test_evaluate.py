@@ -56,7 +56,7 @@ def test_a_model_for_questions(run: Run, pretrained: Path, world: Path, tmp_path
     )
     said = json.loads(Path("out", "vqa_results.json").read_text())
     assert len(said) == 20
-    assert "already holds another run" in run(*args).error
+    assert "already holds a finished run" in run(*args).error
 
 
 def test_captions(run: Run, pretrained: Path, world: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_data_free_methods_need_no_data_and_the_folder_is_named_after_the_settin
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert len(names) == 2
     assert all(name.startswith("prune-magnitude-") for name in names)
-    assert "already holds another run" in run("prune", tiny, "--method", "magnitude", "--sparsity", 0.5).error
+    assert "already holds a finished run" in run("prune", tiny, "--method", "magnitude", "--sparsity", 0.5).error
     result = json.loads((tmp_path / "runs" / names[0] / "result.json").read_text())
     assert result["data"] is None
 

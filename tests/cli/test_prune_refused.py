@@ -97,11 +97,11 @@ def test_broken_images_are_skipped_counted_and_reported(run: Run, tiny: Path, wo
     ran = run("prune", tiny, "--data", folder, "--batch-size", 2, "--sparsity", 0.5, "--out", "out")
     assert ran.code == 0
     assert "4 pairs" in ran.out
-    assert "2 of 6 images skipped: " in ran.out
+    assert "2 of 6 items skipped: " in ran.out
     assert "1.jpg (" in ran.out
     assert "2.jpg (" in ran.out
     assert json.loads(Path("out/result.json").read_text())["data"]["skipped"] == 2
-    assert "2 of 6 images skipped: " in run("show", "out").out
+    assert "2 of 6 items skipped: " in run("show", "out").out
 
 
 def test_only_broken_images_are_an_error(run: Run, tiny: Path, world: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(
     assert files(Path("cut")) == ["mask-0.5.safetensors", "result.json"]
     assert mf.Masks.load("cut/mask-0.5.safetensors") == mf.Masks.load("whole/mask-0.5.safetensors")
     assert json.loads(Path("cut/result.json").read_text())["data"]["samples"] == 24
-    assert "already holds another run" in run(*args, "--out", "cut", "--resume").error
+    assert "already holds a finished run" in run(*args, "--out", "cut", "--resume").error
 
 
 def test_a_run_stopped_before_its_first_checkpoint_leaves_nothing(

@@ -100,7 +100,7 @@ def test_resume_without_a_run_begins_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_finished_run_is_not_touched(tmp_path: Path, resume: bool) -> None:
     (tmp_path / RESULT_FILE).write_text("{}")
-    with pytest.raises(MultiflowError, match="already holds another run"):
+    with pytest.raises(MultiflowError, match="already holds a finished run"):
         start(tmp_path, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == [RESULT_FILE]
 

@@ -54,7 +54,7 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         show(f"{what} on {read} in {took:.1f} s: {data['source']}")
         if data["skipped"]:
             names = ", ".join(f"{name} ({why})" for name, why in data["skips"])
-            show(f"{data['skipped']} of {data['looked_at']} images skipped: {names}")
+            show(f"{data['skipped']} of {data['looked_at']} items skipped: {names}")
     if "curve" in result:
         print_curve(result, data["kind"] if data else "samples")
     if "select" in timings:
