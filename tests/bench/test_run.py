@@ -19,6 +19,7 @@ from multiflow.bench import pruning
 from multiflow.bench.config import read_grid
 from multiflow.bench.engines.base import Job
 from multiflow.bench.grid import expand
+from multiflow.bench.run import spread
 from multiflow.bench.store import Results
 from multiflow.bench.work import Order, work_on, write_order
 from multiflow.errors import MultiflowError
@@ -141,6 +142,15 @@ def test_another_sparsity_goes_on_from_the_masks_there_are(
     (tmp_path / "r" / "cells.jsonl").unlink()
     assert len(compute(tmp_path / "grid.yaml", tmp_path / "r")) == 2
     assert asked[1:] == [[0.5]]
+
+
+def test_workers_begin_with_a_cell_of_every_pruning(small: dict[str, Any], tmp_path: Path) -> None:
+    first = {"name": "1", "pruners": ["dense", "magnitude", "wanda"], "sparsities": [0.5, 0.75]}
+    small["tiers"] = [first, {"name": "2", "pruners": ["wanda", "random"], "sparsities": [0.9]}]
+    plans = expand(read_grid(write_config(tmp_path, small))[0])
+    said = [f"{plan.cell.tier} {plan.cell.pruner} {plan.cell.sparsity:g}" for plan in spread(plans)]
+    assert said[:3] == ["1 dense 0", "1 magnitude 0.5", "1 wanda 0.5"]
+    assert said[3:] == ["1 magnitude 0.75", "1 wanda 0.75", "2 random 0.9", "2 wanda 0.9"]
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on(small: dict[str, Any], tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def run_grid(
     make_data(grid.make, say)
     write_atomically(results.folder / CONFIG, config)
     results.expect(plan.cell for plan in plans)
-    waiting = {plan.cell.id: plan for plan in to_do(chosen, results, skip_failed=options.skip_failed)}
+    missing = to_do(chosen, results, skip_failed=options.skip_failed)
+    waiting = {plan.cell.id: plan for plan in (spread(missing) if options.workers > 1 else missing)}
     check_data(waiting.values())
     git = git_revision(results.folder)
     for plan in waiting.values():
@@ -122,6 +123,20 @@ def run_grid(
                 yield cell
     if not to_do(plans, results):
         shutil.rmtree(results.folder / "stats", ignore_errors=True)
+
+
+def spread(plans: Sequence[Plan]) -> list[Plan]:
+    """Put one cell of every pruning of a tier before the others, so that workers prune instead of waiting for masks."""
+    tiers = {tier: at for at, tier in enumerate(dict.fromkeys(plan.cell.tier for plan in plans))}
+    first: dict[str | None, str] = {}
+    for plan in plans:
+        first.setdefault(plan.cell.pruning, plan.cell.id)
+
+    def order(plan: Plan) -> tuple[int, bool]:
+        cell = plan.cell
+        return tiers[cell.tier], cell.pruning is not None and first[cell.pruning] != cell.id
+
+    return sorted(plans, key=order)
 
 
 def to_do(plans: Sequence[Plan], results: Results, *, skip_failed: bool = False) -> list[Plan]:
