@@ -21,24 +21,15 @@ from multiflow.bench.grid import Plan, expand, select
 from multiflow.bench.pruning import pruned
 from multiflow.bench.sources import load_beside, quiet_transformers
 from multiflow.bench.store import CONFIG, Results
-from multiflow.tasks.base import TASKS
-from multiflow.tasks.presets import find_preset
+from multiflow.bench.work import evaluate, evaluation_options
 
 
 def measure(plan: Plan, results: Results) -> dict[str, float]:
     """Return the figures of a cell's model on its test data, straight after pruning."""
-    task, kind = plan.task, TASKS[plan.task.kind or plan.cell.task]
     model, masks = pruned(plan, results, "cpu")
     if masks is not None:
         masks.apply_(model)
-    beside = load_beside(plan.model, model)
-    preset = find_preset(task.training().preset, model, kind.name)
-    data = kind.open(task.data, task.test_split, images=task.images, limit=task.test_limit)
-    return dict(
-        kind.evaluate(
-            model, beside.tokenizer, data, **dict(beside.pixels or {}), **preset.evaluate | dict(task.evaluate)
-        )
-    )
+    return dict(evaluate(plan, model, load_beside(plan.model, model), evaluation_options(plan, model)))
 
 
 def main() -> None:

@@ -50,18 +50,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(
     assert "already holds a finished run" in run(*args, "--out", "cut", "--resume").error
 
 
-def test_a_run_stopped_before_its_first_checkpoint_leaves_nothing(
-    run: Run, tiny: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("interrupted", "every"), [(1, 2), (4, 0)], ids=["too early", "none asked for"])
+def test_a_run_stopped_without_a_checkpoint_leaves_nothing(
+    run: Run, tiny: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, interrupted: int, every: int
 ) -> None:
-    interrupt_at(monkeypatch, 1)
-    assert run("prune", tiny, "--data", pairs, "--batch-size", 4, "--checkpoint-every", 2).code == 130
+    interrupt_at(monkeypatch, interrupted)
+    assert run("prune", tiny, "--data", pairs, "--batch-size", 4, "--checkpoint-every", every).code == 130
     assert files(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_checkpoints_on_request(
-    run: Run, tiny: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    interrupt_at(monkeypatch, 4)
-    assert run("prune", tiny, "--data", pairs, "--batch-size", 4, "--checkpoint-every", 0).code == 130
-    assert files(tmp_path) == []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from multiflow.bench.check import import_modules
 from multiflow.bench.config import ModelEntry, PrunerEntry, TaskEntry
@@ -26,6 +27,7 @@ from multiflow.bench.store import Results
 from multiflow.bench.strict import build
 from multiflow.errors import MultiflowError
 from multiflow.files import write_atomically
+from multiflow.metrics import Figures
 from multiflow.models import load_model
 from multiflow.report.records import Cell, read_record
 from multiflow.result import versions
@@ -146,7 +148,7 @@ def one_line(error: BaseException) -> str:
 
 def compute(plan: Plan, results: Results, run: Path, device: str) -> Cell:
     """Prune, fine-tune, and evaluate the best checkpoint on the test data; return the cell with its figures."""
-    task, kind = plan.task, TASKS[plan.task.kind or plan.cell.task]
+    kind = TASKS[plan.task.kind or plan.cell.task]
     place = str(find_device(device))
     if not checkpoints(run / TRAIN):
         shutil.rmtree(run, ignore_errors=True)  # what a kill left before the first checkpoint
@@ -154,13 +156,13 @@ def compute(plan: Plan, results: Results, run: Path, device: str) -> Cell:
         model, masks = pruned(plan, results, place)
         reset_peak_memory()
         beside = load_beside(plan.model, model)
-        training = task.training(device=place, seed=plan.cell.seed)
+        training = plan.task.training(device=place, seed=plan.cell.seed)
         began = time.monotonic()
         finetune(kind.name, model, masks, training, run, beside, resume=True)
         trained = time.monotonic()
-        options = {**find_preset(training.preset, model, kind.name).evaluate, **task.evaluate}
+        options = evaluation_options(plan, model)
         del model
-        figures = evaluate(plan, run / MODEL, beside, options, place)
+        figures = evaluate(plan, load_model(str(run / MODEL)).to(place), beside, options)
         seconds = {"finetune": trained - began, "evaluate": time.monotonic() - trained}
     main = kind.main_of(figures)
     metrics = read_metrics(run / TRAIN)
@@ -177,11 +179,17 @@ def compute(plan: Plan, results: Results, run: Path, device: str) -> Cell:
     )
 
 
-def evaluate(plan: Plan, folder: Path, beside: Beside, options: Mapping[str, Any], device: str) -> Any:
-    """Return the figures of the stored best checkpoint on the test data."""
+def evaluation_options(plan: Plan, model: nn.Module) -> dict[str, Any]:
+    """Return the options of the evaluation: the task's over those of its preset for the pretrained model."""
+    task = plan.task
+    preset = find_preset(task.training().preset, model, task.kind or plan.cell.task)
+    return {**preset.evaluate, **task.evaluate}
+
+
+def evaluate(plan: Plan, model: nn.Module, beside: Beside, options: Mapping[str, Any]) -> Figures:
+    """Return the figures of a model on the test data of a cell."""
     task, kind = plan.task, TASKS[plan.task.kind or plan.cell.task]
     data = kind.open(
         task.data, task.test_split, images=task.images, limit=task.test_limit, skip_missing=task.skip_missing
     )
-    model = load_model(str(folder)).to(device)
     return kind.evaluate(model, beside.tokenizer, data, **dict(beside.pixels or {}), **options)

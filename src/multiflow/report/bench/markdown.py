@@ -12,7 +12,6 @@ from multiflow.report.bench.making import facts, shared_settings, terms, version
 from multiflow.report.bench.tables import columns, few, rows
 from multiflow.report.bench.values import Bench, Entry, Overall
 from multiflow.report.bench.words import (
-    Duel,
     difference_said,
     duel,
     headline,
@@ -80,7 +79,7 @@ def _standings(bench: Bench) -> Iterator[str]:
     ranked = standings(bench)
     if not ranked:
         return
-    sparsities = sorted({sparsity for sparsity, _ in bench.overall})
+    sparsities = bench.overall_sparsities
     yield (
         "From the pruner that leads most often down: to lead is to be the best of a place or within noise of it. "
         f"Against {bench.first}: places won beyond noise / within noise / lost. Share of the dense score: mean over "
@@ -92,7 +91,7 @@ def _standings(bench: Bench) -> Iterator[str]:
         [
             (
                 *(one.pruner, seeds_of(bench, one.pruner), f"{one.leads} of {one.places}"),
-                _against(duel(bench, one.pruner, bench.first or "")),
+                str(duel(bench, one.pruner, bench.first or "")),
                 *(_share(bench, bench.overall.get((sparsity, one.pruner))) for sparsity in sparsities),
             )
             for one in ranked
@@ -101,15 +100,10 @@ def _standings(bench: Bench) -> Iterator[str]:
     )
 
 
-def _against(found: Duel) -> str:
-    return f"{found.wins} / {found.ties} / {found.losses}" if found.places else ""
-
-
 def _share(bench: Bench, one: Overall | None) -> str:
     if one is None:
         return ""
-    most = max(len(other.seeds) for (sparsity, _), other in bench.overall.items() if sparsity == one.sparsity)
-    seeds = f" [{len(one.seeds)}]" if len(one.seeds) < most else ""
+    seeds = f" [{fewer}]" if (fewer := bench.fewer_seeds(one)) else ""
     mean = f"{one.share:.1f}"
     mean = f"**{mean}**" if one.best else f"_{mean}_" if one.close else mean
     return f"{mean}{seeds} ({one.low:.1f} to {one.high:.1f})"
@@ -166,7 +160,7 @@ def _wins(bench: Bench) -> Iterator[str]:
     found = {(a, b): duel(bench, a, b) for a in names for b in names if a != b}
     yield _table(
         ("", *names),
-        [(a, *("" if a == b else _against(found[a, b]) for b in names)) for a in names],
+        [(a, *("" if a == b else str(found[a, b]) for b in names)) for a in names],
         right=1,
     )
 

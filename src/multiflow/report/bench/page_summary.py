@@ -62,8 +62,7 @@ def _standings(bench: Bench, styles: Mapping[str, Look]) -> Markup:
     first = bench.first or ""
 
     def against(row: Standing) -> Content:
-        found = duel(bench, row.pruner, first)
-        return f"{found.wins} / {found.ties} / {found.losses}" if found.places else None
+        return str(duel(bench, row.pruner, first)) or None
 
     def lean(row: Standing) -> float:
         found = duel(bench, row.pruner, first)
@@ -86,7 +85,7 @@ def _standings(bench: Bench, styles: Mapping[str, Look]) -> Markup:
             f"places won beyond noise / within noise / lost beyond noise against {first}, on the seeds both have",
             "number",
         ),
-        *(_share(bench, sparsity) for sparsity in sorted({sparsity for sparsity, _ in bench.overall})),
+        *(_share(bench, sparsity) for sparsity in bench.overall_sparsities),
     )
     return table(
         columns,
@@ -98,8 +97,6 @@ def _standings(bench: Bench, styles: Mapping[str, Look]) -> Markup:
 
 
 def _share(bench: Bench, sparsity: float) -> Column:
-    most = max(len(one.seeds) for (s, _), one in bench.overall.items() if s == sparsity)
-
     def of(row: Standing) -> Overall | None:
         return bench.overall.get((sparsity, row.pruner))
 
@@ -107,7 +104,8 @@ def _share(bench: Bench, sparsity: float) -> Column:
         if not (one := of(row)):
             return None
         text = f"{one.share:.1f}\N{NO-BREAK SPACE}%"
-        mark = tag("sup", str(len(one.seeds)), class_="few") if len(one.seeds) < most else None
+        fewer = bench.fewer_seeds(one)
+        mark = tag("sup", str(fewer), class_="few") if fewer else None
         look = "best" if one.best else "close" if one.close else None
         return tag("span", text, class_=look), tag("span", mark, class_="seeds")
 
@@ -124,7 +122,7 @@ def _share(bench: Bench, sparsity: float) -> Column:
 
 def _forests(bench: Bench, styles: Mapping[str, Look], first: str) -> Markup | None:
     made = []
-    for sparsity in sorted({sparsity for sparsity, _ in bench.overall}):
+    for sparsity in bench.overall_sparsities:
         found = {
             name: d for (s, name, other), d in bench.overall_differences.items() if (s, other) == (sparsity, first)
         }
@@ -152,17 +150,17 @@ def _map(bench: Bench, styles: Mapping[str, Look]) -> Markup:
     def at(place: Place) -> Column:
         dense = bench.entries.get((place.dense, DENSE))
 
-        def value(row: Standing) -> float | None:
+        def value(row: Standing) -> float:
             entry = bench.entries.get((place, row.pruner))
-            return None if entry is None else 100 * entry.mean / dense.mean if dense and dense.mean else entry.mean
+            return NONE if entry is None else 100 * entry.mean / dense.mean if dense and dense.mean else entry.mean
 
         def show(row: Standing) -> Content:
-            entry, share = bench.entries.get((place, row.pruner)), value(row)
-            if entry is None or share is None:
+            entry = bench.entries.get((place, row.pruner))
+            if entry is None:
                 return None
             alone = " alone" if few(bench, entry) else ""
             look = f"spot best{alone}" if entry.best else "spot near" if entry.close else "spot"
-            return tag("span", f"{share:.0f}", class_=look)
+            return tag("span", f"{value(row):.0f}", class_=look)
 
         def tip(row: Standing) -> str | None:
             entry = bench.entries.get((place, row.pruner))
@@ -172,7 +170,7 @@ def _map(bench: Bench, styles: Mapping[str, Look]) -> Markup:
         return Column(
             f"{100 * place.sparsity:.4g}",
             show,
-            lambda row: NONE if value(row) is None else value(row) or 0.0,
+            value,
             place_said(place),
             "number",
             over,

@@ -170,6 +170,16 @@ class Bench:
         return FIRST if FIRST in self.rivals else next(iter(self.rivals), None)
 
     @property
+    def overall_sparsities(self) -> list[float]:
+        """The sparsities at which pruners are compared over all models and tasks."""
+        return sorted({sparsity for sparsity, _ in self.overall})
+
+    def fewer_seeds(self, one: Overall) -> int | None:
+        """Return the number of seeds of an overall share that has fewer than others of its sparsity, else None."""
+        most = max(len(other.seeds) for other in self.overall.values() if other.sparsity == one.sparsity)
+        return len(one.seeds) if len(one.seeds) < most else None
+
+    @property
     def loud(self) -> list[str]:
         """The few pruners that charts draw in colour: the first, its tier, and whoever is best most often."""
         tier = self.tier_of[self.first] if self.first else ""

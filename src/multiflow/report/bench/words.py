@@ -40,6 +40,9 @@ class Duel:
         """Number of comparisons."""
         return self.wins + self.ties + self.losses
 
+    def __str__(self) -> str:
+        return f"{self.wins} / {self.ties} / {self.losses}" if self.places else ""
+
 
 def standings(bench: Bench) -> list[Standing]:
     """Return every pruner's standing, the one that leads at the greatest share of its places first."""
@@ -154,19 +157,18 @@ def verdicts(bench: Bench) -> list[str]:
 
 def overall_said(bench: Bench) -> Iterator[str]:
     """Yield for each sparsity who keeps the most of the dense score over all models and tasks, and who as much."""
-    for sparsity in sorted({sparsity for sparsity, _ in bench.overall}):
+    for sparsity in bench.overall_sparsities:
         here = [one for (s, _), one in bench.overall.items() if s == sparsity]
         best = next(one for one in here if one.best)
-        most = max(len(one.seeds) for one in here)
 
-        def write(one: Overall, most: int = most) -> str:
-            seeds = f", {count(len(one.seeds), 'seed')}" if len(one.seeds) < most else ""
+        def write(one: Overall) -> str:
+            seeds = f", {count(fewer, 'seed')}" if (fewer := bench.fewer_seeds(one)) else ""
             return f"{one.pruner} ({one.share:.1f}\N{NO-BREAK SPACE}%{seeds})"
 
         close = [write(one) for one in sorted(here, key=lambda one: -one.share) if one.close]
         level = f"; within noise of it {listed(close)}" if close else ", beyond noise" * (len(here) > 1)
         ground = count(best.places, "model and task", "models and tasks")
-        shared = " on the seeds that all share," if len(best.seeds) < most else ""
+        shared = " on the seeds that all share," if bench.fewer_seeds(best) else ""
         begin = f"At {percent(sparsity)} zeros, over {ground},{shared}"
         yield f"{begin} {write(best)} keeps the most of the dense score{level}."
 
