@@ -57,6 +57,19 @@ def test_each_stage_has_its_own_rate(clock: Clock, capsys: pytest.CaptureFixture
     ]
 
 
+def test_a_count_that_goes_back_begins_anew(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with step_progress() as step:
+        for done in (6, 1, 3, 1):
+            clock.now += 10.0
+            step("calibrate", done, None)
+    assert capsys.readouterr().err.splitlines() == [
+        "calibrate 6 batches, 0.1 batches/s, ETA -:--",
+        "calibrate 1 batches, 0.1 batches/s, ETA -:--",
+        "calibrate 3 batches, 0.15 batches/s, ETA -:--",
+        "calibrate 1 batches, 0.1 batches/s, ETA -:--",
+    ]
+
+
 def test_fast_rates_are_plain_numbers(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with step_progress() as step:
         step("select", 1, 1510)

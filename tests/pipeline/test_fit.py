@@ -227,3 +227,10 @@ def test_a_fitter_that_needs_both_statistics_takes_one_pass():
     assert (
         prune("both", 0.5).masks == mf.prune(two_towers(), "both", 0.5, iter(towers_batches()), adapter=ADAPTER).masks
     )
+
+
+def test_progress_counts_the_layers_of_all_sparsities():
+    told = []
+    prune("lobs", (0.5, 0.9), progress=lambda *step: told.append(step))
+    layers = len(ADAPTER.layout(two_towers()))
+    assert [step for step in told if step[0] == "fit"] == [("fit", n, 2 * layers) for n in range(1, 2 * layers + 1)]

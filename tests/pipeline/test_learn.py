@@ -32,10 +32,10 @@ def test_the_result_of_a_learner():
     assert (result.settings["allocation"], result.settings["seed"]) == ("uniform", 9)
 
 
-def test_progress_counts_the_steps():
+def test_progress_counts_the_steps_of_all_sparsities():
     told = []
-    prune(progress=lambda *step: told.append(step))
-    assert told == [("learn", 1, 3), ("learn", 2, 3), ("learn", 3, 3)]
+    prune(sparsity=(0.5, 0.9), progress=lambda *step: told.append(step))
+    assert told == [("learn", done, 6) for done in range(1, 7)]
 
 
 @pytest.mark.parametrize(("given", "allocation"), [

@@ -79,10 +79,10 @@ def test_changed_weights_go_with_their_masks(method):
     assert copy.text_out.weight is copy.vision_out.weight
 
 
-def test_progress_counts_the_batches_of_all_steps():
+def test_progress_counts_the_batches_of_all_steps_and_sparsities():
     told = []
-    prune(steps=3, batches_per_step=2, progress=lambda *step: told.append(step))
-    assert told == [("calibrate", done, 6) for done in range(1, 7)]
+    prune(sparsity=(0.5, 0.9), steps=3, batches_per_step=2, progress=lambda *step: told.append(step))
+    assert told == [("calibrate", done, 12) for done in range(1, 13)]
 
 
 def test_an_error_in_a_later_step_leaves_the_model_as_it_was():

@@ -19,8 +19,9 @@ from multiflow.errors import MultiflowError
 from multiflow.masks import Masks, is_original
 from multiflow.models.task_models import find_builder
 from multiflow.ranks import rank
-from multiflow.tasks import finetune as task
 from multiflow.tasks.base import TASKS
+from multiflow.tasks.finetune import FinetuneSettings as TrainingSettings
+from multiflow.tasks.finetune import finetune as train
 from multiflow.tasks.loading import find_device, find_model, load_beside, open_model, quiet_transformers
 from multiflow.tasks.progress import console_progress
 
@@ -42,7 +43,7 @@ class FinetuneSettings:
 
     task: Positional[str]
     model: Positional[str]
-    training: OmitArgPrefixes[task.FinetuneSettings]
+    training: OmitArgPrefixes[TrainingSettings]
     out: Annotated[str, arg(metavar="DIR")]
     mask: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: dense)")] = None
     mask_decoder: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -76,6 +77,6 @@ def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     training = replace(settings.training, device=device)
     with quiet_transformers(), ExitStack() as stack:
         progress = stack.enter_context(console_progress(Console(stderr=True))) if rank() == 0 else None
-        return task.finetune(
+        return train(
             settings.task, model, mask, training, settings.out, beside, resume=settings.resume, progress=progress
         )

@@ -17,7 +17,14 @@ Step: TypeAlias = Callable[[str, int, int | None], None]
 """``f(what, done, total)``: how the library reports that its work goes on; ``total`` is None where it is not known."""
 Draw: TypeAlias = Callable[[str, int, int | None, str], None]
 
-UNITS = {"calibrate": "batches", "select": "layers", "learn": "steps", "evaluate": "models", "write": "pictures"}
+UNITS = {
+    "calibrate": "batches",
+    "select": "layers",
+    "fit": "layers",
+    "learn": "steps",
+    "evaluate": "models",
+    "write": "pictures",
+}
 EVERY = 10.0  # seconds between two plain lines
 
 
@@ -44,15 +51,18 @@ def step_progress() -> Iterator[Step]:
 
 
 def _paced(draw: Draw) -> Step:
-    """Add rate and time left; what an earlier run had done before the first call does not count."""
-    stage, first, began = "", 0, 0.0
+    """Add rate and time left; what an earlier run had done before the first call does not count.
+
+    A stage begins anew where its count goes back.
+    """
+    stage, first, before, began = "", 0, 0, 0.0
     last = time.monotonic()
 
     def step(what: str, done: int, total: int | None) -> None:
-        nonlocal stage, first, began, last
-        if what != stage:
+        nonlocal stage, first, before, began, last
+        if what != stage or done < before:
             stage, first, began = what, done - 1, last
-        last = time.monotonic()
+        before, last = done, time.monotonic()
         rate = (done - first) / max(last - began, 1e-6)
         eta = None if total is None else (total - done) / rate
         pace = f"{rate:.3g}" if rate < 100 else f"{rate:,.0f}"

@@ -55,13 +55,14 @@ def work_size(layer: Layer, needs: Collection[str]) -> int:
 
 def fit_layers(job: Job, stats: Stats | None) -> Iterator[tuple[Packed, Mapping[str, Tensor]]]:
     """Yield for each sparsity the packed masks and the new weights."""
-    for budget in budgets(job, {}, job.sparsities):
+    for sparsity, budget in zip(job.sparsities, budgets(job, {}, job.sparsities), strict=True):
+        progress = job.progress_of(sparsity)
         packed: Packed = {}
         weights: dict[str, Tensor] = {}
         for name in job.layout:  # one at a time, not in threads: the work on a layer takes several times its size
             packed[name], weights[name] = _fit(job, stats, name, budget[name])
-            if job.progress:
-                job.progress("fit", len(packed), len(job.layout))
+            if progress:
+                progress("fit", len(packed), len(job.layout))
         yield packed, weights
 
 

@@ -66,6 +66,20 @@ class Job:
         schedule = STEPWISE if self.pruner.stepwise else ()
         return {name: value for name, value in self.hyper.items() if name not in schedule}
 
+    def progress_of(self, sparsity: float) -> Progress | None:
+        """Return what to tell of the work for one sparsity, of methods that work anew for each: it counts them all."""
+        if self.progress is None:
+            return None
+        tell, before, of = self.progress, self.sparsities.index(sparsity), len(self.sparsities)
+
+        def told(what: str, done: int, total: int | None) -> None:
+            if total is None:
+                tell(what, done, None)
+            else:
+                tell(what, before * total + done, of * total)
+
+        return told
+
     def record(self, batches: int) -> dict[str, Any]:
         """Settings as results and mask files tell them."""
         return {

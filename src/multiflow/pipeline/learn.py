@@ -65,7 +65,7 @@ def _learn(job: Job, sparsity: float, settings: Mapping[str, Any]) -> Packed:
         sparsity=sparsity,
         seed=job.seed,
         checkpoint=LearnerCheckpoint(place, settings, feed) if place else None,
-        progress=job.progress,
+        progress=job.progress_of(sparsity),
         **job.own_hyper,
     )
     return choose_by(scores)

@@ -68,6 +68,7 @@ class _Run:
 
     def __init__(self, job: Job, sparsity: float) -> None:
         self._job = job
+        self._tell = job.progress_of(sparsity)
         self._targets = sparsities_of(job.hyper["schedule"], sparsity, job.hyper["steps"])
         self._done = 0
         self._cycle = Cycle(job.batches, job.hyper["batches_per_step"])  # type: ignore[arg-type]
@@ -132,9 +133,9 @@ class _Run:
             raise MultiflowError(f"pruner '{job.pruner.name}' drops {dropped} weights; it was asked for {count}")
 
     def _progress(self, what: str, done: int, total: int | None) -> None:
-        if self._job.progress:
+        if self._tell:
             each = _most_rows(self._job)
-            self._job.progress(what, self._done * each + done, len(self._targets) * each)
+            self._tell(what, self._done * each + done, len(self._targets) * each)
 
     def _install(self) -> None:
         """Point the parameters to the weights as they are now."""
