@@ -2,7 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from multiflow.report.html import Column, Markup, definitions, join, number, page, percent, seconds, size, table, tag
+from multiflow.report.html import (
+    Column,
+    Markup,
+    definitions,
+    join,
+    nominal,
+    number,
+    page,
+    percent,
+    seconds,
+    size,
+    table,
+    tag,
+)
 
 
 def test_text_and_attributes_are_escaped():
@@ -35,6 +48,8 @@ def test_percent_never_rounds_to_nothing_or_to_everything(share, digits, text):
 
 def test_numbers_with_units():
     assert [number(v) for v in (0.5, 100, 1 / 3)] == ["0.5", "100", "0.33"]
+    assert [number(v, 0) for v in (10.4, 0.3, 30.0)] == ["10", "0", "30"]
+    assert [nominal(v) for v in (0.975, 0.98)] == ["97.5\N{NO-BREAK SPACE}%", "98\N{NO-BREAK SPACE}%"]
     assert [seconds(v).split("\N{NO-BREAK SPACE}")[0] for v in (0.05, 9.94, 9.96, 130)] == ["0.05", "9.9", "10", "130"]
     assert [size(v).replace("\N{NO-BREAK SPACE}", " ") for v in (12, 1_234, 22_900_000)] == ["12 B", "1 kB", "22.9 MB"]
 
@@ -44,11 +59,14 @@ def test_a_table_names_its_rows_and_sorts_by_keys():
         Column("name", lambda r: r[0], lambda r: r[0]),
         Column("value", lambda r: f"{r[1]:.0f}", lambda r: r[1], hint="how many", class_="number"),
         Column("note", lambda r: "-"),
+        Column("sometimes", lambda r: "-", lambda r: r[1] if r[1] > 2 else None),
     )
     made = table(columns, [("a", 2.5), ("b", 1.0)], caption="things")
+    assert made.count('<td data-key="2.5">-</td>') == 1
+    assert made.count("<td>-</td>") == 3  # no key: stands last
     assert '<th scope="row" data-key="a">a</th>' in made
     assert '<td class="number" data-key="2.5">2</td>' in made
-    assert made.count("<button") == 2  # a column without a key does not sort
+    assert made.count("<button") == 3  # a column without a key does not sort
     assert "<caption>things</caption>" in made
 
 

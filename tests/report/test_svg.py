@@ -102,6 +102,13 @@ def test_log_axes_are_even_in_factors():
     assert [text for _, text in axis.ticks] == ["0.3", "1", "3", "10", "30", "100"]
 
 
+def test_a_mark_that_rests_on_less_is_hollow():
+    points = (point(0.5, 40), Point(0.9, 20, 15, 25, "few", hollow=True))
+    drawn = ElementTree.fromstring(line_chart("chart", [Series("a", BLUE, points)], [], x_label="zeros"))
+    looks = [g.get("class") for g in drawn.iter(f"{SVG}g") if "point" in g.get("class", "")]
+    assert looks == ["point", "point hollow"]
+
+
 def test_quiet_lines_have_no_label_and_lie_below():
     loud = Series("loud", BLUE, (point(0.5, 40), point(0.9, 20)))
     quiet = Series("quiet", BLUE, (point(0.5, 30), point(0.9, 10)), quiet=True)

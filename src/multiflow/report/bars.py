@@ -1,4 +1,4 @@
-"""Bars as inline SVG: the share of zeros in every layer, side by side by modality."""
+"""Bars as inline SVG: the share of zeros in every layer, side by side by group."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def layer_bars(
     target: float,
     look: Look,
 ) -> Markup:
-    """Return one bar a layer, side by side by modality: its share of zeros. What has collapsed is red and flagged."""
+    """Return one bar a layer, side by side by group: its share of zeros. What has collapsed is red and flagged."""
     width, top, height = 340.0, 16.0, 92.0
     blocks = [(layer.group, _block(layer.name)) for layer in layout]
     gaps = [0.0] + [14.0 if a[0] != b[0] else 2.0 * (a != b) for a, b in pairwise(blocks)]
@@ -47,7 +47,7 @@ def layer_bars(
 def _band(
     group: str, share: float, places: Sequence[float], step: float, top: float, height: float
 ) -> tuple[Markup, Markup]:
-    """A modality: the ground under its bars with its name and share of zeros, and the line at this share."""
+    """A group: the ground under its bars with its name and share of zeros, and the line at this share."""
     left, right = places[0] - 2, places[-1] + step + 2
     middle, level = (left + right) / 2, top + height * (1 - share)
     gone = share >= COLLAPSED

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from multiflow.report.bars import layer_bars
 from multiflow.report.examples import example_card
-from multiflow.report.html import Markup, join, page, percent, seconds, section, size, tag
+from multiflow.report.html import Markup, join, nominal, page, percent, seconds, section, size, tag
 from multiflow.report.making import making, reading
 from multiflow.report.numbers import numbers
 from multiflow.report.palette import DENSE, Look, looks
@@ -67,7 +67,7 @@ def _quality(demo: Demo, styles: Mapping[str, Look]) -> Markup:
     def point(row: Pruned, metric: str) -> Point:
         value = getattr(row.quality, metric)
         low, high = wilson(value, demo.scenes)
-        text = f"{row.method}, {percent(row.sparsity)} zeros: {value:.1f} (95 % interval {low:.1f} to {high:.1f})"
+        text = f"{row.method}, {nominal(row.sparsity)} zeros: {value:.1f} (95 % interval {low:.1f} to {high:.1f})"
         return Point(row.sparsity, value, low, high, text)
 
     def chart(metric: str, title: str) -> Markup:
@@ -96,11 +96,11 @@ def _quality(demo: Demo, styles: Mapping[str, Look]) -> Markup:
 
 def _zeros(demo: Demo, styles: Mapping[str, Look]) -> Markup:
     def panel(row: Pruned) -> Markup:
-        title = f"{row.method} at {percent(row.sparsity)}: share of zeros in each layer"
+        title = f"{row.method} at {nominal(row.sparsity)}: share of zeros in each layer"
         bars = layer_bars(title, demo.layout, row.layers, row.groups, row.sparsity, styles[row.method])
         gone = len(row.collapsed_layers)
         note = tag("span", f"{count(gone, 'layer')} collapsed", class_="gone") if gone else None
-        return tag("figure", tag("figcaption", tag("b", percent(row.sparsity)), " ", note), bars)
+        return tag("figure", tag("figcaption", tag("b", nominal(row.sparsity)), " ", note), bars)
 
     rows = [
         tag(
@@ -136,7 +136,7 @@ def _examples(demo: Demo, styles: Mapping[str, Look]) -> Markup | None:
         return None
     cards = [example_card(demo, example, {"dense": DENSE, **styles}) for example in demo.examples]
     return section(
-        f"What the models find at {percent(demo.shown)} zeros",
+        f"What the models find at {nominal(demo.shown)} zeros",
         tag("div", cards, class_="cards"),
         id="examples",
         lead=f"{count(len(cards), 'scene').capitalize()} of the {demo.scenes}, one of each common kind of disagreement "

@@ -56,10 +56,11 @@ def join(content: Content) -> Markup:
 def number(value: float, digits: int = 2) -> str:
     """Write a number without trailing zeros: coordinates, sizes.
 
-    >>> number(3.0), number(2.456)
-    ('3', '2.46')
+    >>> number(3.0), number(2.456), number(10.4, 0)
+    ('3', '2.46', '10')
     """
-    return f"{value:.{digits}f}".rstrip("0").rstrip(".") if value % 1 else str(int(value))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -73,6 +74,15 @@ def percent(share: float, digits: int = 0) -> str:
     if 0 < share < 1:
         value = min(max(value, step), 100 - step)
     return f"{value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def nominal(sparsity: float) -> str:
+    """Write a sparsity as it was asked for, which keeps 97.5 and 98 % apart; measured shares take `percent`.
+
+    >>> nominal(0.63), nominal(0.975)
+    ('63\\xa0%', '97.5\\xa0%')
+    """
+    return f"{100 * sparsity:.4g}\N{NO-BREAK SPACE}%"
 
 
 def seconds(value: float) -> str:
@@ -110,7 +120,7 @@ class Column:
     Args:
         title: the heading.
         show: row -> what the cell shows.
-        key: row -> what the cell sorts by; None: the column does not sort.
+        key: row -> what the cell sorts by, None to stand last always; without it the column does not sort.
         hint: what the column means.
         class_: class of its cells; ``number`` is right-aligned.
         over: a heading above, which neighbours share.
@@ -119,7 +129,7 @@ class Column:
 
     title: Content
     show: Callable[..., Content]
-    key: Callable[..., str | float] | None = None
+    key: Callable[..., str | float | None] | None = None
     hint: str | None = None
     class_: str | None = None
     over: str | None = None

@@ -22,9 +22,11 @@ for (const table of document.querySelectorAll("table")) {
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", order);
     const key = (row) => row.cells[column].dataset.key;
-    const compare = (a, b) => numeric ? key(a) - key(b) : key(a).localeCompare(key(b));
     const sign = order === "ascending" ? 1 : -1;
-    [...body.rows].sort((a, b) => sign * compare(a, b)).forEach((row) => body.append(row));
+    const compare = (a, b) => sign * (numeric ? a - b : a.localeCompare(b));
+    const lacks = (row) => key(row) === undefined; // last in both orders
+    const sorted = [...body.rows].sort((a, b) => lacks(a) || lacks(b) ? lacks(a) - lacks(b) : compare(key(a), key(b)));
+    body.append(...sorted);
   }));
 }
 
@@ -37,6 +39,41 @@ for (const title of document.querySelectorAll("svg title")) {
   mark.setAttribute("role", "img");
   mark.dataset.tip = title.textContent;
   title.remove();
+}
+document.querySelectorAll("td[data-tip]").forEach((cell) => cell.setAttribute("aria-description", cell.dataset.tip));
+
+// One tab stop a table and a chart: arrow keys go on from value to value, in tables from heading to heading too.
+const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+const settle = [];
+const rove = (box, stops, lines) => {
+  const rest = (at) => stops.forEach((stop) => stop.setAttribute("tabindex", stop === at ? "0" : "-1"));
+  const first = () => rest(stops.find((stop) => !stop.closest("[hidden]")));
+  first();
+  settle.push(first);
+  box.addEventListener("focusin", (event) => { if (stops.includes(event.target)) rest(event.target); });
+  box.addEventListener("keydown", (event) => {
+    const grid = lines();
+    let y = grid.findIndex((line) => line.includes(event.target));
+    if (y === -1 || !MOVES[event.key] || event.altKey || event.ctrlKey || event.metaKey) return;
+    const [down, right] = grid.length > 1 ? MOVES[event.key] : [0, MOVES[event.key][0] + MOVES[event.key][1]];
+    let x = grid[y].indexOf(event.target);
+    do { y += down; x += right; } while (grid[y]?.[x] === null);
+    event.preventDefault();
+    grid[y]?.[x]?.focus();
+  });
+};
+for (const table of document.querySelectorAll("table")) {
+  if (!table.querySelector("[data-tip]")) continue;
+  const rows = () => [...table.querySelectorAll("thead tr:last-child, tbody tr:not([hidden])")];
+  const stop = (cell) => cell.querySelector("thead button") || (cell.dataset.tip ? cell : null);
+  rove(table, [...table.querySelectorAll("thead button, [data-tip]")], () => rows().map((row) => [...row.cells].map(stop)));
+  table.setAttribute("role", "grid");
+  table.closest(".scroll").removeAttribute("tabindex");
+}
+for (const drawing of document.querySelectorAll("svg[role=group]")) {
+  const marks = [...drawing.querySelectorAll("[data-tip]")];
+  const lines = [...new Set(marks.map((mark) => mark.parentNode))].map((line) => marks.filter((mark) => mark.parentNode === line));
+  if (marks.length) rove(drawing, marks, () => lines);
 }
 const show = (event) => {
   const mark = event.target.closest?.("[data-tip]");
@@ -52,14 +89,15 @@ document.addEventListener("pointerover", show);
 document.addEventListener("focusin", show);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
-// Buttons that choose a tier: rows of other tiers go.
+// Buttons that choose a tier: the rows of pruners that it lacks go.
 for (const filter of document.querySelectorAll(".filter")) {
   filter.hidden = false;
   filter.addEventListener("click", (event) => {
     const chosen = event.target.closest("button")?.dataset.choose;
     if (chosen === undefined) return;
-    document.querySelectorAll(".filter button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.choose === chosen));
-    document.querySelectorAll("[data-tier]").forEach((row) => { row.hidden = !["", row.dataset.tier].includes(chosen); });
+    filter.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.choose === chosen));
+    document.querySelectorAll("[data-tiers]").forEach((row) => { row.hidden = chosen ? !row.dataset.tiers.split(" ").includes(chosen) : false; });
+    settle.forEach((first) => first());
   });
 }
 

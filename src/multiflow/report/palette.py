@@ -1,6 +1,6 @@
-"""One fixed look a method: a colour of the page's palette and the shape of its marker.
+"""One fixed look a pruner: a colour of the page's palette and the shape of its marker.
 
-The colours are told apart with any common colour vision, and every method of one colour has a marker of its own.
+The colours are told apart with any common colour vision, and every pruner of one colour has a marker of its own.
 Red is not among them: it means collapse.
 """
 
@@ -15,7 +15,7 @@ MARKERS = ("circle", "square", "triangle", "diamond")
 
 
 class Look(NamedTuple):
-    """How a method is drawn: names of a colour in ``page.css`` and of a marker in ``svg.py``."""
+    """How a pruner is drawn: names of a colour in ``page.css`` and of a marker in ``svg.py``."""
 
     colour: str
     marker: str
@@ -43,13 +43,13 @@ LOOKS = {
 }
 
 
-def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """Return method -> look; methods without a fixed look get those that are left, in order.
+def looks(pruners: Iterable[str]) -> dict[str, Look]:
+    """Return pruner -> look; pruners without a fixed look get those that are left, in order.
 
     >>> looks(["mine", "multiflow"])["multiflow"]
     Look(colour='blue', marker='circle')
     """
-    names = list(dict.fromkeys(methods))
+    names = list(dict.fromkeys(pruners))
     free = [Look(c, m) for m in MARKERS for c in COLOURS if Look(c, m) not in (DENSE, *LOOKS.values())]
     spare = cycle(free)
     return {name: LOOKS[name] if name in LOOKS else next(spare) for name in names}

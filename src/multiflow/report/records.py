@@ -83,6 +83,9 @@ class Pruning:
         peak_memory: of the process, in bytes.
         layers: (name, group, number of weights) in the order of the layout.
         zeros: sparsity -> number of dropped weights of each layer.
+        versions: of the libraries that decide; nothing in lines that do not say them.
+        git: revision of the checkout, with ``+`` where it had changes; None outside one.
+        machine: where it was computed, in words.
     """
 
     id: str
@@ -95,6 +98,9 @@ class Pruning:
     peak_memory: int
     layers: Sequence[tuple[str, str, int]]
     zeros: Mapping[float, Sequence[int]]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git: str | None = None
+    machine: str = ""
 
 
 def read_record(kind: type[Cell] | type[Pruning], line: Mapping[str, Any]) -> Any:

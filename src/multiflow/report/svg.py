@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 from typing import TypeAlias
 
-from multiflow.report.html import Content, Markup, number, percent, tag
+from multiflow.report.html import Content, Markup, nominal, number, percent, tag
 from multiflow.report.palette import Look
 
 WIDTH, HEIGHT = 550, 330  # of a line chart
@@ -42,13 +42,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """A measured value with its interval, and what to say of it."""
+    """A measured value with its interval, and what to say of it; a hollow mark rests on less than others."""
 
     x: float
     y: float
     low: float
     high: float
     text: str
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def shares(series: Sequence[Series], label: str) -> Axis:
     """Return an x axis of shares in [0, 1], a tick at each one that occurs, with room for labels on the left."""
     ticks = sorted({point.x for line in series for point in line.points})
     span = ticks[-1] - ticks[0] or 0.1
-    return Axis(label, ticks[0] - 0.38 * span, ticks[-1] + 0.06 * span, tuple((t, percent(t)) for t in ticks))
+    return Axis(label, ticks[0] - 0.38 * span, ticks[-1] + 0.06 * span, tuple((t, nominal(t)) for t in ticks))
 
 
 def round_axis(label: str, low: float, high: float, count: int = 5) -> Axis:
@@ -130,7 +131,7 @@ def chart(
 
 
 def marker(look: Look, x: float = 0, y: float = 0, r: float = 5) -> Markup:
-    """Return the marker of a method at a place."""
+    """Return the marker of a pruner at a place."""
     if look.marker == "circle":
         return tag("circle", cx=x, cy=y, r=r)
     if look.marker == "square":
@@ -142,10 +143,10 @@ def marker(look: Look, x: float = 0, y: float = 0, r: float = 5) -> Markup:
     return tag("polygon", points=" ".join(f"{number(x + a * r)},{number(y + b * r)}" for a, b in corners))
 
 
-def name(method: str, look: Look) -> Markup:
-    """Return the name of a method with its marker, for tables and legends."""
+def name(pruner: str, look: Look) -> Markup:
+    """Return the name of a pruner with its marker, for tables and legends."""
     mark = tag("svg", marker(look, 7, 7), viewBox="0 0 14 14", class_=f"mark c-{look.colour}", aria_hidden="true")
-    return tag("span", mark, method, class_="name")
+    return tag("span", mark, pruner, class_="name")
 
 
 def _series(line: Series, x: Scale, y: Scale, joined: bool) -> Markup:
@@ -157,8 +158,7 @@ def _series(line: Series, x: Scale, y: Scale, joined: bool) -> Markup:
             tag("line", x1=x(p.x), x2=x(p.x), y1=y(p.low), y2=y(p.high), class_="whisker") if p.low < p.high else None,
             marker(line.look, x(p.x), y(p.y)),
             tag("circle", cx=x(p.x), cy=y(p.y), r=12, class_="hit"),
-            class_="point",
-            tabindex="0",
+            class_="point hollow" if p.hollow else "point",
         )
         for p in line.points
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from multiflow.report.html import percent
+from multiflow.report.html import nominal
 from multiflow.report.values import Demo, recall_at_1
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -16,7 +16,7 @@ def headline(demo: Demo) -> str:
     ranked = sorted(found, key=lambda method: -found[method])
     leaders = demo.leaders(demo.shown)
     dense = f"dense model: {points(recall_at_1(demo.dense))}"
-    begin = f"At {percent(demo.shown)} zeros and without retraining,"
+    begin = f"At {nominal(demo.shown)} zeros and without retraining,"
     if not leaders:
         return (
             f"{begin} no method is far from chance: the best, {ranked[0]}, puts the right answer first in "
@@ -49,7 +49,7 @@ def collapses(demo: Demo) -> Iterator[tuple[str, str]]:
             number = len(row.collapsed_layers)
             layers = f"{number} of {len(row.layers)} layers" if number else ""
             if groups or layers:
-                said.append(f"{', '.join(filter(None, (groups, layers)))} at {percent(row.sparsity)}")
+                said.append(f"{', '.join(filter(None, (groups, layers)))} at {nominal(row.sparsity)}")
         if said:
             yield method, "; ".join(said)
 

@@ -8,7 +8,7 @@ from multiflow.report.bench.doubts import doubts, failures, gaps, incomplete
 from multiflow.report.bench.gather import gather
 from multiflow.report.records import DENSE
 
-from .conftest import bare, make_cell
+from .conftest import bare, make_cell, make_pruning
 
 
 def test_a_whole_grid_raises_only_the_doubt_about_seeds(grid):
@@ -66,6 +66,20 @@ def test_what_does_not_fit_is_said(changes, said):
     other = replace(other, **{k: v for k, v in changes.items() if k not in ("items", "seed")})
     assert not doubts(gather([cell, make_cell("snip")]))
     assert any(said in text for text in doubts(gather([cell, other]))), doubts(gather([cell, other]))
+
+
+def test_prunings_of_other_versions_are_said_once_each():
+    cells = [make_cell(model=model, pruning="shared") for model in ("a", "b")]
+    old = replace(make_pruning(), id="shared")
+    assert not doubts(gather(cells, [old]))  # of a version that did not write where it was computed
+    here = {"versions": cells[0].versions, "git": cells[0].git, "machine": cells[0].machine}
+    assert not doubts(gather(cells, [replace(old, **here)]))
+    changes = {"versions": {**cells[0].versions, "torch": "2.12.0"}, "git": "abc1234+", "machine": "8 cores"}
+    said = doubts(gather(cells, [replace(old, **changes)]))
+    assert "versions of torch are mixed: 2.13.0 (2), 2.12.0 (1) cells and prunings." in said[0]
+    assert "abc1234 (2), abc1234+ (1) cells and prunings." in said[1]
+    assert said[2].startswith("One cell or pruning computed with changes")
+    assert "2 cores (2), 8 cores (1) cells and prunings." in said[3]
 
 
 def test_notes_come_first():

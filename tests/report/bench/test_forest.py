@@ -24,7 +24,8 @@ def test_the_highest_difference_is_on_top_with_its_interval_and_its_value():
     )
     found = lines(root)
     assert list(found) == ["lobs", "l2", "wanda"]
-    assert ["alone" in e.get("class") for e in found.values()] == [True, False, False]
+    points = [e.find(f".//{SVG}g[@class='series']/{SVG}g").get("class") for e in found.values()]
+    assert points == ["point hollow", "point", "point"]
     texts = [[t.text for t in e.iter(f"{SVG}text")] for e in found.values()]
     assert texts == [["lobs", "+4.0"], ["l2", "0.0"], ["wanda", "\N{MINUS SIGN}1.0"]]
     assert found["lobs"].find(f"{SVG}title").text == "all of lobs"

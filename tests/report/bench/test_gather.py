@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from multiflow.report.bench.cost import costs, total_seconds
 from multiflow.report.bench.gather import gather
+from multiflow.report.bench.layers import spreads
 from multiflow.report.bench.values import Place
 from multiflow.report.records import DENSE
 
-from .conftest import bare, make_cell, make_grid
+from .conftest import bare, make_cell, make_grid, make_pruning
 
 AT = Place("xvlm-shapes", "vqa", "accuracy", 0.75)
 
@@ -80,7 +82,7 @@ def test_cells_of_another_config_are_left_out_and_said():
     old, new = make_cell(id="old"), make_cell(id="new")
     bench = gather([old, new], expected=[bare(new)])
     assert bench.cells == (new,)
-    assert "not in the grid" in bench.notes[0]
+    assert bench.notes == ("1 cell of other settings left out: not in the grid of the config.",)
     bench = gather([old, new])
     assert bench.cells == (new,)
     assert "other settings" in bench.notes[0]
@@ -109,11 +111,44 @@ def test_prunings_of_other_grids_are_left_out():
     assert gather(cells, [*prunings, *others]).prunings == tuple(prunings)
 
 
-def test_the_share_of_dense_needs_every_task(grid):
+def test_prunings_are_left_out_where_the_grid_prunes_nothing():
+    assert gather([make_cell(DENSE)], [make_pruning()]).prunings == ()
+
+
+def test_a_renamed_model_and_pruner_take_their_masks_along():
+    cells, prunings, expected = make_grid(models=("xvlm-shapes",))
+    names = {"xvlm-shapes": "xvlm", "magnitude": "by-size"}
+    renamed = [
+        replace(c, model=names[c.model], pruner=names.get(c.pruner, c.pruner), tier=f"new {c.tier}") for c in expected
+    ]
+    bench = gather(cells, prunings, renamed)
+    assert bench.notes == bench.missing == ()
+    assert bench.models == ("xvlm",)
+    assert {cell.model for cell in bench.cells} == {one.model for one in bench.prunings} == {"xvlm"}
+    assert {one.pruner for one in bench.prunings} == set(bench.rivals) == {"multiflow", "by-size", "wanda", "snip"}
+    assert bench.tiers == ("new 1", "new 2")
+    assert [cell.pruner for cell in bench.cells] == [cell.pruner for cell in renamed]
+    broken = [replace(bare(cell), error="killed") for cell in cells]
+    assert {cell.model for cell in gather(broken, [], renamed).failed} == {"xvlm"}
+
+
+def test_models_of_one_source_share_a_pruning_and_each_has_it():
+    shared = make_pruning("magnitude", model="dino-cifar10")
+    cells = [make_cell("magnitude", model=m, pruning=shared.id) for m in ("dino-cifar10", "dino-cifar100")]
+    bench = gather(cells, [shared])
+    assert [(one.model, one.id) for one in bench.prunings] == [(c.model, shared.id) for c in cells]
+    assert [spread.model for spread in spreads(bench)] == [cost.model for cost in costs(bench)] == [*bench.models]
+    assert total_seconds(bench)[1] == shared.calibration + shared.selection
+
+
+def test_masks_of_sparsities_that_the_grid_does_not_have_are_left_out():
+    bench = gather([make_cell(sparsity=0.75)], [make_pruning(sparsities=(0.5, 0.75, 0.9))])
+    assert [list(one.zeros) for one in bench.prunings] == [[0.75]]
+
+
+def test_a_pruner_is_in_every_tier_of_its_cells(grid):
     cells, prunings, expected = grid
-    share, seeds = gather(*grid).kept("xvlm-shapes", "multiflow", 0.63)
-    assert 80 < share < 95
-    assert seeds == 3
-    assert gather(*grid).kept("xvlm-shapes", "snip", 0.63)[1] == 1
-    fewer = [cell for cell in cells if (cell.task, cell.sparsity, cell.pruner) != ("vqa", 0.63, "multiflow")]
-    assert gather(fewer, prunings, expected).kept("xvlm-shapes", "multiflow", 0.63) is None
+    more = make_cell("multiflow", 0.95, tier="3")
+    bench = gather(cells, prunings, [*expected, bare(more)])
+    assert bench.tiers_of["multiflow"] == ("1", "3")
+    assert bench.tiers_of["snip"] == ("2",)

@@ -9,7 +9,7 @@ from .conftest import LAYERS, make_cell, make_pruning
 
 
 def bench_of(*prunings):
-    return gather([make_cell(p.pruner, seed=p.seed) for p in prunings], prunings)
+    return gather([make_cell(p.pruner, s, p.seed, each=()) for p in prunings for s in p.zeros], prunings)
 
 
 def test_shares_are_means_over_seeds_weighted_by_size():
@@ -38,11 +38,11 @@ def test_a_model_with_another_layout_is_not_averaged_in():
     assert spread.groups["text"] == 1.0
 
 
-def test_who_treats_modalities_unlike_is_named():
+def test_who_treats_groups_unlike_is_named():
     found = spreads(bench_of(make_pruning(text=0.95), make_pruning("wanda")))
     assert uneven(found) == [
-        "On xvlm-shapes at 90\N{NO-BREAK SPACE}% zeros, 1 of 2 pruners spread the zeros over the modalities within 1 "
-        "point of each other; unevenly multiflow (vision 90.0\N{NO-BREAK SPACE}%, text 95.0\N{NO-BREAK SPACE}%)."
+        "On xvlm-shapes at 90\N{NO-BREAK SPACE}% zeros, 1 of 2 pruners spread the zeros over the groups within 1 point "
+        "of each other; unevenly multiflow (vision 90.0\N{NO-BREAK SPACE}%, text 95.0\N{NO-BREAK SPACE}%)."
     ]
     (even,) = uneven(spreads(bench_of(make_pruning(), make_pruning("wanda"))))
     assert "2 of 2 pruners" in even

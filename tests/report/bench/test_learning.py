@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from multiflow.report.bench.cost import kept
 from multiflow.report.bench.gather import gather
 from multiflow.report.bench.learning import curves, gained, lessons, verdict
 from multiflow.report.bench.tables import columns, rows
@@ -15,10 +16,9 @@ def settings(steps, part="vqa"):
     return {"task": {"kind": "vqa", "data": {"part": part}, "finetune": {"steps": steps}}, "seed": 0}
 
 
-def make_bench(part="vqa", score=90.0):
-    """Short trainings with a pruner beside, and a longer dense one of the same task on some part of the data."""
+def make_bench(part="vqa", score=90.0, curve=((100, 50.0), (600, 90.0))):
+    """Short trainings with a pruner beside, and another dense one of the same task on some part of the data."""
     short = [make_cell(DENSE, seed=s, score=80, settings=settings(150)) for s in (0, 1)]
-    curve = [(100, 50.0), (600, 90.0)]
     long = make_cell(DENSE, task="vqa-long", metric="accuracy", score=score, curve=curve, settings=settings(600, part))
     return gather([*short, *(make_cell(seed=s, settings=settings(150)) for s in (0, 1)), long])
 
@@ -57,12 +57,21 @@ def test_a_training_on_other_data_stands_alone():
     assert [(one.curve.track.task, one.longer) for one in found] == [("vqa", ()), ("vqa-long", ())]
 
 
+def test_a_shorter_dense_training_prolongs_nothing():
+    found = lessons(make_bench(curve=[(50, 50.0), (100, 60.0)]))
+    assert [(one.curve.track.task, one.curve.steps, one.longer) for one in found] == [
+        ("vqa", 150, ()),
+        ("vqa-long", 100, ()),
+    ]
+    assert gained(found) is None
+
+
 def test_dense_trainings_alone_take_no_part_in_the_comparison():
     bench = make_bench()
     assert bench.dense_alone == {("xvlm-shapes", "vqa-long")}
     assert {place.task for place in columns(bench, "xvlm-shapes")} == {"vqa"}
     assert [len(row.entries) for row in rows(bench, "xvlm-shapes")] == [1, 1]
-    assert bench.kept("xvlm-shapes", "multiflow", 0.75)[1] == 2
+    assert kept(bench, "xvlm-shapes", 0.75)["multiflow"].seeds == 2
     assert bench.overall[0.75, "multiflow"].places == 1
     assert scope(bench).count("vqa") == 1
     alone = gather([make_cell(DENSE)])  # nothing is pruned yet: the baseline is all there is to see

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from multiflow.report.bench.gather import gather
-from multiflow.report.bench.tables import cells_csv, columns, few, pairs_csv, rows, tables_csv
+from multiflow.report.bench.tables import cells_csv, columns, pairs_csv, rows, tables_csv
 
 from .conftest import bare, make_cell
 
@@ -28,10 +28,10 @@ def test_a_table_has_dense_first_and_its_figure_at_every_sparsity(grid):
 def test_a_mean_over_fewer_seeds_is_marked(grid):
     bench = gather(*grid)
     place = bench.places[0]
-    assert few(bench, bench.entries[place, "snip"]) == 1
-    assert few(bench, bench.entries[place, "multiflow"]) is None
+    assert bench.few(bench.entries[place, "snip"]) == 1
+    assert bench.few(bench.entries[place, "multiflow"]) is None
     alone = gather([make_cell(), make_cell("snip")])
-    assert all(few(alone, entry) is None for entry in alone.entries.values())
+    assert all(alone.few(entry) is None for entry in alone.entries.values())
 
 
 def test_what_is_not_there_says_why():

@@ -12,6 +12,7 @@ from multiflow.report.bench.words import (
     losses,
     overall_said,
     overall_text,
+    place_said,
     scope,
     seeds_of,
     standings,
@@ -60,6 +61,36 @@ def test_a_pruner_that_leads_at_fewer_places_is_named_apart():
         "wanda is the best pruner or within noise of it at 1 of 2 places, multiflow at 0 of 2. "
         "Of those compared at fewer places, mine at 1 of 1."
     )
+
+
+def test_a_first_pruner_that_stands_alone_is_no_reason_to_stop():
+    cells = [make_cell("multiflow", task="retrieval"), make_cell("wanda"), make_cell("magnitude", score=40)]
+    assert headline(gather(cells)) == (
+        "wanda is the best pruner or within noise of it at 1 of 1 places, magnitude at 0 of 1."
+    )
+
+
+def test_sparsities_are_not_rounded():
+    cells = [make_cell(p, s) for p in ("multiflow", "wanda") for s in (0.975, 0.98)]
+    bench = gather(cells)
+    assert [place.split(" at ")[1] for place in map(place_said, bench.places)] == [
+        "97.5\N{NO-BREAK SPACE}%",
+        "98\N{NO-BREAK SPACE}%",
+    ]
+    assert "at 97.5\N{NO-BREAK SPACE}% and 98\N{NO-BREAK SPACE}% zeros" in scope(bench)
+
+
+def test_a_leader_over_fewer_seeds_is_told_with_them():
+    cells = [make_cell("multiflow", seed=s, score=50) for s in range(3)] + [make_cell("mine", score=80)]
+    ((_, said),) = leaders(gather([*cells, make_cell("dense", score=90)]))
+    assert "(one seed; dense " in said
+    assert said.count("one seed") == 1
+
+
+def test_shares_over_a_part_of_the_grid_say_so():
+    cells = [make_cell(p, score=score) for p, score in (("dense", 95), ("multiflow", 50))]
+    (said,) = overall_said(gather(cells, expected=[*map(bare, cells), bare(make_cell(task="retrieval"))]))
+    assert "over one model and task of 2 in the grid, multiflow" in said
 
 
 def test_shares_over_all_are_told_with_their_seeds():

@@ -11,7 +11,7 @@ from multiflow.report.bench import write_report
 from multiflow.report.html import SVG_LEAVES, VOID
 from multiflow.report.records import DENSE
 
-from .conftest import bare, make_cell
+from .conftest import bare, make_cell, make_pruning
 
 FILES = ["report.html", "report.md", "tables.csv", "pairs.csv", "cells.csv", "tables.tex"]
 
@@ -77,7 +77,7 @@ def test_the_figures_carry_values_to_hover_and_marks(root):
     tables = list(section.iter("table"))
     assert len(tables) == 2
     lines = tables[0].findall("tbody/tr")
-    assert [line.get("data-tier") for line in lines] == [None, "1", "1", "1", "2"]
+    assert [line.get("data-tiers") for line in lines] == [None, "1", "1", "1", "2"]
     assert len({len(line) for line in lines} | {len(tables[0].findall("thead/tr")[1])}) == 1
     tips = [cell.get("data-tip") for cell in lines[1] if cell.get("data-tip")]
     assert len(tips) == 6
@@ -103,7 +103,8 @@ def test_the_summary_has_standings_intervals_and_a_map(root):
     lines = [e for f in forests for e in f.iter(f"{svg}g") if (e.get("class") or "").startswith("line")]
     assert len(forests) == 3
     assert {e.get("data-name") for e in lines} <= {"magnitude", "wanda", "snip"}
-    assert {"alone" in e.get("class") for e in lines if e.get("data-name") == "magnitude"} == {False}
+    hollow = {e.get("data-name") for e in lines if any("hollow" in (p.get("class") or "") for p in e.iter())}
+    assert hollow == set()  # all have all seeds
 
 
 def test_a_tier_without_rows_of_its_own_has_no_button(partial, tmp_path):
@@ -152,6 +153,68 @@ def test_the_report_is_a_function_of_the_records(partial, folder, tmp_path):
     write_report(*partial, tmp_path, "A & B", ["one line was broken"])
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_grid_whose_first_pruner_stands_alone_has_a_report(tmp_path):
+    cells = [make_cell("multiflow", task="retrieval"), make_cell("wanda"), make_cell("magnitude", score=40)]
+    prunings = [make_pruning(name) for name in ("multiflow", "wanda", "magnitude")]
+    for given in (cells, [*cells, make_cell(DENSE), make_cell(DENSE, task="retrieval")]):
+        assert len(write_report(given, prunings, [], tmp_path, "t")) == len(FILES)
+
+
+def test_renamed_and_with_blanks_and_bars_in_its_names_a_grid_reports_the_same(partial, tmp_path):
+    cells, prunings, expected = partial
+    names = {"magnitude": "by size | abs", "xvlm-shapes": "x | vlm", "1": "one or two", "2": "the rest"}
+    renamed = [
+        replace(c, model=names.get(c.model, c.model), pruner=names.get(c.pruner, c.pruner), tier=names[c.tier])
+        for c in expected
+    ]
+    write_report(cells, prunings, expected, tmp_path / "old", "t")
+    write_report(cells, prunings, renamed, tmp_path / "new", "t")
+    old, new = ((tmp_path / name / "report.md").read_text(encoding="utf-8") for name in ("old", "new"))
+    for table in re.findall(r"(?:^\|.*\n)+", new, flags=re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+    back = new.replace("by size \\| abs", "magnitude").replace("by size | abs", "magnitude")
+    back = back.replace("x \\| vlm", "xvlm-shapes").replace("x | vlm", "xvlm-shapes")
+    assert (
+        back.replace("tier the rest", "tier 2").replace("| one or two |", "| 1 |").replace("| the rest |", "| 2 |")
+        == old
+    )
+    html = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'data-choose="(\d*)"', html) == ["", "1", "2"]
+    assert set(re.findall(r'data-tiers="([^"]*)"', html)) == {"1", "2"}
+
+
+def test_an_error_with_marks_of_code_stays_code(tmp_path):
+    write_report([replace(bare(make_cell()), error="no `x` in ``y``")], [], [], tmp_path, "t")
+    assert ": ``` no `x` in ``y`` ```" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_pruner_of_several_tiers_has_them_all(partial, tmp_path):
+    cells, prunings, expected = partial
+    more = make_cell("multiflow", 0.95, task="vqa", tier="2")
+    write_report([*cells, more], prunings, [*expected, bare(more)], tmp_path, "t")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'data-tiers="([^"]*)" data-name="multiflow"', html)) == {"1 2"}
+    assert '<td class="tier" data-key="1, 2">1, 2</td>' in html
+    assert "| multiflow | 1, 2 |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_shares_over_fewer_seeds_are_marked_everywhere(folder, root):
+    def marks(rows):
+        return [[text_of(e) for e in row.iter("sup")] for row in rows if row.get("data-name") in ("snip", "wanda")]
+
+    cost = next(s for s in root.iter("section") if s.get("id") == "cost")
+    assert marks(next(cost.iter("table")).findall("tbody/tr")) == [[], ["1"] * 3]
+    summary = next(s for s in root.iter("section") if s.get("id") == "summary")
+    the_map = next(t for t in summary.iter("table") if t.get("id") == "map-table")
+    assert sorted(marks(the_map.findall("tbody/tr"))) == [["1"] * 6, ["2"]]  # a cell of wanda has failed
+    points = [e for e in cost.iter() if "hollow" in (e.get("class") or "")]
+    assert len(points) == 4
+    said = (folder / "report.md").read_text(encoding="utf-8")
+    costs = said[said.index("## Cost") : said.index("## How long")]
+    assert re.search(r"^\| snip \| 1 \|.*(\[1\] \|.*){3}$", costs, flags=re.M)
+    assert "[3]" not in costs
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from multiflow.report.bench.values import Bench, score_of, seeds_said
-from multiflow.report.html import percent
+from multiflow.report.html import nominal
 from multiflow.report.records import DENSE, Cell
 from multiflow.report.words import count, listed
 
@@ -65,7 +65,7 @@ def failures(bench: Bench) -> list[tuple[str, list[Cell]]]:
 
 def cell_said(cell: Cell) -> str:
     """Write which cell it is."""
-    sparsity = "" if cell.pruner == DENSE else f" at {percent(cell.sparsity)}"
+    sparsity = "" if cell.pruner == DENSE else f" at {nominal(cell.sparsity)}"
     return f"{cell.model}, {cell.pruner}{sparsity}, {cell.task}, seed {cell.seed}"
 
 
@@ -78,7 +78,7 @@ def _what(cells: Sequence[Cell]) -> str:
     if len(cells) <= FEW:
         return "; ".join(cell_said(cell).split(", ", 1)[1].removeprefix(cell.pruner).strip(", ") for cell in cells)
     tasks = listed(list(dict.fromkeys(cell.task for cell in cells)))
-    sparsities = [percent(s) for s in sorted({cell.sparsity for cell in cells if cell.sparsity})]
+    sparsities = [nominal(s) for s in sorted({cell.sparsity for cell in cells if cell.sparsity})]
     where = f" at {listed(sparsities)}" if sparsities else ""
     return f"of {tasks}{where}, {seeds_said(sorted({cell.seed for cell in cells}))}"
 
@@ -88,15 +88,17 @@ def _mixed(bench: Bench) -> Iterator[str]:
         found = Counter(values).most_common()
         return ", ".join(f"{value or 'unknown'} ({number})" for value, number in found) if len(found) > 1 else None
 
-    for name in dict.fromkeys(name for cell in bench.cells for name in cell.versions):
-        if said := kinds([cell.versions.get(name, "") for cell in bench.cells]):
-            yield f"Results of different versions of {name} are mixed: {said} cells."
-    if said := kinds([cell.git or "no git" for cell in bench.cells]):
-        yield f"Results of different git revisions are mixed: {said} cells."
-    if dirty := sum((cell.git or "").endswith("+") for cell in bench.cells):
-        yield f"{count(dirty, 'cell').capitalize()} computed with changes that no git revision has."
-    if said := kinds([cell.machine for cell in bench.cells]):
-        yield f"Results of different machines are mixed: {said} cells. Seconds and memory do not compare between them."
+    found = bench.records
+    one, many = ("cell", "cells") if len(found) == len(bench.cells) else ("cell or pruning", "cells and prunings")
+    for name in dict.fromkeys(name for record in found for name in record.versions):
+        if said := kinds([record.versions.get(name, "") for record in found]):
+            yield f"Results of different versions of {name} are mixed: {said} {many}."
+    if said := kinds([record.git or "no git" for record in found]):
+        yield f"Results of different git revisions are mixed: {said} {many}."
+    if dirty := sum((record.git or "").endswith("+") for record in found):
+        yield f"{count(dirty, one, many).capitalize()} computed with changes that no git revision has."
+    if said := kinds([record.machine for record in found]):
+        yield f"Results of different machines are mixed: {said} {many}. Seconds and memory do not compare between them."
     for model, task in dict.fromkeys((cell.model, cell.task) for cell in bench.cells):
         metrics = list(dict.fromkeys(c.metric for c in bench.cells if (c.model, c.task) == (model, task)))
         if len(metrics) > 1:

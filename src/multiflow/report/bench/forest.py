@@ -61,16 +61,15 @@ def _line(name: str, found: Difference, look: Look, y: float, x: Scale, ends: tu
         else tag("path", d=f"M{number(at - 5)} {number(y)}l7 -4v8z", class_="off")
     )
     drawn = tag("line", x1=x(low), x2=x(high), y1=y, y2=y, class_="whisker") if low < high else None
-    alone = " alone" if len(found.seeds) == 1 else ""
+    alone = " hollow" if len(found.seeds) == 1 else ""
     return tag(
         "g",
         tag("title", tip),
         tag("rect", x=0, y=y - LINE / 2, width=WIDTH, height=LINE, class_="hit"),
         words(LEFT - 10, y + 4, name, "end", class_="who"),
-        tag("g", drawn, tag("g", mark, class_="point"), class_="series"),
+        tag("g", drawn, tag("g", mark, class_=f"point{alone}"), class_="series"),
         words(WIDTH, y + 4, signed(found.value), "end", class_="value"),
-        class_=f"line{alone} c-{look.colour}",
-        tabindex="0",
+        class_=f"line c-{look.colour}",
         data_name=name,
     )
 

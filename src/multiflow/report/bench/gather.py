@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import NamedTuple
 
 from multiflow.report.bench.bootstrap import Difference, differences, interval
 from multiflow.report.bench.overall import best_of, compare_overall, each_of
@@ -19,54 +20,86 @@ def gather(
     title: str = "benchmark",
     notes: Sequence[str] = (),
 ) -> Bench:
-    """Return what the records say.
+    """Return what the records say, under the names of the grid where it is known: renaming computes nothing anew."""
+    found = count_cells(cells, expected)
+    tiers_of: dict[str, dict[str, None]] = {}
+    for cell in found.grid:
+        tiers_of.setdefault(cell.pruner, {})[cell.tier] = None
+    pruners = _unique([DENSE] * (DENSE in tiers_of) + [cell.pruner for cell in found.grid])
+    tier_of = {name: next(iter(tiers)) for name, tiers in tiers_of.items()}
+    entries, pairs = _compare(found.done, pruners, _unique(cell.task for cell in found.grid), tier_of)
+    shares, share_differences = compare_overall(entries, pruners)
+    return Bench(
+        title=title,
+        notes=(*notes, *found.notes),
+        expected=found.grid,
+        cells=found.done,
+        failed=found.failed,
+        missing=found.missing,
+        prunings=tuple(_prunings(prunings, [*found.grid, *found.done])),
+        models=tuple(_unique(cell.model for cell in found.grid)),
+        pruners=tuple(pruners),
+        tiers=tuple(_unique(cell.tier for cell in found.grid)),
+        tiers_of={name: tuple(tiers) for name, tiers in tiers_of.items()},
+        entries=entries,
+        differences=pairs,
+        overall=shares,
+        overall_differences=share_differences,
+        dense_alone=dense_alone(found.grid),
+    )
+
+
+class Counted(NamedTuple):
+    """The cells of the grid, which of them have figures, failed or are missing, and what is to be said of others."""
+
+    grid: tuple[Cell, ...]
+    done: tuple[Cell, ...]
+    failed: tuple[Cell, ...]
+    missing: tuple[Cell, ...]
+    notes: tuple[str, ...]
+
+
+def count_cells(cells: Iterable[Cell], expected: Sequence[Cell] = ()) -> Counted:
+    """Return which cells count, under the names of the grid.
 
     A cell that failed and was computed later counts as computed. Where the grid is known, cells that it does not have
     (of an older config) are left out; where it is not, the last of two cells that differ in other settings alone
     counts. The notes say so.
     """
-    notes = list(notes)
-    last = {
-        cell.id: cell for cell in (*(c for c in cells if c.score is None), *(c for c in cells if c.score is not None))
-    }
+    last = {cell.id: cell for cell in sorted(cells, key=lambda cell: cell.score is not None)}
     grid = {cell.id: cell for cell in expected} or last
-    if strangers := [cell for id, cell in last.items() if id not in grid]:
-        notes.append(f"{_cells(len(strangers))} of the results not in the grid of the config: left out.")
+    notes = []
+    if strangers := len(last.keys() - grid.keys()):
+        notes.append(f"{_cells(strangers)} of other settings left out: not in the grid of the config.")
+    there = [
+        replace(last[one.id], model=one.model, pruner=one.pruner, task=one.task, tier=one.tier)
+        for one in grid.values()
+        if one.id in last
+    ]
     done: dict[tuple[object, ...], Cell] = {}
-    twice = 0
-    for cell in (last[id] for id in grid if id in last and last[id].score is not None):
-        key = (cell.model, cell.task, cell.metric, cell.sparsity, cell.pruner, cell.seed)
-        twice += key in done
-        done[key] = cell
-    if twice:
+    computed = [cell for cell in there if cell.score is not None]
+    for cell in computed:
+        done[cell.model, cell.task, cell.metric, cell.sparsity, cell.pruner, cell.seed] = cell
+    if twice := len(computed) - len(done):
         notes.append(f"{_cells(twice)} computed with other settings too: the last of each counts.")
-    failed = tuple(last[id] for id in grid if id in last and last[id].score is None)
-    tier_of: dict[str, str] = {}
-    for cell in grid.values():
-        tier_of.setdefault(cell.pruner, cell.tier)
-    pruners = _unique([DENSE] * (DENSE in tier_of) + [cell.pruner for cell in grid.values()])
-    entries, found = _compare(list(done.values()), pruners, _unique(cell.task for cell in grid.values()), tier_of)
-    shares, share_differences = compare_overall(entries, pruners)
-    used = {cell.pruning for cell in grid.values()} | {cell.pruning for cell in done.values()}
-    masks = {pruning.id: pruning for pruning in prunings}
-    return Bench(
-        title=title,
-        notes=tuple(notes),
-        expected=tuple(grid.values()),
-        cells=tuple(done.values()),
-        failed=failed,
-        missing=tuple(cell for id, cell in grid.items() if id not in last),
-        prunings=tuple(pruning for id, pruning in masks.items() if id in used or used <= {None}),
-        models=tuple(_unique(cell.model for cell in grid.values())),
-        pruners=tuple(pruners),
-        tiers=tuple(_unique(cell.tier for cell in grid.values())),
-        tier_of=tier_of,
-        entries=entries,
-        differences=found,
-        overall=shares,
-        overall_differences=share_differences,
-        dense_alone=dense_alone(grid.values()),
+    return Counted(
+        tuple(grid.values()),
+        tuple(done.values()),
+        tuple(cell for cell in there if cell.score is None),
+        tuple(cell for id, cell in grid.items() if id not in last),
+        tuple(notes),
     )
+
+
+def _prunings(prunings: Iterable[Pruning], cells: Iterable[Cell]) -> Iterator[Pruning]:
+    """The prunings of cells, each under every model and pruner that uses it, with the cells' sparsities alone."""
+    uses: dict[str | None, dict[tuple[str, str], set[float]]] = {}
+    for cell in cells:
+        uses.setdefault(cell.pruning, {}).setdefault((cell.model, cell.pruner), set()).add(cell.sparsity)
+    for one in {pruning.id: pruning for pruning in prunings}.values():
+        for (model, pruner), sparsities in uses.get(one.id, {}).items():
+            zeros = {sparsity: counts for sparsity, counts in one.zeros.items() if sparsity in sparsities}
+            yield replace(one, model=model, pruner=pruner, zeros=zeros)
 
 
 def dense_alone(grid: Iterable[Cell]) -> frozenset[tuple[str, str]]:
@@ -120,4 +153,4 @@ def _unique(values: Iterable[str]) -> list[str]:
 
 
 def _cells(number: int) -> str:
-    return "One cell" if number == 1 else f"{number} cells"
+    return "1 cell" if number == 1 else f"{number} cells"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import groupby
 
-from multiflow.report.bench.tables import Row, columns, few, rows
+from multiflow.report.bench.tables import Row, columns, rows
 from multiflow.report.bench.values import Bench, Entry
 from multiflow.report.records import DENSE
 
@@ -43,7 +43,7 @@ def _table(bench: Bench, model: str) -> str:
         rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
     made = rows(bench, model)
-    marked = any(entry and few(bench, entry) for row in made for entry in row.entries)
+    marked = any(entry and bench.few(entry) for row in made for entry in row.entries)
     note = " A superscript is the number of seeds of a mean over fewer than others of its column." * marked
     body = []
     for row in made:
@@ -84,7 +84,7 @@ def _line(bench: Bench, row: Row, widths: list[int]) -> str:
 def _figure(bench: Bench, entry: Entry) -> str:
     mean = f"{entry.mean:.1f}"
     mean = rf"\textbf{{{mean}}}" if entry.best else rf"\underline{{{mean}}}" if entry.close else mean
-    seeds = few(bench, entry)
+    seeds = bench.few(entry)
     return (
         mean
         + (rf"$^{{({seeds})}}$" if seeds else "")

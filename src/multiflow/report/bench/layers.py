@@ -1,4 +1,4 @@
-"""Where the zeros went: shares of zeros of layers and modalities, mean over the prunings of all seeds."""
+"""Where the zeros went: shares of zeros of layers and groups, mean over the prunings of all seeds."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from multiflow.report.bench.values import Bench
-from multiflow.report.html import percent
+from multiflow.report.html import nominal, percent
 from multiflow.report.records import Pruning
 from multiflow.report.values import COLLAPSED
 from multiflow.report.words import count, listed
 from multiflow.types import Layer
 
 EVEN = 0.01
-"""Modalities whose shares of zeros differ by less are treated alike."""
+"""Groups whose shares of zeros differ by less are treated alike."""
 MANY = 5
 """So many pruners are named."""
 
@@ -29,7 +29,7 @@ class Spread:
         seeds: of the prunings.
         layout: the layers; their shapes say nothing but their sizes.
         layers: layer name -> share of zeros.
-        groups: modality -> share of zeros.
+        groups: group -> share of zeros.
     """
 
     model: str
@@ -42,7 +42,7 @@ class Spread:
 
     @property
     def gone_groups(self) -> list[str]:
-        """Modalities that collapsed."""
+        """Groups that collapsed."""
         return [name for name, share in self.groups.items() if share >= COLLAPSED]
 
     @property
@@ -63,7 +63,7 @@ def spreads(bench: Bench) -> list[Spread]:
 
 
 def groups(found: Sequence[Spread]) -> list[str]:
-    """Return the modalities, in the order of the layouts."""
+    """Return the groups, in the order of the layouts."""
     return list(dict.fromkeys(group for spread in found for group in spread.groups))
 
 
@@ -79,12 +79,12 @@ def collapsed(found: Sequence[Spread]) -> list[tuple[str, str, str]]:
         text = (
             f"{whole}{count(len(layers), 'layer')} of {len(spread.layout)} ({named})" if layers else whole.strip("; ")
         )
-        said.setdefault((spread.model, spread.pruner), []).append(f"at {percent(spread.sparsity)} {text}")
+        said.setdefault((spread.model, spread.pruner), []).append(f"at {nominal(spread.sparsity)} {text}")
     return [(*key, "; ".join(texts)) for key, texts in said.items()]
 
 
 def uneven(found: Sequence[Spread]) -> list[str]:
-    """Return for each model of several modalities who treats them unlike, the most unlike first, at the most zeros."""
+    """Return for each model of several groups who treats them unlike, the most unlike first, at the most zeros."""
     said = []
     for model in dict.fromkeys(spread.model for spread in found):
         here = [spread for spread in found if spread.model == model and len(spread.groups) > 1]
@@ -96,8 +96,8 @@ def uneven(found: Sequence[Spread]) -> list[str]:
         shown = [f"{one.pruner} ({_shares(one)})" for one in unlike[:MANY]]
         more = [f"{len(unlike) - MANY} more"] if len(unlike) > MANY else []
         even = len(at) - len(unlike)
-        text = f"On {model} at {percent(most)} zeros, {even} of {len(at)} pruners spread"
-        text += f" the zeros over the modalities within {100 * EVEN:.0f} point of each other"
+        text = f"On {model} at {nominal(most)} zeros, {even} of {len(at)} pruners spread"
+        text += f" the zeros over the groups within {100 * EVEN:.0f} point of each other"
         said.append(f"{text}; unevenly {listed([*shown, *more])}." if unlike else f"{text}.")
     return said
 

@@ -55,7 +55,8 @@ def lessons(bench: Bench) -> list[Lesson]:
     found = {curve.track: curve for curve in curves(bench)}
     beside: dict[Place, list[Longer]] = {}
     for track, curve in found.items():
-        if _alone(bench, track) and (short := _same_data(bench, track, list(found))):
+        shorter = [other for other, its in found.items() if its.steps < curve.steps]
+        if _alone(bench, track) and (short := _same_data(bench, track, shorter)):
             adds = differences({name: each_of(_dense(bench, t).cells) for name, t in (("a", track), ("b", short))})
             beside.setdefault(short, []).append(Longer(curve, adds.get(("a", "b"))))
     placed = {longer.curve.track for those in beside.values() for longer in those}
@@ -102,7 +103,7 @@ def _alone(bench: Bench, track: Place) -> bool:
 
 
 def _same_data(bench: Bench, track: Place, others: list[Place]) -> Place | None:
-    """The training that this one prolongs: of the same model, kind, data and metric, and shorter."""
+    """The one among others that this training prolongs: of the same model, kind, data and metric."""
     wanted = _without_training(_dense(bench, track).cells[0])
     for other in others:
         same = (other.model, other.metric) == (track.model, track.metric) and not _alone(bench, other)

@@ -16,6 +16,7 @@ from multiflow.report.words import plain
 
 SHORT = 90
 """Longer values of settings are cut."""
+SHARED = "a calibration pass that pruners share counts for each of them"
 
 
 def facts(bench: Bench) -> list[tuple[str, str]]:
@@ -34,17 +35,21 @@ def facts(bench: Bench) -> list[tuple[str, str]]:
         ("models", ", ".join(bench.models)),
         ("pruners", ", ".join(name for name in bench.pruners if name != DENSE)),
         ("seeds", ", ".join(map(str, seeds))),
-        ("time", f"{duration(cells)} of fine-tuning and evaluation, {duration(prunings)} of calibration and selection"),
+        (
+            "time",
+            f"{duration(cells)} of fine-tuning and evaluation, {duration(prunings)} of calibration and selection "
+            f"({SHARED})",
+        ),
         ("computed", span),
-        ("machine", "; ".join(_unique(cell.machine or "unknown" for cell in bench.cells)) or "none yet"),
-        ("git", ", ".join(_unique(cell.git or "no git" for cell in bench.cells)) or "none yet"),
+        ("machine", "; ".join(_unique(one.machine or "unknown" for one in bench.records)) or "none yet"),
+        ("git", ", ".join(_unique(one.git or "no git" for one in bench.records)) or "none yet"),
     ]
 
 
 def versions(bench: Bench) -> list[tuple[str, str]]:
     """Return library and version, or versions."""
-    names = _unique(name for cell in bench.cells for name in cell.versions)
-    return [(name, ", ".join(_unique(cell.versions.get(name, "unknown") for cell in bench.cells))) for name in names]
+    names = _unique(name for one in bench.records for name in one.versions)
+    return [(name, ", ".join(_unique(one.versions.get(name, "unknown") for one in bench.records))) for name in names]
 
 
 def shared_settings(bench: Bench) -> list[tuple[str, str]]:
@@ -87,11 +92,13 @@ def terms() -> list[tuple[str, str]]:
         ),
         (
             "share of the dense score",
-            "Score relative to the dense baseline's, over the seeds that both have, then the mean over tasks, or over "
-            "models and tasks, each counting alike. Chance is not taken off: a share of nothing learned is above 0.",
+            "Score relative to the dense baseline's, over the seeds that both have of all tasks, then the mean over "
+            "tasks, or over models and tasks, each counting alike. Chance is not taken off: a share of nothing learned "
+            "is above 0.",
         ),
         ("zeros", "Share of the prunable weights that are zero; embeddings, norms, biases and heads stay dense."),
-        ("collapsed", f"At least {percent(COLLAPSED)} zeros in a layer or in a modality: hardly a signal passes."),
+        ("group", "Layers that belong together: vision, text and fusion, or as a family of models divides its own."),
+        ("collapsed", f"At least {percent(COLLAPSED)} zeros in a layer or in a group: hardly a signal passes."),
         (
             "seconds",
             "Calibration and selection for the masks of all sparsities. Pruners that share a calibration pass each "

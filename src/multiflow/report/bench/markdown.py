@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
-from multiflow.report.bench.cost import costs
+from multiflow.report.bench.cost import Kept, costs, kept
 from multiflow.report.bench.doubts import cell_said, doubts, failures, gaps, incomplete
 from multiflow.report.bench.layers import collapsed, groups, spreads, uneven
 from multiflow.report.bench.learning import gained, lessons, verdict
 from multiflow.report.bench.making import facts, shared_settings, terms, versions
-from multiflow.report.bench.tables import columns, few, rows
+from multiflow.report.bench.tables import columns, rows, tiers_said
 from multiflow.report.bench.values import Bench, Entry, Overall
 from multiflow.report.bench.words import (
     difference_said,
@@ -23,8 +24,7 @@ from multiflow.report.bench.words import (
     standings,
     verdicts,
 )
-from multiflow.report.html import number, percent, size
-from multiflow.report.records import DENSE
+from multiflow.report.html import nominal, number, percent, size
 
 
 def markdown(bench: Bench) -> str:
@@ -63,7 +63,7 @@ def _first(bench: Bench) -> Iterator[str]:
         yield f"> **Incomplete.** {said}{where}"
         if ended := failures(bench):
             yield "Failed:"
-            yield _list(f"{'; '.join(map(cell_said, cells))}: `{error}`" for error, cells in ended)
+            yield _list(f"{'; '.join(map(cell_said, cells))}: {_code(error)}" for error, cells in ended)
     if found := doubts(bench):
         yield "Before reading:"
         yield _list(found)
@@ -87,7 +87,7 @@ def _standings(bench: Bench) -> Iterator[str]:
         "[n] the number of seeds, where others have more."
     )
     yield _table(
-        ("pruner", "seeds", "leads", f"against {bench.first}", *(f"share at {percent(s)}" for s in sparsities)),
+        ("pruner", "seeds", "leads", f"against {bench.first}", *(f"share at {nominal(s)}" for s in sparsities)),
         [
             (
                 *(one.pruner, seeds_of(bench, one.pruner), f"{one.leads} of {one.places}"),
@@ -126,13 +126,13 @@ def _figures(bench: Bench) -> Iterator[str]:
         if not places:
             continue
         yield f"### {model}"
-        head = ("pruner", "tier", *(f"{p.task} {p.metric} {percent(p.sparsity)}" for p in places))
+        head = ("pruner", "tier", *(f"{p.task} {p.metric} {nominal(p.sparsity)}" for p in places))
         yield _table(
             head,
             [
                 (
                     row.pruner,
-                    "" if row.pruner == DENSE else row.tier,
+                    tiers_said(row),
                     *(
                         _figure(bench, entry) if entry else state
                         for entry, state in zip(row.entries, row.states, strict=True)
@@ -147,7 +147,7 @@ def _figures(bench: Bench) -> Iterator[str]:
 def _figure(bench: Bench, entry: Entry) -> str:
     mean = f"{entry.mean:.1f}"
     mean = f"**{mean}**" if entry.best else f"_{mean}_" if entry.close else mean
-    seeds = few(bench, entry)
+    seeds = bench.few(entry)
     return mean + (f" ± {entry.std:.1f}" if entry.std is not None else "") + (f" [{seeds}]" if seeds else "")
 
 
@@ -177,10 +177,10 @@ def _zeros(bench: Bench) -> Iterator[str]:
         here = [spread for spread in found if spread.model == model]
         yield f"### {model}"
         yield _table(
-            ("pruner", "sparsity", *groups(here), "layers collapsed"),
+            ("pruner", "sparsity", "seeds", *groups(here), "layers collapsed"),
             [
                 (
-                    *(spread.pruner, percent(spread.sparsity)),
+                    *(spread.pruner, nominal(spread.sparsity), str(len(spread.seeds))),
                     *(percent(spread.groups[group], 1) if group in spread.groups else "" for group in groups(here)),
                     str(len(spread.gone_layers)),
                 )
@@ -196,26 +196,46 @@ def _costs(bench: Bench) -> Iterator[str]:
         return
     yield "## Cost against quality"
     yield (
-        "Seconds for the masks of all sparsities; share of the dense score, mean over tasks. The memory is the most "
-        "that the whole process held, which may hold what it computed before."
+        "Seconds for the masks of all sparsities, mean over seeds; share of the dense score, mean over tasks, [n]: "
+        "number of seeds, where it is fewer than others of the column have. The memory is the most that the whole "
+        "process held, which may hold what it computed before."
     )
     for model in dict.fromkeys(cost.model for cost in found):
         sparsities = bench.sparsities(model)
-        head = ("pruner", "calibration s", "selection s", "pairs", "peak memory", *(percent(s) for s in sparsities))
+        shares = [kept(bench, model, sparsity) for sparsity in sparsities]
+        head = (
+            "pruner",
+            "seeds",
+            "calibration s",
+            "selection s",
+            "pairs",
+            "peak memory",
+            *(nominal(s) for s in sparsities),
+        )
         yield f"### {model}"
         yield _table(
             head,
             [
                 (
-                    *(cost.pruner, number(cost.calibration), number(cost.selection), str(cost.pairs)),
+                    *(
+                        cost.pruner,
+                        str(cost.prunings),
+                        number(cost.calibration),
+                        number(cost.selection),
+                        str(cost.pairs),
+                    ),
                     size(cost.peak_memory),
-                    *(f"{kept[0]:.1f} %" if (kept := bench.kept(model, cost.pruner, s)) else "" for s in sparsities),
+                    *(_kept(of.get(cost.pruner)) for of in shares),
                 )
                 for cost in found
                 if cost.model == model
             ],
             right=1,
         )
+
+
+def _kept(one: Kept | None) -> str:
+    return f"{one.share:.1f} %" + (f" [{one.few}]" if one.few else "") if one else ""
 
 
 def _learning(bench: Bench) -> Iterator[str]:
@@ -236,6 +256,13 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]], right: int = 99) 
 
 def _cell(value: str) -> str:
     return value.replace("|", "\\|").replace("\n", " ")
+
+
+def _code(text: str) -> str:
+    """A span of code, in longer marks than those in it."""
+    marks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " * (len(marks) > 1)
+    return f"{marks}{pad}{text}{pad}{marks}"
 
 
 def _list(items: Sequence[str] | Iterator[str]) -> str:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from multiflow.report.bench.cost import total_seconds
-from multiflow.report.bench.doubts import cell_said, doubts, failures, gaps, incomplete
-from multiflow.report.bench.making import duration, facts, shared_settings, terms, versions
+from multiflow.report.bench.doubts import Gap, cell_said, doubts, failures, gaps, incomplete
+from multiflow.report.bench.making import SHARED, duration, facts, shared_settings, terms, versions
 from multiflow.report.bench.page_cost import cost
 from multiflow.report.bench.page_learning import learning
 from multiflow.report.bench.page_quality import duels, figures, quality
 from multiflow.report.bench.page_summary import summary
 from multiflow.report.bench.page_zeros import zeros
+from multiflow.report.bench.parts import folded, in_colours, tier_filter
 from multiflow.report.bench.values import Bench
 from multiflow.report.bench.words import headline, scope
-from multiflow.report.html import Content, Markup, coloured, definitions, page, section, tag
+from multiflow.report.html import Markup, definitions, join, page, section, tag
 from multiflow.report.palette import DENSE as DENSE_LOOK
 from multiflow.report.palette import Look, looks
-from multiflow.report.records import DENSE
+from multiflow.report.records import DENSE, Cell
 from multiflow.report.words import count
 
 OPEN = 8
@@ -44,6 +45,7 @@ def bench_page(bench: Bench) -> str:
         _top(bench, styles),
         _first(bench),
         _contents(sections),
+        tier_filter(bench),
         sections,
         description=headline(bench),
         styles=("page.css", "bench.css"),
@@ -57,12 +59,12 @@ def _top(bench: Bench, styles: Mapping[str, Look]) -> Markup:
         (f"{len(bench.cells)} of {whole}" if len(bench.cells) < whole else str(whole), "cells have figures"),
         (str(len(bench.rivals)), f"pruners, {count(len(bench.models), 'model')}"),
         (str(len(bench.places)), "places: a model, a task and a sparsity"),
-        (duration(cells + prunings), "of pruning, fine-tuning and evaluation"),
+        (duration(cells + prunings), f"of pruning, fine-tuning and evaluation; {SHARED}"),
     )
     return tag(
         "header",
         tag("p", bench.title, class_="overline"),
-        tag("h1", _coloured(headline(bench), styles)),
+        tag("h1", in_colours(headline(bench), styles)),
         tag("p", scope(bench), class_="lead"),
         tag("ul", [tag("li", tag("b", value), tag("span", text)) for value, text in shown], class_="facts"),
     )
@@ -74,32 +76,27 @@ def _first(bench: Bench) -> Markup | None:
     found = doubts(bench)
     if not said and not found:
         return None
+    lacking = [_gap(gap) for gap in gaps(bench)]
+    failed = [_failure(error, cells) for error, cells in failures(bench)]
     return tag(
         "div",
         (tag("b", "Incomplete. "), said) if said else tag("b", "Before reading"),
-        _folded([_gap(gap) for gap in gaps(bench)], "what is missing"),
-        _folded([tag("li", _failure(error, cells)) for error, cells in failures(bench)], "what failed"),
+        folded(lacking, "what is missing", open=len(lacking) <= OPEN),
+        folded(failed, "what failed", open=len(failed) <= OPEN),
         tag("ul", [tag("li", text) for text in found]) if found else None,
         class_="verdict first-of-all mixed",
         role="note",
     )
 
 
-def _gap(gap: object) -> Markup:
-    tier, model, pruner, number, of, what = vars(gap).values()
-    return tag("li", f"tier {tier} · {model} · ", tag("b", pruner), f": {number} of {of} cells, {what}")
+def _gap(gap: Gap) -> Markup:
+    where = f"tier {gap.tier} · {gap.model} · "
+    return join((where, tag("b", gap.pruner), f": {gap.number} of {gap.of} cells, {gap.what}"))
 
 
-def _failure(error: str, cells: list) -> Content:
+def _failure(error: str, cells: Sequence[Cell]) -> Markup:
     shown = "; ".join(map(cell_said, cells[:4])) + (f" and {len(cells) - 4} more" if len(cells) > 4 else "")
-    return f"{shown}: ", tag("code", error)
-
-
-def _folded(items: list[Markup], what: str) -> Markup | None:
-    if not items:
-        return None
-    inside = (tag("summary", f"{what}: {len(items)}"), tag("ul", items))
-    return tag("details", inside, open=len(items) <= OPEN)
+    return join((f"{shown}: ", tag("code", error)))
 
 
 def _contents(sections: list[Markup | None]) -> Markup:
@@ -122,7 +119,3 @@ def _making(bench: Bench) -> Markup:
         else None,
         id="making",
     )
-
-
-def _coloured(text: str, styles: Mapping[str, Look]) -> Markup:
-    return coloured(text, {name: look.colour for name, look in styles.items() if name != DENSE})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from multiflow.report.bench.cost import Cost, costs
-from multiflow.report.bench.page_quality import NONE, in_tier
+from multiflow.report.bench.cost import Cost, costs, kept
+from multiflow.report.bench.parts import few_mark, in_tier, names_column
 from multiflow.report.bench.values import Bench
-from multiflow.report.html import Column, Markup, number, percent, seconds, section, size, table, tag
+from multiflow.report.html import Column, Content, Markup, nominal, number, seconds, section, size, table, tag
 from multiflow.report.palette import Look
-from multiflow.report.svg import Point, Reference, Series, chart, log_axis, name, round_axis
+from multiflow.report.svg import Point, Reference, Series, chart, log_axis, round_axis
 from multiflow.report.words import count
 
 LEAST = 0.01
@@ -29,22 +29,22 @@ def cost(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
     lead = (
         "Does a dearer pruner give a better model? The seconds are those of calibration and selection, for the masks "
         "of all sparsities together; the height is the score relative to the dense baseline, mean over all tasks of "
-        "the model. Above and to the left is better. Pruners that lack a task at a sparsity have no point there."
+        "the model. Above and to the left is better. Pruners that lack a task at a sparsity have no point there; "
+        "hollow marks, and a small number in the table, are means over fewer seeds than others."
     )
     return section("Cost against quality", tag("div", charts, class_="charts"), tables, id="cost", lead=lead)
 
 
 def _scatter(bench: Bench, styles: Mapping[str, Look], found: Sequence[Cost], sparsity: float) -> Markup | None:
-    title = f"{found[0].model}, {percent(sparsity)} zeros: share of the dense score"
+    title = f"{found[0].model}, {nominal(sparsity)} zeros: share of the dense score"
     series = []
+    of = kept(bench, found[0].model, sparsity)
     for item in found:
-        kept = bench.kept(item.model, item.pruner, sparsity)
-        if kept:
-            seeds = f"{count(kept[1], 'seed')}" if kept[1] else ""
-            text = f"{item.pruner}: {kept[0]:.1f} % of dense after {seconds(item.seconds)} of pruning, {seeds}"
-            at = max(item.seconds, LEAST)
+        if one := of.get(item.pruner):
+            seeds = count(one.seeds, "seed")
+            text = f"{item.pruner}: {one.share:.1f} % of dense after {seconds(item.seconds)} of pruning, {seeds}"
             quiet = item.pruner not in bench.loud
-            point = Point(at, kept[0], kept[0], kept[0], text)
+            point = Point(max(item.seconds, LEAST), one.share, one.share, one.share, text, hollow=bool(one.few))
             series.append(Series(item.pruner, styles[item.pruner], (point,), quiet))
     if not series:
         return None
@@ -58,26 +58,26 @@ def _scatter(bench: Bench, styles: Mapping[str, Look], found: Sequence[Cost], sp
 def _table(bench: Bench, styles: Mapping[str, Look], found: Sequence[Cost]) -> Markup:
     model = found[0].model
 
-    def kept(sparsity: float) -> Column:
-        def value(item: Cost) -> float | None:
-            share = bench.kept(model, item.pruner, sparsity)
-            return share[0] if share else None
+    def share(sparsity: float) -> Column:
+        of = kept(bench, model, sparsity)
+
+        def show(item: Cost) -> Content:
+            one = of.get(item.pruner)
+            return one and (f"{one.share:.1f}\N{NO-BREAK SPACE}%", tag("span", few_mark(one.few), class_="seeds"))
+
+        def key(item: Cost) -> float | None:
+            return of[item.pruner].share if item.pruner in of else None
 
         def tip(item: Cost) -> str:
-            share = bench.kept(model, item.pruner, sparsity)
-            return f"{item.pruner}: over {count(share[1], 'seed')}" if share else "not all tasks have figures"
+            one = of.get(item.pruner)
+            return f"{item.pruner}: over {count(one.seeds, 'seed')}" if one else "not all tasks have figures"
 
-        return Column(
-            percent(sparsity),
-            lambda item: "" if value(item) is None else f"{value(item):.1f}\N{NO-BREAK SPACE}%",
-            lambda item: NONE if value(item) is None else value(item) or 0.0,
-            class_="number",
-            over="share of the dense score",
-            tip=tip,
-        )
+        over = "share of the dense score"
+        return Column(nominal(sparsity), show, key, class_="number", over=over, tip=tip)
 
     columns = (
-        Column("pruner", lambda item: name(item.pruner, styles[item.pruner]), lambda item: item.pruner, class_="first"),
+        names_column(styles),
+        _amount("seeds", "prunings that the seconds are means over", lambda item: item.prunings, str),
         _amount("calibration", "seconds of the pass over the data", lambda item: item.calibration, _or_none),
         _amount("selection", "seconds of scores, budgets and masks", lambda item: item.selection, seconds),
         _amount(
@@ -89,8 +89,8 @@ def _table(bench: Bench, styles: Mapping[str, Look], found: Sequence[Cost]) -> M
             lambda item: item.peak_memory,
             size,
         ),
-        _amount("a cell", "mean seconds of fine-tuning and evaluation", lambda item: item.cell or 0.0, seconds),
-        *map(kept, bench.sparsities(model)),
+        _amount("a cell", "mean seconds of fine-tuning and evaluation", lambda item: item.cell, seconds),
+        *map(share, bench.sparsities(model)),
     )
     caption = f"{model}: mean over the prunings of all seeds"
     return table(columns, found, caption=caption, attributes=lambda item: in_tier(bench, item.pruner))
@@ -101,4 +101,4 @@ def _or_none(value: float) -> str:
 
 
 def _amount(title: str, hint: str, value, show) -> Column:  # type: ignore[no-untyped-def]
-    return Column(title, lambda item: show(value(item)), value, hint, "number")
+    return Column(title, lambda item: None if value(item) is None else show(value(item)), value, hint, "number")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from multiflow.report.bench.tables import Row, columns, few, rows
+from multiflow.report.bench.parts import MOST_TINT, few_mark, in_tier, leads_column, names_column
+from multiflow.report.bench.tables import Row, columns, rows, tiers_said
 from multiflow.report.bench.values import Bench, Entry, Place
 from multiflow.report.bench.words import Standing, duel, entry_said, standings
-from multiflow.report.html import Attribute, Column, Content, Markup, number, percent, section, table, tag
+from multiflow.report.html import Column, Content, Markup, nominal, number, section, table, tag
 from multiflow.report.palette import Look
 from multiflow.report.records import DENSE
-from multiflow.report.svg import Point, Reference, Series, chart, name, round_axis, shares
+from multiflow.report.svg import Point, Reference, Series, chart, round_axis, shares
 
-NONE = -1e9
-"""Sorts a cell without a figure below all others."""
 STATES = {
     "failed": ("failed", "the cell failed; the error is said on top"),
     "pending": ("\N{MIDDLE DOT}", "not computed yet"),
@@ -34,27 +33,7 @@ def figures(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
         " is the number of seeds of a mean over fewer than others of its column. The headings sort; a figure that is "
         "pointed at says all that is known of it.",
     )
-    return section("All figures", tiers(bench), made, id="figures", lead=lead) if made else None
-
-
-def tiers(bench: Bench) -> Markup | None:
-    """Return the buttons that choose a tier."""
-    with_rows = [
-        tier for tier in bench.tiers if tier in {bench.tier_of[name] for name in bench.pruners if name != DENSE}
-    ]
-    if len(with_rows) < 2:
-        return None
-    choices = [("", "all tiers"), *((tier, f"tier {tier}") for tier in with_rows)]
-    buttons = [
-        tag("button", text, type="button", data_choose=tier, aria_pressed="false" if tier else "true")
-        for tier, text in choices
-    ]
-    return tag("div", buttons, class_="filter", role="group", aria_label="tiers", hidden=True)
-
-
-def in_tier(bench: Bench, pruner: str) -> Mapping[str, Attribute]:
-    """Return the attributes of a row of a pruner."""
-    return {"data_tier": None if pruner == DENSE else bench.tier_of[pruner], "data_name": pruner}
+    return section("All figures", made, id="figures", lead=lead) if made else None
 
 
 def quality(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
@@ -64,7 +43,8 @@ def quality(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
     lead = (
         "How much of the dense model is left as zeros are added. Whiskers are 95 % intervals over test items and "
         "seeds; those of two pruners may overlap where their paired difference is beyond noise, which the table says. "
-        "Grey lines are the other pruners: point at one to see which. An axis may begin above 0."
+        "Hollow marks are means over fewer seeds than others. Grey lines are the other pruners: point at one to see "
+        "which. An axis may begin above 0."
     )
     made = tag("div", charts, class_="charts")
     return section("Quality against sparsity", made, id="quality", lead=lead) if charts else None
@@ -84,8 +64,8 @@ def duels(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
             found = duel(bench, row.pruner, other)
             if not found.places:
                 return "\N{MIDDLE DOT}"
-            lean = (found.wins - found.losses) / found.places
-            ground = "" if not lean else f"--lean:{number(60 * abs(lean))}%"
+            lean = found.lean or 0.0
+            ground = f"--lean:{number(MOST_TINT * abs(lean))}%" if lean else None
             inside = tag("b", str(found.wins)), tag("small", f"\N{THIN SPACE}/\N{THIN SPACE}{found.losses}")
             return tag(
                 "span", inside, class_="lean up" if lean > 0 else "lean down" if lean < 0 else "lean", style=ground
@@ -100,20 +80,12 @@ def duels(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
                 f"{found.losses}, within noise at {found.ties}"
             )
 
-        def key(row: Standing) -> float:
-            found = duel(bench, row.pruner, other)
-            return (found.wins - found.losses) / found.places if found.places else NONE
+        def key(row: Standing) -> float | None:
+            return duel(bench, row.pruner, other).lean
 
         return Column(tag("span", other, class_="steep"), show, key, f"against {other}", "number duel", tip=tip)
 
-    lead_column = Column(
-        "leads",
-        lambda row: f"{row.leads} of {row.places}",
-        lambda row: row.leads / row.places if row.places else NONE,
-        "places where it is the best or within noise of the best",
-        "number",
-    )
-    columns_ = (names_column(styles), lead_column, *map(against, names))
+    columns_ = (names_column(styles), leads_column(), *map(against, names))
     caption = "Places won / lost beyond noise, row against column, over all models, tasks and sparsities both have"
     made = table(columns_, ranked, caption=caption, attributes=lambda row: in_tier(bench, row.pruner), id="duel-table")
     lead = (
@@ -124,18 +96,9 @@ def duels(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
     return section("Who beats whom", made, id="duels", lead=lead)
 
 
-def names_column(styles: Mapping[str, Look]) -> Column:
-    """Return the first column of a table of pruners."""
-
-    def show(row: Row | Standing) -> Markup:
-        return tag("span", name(row.pruner, styles[row.pruner]), data_name=row.pruner)
-
-    return Column("pruner", show, lambda row: row.pruner, class_="first")
-
-
 def _model(bench: Bench, styles: Mapping[str, Look], model: str) -> Markup:
     places = columns(bench, model)
-    tier = Column("tier", lambda row: "" if row.pruner == DENSE else row.tier, lambda row: row.tier, class_="tier")
+    tier = Column("tier", tiers_said, lambda row: tiers_said(row) or None, class_="tier")
     made = table(
         (
             names_column(styles),
@@ -155,21 +118,19 @@ def _figure(bench: Bench, place: Place, i: int) -> Column:
         if entry is None:
             return tag("span", STATES[row.states[i]][0], class_=row.states[i] or None)
         mean = tag("span", f"{entry.mean:.1f}", class_="best" if entry.best else "close" if entry.close else None)
-        seeds = few(bench, entry)
-        mark = tag("sup", str(seeds), class_="few") if seeds else None
         std = tag("small", f" ±{entry.std:.1f}") if entry.std is not None else None
-        return mean, tag("span", mark, std, class_="rest")
+        return mean, tag("span", few_mark(bench.few(entry)), std, class_="rest")
 
     def tip(row: Row) -> str | None:
         entry = row.entries[i]
         return entry_said(entry, bench) if entry else STATES[row.states[i]][1]
 
-    def key(row: Row) -> float:
+    def key(row: Row) -> float | None:
         entry = row.entries[i]
-        return entry.mean if entry else NONE
+        return entry.mean if entry else None
 
     over = f"{place.task} · {place.metric}"
-    return Column(percent(place.sparsity), show, key, class_="number figure", over=over, tip=tip)
+    return Column(nominal(place.sparsity), show, key, class_="number figure", over=over, tip=tip)
 
 
 def _curves(bench: Bench, styles: Mapping[str, Look], track: Place) -> Markup:
@@ -195,4 +156,5 @@ def figure_of(title: str, series: Sequence[Series], references: Sequence[Referen
 
 
 def _point(bench: Bench, entry: Entry) -> Point:
-    return Point(entry.place.sparsity, entry.mean, entry.low, entry.high, entry_said(entry, bench))
+    text = entry_said(entry, bench)
+    return Point(entry.place.sparsity, entry.mean, entry.low, entry.high, text, hollow=bool(bench.few(entry)))

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from multiflow.report.bench.forest import forest
-from multiflow.report.bench.page_quality import NONE, in_tier, names_column
-from multiflow.report.bench.tables import few
+from multiflow.report.bench.parts import few_mark, folded, in_colours, in_tier, leads_column, names_column
 from multiflow.report.bench.values import Bench, Overall, Place
 from multiflow.report.bench.words import (
     Standing,
@@ -22,7 +21,7 @@ from multiflow.report.bench.words import (
     standings,
     verdicts,
 )
-from multiflow.report.html import Column, Content, Markup, coloured, join, percent, section, table, tag
+from multiflow.report.html import Column, Content, Markup, join, nominal, section, table, tag
 from multiflow.report.palette import Look
 from multiflow.report.records import DENSE
 
@@ -32,8 +31,10 @@ def summary(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
     if not bench.places:
         return None
     first = bench.first or ""
-    behind = [f"{place_said(place)}: {name} {difference_said(d)}" for place, name, d in losses(bench)]
-    sentences = [f"{place_said(place)}: {text}" for place, text in leaders(bench)]
+    behind = [
+        in_colours(f"{place_said(place)}: {name} {difference_said(d)}", styles) for place, name, d in losses(bench)
+    ]
+    sentences = [in_colours(f"{place_said(place)}: {text}", styles) for place, text in leaders(bench)]
     lead = (
         "From the pruner that leads most often down. To lead is to be the best of a place or within noise of it: the "
         "95 % interval of the difference includes zero. The share of the dense score is the mean over all models and "
@@ -41,17 +42,19 @@ def summary(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
         tag("b", "bold", class_="best"),
         " is the best, ",
         tag("span", "underlined", class_="close"),
-        " what is within noise of it.",
+        " what is within noise of it; a small ",
+        tag("sup", "n", class_="few"),
+        " the number of seeds, where others have more.",
     )
     return section(
         "Summary",
         _standings(bench, styles),
         _forests(bench, styles, first),
         tag("h3", "In words"),
-        tag("ul", [tag("li", _coloured(text, styles)) for text in verdicts(bench)], class_="said-list"),
+        tag("ul", [tag("li", in_colours(text, styles)) for text in verdicts(bench)], class_="said-list"),
         _map(bench, styles),
-        _folded(sentences, "place by place, in words", styles),
-        _folded(behind, f"where {first} is behind another pruner beyond noise", styles)
+        folded(sentences, "place by place, in words"),
+        folded(behind, f"where {first} is behind another pruner beyond noise")
         or tag("p", f"{first} is nowhere behind another pruner beyond noise.", class_="lead"),
         id="summary",
         lead=lead,
@@ -64,20 +67,13 @@ def _standings(bench: Bench, styles: Mapping[str, Look]) -> Markup:
     def against(row: Standing) -> Content:
         return str(duel(bench, row.pruner, first)) or None
 
-    def lean(row: Standing) -> float:
-        found = duel(bench, row.pruner, first)
-        return (found.wins - found.losses) / found.places if found.places else NONE
+    def lean(row: Standing) -> float | None:
+        return duel(bench, row.pruner, first).lean
 
     columns = (
         names_column(styles),
         Column("seeds", lambda row: seeds_of(bench, row.pruner), lambda row: max(_seeds(bench, row)), class_="number"),
-        Column(
-            "leads",
-            lambda row: f"{row.leads} of {row.places}",
-            lambda row: row.leads / row.places if row.places else NONE,
-            "places where it is the best or within noise of the best",
-            "number",
-        ),
+        leads_column(),
         Column(
             f"against {first}",
             against,
@@ -104,20 +100,18 @@ def _share(bench: Bench, sparsity: float) -> Column:
         if not (one := of(row)):
             return None
         text = f"{one.share:.1f}\N{NO-BREAK SPACE}%"
-        fewer = bench.fewer_seeds(one)
-        mark = tag("sup", str(fewer), class_="few") if fewer else None
         look = "best" if one.best else "close" if one.close else None
-        return tag("span", text, class_=look), tag("span", mark, class_="seeds")
+        return tag("span", text, class_=look), tag("span", few_mark(bench.fewer_seeds(one)), class_="seeds")
 
     def tip(row: Standing) -> str:
         one = of(row)
-        return overall_text(bench, one) if one else f"{row.pruner} lacks a model or task at {percent(sparsity)}"
+        return overall_text(bench, one) if one else f"{row.pruner} lacks a model or task at {nominal(sparsity)}"
 
-    def key(row: Standing) -> float:
+    def key(row: Standing) -> float | None:
         one = of(row)
-        return one.share if one else NONE
+        return one.share if one else None
 
-    return Column(percent(sparsity), show, key, class_="number figure", over="share of the dense score at", tip=tip)
+    return Column(nominal(sparsity), show, key, class_="number figure", over="share of the dense score at", tip=tip)
 
 
 def _forests(bench: Bench, styles: Mapping[str, Look], first: str) -> Markup | None:
@@ -127,7 +121,7 @@ def _forests(bench: Bench, styles: Mapping[str, Look], first: str) -> Markup | N
             name: d for (s, name, other), d in bench.overall_differences.items() if (s, other) == (sparsity, first)
         }
         if found:
-            title = f"{percent(sparsity)} zeros"
+            title = f"{nominal(sparsity)} zeros"
             tips = {name: overall_text(bench, bench.overall[sparsity, name]) for name in found}
             made.append(tag("figure", tag("figcaption", title), forest(title, found, styles, first, tips)))
     if not made:
@@ -150,17 +144,20 @@ def _map(bench: Bench, styles: Mapping[str, Look]) -> Markup:
     def at(place: Place) -> Column:
         dense = bench.entries.get((place.dense, DENSE))
 
-        def value(row: Standing) -> float:
+        def value(row: Standing) -> float | None:
             entry = bench.entries.get((place, row.pruner))
-            return NONE if entry is None else 100 * entry.mean / dense.mean if dense and dense.mean else entry.mean
+            if entry is None:
+                return None
+            return 100 * entry.mean / dense.mean if dense and dense.mean else entry.mean
 
         def show(row: Standing) -> Content:
             entry = bench.entries.get((place, row.pruner))
             if entry is None:
                 return None
-            alone = " alone" if few(bench, entry) else ""
+            seeds = bench.few(entry)
+            alone = " alone" if seeds else ""
             look = f"spot best{alone}" if entry.best else "spot near" if entry.close else "spot"
-            return tag("span", f"{value(row):.0f}", class_=look)
+            return tag("span", f"{value(row):.0f}", few_mark(seeds), class_=look)
 
         def tip(row: Standing) -> str | None:
             entry = bench.entries.get((place, row.pruner))
@@ -194,20 +191,11 @@ def _map(bench: Bench, styles: Mapping[str, Look]) -> Markup:
         tag("span", "framed", class_="spot best alone"),
         ": over fewer seeds than others), ",
         tag("span", "tinted", class_="spot near"),
-        " what is within noise of it; point at a number for its figures, seeds and intervals.",
+        " what is within noise of it. A small ",
+        tag("sup", "n", class_="few"),
+        " is the number of seeds, where others have more; point at a number for its figures, seeds and intervals.",
     )
     return join((tag("h3", "Who leads where"), tag("p", lead, class_="lead"), made))
-
-
-def _folded(items: list[str], what: str, styles: Mapping[str, Look]) -> Markup | None:
-    if not items:
-        return None
-    inside = tag("ul", [tag("li", _coloured(text, styles)) for text in items], class_="said-list")
-    return tag("details", tag("summary", f"{what}: {len(items)}"), inside)
-
-
-def _coloured(text: str, styles: Mapping[str, Look]) -> Markup:
-    return coloured(text, {name: look.colour for name, look in styles.items() if name != DENSE})
 
 
 def _seeds(bench: Bench, row: Standing) -> Iterable[int]:

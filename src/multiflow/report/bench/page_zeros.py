@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from multiflow.report.bars import layer_bars
 from multiflow.report.bench.layers import EVEN, Spread, collapsed, groups, spreads, uneven
-from multiflow.report.bench.page_quality import in_tier
-from multiflow.report.bench.values import Bench, seeds_said
-from multiflow.report.html import Column, Content, Markup, coloured, number, percent, section, table, tag
+from multiflow.report.bench.parts import MOST_TINT, in_colours, in_tier, names_column
+from multiflow.report.bench.values import Bench, seeds_said, span
+from multiflow.report.html import Column, Content, Markup, nominal, number, percent, section, table, tag
 from multiflow.report.palette import Look
-from multiflow.report.records import DENSE
 from multiflow.report.svg import name
 from multiflow.report.values import COLLAPSED
 from multiflow.report.words import count
 
 
 def zeros(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
-    """Return the section: what collapsed, a table of modalities, bars of the layers."""
+    """Return the section: what collapsed, a table of groups, bars of the layers."""
     found = spreads(bench)
     if not found:
         return None
@@ -32,9 +31,9 @@ def zeros(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:
             folded = tag("details", tag("summary", f"layers of {pruners} on {model}"), _bars(quiet, styles))
         made.append((tag("h3", model), _table(bench, here, styles), _bars(loud, styles), folded))
     lead = (
-        "Did some part of the model lose more than its share? The table has the share of zeros of each modality, "
-        "amber the more a modality lost beyond what was asked for; below it is one bar a layer, dashed what was asked "
-        "for, solid what each modality got. ",
+        "Did some part of the model lose more than its share? The table has the share of zeros of each group of "
+        "layers, amber the more a group lost beyond what was asked for; below it is one bar a layer, dashed what was "
+        "asked for, solid what each group got. ",
         tag("span", f"Red with a flag is collapsed: at least {percent(COLLAPSED)} zeros.", class_="gone"),
     )
     return section("Where the zeros went", _verdict(found, styles), _uneven(found, styles), made, id="zeros", lead=lead)
@@ -50,8 +49,7 @@ def _verdict(found: Sequence[Spread], styles: Mapping[str, Look]) -> Markup:
 
 
 def _uneven(found: Sequence[Spread], styles: Mapping[str, Look]) -> Markup:
-    colours = {pruner: look.colour for pruner, look in styles.items() if pruner != DENSE}
-    return tag("ul", [tag("li", coloured(text, colours)) for text in uneven(found)], class_="said-list")
+    return tag("ul", [tag("li", in_colours(text, styles)) for text in uneven(found)], class_="said-list")
 
 
 def _table(bench: Bench, found: Sequence[Spread], styles: Mapping[str, Look]) -> Markup:
@@ -71,25 +69,28 @@ def _table(bench: Bench, found: Sequence[Spread], styles: Mapping[str, Look]) ->
             lean = (got - sparsity) / (1 - sparsity)
             tinted = got - sparsity > EVEN / 2
             look = "lean flat gone" if got >= COLLAPSED else "lean down" if tinted else "lean flat"
-            ground = f"--lean:{number(60 * lean, 0)}%" if tinted else None
+            ground = f"--lean:{number(MOST_TINT * lean, 0)}%" if tinted else None
             return tag("span", percent(got, 1), class_=look, style=ground)
 
         def tip(pruner: str) -> str | None:
             spread = by_pruner[pruner].get(sparsity)
             layers = f"{len(spread.gone_layers)} of {len(spread.layout)} layers collapsed" if spread else ""
-            return f"{pruner}, {percent(sparsity)} zeros, {seeds_said(spread.seeds)}: {layers}" if spread else None
+            return f"{pruner}, {nominal(sparsity)} zeros, {seeds_said(spread.seeds)}: {layers}" if spread else None
 
-        over = f"{percent(sparsity)} zeros asked for"
-        return Column(
-            group, show, lambda p: -1.0 if value(p) is None else value(p) or 0.0, class_="number", over=over, tip=tip
-        )
+        over = f"{nominal(sparsity)} zeros asked for"
+        return Column(group, show, value, class_="number", over=over, tip=tip)
 
     sparsities = sorted({spread.sparsity for spread in found})
+
+    def seeds(pruner: str) -> list[int]:
+        return [len(spread.seeds) for spread in by_pruner[pruner].values()]
+
     columns = (
-        Column("pruner", lambda pruner: name(pruner, styles[pruner]), lambda pruner: pruner, class_="first"),
+        names_column(styles, str),
+        Column("seeds", lambda p: span(seeds(p)), lambda p: max(seeds(p)), "prunings of the means", "number"),
         *(share(sparsity, group) for sparsity in sparsities for group in groups(found)),
     )
-    caption = f"{found[0].model}: share of zeros in each modality, mean over seeds"
+    caption = f"{found[0].model}: share of zeros in each group of layers, mean over seeds"
     return table(columns, list(by_pruner), caption=caption, attributes=lambda pruner: in_tier(bench, pruner))
 
 
@@ -106,8 +107,8 @@ def _bars(found: Sequence[Spread], styles: Mapping[str, Look]) -> list[Markup]:
 
 
 def _panel(spread: Spread, styles: Mapping[str, Look]) -> Markup:
-    title = f"{spread.pruner} on {spread.model} at {percent(spread.sparsity)}: share of zeros in each layer"
+    title = f"{spread.pruner} on {spread.model} at {nominal(spread.sparsity)}: share of zeros in each layer"
     bars = layer_bars(title, spread.layout, spread.layers, spread.groups, spread.sparsity, styles[spread.pruner])
     gone = len(spread.gone_layers)
     note = tag("span", f"{count(gone, 'layer')} collapsed", class_="gone") if gone else None
-    return tag("figure", tag("figcaption", tag("b", percent(spread.sparsity)), " ", note), bars)
+    return tag("figure", tag("figcaption", tag("b", nominal(spread.sparsity)), " ", note), bars)

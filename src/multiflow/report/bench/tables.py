@@ -20,13 +20,13 @@ class Row:
 
     Args:
         pruner: whose figures they are.
-        tier: the first tier that has it.
+        tiers: that have it.
         entries: its figure at each place, or None.
         states: why there is none: ``failed``, ``pending``, or nothing where the grid has no such cell.
     """
 
     pruner: str
-    tier: str
+    tiers: tuple[str, ...]
     entries: tuple[Entry | None, ...]
     states: tuple[str, ...]
 
@@ -42,13 +42,9 @@ def columns(bench: Bench, model: str) -> list[Place]:
     return bench.places_of(model) or bench.tracks(model)
 
 
-def few(bench: Bench, entry: Entry) -> int | None:
-    """Return the number of seeds of a mean that has fewer than others of its column, else None."""
-    column = [*bench.at(entry.place), *bench.at(entry.place.dense)]
-    if entry.pruner == DENSE:
-        column += [e for place in bench.places if place.dense == entry.place for e in bench.at(place)]
-    most = max(len(e.cells) for e in column)
-    return len(entry.cells) if len(entry.cells) < most else None
+def tiers_said(row: Row) -> str:
+    """Write the tiers of a row's pruner; the baseline is in all that are compared with it."""
+    return "" if row.pruner == DENSE else ", ".join(row.tiers)
 
 
 def tables_csv(bench: Bench) -> str:
@@ -150,7 +146,7 @@ def cells_csv(bench: Bench) -> str:
 def _row(bench: Bench, pruner: str, places: Sequence[Place]) -> Row:
     entries = tuple(bench.entries.get((p.dense if pruner == DENSE else p, pruner)) for p in places)
     states = tuple("" if e else _state(bench, p, pruner) for e, p in zip(entries, places, strict=True))
-    return Row(pruner, bench.tier_of[pruner], entries, states)
+    return Row(pruner, bench.tiers_of[pruner], entries, states)
 
 
 def _state(bench: Bench, place: Place, pruner: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -120,14 +120,15 @@ class Bench:
         title: what it is called.
         notes: what else is to be said on top, such as lines that could not be read.
         expected: all cells of the grid, without figures; those computed where no grid is known.
-        cells: those with figures, one for each place, pruner and seed.
+        cells: those with figures, one for each place, pruner and seed, under the names of the grid.
         failed: the cells that have an error and no figures.
         missing: the cells of the grid that nobody computed yet.
-        prunings: those that the cells use.
+        prunings: those of the grid's cells, under its names and with its sparsities alone. Models of one source share
+            a pruning without data: it stands here for each of them, under one id.
         models: in the order of the grid.
         pruners: the same, the dense baseline first.
         tiers: the same.
-        tier_of: pruner -> the first tier that has it.
+        tiers_of: pruner -> the tiers that its cells belong to, in the order of the grid.
         entries: (place, pruner) -> what it reaches, in the order of the grid.
         differences: (place, a, b) -> a minus b, both ways round.
         overall: (sparsity, pruner) -> what it keeps of the dense score; of pruners that have every model and task.
@@ -146,7 +147,7 @@ class Bench:
     models: tuple[str, ...]
     pruners: tuple[str, ...]
     tiers: tuple[str, ...]
-    tier_of: Mapping[str, str]
+    tiers_of: Mapping[str, tuple[str, ...]]
     entries: Mapping[tuple[Place, str], Entry] = field(repr=False)
     differences: Mapping[tuple[Place, str, str], Difference] = field(repr=False)
     overall: Mapping[tuple[float, str], Overall] = field(repr=False, default_factory=dict)
@@ -174,6 +175,24 @@ class Bench:
         """The sparsities at which pruners are compared over all models and tasks."""
         return sorted({sparsity for sparsity, _ in self.overall})
 
+    def ground(self, sparsity: float) -> int:
+        """Return at how many models and tasks the grid has a sparsity."""
+        return len({(c.model, c.task) for c in self.expected if c.sparsity == sparsity and c.pruner != DENSE})
+
+    @property
+    def records(self) -> list[Cell | Pruning]:
+        """The cells that have figures, and each pruning once that says where it was computed."""
+        prunings = {one.id: one for one in self.prunings if one.versions or one.git or one.machine}
+        return [*self.cells, *prunings.values()]
+
+    def few(self, entry: Entry) -> int | None:
+        """Return the number of seeds of a mean that has fewer than others of its column, else None."""
+        column = [*self.at(entry.place), *self.at(entry.place.dense)]
+        if entry.pruner == DENSE:
+            column += [e for place in self.places if place.dense == entry.place for e in self.at(place)]
+        most = max(len(e.cells) for e in column)
+        return len(entry.cells) if len(entry.cells) < most else None
+
     def fewer_seeds(self, one: Overall) -> int | None:
         """Return the number of seeds of an overall share that has fewer than others of its sparsity, else None."""
         most = max(len(other.seeds) for other in self.overall.values() if other.sparsity == one.sparsity)
@@ -182,11 +201,11 @@ class Bench:
     @property
     def loud(self) -> list[str]:
         """The few pruners that charts draw in colour: the first, its tier, and whoever is best most often."""
-        tier = self.tier_of[self.first] if self.first else ""
-        ranked = sorted(self.rivals, key=lambda name: (name != self.first, self.tier_of[name] != tier))
+        tier = self.tiers_of[self.first][0] if self.first else ""
+        ranked = sorted(self.rivals, key=lambda name: (name != self.first, self.tiers_of[name][0] != tier))
         best = [entry.pruner for entry in self.entries.values() if entry.best]
         often = max(ranked, key=best.count, default=None)
-        shown = [name for name in ranked if self.tier_of[name] == tier][:6]
+        shown = [name for name in ranked if self.tiers_of[name][0] == tier][:6]
         return shown if often in shown or often is None else [*shown[:5], often]
 
     def at(self, place: Place) -> list[Entry]:
@@ -213,25 +232,6 @@ class Bench:
         """Return the sparsities of a model, ascending."""
         return sorted({place.sparsity for place in self.places_of(model)})
 
-    def kept(self, model: str, pruner: str, sparsity: float) -> tuple[float, int] | None:
-        """Return the mean over all tasks of a model of the score relative to the dense one, and the fewest seeds.
-
-        In percent, over the seeds that both have; None where a task is lacking.
-        """
-        shares, seeds = [], []
-        for track in self.tracks(model):
-            pair = [self.entries.get((track._replace(sparsity=sparsity), pruner)), self.entries.get((track, DENSE))]
-            if None in pair:
-                return None
-            sparse, dense = ({cell.seed: score_of(cell) for cell in entry.cells} for entry in pair if entry)
-            common = sparse.keys() & dense.keys()
-            whole = sum(dense[seed] for seed in common)
-            if not whole:
-                return None
-            shares.append(100 * sum(sparse[seed] for seed in common) / whole)
-            seeds.append(len(common))
-        return (fmean(shares), min(seeds)) if shares else None
-
 
 def score_of(cell: Cell) -> float:
     """Return the main figure of a cell that has figures."""
@@ -246,3 +246,13 @@ def seeds_said(seeds: Sequence[int]) -> str:
     ('seeds 0, 1, 2', 'seed 7')
     """
     return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+
+
+def span(numbers: Collection[int]) -> str:
+    """Write the lowest and the highest of some numbers, or the one that they all are.
+
+    >>> span([1, 3]), span([3, 3]), span([])
+    ('1 to 3', '3', '')
+    """
+    ends = sorted({min(numbers), max(numbers)}) if numbers else []
+    return " to ".join(map(str, ends))

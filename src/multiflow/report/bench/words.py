@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from multiflow.report.bench.bootstrap import Difference
-from multiflow.report.bench.values import Bench, Entry, Overall, Place, seeds_said
-from multiflow.report.html import percent
+from multiflow.report.bench.values import Bench, Entry, Overall, Place, seeds_said, span
+from multiflow.report.html import nominal
 from multiflow.report.records import DENSE
 from multiflow.report.words import count, listed
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How often a pruner leads: at how many of the places that compare it, alone and up to noise, on which seeds."""
+    """How often a pruner leads: at how many of the places that compare it, alone and up to noise."""
 
     pruner: str
     best: int
@@ -40,6 +40,11 @@ class Duel:
         """Number of comparisons."""
         return self.wins + self.ties + self.losses
 
+    @property
+    def lean(self) -> float | None:
+        """Share of places won minus that lost; None without a comparison."""
+        return (self.wins - self.losses) / self.places if self.places else None
+
     def __str__(self) -> str:
         return f"{self.wins} / {self.ties} / {self.losses}" if self.places else ""
 
@@ -59,7 +64,7 @@ def standings(bench: Bench) -> list[Standing]:
 def seeds_of(bench: Bench, pruner: str) -> str:
     """Write how many seeds the means of a pruner are over: ``3``, or ``1 to 3`` where that differs."""
     numbers = {len(entry.cells) for (_, name), entry in bench.entries.items() if name == pruner}
-    return f"{min(numbers)} to {max(numbers)}" if len(numbers) > 1 else str(*numbers)
+    return span(numbers)
 
 
 def duel(bench: Bench, a: str, b: str, sparsity: float | None = None) -> Duel:
@@ -82,11 +87,11 @@ def headline(bench: Bench) -> str:
     said = {s.pruner: f"at {s.leads} of {s.places}" for s in ranked}
     whole = max(s.places for s in ranked)
     top = next((s for s in ranked if s.places == whole), ranked[0])
-    first = next(s for s in ranked if s.pruner == bench.first)
+    first = next((s for s in ranked if s.pruner == bench.first), None)
     begin = f"{top.pruner}{few[top.pruner]} is the best pruner or within noise of it {said[top.pruner]} places"
     next_ = [s for s in ranked if s.places == whole and s is not top][:2]
     rest = [f"{s.pruner}{few[s.pruner]} {said[s.pruner]}" for s in next_]
-    if first is not top and first not in next_:
+    if first and first not in (top, *next_):
         rest.append(f"{first.pruner}{few[first.pruner]} {said[first.pruner]}")
     partly = [s for s in ranked if s.places < whole and s.leads * top.places > top.leads * s.places][:2]
     named = [f"{s.pruner}{few[s.pruner]} {said[s.pruner]}" for s in partly if s is not first]
@@ -99,7 +104,7 @@ def scope(bench: Bench) -> str:
     tasks = list(dict.fromkeys(c.task for c in bench.expected if (c.model, c.task) not in bench.dense_alone))
     sparsities = sorted({cell.sparsity for cell in bench.expected if cell.pruner != DENSE})
     pruners = count(len([name for name in bench.pruners if name != DENSE]), "pruner")
-    at = f" at {listed([percent(s) for s in sparsities])} zeros" if sparsities else ""
+    at = f" at {listed([nominal(s) for s in sparsities])} zeros" if sparsities else ""
     return (
         f"{pruners.capitalize()}{at} on {listed(list(bench.models))}: each pruned once without knowing the task, then "
         f"fine-tuned with its zeros fixed for {listed(tasks)}, and evaluated on test data. A place is one model, task "
@@ -111,10 +116,10 @@ def leaders(bench: Bench) -> Iterator[tuple[Place, str]]:
     """Yield for each place who leads, by how much, and what the dense model reaches."""
     for place in bench.places:
         best = bench.best(place)
-        close = [f"{entry.pruner} {entry.mean:.1f}" for entry in bench.at(place) if entry.close]
+        close = [_mean_said(entry, bench) for entry in bench.at(place) if entry.close]
         behind = [entry for entry in bench.at(place) if entry.to_best and not entry.close]
         dense = bench.entries.get((place.dense, DENSE))
-        parts = [f"{best.pruner} {best.mean:.1f}" + (f" (dense {dense.mean:.1f})" if dense else "")]
+        parts = [_mean_said(best, bench, f"dense {dense.mean:.1f}" if dense else None)]
         if close:
             shown = close if len(close) <= 4 else [*close[:3], f"{len(close) - 3} more"]
             parts.append(f"within noise {listed(shown)}")
@@ -149,7 +154,7 @@ def verdicts(bench: Bench) -> list[str]:
         for sparsity in bench.sparsities(model):
             places = [p for p in bench.places_of(model) if p.sparsity == sparsity and (p, first) in bench.entries]
             same = [p.task for p in places if (d := bench.entries[p, first].to_dense) and d.high >= 0]
-            matched += [f"{listed(same)} on {model} at {percent(sparsity)}"] * bool(same)
+            matched += [f"{listed(same)} on {model} at {nominal(sparsity)}"] * bool(same)
     if matched:
         said.append(f"{first} is not below the dense model, beyond noise, in {listed(matched)}.")
     return said
@@ -168,15 +173,17 @@ def overall_said(bench: Bench) -> Iterator[str]:
         close = [write(one) for one in sorted(here, key=lambda one: -one.share) if one.close]
         level = f"; within noise of it {listed(close)}" if close else ", beyond noise" * (len(here) > 1)
         ground = count(best.places, "model and task", "models and tasks")
+        if best.places < (whole := bench.ground(sparsity)):
+            ground += f" of {whole} in the grid"
         shared = " on the seeds that all share," if bench.fewer_seeds(best) else ""
-        begin = f"At {percent(sparsity)} zeros, over {ground},{shared}"
+        begin = f"At {nominal(sparsity)} zeros, over {ground},{shared}"
         yield f"{begin} {write(best)} keeps the most of the dense score{level}."
 
 
 def overall_text(bench: Bench, one: Overall) -> str:
     """Write all that is known of an overall share, for hover texts."""
     parts = [
-        f"{one.pruner}, {percent(one.sparsity)} zeros: {one.share:.1f}\N{NO-BREAK SPACE}% of the dense score "
+        f"{one.pruner}, {nominal(one.sparsity)} zeros: {one.share:.1f}\N{NO-BREAK SPACE}% of the dense score "
         f"(95\N{NO-BREAK SPACE}% interval {one.low:.1f} to {one.high:.1f}), mean over "
         f"{count(one.places, 'model and task', 'models and tasks')}, {seeds_said(one.seeds)}"
     ]
@@ -202,7 +209,7 @@ def losses(bench: Bench) -> list[tuple[Place, str, Difference]]:
 
 def place_said(place: Place) -> str:
     """Write a place."""
-    return f"{place.model}, {place.task} at {percent(place.sparsity)}"
+    return f"{place.model}, {place.task} at {nominal(place.sparsity)}"
 
 
 def difference_said(difference: Difference) -> str:
@@ -227,7 +234,7 @@ def signed(value: float) -> str:
 def entry_said(entry: Entry, bench: Bench | None = None) -> str:
     """Write all that is known of an entry, for hover texts; with the benchmark, against its first pruner too."""
     place = entry.place
-    where = f"{entry.pruner}, {percent(place.sparsity)} zeros" if entry.pruner != DENSE else DENSE
+    where = f"{entry.pruner}, {nominal(place.sparsity)} zeros" if entry.pruner != DENSE else DENSE
     end = f" to {entry.high:.1f}" if entry.low < entry.high else ""
     interval = f" (95\N{NO-BREAK SPACE}% interval {entry.low:.1f}{end})" if end else ""
     parts = [f"{where}, {place.task} {place.metric}: {entry.mean:.1f}{interval}"]
@@ -242,6 +249,12 @@ def entry_said(entry: Entry, bench: Bench | None = None) -> str:
     if bench and (difference := bench.differences.get((place, entry.pruner, bench.first or ""))):
         parts.append(f"to {bench.first} on {seeds_said(difference.seeds)} {difference_said(difference)}")
     return "; ".join(parts)
+
+
+def _mean_said(entry: Entry, bench: Bench, more: str | None = None) -> str:
+    few = bench.few(entry)
+    beside = [text for text in (count(few, "seed") if few else None, more) if text]
+    return f"{entry.pruner} {entry.mean:.1f}" + (f" ({'; '.join(beside)})" if beside else "")
 
 
 def _against(entry: Entry) -> str:
