@@ -1,6 +1,6 @@
 """What answers without looking reach on the tasks of Shapes: chance, the majority answer, the best constant caption.
 
-python benchmarks/blind.py runs/bench/shapes/data [--limit 300] [--json FILE]
+python benchmarks/blind.py runs/bench/data/shapes [--limit 300] [--json FILE]
 """
 
 from __future__ import annotations

@@ -21,6 +21,18 @@ def test_generated_pages_are_fresh():
     assert (ROOT / "docs/methods.md").read_text() == methods(), "run make docs"
 
 
+def test_the_first_example_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    trained = []
+    exec(compile(code, "README.md", "exec"), {"train": lambda model, optimizer: trained.append(model)})
+    assert capsys.readouterr().out == "{'vision': 0.75, 'text': 0.75, 'fusion': 0.75}\n"
+    assert sorted(path.name for path in (tmp_path / "runs/multiflow").iterdir()) == [
+        "mask-0.63.safetensors", "mask-0.75.safetensors", "mask-0.9.safetensors", "result.json"
+    ]  # fmt: skip
+    assert len(trained) == 1
+
+
 def run_section(heading: str) -> dict[str, Any]:
     """Run the Python of a section of ``add-a-model.md`` from top to bottom, and return its names."""
     sections = re.split(r"^#+ ", (ROOT / "docs/add-a-model.md").read_text(), flags=re.M)

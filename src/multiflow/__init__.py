@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from multiflow.pipeline import calibrate, prune
     from multiflow.pruners import PRUNERS, fitter, learner, scorer, solver
     from multiflow.result import Result
+    from multiflow.tasks.batches import calibration_batches
     from multiflow.tasks.task_model import build_task_model, task_masks, task_model
     from multiflow.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
 
@@ -38,6 +39,7 @@ _HOMES = {
     "pipeline": ("calibrate", "prune"),
     "pruners": ("PRUNERS", "fitter", "learner", "scorer", "solver"),
     "result": ("Result",),
+    "tasks.batches": ("calibration_batches",),
     "tasks.task_model": ("build_task_model", "task_masks", "task_model"),
     "types": ("Budget", "Layer", "Layout", "NofM", "Pattern", "PerRow", "Unstructured"),
 }
@@ -92,6 +94,7 @@ __all__ = [
     "adapter_for",
     "build_task_model",
     "calibrate",
+    "calibration_batches",
     "fitter",
     "keep_sparse",
     "learner",

@@ -103,3 +103,25 @@ def test_bad_input(run: Run, tiny: Path, world: Path, tmp_path: Path, words: lis
     task, *options = words
     assert said in run("finetune", task, tiny, "--data", world / "coco", "--out", "run", *SMALL, *options).error
     assert not (tmp_path / "run").exists()
+
+
+def test_the_weights_that_a_method_changed_are_trained_on(run: Run, tiny: Path, world: Path, tmp_path: Path) -> None:
+    pruned = ("prune", tiny, "--method", "multiflow-rescale", "--sparsity", 0.5, "--data", world / "pretrain/cc3m")
+    assert run(*pruned, "--batches", 2, "--batch-size", 2, "--out", "pruned").code == 0
+    assert run("apply", tiny, "pruned/mask-0.5.safetensors", "--out", "applied").code == 0
+    train = ("finetune", "captioning", "--mask", "pruned/mask-0.5.safetensors", "--data", world / "coco", *SMALL)
+    still = (*train, "--lr", "1e-30", "--weight-decay", 0)
+    for start, out in ((tiny, "one"), ("applied", "two")):
+        ran = run(*still, start, "--out", out)
+        assert ran.code == 0, ran.err
+    applied = mf.load_model("applied").state_dict()
+    for out in ("one", "two"):
+        stored = mf.load_model(f"{out}/model").state_dict()
+        shared = [name for name in mf.Masks.load(f"{out}/mask.safetensors") if f"{name}.weight" in applied]
+        assert len(shared) > 10
+        assert all(stored[f"{name}.weight"].equal(applied[f"{name}.weight"]) for name in shared)
+    ran = run(*train, "one/model", "--mask", "one/mask.safetensors", "--out", "three")
+    assert ran.code == 0, ran.err
+    Path("pruned/weights-0.5.safetensors").unlink()
+    assert "keep the two files side by side" in run(*train, tiny, "--out", "four").error
+    assert not Path("four").exists()

@@ -207,7 +207,7 @@ def test_a_folder_without_a_data_set(tmp_path, library):
 def test_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     for source in ("hf:owner/name", f"hf:{saved(StandIn(), tmp_path, None)}"):
-        with pytest.raises(MultiflowError, match=r"need the library 'datasets', .*pip install 'multiflow\[data\]'"):
+        with pytest.raises(MultiflowError, match=r"need the library 'datasets', .*pip install -e '\.\[data\]'"):
             open_data(source)
 
 

@@ -127,7 +127,7 @@ def test_without_java_one_sentence_says_so(monkeypatch):
 
 def test_without_the_package_one_sentence_says_so(monkeypatch):
     monkeypatch.setattr(captions, "find_spec", lambda name: None)
-    with pytest.raises(MultiflowError, match=r"pip install 'multiflow\[eval\]'"):
+    with pytest.raises(MultiflowError, match=r"pip install -e '\.\[eval\]'"):
         caption_scores({1: "a"}, {1: ["a"]}, tokenizer="words")
 
 

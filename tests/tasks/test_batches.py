@@ -15,7 +15,8 @@ from multiflow.data import load_tokenizer, open_data
 from multiflow.data.shapes import describe, make_scenes
 from multiflow.errors import MultiflowError
 from multiflow.models import load_model
-from multiflow.tasks.batches import Counted, Source, open_batches
+from multiflow.tasks.batches import Counted, Source, calibration_batches, open_batches
+from multiflow.tasks.loading import find_model
 
 
 class Skips:
@@ -136,7 +137,7 @@ def test_images_need_data() -> None:
     class Vit(nn.Module):
         config = type("Config", (), {"model_type": "vit"})
 
-    with pytest.raises(MultiflowError, match="give some with --data DIR"):
+    with pytest.raises(MultiflowError, match=r"give some with data= \(--data DIR\)"):
         open_batches(Vit(), "vit", Source(None))
 
 
@@ -149,3 +150,23 @@ def test_blip_is_augmented_too(tiny_blip: Path, world: Path) -> None:
     for part in (lambda batch: batch, lambda batch: batch["region"]):
         assert torch.equal(part(plain)["input_ids"], part(augmented)["input_ids"])
         assert not torch.equal(part(plain)["pixel_values"], part(augmented)["pixel_values"])
+
+
+def test_batches_of_a_model_are_those_of_the_command_line() -> None:
+    place = find_model("xvlm-shapes")
+    model = load_model(place)
+    ours = list(calibration_batches(model, batches=2, batch_size=3))
+    theirs = list(open_batches(model, place, Source(None, batches=2, batch_size=3)))
+    assert len(ours) == len(theirs) == 2
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_misspelt_options_and_models_of_no_family_are_refused() -> None:
+    with pytest.raises(MultiflowError, match=r"unknown option 'batchsize'.*did you mean 'batch_size'\?"):
+        calibration_batches(load_model("vit-digits"), batchsize=3)
+    with pytest.raises(MultiflowError, match=r"no images to calibrate on; give some with data= \(--data DIR\)"):
+        calibration_batches(load_model("vit-digits"))
+    with pytest.raises(MultiflowError, match="no calibration batches for models of type 'Linear'"):
+        calibration_batches(nn.Linear(2, 2))

@@ -64,7 +64,7 @@ def test_a_project_of_weights_and_biases_gets_the_metrics_and_a_resumed_run_goes
 
 def test_weights_and_biases_that_is_not_installed_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    said = r"wandb project 'p' was given.*pip install 'multiflow\[wandb\]'"
+    said = r"wandb project 'p' was given.*pip install -e '\.\[wandb\]'"
     with pytest.raises(MultiflowError, match=said), track_metrics(tmp_path, 0, wandb="p"):
         pass
     assert read_metrics(tmp_path) == []

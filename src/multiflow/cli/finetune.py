@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from multiflow.cli.masks import put_on
+from multiflow.cli.masks import put_on, write_changed_
 from multiflow.cli.pretrain import check_values
 from multiflow.cli.ranks import processes
 from multiflow.cli.settings import Config, Family, Resume
@@ -71,8 +71,9 @@ def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     mask = None if settings.mask is None else Masks.load(settings.mask)  # what is wrong with it is said at once
     model: Any = open_model(place, settings.family, settings.config)
     find_builder(model, settings.task)
-    if settings.mask is not None and mask is not None and is_original(Path(settings.mask)):
-        mask = put_on(model, mask)
+    if settings.mask is not None and mask is not None:
+        mask = put_on(model, mask) if is_original(Path(settings.mask)) else mask
+        write_changed_(model, mask, Path(settings.mask))
     beside = load_beside(settings.tokenizer, place, model)
     training = replace(settings.training, device=device)
     with quiet_transformers(), ExitStack() as stack:

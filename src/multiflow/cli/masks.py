@@ -10,6 +10,7 @@ from multiflow.adapters import adapter_for
 from multiflow.errors import MultiflowError
 from multiflow.masks import Masks, is_original
 from multiflow.models import original_names
+from multiflow.result import changed_weights, write_weights_
 
 
 def open_masks(source: str, model: nn.Module | None = None) -> Masks:
@@ -21,6 +22,20 @@ def open_masks(source: str, model: nn.Module | None = None) -> Masks:
 def put_on(model: nn.Module, masks: Masks) -> Masks:
     """Put masks of the original release on the layers of a model of a known family."""
     return masks.rename(adapter_for(model).layout(model), original_names(model))
+
+
+def write_changed_(model: nn.Module, masks: Masks, path: Path) -> None:
+    """Write the weights that a pruner changed, read from beside the file of its masks, into the model that it pruned.
+
+    A model that is zero already wherever the masks drop holds them, or has been trained since: it is left as it is.
+    """
+    if not masks.settings.get("changes_weights"):
+        return
+    found = masks.find_weights(model)
+    if any(weight.detach().cpu()[~masks[name]].any() for name, weights in found.items() for weight in weights):
+        changed = changed_weights(path, masks)
+        assert changed is not None
+        write_weights_(model, masks.apply_(model), changed)
 
 
 def open_two_masks(first: str, second: str, model: nn.Module | None = None) -> tuple[Masks, Masks]:

@@ -44,7 +44,7 @@ class PruneSettings:
     Args:
         model: a Hugging Face id or folder, a checkpoint file of an original release, or a bundled model (xvlm-shapes)
         data: images with captions, or images for an image classifier: a file or folder (multiflow show data DIR); not
-            needed by data-free methods, and a bundled model makes scenes of Shapes where none are given
+            needed by data-free methods; a bundled X-VLM or BLIP makes scenes of Shapes where none are given
         method: a name of 'multiflow show pruners'
         sparsity: shares of the weights to drop, in [0, 1)
         pattern: unstructured, per-row or N:M such as 2:4

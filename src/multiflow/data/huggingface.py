@@ -222,7 +222,7 @@ def _library() -> Any:
     except ImportError as error:
         raise MultiflowError(
             "Hugging Face data sets need the library 'datasets', which is not installed; "
-            "install it with: pip install 'multiflow[data]'"
+            "install it with: in the checkout: pip install -e '.[data]'"
         ) from error
     return datasets
 

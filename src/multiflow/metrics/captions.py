@@ -82,7 +82,7 @@ def missing_caption_metrics(tokenizer: Tokenizer = "ptb") -> dict[str, str]:
         raise unknown("tokenizer", str(tokenizer), ("ptb", "words"))
     if find_spec("pycocoevalcap") is None:
         return dict.fromkeys(
-            CAPTION_METRICS, "the package pycocoevalcap is not installed; pip install 'multiflow[eval]'"
+            CAPTION_METRICS, "the package pycocoevalcap is not installed; in the checkout: pip install -e '.[eval]'"
         )
     if tokenizer == "words":
         rest = [name for name in CAPTION_METRICS if name not in WITHOUT_JAVA]

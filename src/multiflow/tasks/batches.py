@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from torch import nn
 
 from multiflow.data import Batches, Inputs, open_data, whole_images
 from multiflow.data.base import AnyData, from_memory
-from multiflow.errors import MultiflowError
+from multiflow.errors import MultiflowError, unknown
 from multiflow.ranks import exchange, rank
 from multiflow.tasks.images import ImageBatches, label_classes, open_images
 from multiflow.tasks.loading import fitting_tokenizer, pixel_statistics
@@ -96,6 +96,26 @@ class Counted:
         return {"source": self.source, **seen, "skips": [list(skip) for skip in skips[:5]]}
 
 
+def calibration_batches(model: nn.Module, data: str | None = None, **options: Any) -> Counted:
+    """Return calibration batches for a model of a known family, as ``multiflow prune`` makes them.
+
+    Args:
+        model: from ``mf.load_model`` or ``from_pretrained``; a tokenizer in its folder is used.
+        data: a data set on disk or ``hf:NAME``; None = scenes of Shapes, made on the fly (X-VLM and BLIP).
+        options: further fields of `Source`: images, tokenizer, batches, batch_size, seed, split, augment, workers.
+
+    Raises:
+        MultiflowError: an unknown option, data that do not fit the model, or a model of no known family.
+
+    >>> batches = mf.calibration_batches(mf.load_model("xvlm-shapes"), batches=4)   # doctest: +SKIP
+    """
+    known = [field.name for field in fields(Source) if field.name != "data"]
+    for name in options:
+        if name not in known:
+            raise unknown("option", name, known)
+    return open_batches(model, getattr(model, "name_or_path", ""), Source(data, **options))
+
+
 def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
     """Return the calibration batches of a model.
 
@@ -112,8 +132,8 @@ def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
     for option, value, least in counts:
         if value is not None and value < least:
             raise MultiflowError(f"{option} {value} was given; expected at least {least}")
-    config: Any = model.config
-    model_type = config.model_type
+    config: Any = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", type(model).__name__)
     if model_type not in MAKERS:
         raise MultiflowError(
             f"there are no calibration batches for models of type '{model_type}', only for {', '.join(MAKERS)}; "
@@ -169,7 +189,7 @@ def _pairs(data: AnyData, inputs: Inputs, source: Source) -> Counted:
 def _images(model: Any, place: str, source: Source) -> Counted:
     """Images for a ViT or DINO, with labels where they lie in a folder a class."""
     if source.data is None:
-        raise MultiflowError("there are no images to calibrate on; give some with --data DIR")
+        raise MultiflowError("there are no images to calibrate on; give some with data= (--data DIR)")
     data, classes = open_images(source.data, source.images, source.split)
     labels = label_classes(classes, getattr(model.config, "label2id", None) or {})
     options = {**source.options, **pixel_statistics(place), "augment": source.augment}

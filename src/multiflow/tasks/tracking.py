@@ -121,7 +121,8 @@ def _wandb(run_dir: Path, project: str | None, stack: ExitStack) -> Track:
         import wandb
     except ImportError:
         raise MultiflowError(
-            f"wandb project '{project}' was given, and the package wandb is missing; pip install 'multiflow[wandb]'"
+            f"wandb project '{project}' was given, and the package wandb is missing; in the checkout: "
+            "pip install -e '.[wandb]'"
         ) from None
     place = run_dir / WANDB_RUN
     if not place.exists():
