@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from multiflow.errors import MultiflowError
 
@@ -16,7 +16,7 @@ from multiflow.errors import MultiflowError
 def write_atomically(path: str | Path, data: bytes | str) -> Path:
     """Write a file so that a reader sees the old content or the new, never a part; returns the path."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)

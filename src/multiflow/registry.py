@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import importlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from multiflow.errors import MultiflowError, unknown
@@ -40,3 +44,39 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._records)
+
+
+def import_modules(modules: Iterable[str]) -> None:
+    """Import Python files and modules, so that the pruners in them are registered.
+
+    Raises:
+        MultiflowError: there is no such file or module, or it fails.
+    """
+    for name in modules:
+        try:
+            _import(name)
+        except MultiflowError:
+            raise
+        except Exception as error:
+            raise MultiflowError(
+                f"module '{name}' cannot be imported ({type(error).__name__}: {error}); give a Python file or the name "
+                "of a module"
+            ) from error
+
+
+def _import(name: str) -> None:
+    if not name.endswith(".py"):
+        importlib.import_module(name)
+        return
+    path = Path(name).resolve()
+    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) == str(path):
+        return
+    spec = spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise MultiflowError(f"module '{name}' is no Python file; give one")
+    sys.modules[path.stem] = module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise

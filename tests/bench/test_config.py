@@ -82,6 +82,50 @@ def test_bad_values_of_variables(tmp_path: Path, given: str, said: str) -> None:
     assert said in str(error.value)
 
 
+def test_a_variable_without_a_value_may_stand_in_one_that_is_given(tmp_path: Path) -> None:
+    text = TEXT.replace(
+        '{data: runs/data, steps: 100, coco: "${data}/coco"}', '{root: null, coco: "${root}/d", steps: 1}'
+    )
+    grid, resolved = read(tmp_path, text, "coco=/d")
+    assert grid.tasks["retrieval"].data == "/d"
+    assert grid.variables == {"root": None, "coco": "/d", "steps": 1}
+    assert read(tmp_path, resolved) == (grid, resolved)
+    with pytest.raises(MultiflowError, match=r"variable 'root' of '\$\{root\}/d' has no value"):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize("value", ["@foo", "{DATA}/x: [", "a: b: c", "{a: 1, a: 2}"])
+def test_a_value_that_is_no_yaml(tmp_path: Path, value: str) -> None:
+    with pytest.raises(MultiflowError) as error:
+        read(tmp_path, TEXT, f"data={value}")
+    assert str(error.value).startswith(f"--set got 'data={value}', whose value is no YAML (")
+    assert str(error.value).endswith("put the value in quotes of its own, such as --set 'data=\"...\"'")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("name: a", "name: a\nname: b", "key 'name' is given twice, in line 2 and in line 3"),
+        ("steps: 60", "steps: 60, steps: 70", "key 'steps' is given twice, in line 7 and in line 7"),
+    ],
+)
+def test_a_key_that_is_given_twice(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(MultiflowError, match=said):
+        read(tmp_path, TEXT.replace(old, new, 1))
+
+
+def test_what_is_taken_over_may_be_given_anew(tmp_path: Path) -> None:
+    text = TEXT.replace(
+        "tasks:\n", 'tasks:\n  short: &short {data: "${coco}", kind: retrieval, finetune: {steps: 5}}\n'
+    )
+    text = text.replace(
+        "tiers:", "  long: &long {<<: *short, finetune: {steps: 9}}\n  other: {<<: *long, data: x}\ntiers:"
+    )
+    tasks = read(tmp_path, text)[0].tasks
+    assert [tasks[name].finetune for name in ("short", "long", "other")] == [{"steps": 5}, {"steps": 9}, {"steps": 9}]
+    assert [tasks[name].data for name in ("short", "long", "other")] == ["runs/data/coco", "runs/data/coco", "x"]
+
+
 def test_a_config_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MultiflowError, match=r"none.yaml' cannot be read"):
         read_grid(tmp_path / "none.yaml")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,11 @@ def test_a_pruner_that_needs_data_and_a_model_without(tmp_path: Path, small: dic
         (["2"], [], "unknown tier '2'; known: 1"),
         ([], ["modle=tiny"], "did you mean 'model'?"),
         ([], ["pruner=wanda"], "unknown value of --only pruner 'wanda'; known: dense, magnitude"),
+        (
+            ["1"],
+            ["pruner=dense", "sparsity=0.5"],
+            "no cell of the grid fits all that was asked for (tier 1, pruner=dense,",
+        ),
     ],
 )
 def test_a_selection_of_nothing(
@@ -213,3 +219,49 @@ def test_a_selection_of_nothing(
     with pytest.raises(MultiflowError) as error:
         select(plans(tmp_path, small), tiers, only)
     assert said in str(error.value)
+
+
+def test_config_and_tokenizer_count_by_their_bytes_where_they_are(tmp_path: Path, small: dict[str, Any]) -> None:
+    model = small["models"]["tiny"]
+    for name, files in (("tokenizer", ("vocab.txt", "tokenizer_config.json")), ("config", ("config.yaml",))):
+        for place in ("a", "b"):
+            (tmp_path / place / name).mkdir(parents=True)
+            for file in files:
+                (tmp_path / place / name / file).write_text(file)
+    found = []
+    for place in ("a", "b"):
+        model |= {
+            "tokenizer": str(tmp_path / place / "tokenizer"),
+            "config": str(tmp_path / place / "config/config.yaml"),
+        }
+        found.append(ids(tmp_path, small))
+    (tmp_path / "b/tokenizer/vocab.txt").write_text("other")
+    found.append(ids(tmp_path, small))
+    (tmp_path / "b/config/config.yaml").write_text("other")
+    found.append(ids(tmp_path, small))
+    assert found[0] == found[1]
+    assert len({tuple(of) for of in found}) == 3
+    model |= {"tokenizer": "bert-base-uncased", "config": "base"}
+    elsewhere = plans(tmp_path, small)[0].cell.settings["model"]
+    assert (elsewhere["tokenizer"], elsewhere["config"]) == ("bert-base-uncased", "base")
+
+
+def test_images_that_are_made_count_by_how_they_are_made(
+    tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    small["tiers"][0]["pruners"] = ["dense", "wanda"]
+    found = []
+    for out, images in (("a", "a/images"), ("~/a", "~/a/images"), ("~/a", "/home/me/a/images"), ("a", "b/images")):
+        small["make"] = {"shapes": {"out": out, "train": 24}}
+        small["tasks"]["retrieval"]["images"] = small["models"]["tiny"]["calibration"]["images"] = images
+        found.append(ids(tmp_path, small))
+    assert found[0] == found[1] == found[2]
+    assert not set(found[0]) & set(found[3])
+
+
+def test_the_ids_of_the_grid_whose_results_are_kept() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks"
+    lines = (folder / "results" / "shapes" / "grid.jsonl").read_text().splitlines()
+    kept = {(cell["id"], cell["pruning"]) for cell in map(json.loads, lines)}
+    assert kept <= {(p.cell.id, p.cell.pruning) for p in expand(read_grid(folder / "shapes.yaml")[0])}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 import multiflow as mf
 from multiflow.bench import pruning
 from multiflow.bench.config import read_grid
+from multiflow.bench.machine import git_revision
 from multiflow.bench.store import Results
 from multiflow.report.records import Pruning
+from multiflow.result import versions
 from tests.bench.conftest import compute, config, write_config
 
 NORM, MOMENT = ("multiflow", "wanda", "ria", "multiflow-rescale"), ("multiflow-refit", "lobs")
@@ -66,6 +69,38 @@ def test_shared_statistics_change_no_mask_and_no_weight(
         assert (weights is None) == (alone.weights is None)
         for name, weight in (weights or {}).items():
             assert torch.equal(weight, alone.weights[sparsity][name])
+
+
+FIRST = Pruning("p", "m", "wanda", 0, 2.0, 0.5, 32, 100, [("l", "vision", 4)], {0.5: [2]})
+
+
+@pytest.mark.parametrize(
+    ("anew", "sparsities", "calibration", "selection", "there"),
+    [
+        (False, [0.75], 3.0, 0.75, [0.5, 0.75]),  # one pass for both
+        (True, [0.75], 5.0, 0.75, [0.5, 0.75]),
+        (True, [0.5], 3.0, 0.25, [0.5]),  # its masks were gone
+        (True, [0.5, 0.75], 3.0, 0.25, [0.5, 0.75]),
+    ],
+)
+def test_what_the_masks_of_all_sparsities_cost(
+    anew: bool, sparsities: list[float], calibration: float, selection: float, there: list[float]
+) -> None:
+    zeros = {sparsity: [3] for sparsity in sparsities}
+    new = replace(FIRST, calibration=3.0, selection=0.25, peak_memory=90, zeros=zeros, git="new")
+    found = pruning.joined(FIRST, new, anew=anew)
+    assert (found.calibration, found.selection, list(found.zeros), found.git) == (calibration, selection, there, "new")
+    assert found.peak_memory == (90 if sparsities[0] == 0.5 else 100)
+    both = replace(FIRST, zeros={0.5: [2], 0.75: [3]})
+    again = pruning.joined(both, replace(new, zeros={0.5: [2]}), anew=anew)
+    assert (again.selection, again.peak_memory, list(again.zeros)) == (0.5, 100, [0.5, 0.75])
+
+
+def test_a_pruning_says_where_and_by_what_it_was_made(made: tuple[Path, list[list[str]]]) -> None:
+    for found in prunings(made[0]).values():
+        assert found.versions == versions()
+        assert found.git == git_revision(made[0] / "results")
+        assert "threads" in found.machine
 
 
 def test_fitters_leave_no_checkpoint_of_their_own(made: tuple[Path, list[list[str]]]) -> None:

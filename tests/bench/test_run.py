@@ -17,11 +17,9 @@ import torch
 import multiflow as mf
 from multiflow.bench import pruning
 from multiflow.bench.config import read_grid
-from multiflow.bench.engines.base import Job
 from multiflow.bench.grid import expand
-from multiflow.bench.run import spread
+from multiflow.bench.run import RunOptions, prepare, run_grid, spread
 from multiflow.bench.store import Results
-from multiflow.bench.work import Order, work_on, write_order
 from multiflow.errors import MultiflowError
 from multiflow.report.records import Cell
 from tests.bench.conftest import compute, config, write_config
@@ -170,7 +168,23 @@ def test_data_that_do_not_fit_are_found_before_the_first_cell(small: dict[str, A
     small["tasks"]["retrieval"]["test_split"] = "tset"
     with pytest.raises(MultiflowError, match=r"task 'retrieval': .*'tset'"):
         compute(write_config(tmp_path, small), tmp_path / "r")
-    assert not (tmp_path / "r" / "cells.jsonl").exists()
+    assert not (tmp_path / "r").exists()
+
+
+def test_runners_in_one_folder_do_not_give_each_other_orders(small: dict[str, Any], tmp_path: Path) -> None:
+    path, folder = write_config(tmp_path, small), tmp_path / "r"
+    (grid, text), how = read_grid(path), RunOptions(device="cpu")
+    plans, chosen = prepare(grid, how)
+    first = run_grid(grid, text, plans, chosen, folder, how, print)
+    assert next(first).error is None
+    second = run_grid(grid, text, plans, chosen, folder, replace(how, device="cuda:99"), print)
+    failed = next(second)
+    second.close()  # type: ignore[attr-defined]
+    assert "device 'cuda:99' is not on this machine" in str(failed.error)
+    found = list(first)  # the one that the other runner failed at is told, and not tried again
+    assert [cell.error for cell in found] == [failed.error, None]
+    assert found[0] == failed
+    assert len((folder / "cells.jsonl").read_text().splitlines()) == 3
 
 
 def test_data_are_made_when_missing(small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,24 +197,6 @@ def test_data_are_made_when_missing(small: dict[str, Any], tmp_path: Path, monke
     small["make"]["shapes"]["train"] = 26
     with pytest.raises(MultiflowError, match="holds Shapes with train 24, and make.shapes asks for 26"):
         compute(write_config(tmp_path, small), tmp_path / "r")
-
-
-@pytest.mark.parametrize("gone", ["data", "folder"])
-def test_a_worker_without_the_data_says_so(small: dict[str, Any], tmp_path: Path, gone: str) -> None:
-    grid, _ = read_grid(write_config(tmp_path, small))
-    plan = expand(grid)[0]
-    results, nowhere = Results(tmp_path / "r"), str(tmp_path / "nowhere")
-    order = Order(plan, os.getcwd(), "cpu")
-    if gone == "data":
-        order = replace(order, plan=replace(plan, task=replace(plan.task, data=nowhere)))
-    else:
-        order = replace(order, folder=nowhere)
-    write_order(results, order)
-    work_on(Job(str(results.folder), plan.cell.id))
-    error = results.cells()[plan.cell.id].error
-    says = f"no data at '{nowhere}'" if gone == "data" else f"a worker does not see the folder '{nowhere}'"
-    assert error is not None
-    assert error.startswith(says)
 
 
 def start(path: Path, folder: Path) -> subprocess.Popen[str]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -73,3 +75,15 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
         assert (got, too, another) == (True, False, True)
     with other.lock("a", wait=False) as got:
         assert got
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_disk_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    fcntl = pytest.importorskip("fcntl", reason="locks of Unix")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(MultiflowError, match=r"/locks/cells.jsonl.lock' cannot be locked \(.*; take a folder"):
+        Results(tmp_path).append(GOOD)
+    assert not (tmp_path / "cells.jsonl").exists()

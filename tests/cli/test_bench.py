@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,26 @@ def test_a_grid_from_the_config_to_the_report(run: Run, grid: Path) -> None:
     assert report.code == 0, report.err
     assert all(Path(line).is_file() for line in report.out.splitlines())
     assert Path("r/report/report.html").is_file()
+
+
+def test_the_dry_run_opens_the_data(run: Run, grid: Path) -> None:
+    text = grid.read_text()
+    grid.write_text(text.replace("retrieval:\n", "retrieval:\n    test_split: tset\n", 1))
+    assert "task 'retrieval': " in run("bench", "run", grid, "--out", "r", "--dry-run", "--device", "cpu").error
+    made = "make: {shapes: {out: made, train: 24, val: 4, test: 4, size: 32}}\n"
+    grid.write_text(re.sub(r"data: .*coco", "data: made/coco", grid.read_text()) + made)
+    later = run("bench", "run", grid, "--out", "r", "--dry-run", "--device", "cpu")
+    assert (later.code, counts(later.out)) == (0, [["1", "3", "0", "0", "3"]])
+    (Path("made") / "coco").mkdir(parents=True)
+    assert "task 'retrieval': " in run("bench", "run", grid, "--out", "r", "--dry-run", "--device", "cpu").error
+    assert not Path("r").exists()
+
+
+def test_an_engine_option_is_refused_before_anything_is_written(run: Run, grid: Path) -> None:
+    pytest.importorskip("submitit", reason="submitit is an optional extra")
+    words = ["--out", "r", "--engine", "slurm", "--cpus", "1", "--gpus", "0", "--engine-set", "minutes=1h"]
+    assert "minutes=1h is not a whole number" in run("bench", "run", grid, *words).error
+    assert not Path("r").exists()
 
 
 def test_failed_cells_end_in_exit_code_1(run: Run, grid: Path, tmp_path: Path) -> None:
@@ -96,6 +117,12 @@ def test_help(run: Run) -> None:
         (["run", "grid.yaml", "--set", "usused=1"], "did you mean 'unused'?"),
         (["run", "grid.yaml", "--device", "cuda:99"], "device 'cuda:99' is not on this machine"),
         (["run", "grid.yaml", "--engine-set", "address"], "--engine-set got 'address'; expected NAME=VALUE"),
+        (
+            ["run", "grid.yaml", "--engine-set", "address=auto"],
+            "engine 'here' has no settings of its own, and address",
+        ),
+        (["run", "grid.yaml", "--memory", "60"], "--memory 60 was given, and engine 'here' limits no memory; leave it"),
+        (["run", "grid.yaml", "--memory", "-1"], "--memory -1.0 was given; expected at least 0"),
         (["run", "grid.yaml", "--workers", "2"], "--workers 2 was given, and engine 'here' is this one process"),
         (["report", "none"], "'none' holds no cells.jsonl; give a folder that 'multiflow bench run' wrote"),
     ],

@@ -11,6 +11,7 @@ import multiflow as mf
 from multiflow.cli.prune import PruneSettings, check, run_settings
 from multiflow.data import Batches, Inputs, load_tokenizer, open_data
 from multiflow.models import load_model
+from multiflow.pruners import PRUNERS
 from tests.cli.conftest import Run, files
 
 
@@ -129,3 +130,20 @@ def test_check_gives_the_pruner_and_all_its_hyper_parameters() -> None:
     pruner, hyper = check(PruneSettings("m", data="d", method="ria"))
     assert pruner.name == "ria"
     assert hyper == {"alpha": 0.5}
+
+
+def test_a_pruner_of_the_users_own(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+    Path("mine.py").write_text(
+        "import multiflow as mf\n\n@mf.scorer\ndef upside_down(weight, *, power=1.0):\n"
+        '    """Largest magnitude."""\n    return -weight.abs() ** power\n'
+    )
+    command = ("prune", tiny, "--method", "upside_down", "--sparsity", 0.5, "--set", "power=2", "--out", "run")
+    assert "unknown pruner 'upside_down'" in run(*command).error
+    ran = run(*command, "--modules", "mine.py")
+    assert ran.code == 0, ran.err
+    model, masks = mf.load_model(tiny), mf.Masks.load("run/mask-0.5.safetensors")
+    for name, mask in masks.items():
+        weight = model.get_submodule(name).weight.abs()
+        assert not mask.any() or not (~mask).any() or weight[mask].max() <= weight[~mask].min()
+    assert "module 'nine.py' cannot be imported" in run(*command, "--modules", "nine.py").error

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from multiflow.adapters import adapter_for
 from multiflow.bench.config import Grid, PrunerEntry, TaskEntry
 from multiflow.bench.grid import Plan
-from multiflow.bench.make import made_settings
+from multiflow.bench.make import is_missing, made_settings
 from multiflow.bench.sources import calibration_batches, load, load_beside
 from multiflow.data.huggingface import PREFIX
 from multiflow.errors import MultiflowError, unknown
 from multiflow.models.task_models import find_builder
-from multiflow.pipeline.job import Job, check_job, check_sparsities, choose_allocation, no_loss
+from multiflow.pipeline.job import Job as PruningJob
+from multiflow.pipeline.job import check_job, check_sparsities, choose_allocation, no_loss
 from multiflow.pruners import find_pruner
 from multiflow.result import Weights
 from multiflow.tasks.base import TASKS
@@ -37,42 +36,6 @@ ELSEWHERE = {
 }
 """Settings of fine-tuning that are no settings of a cell -> where they belong."""
 OWN_ARGUMENTS = ("model", "tokenizer", "data", "progress", "save")
-
-
-def import_modules(modules: Iterable[str]) -> None:
-    """Import Python files and modules, so that the pruners in them are registered.
-
-    Raises:
-        MultiflowError: there is no such file or module, or it fails.
-    """
-    for name in modules:
-        try:
-            _import(name)
-        except MultiflowError:
-            raise
-        except Exception as error:
-            raise MultiflowError(
-                f"module '{name}' cannot be imported ({type(error).__name__}: {error}); give a Python file or the name "
-                "of a module"
-            ) from error
-
-
-def _import(name: str) -> None:
-    if not name.endswith(".py"):
-        importlib.import_module(name)
-        return
-    path = Path(name).resolve()
-    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) == str(path):
-        return
-    spec = spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise MultiflowError(f"module '{name}' is no Python file; give one")
-    sys.modules[path.stem] = module = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[path.stem]
-        raise
 
 
 def check_settings(grid: Grid) -> None:
@@ -124,9 +87,13 @@ def data_paths(grid: Grid) -> Iterator[str]:
     named = [task.data for task in grid.tasks.values()]
     named += [m.calibration.data for m in grid.models.values() if m.calibration and m.calibration.data]
     for source in named:
-        for path in [source] if Path(source).expanduser().exists() else source.split("+"):
-            if not path.startswith(PREFIX):
-                yield path
+        yield from local_paths(source)
+
+
+def local_paths(source: str) -> list[str]:
+    """Return the local paths that a source of data names; it may join several with ``+``."""
+    parts = [source] if Path(source).expanduser().exists() else source.split("+")
+    return [part for part in parts if not part.startswith(PREFIX)]
 
 
 def check_models(plans: Iterable[Plan]) -> None:
@@ -154,18 +121,25 @@ def _check_model(plans: Sequence[Plan]) -> None:
         assert plan.pruner is not None
         with named(f"pruner '{plan.cell.pruner}'"):
             asked = _job_settings(plan.pruner, plan.sparsities)
-            check_job(Job(model, adapter, layout, Weights(model, layout), **asked, batches=[]))
+            check_job(PruningJob(model, adapter, layout, Weights(model, layout), **asked, batches=[]))
             if "gradient" in asked["pruner"].statistics and adapter.loss is None:
                 raise no_loss(adapter)
 
 
-def check_data(plans: Iterable[Plan]) -> None:
-    """Open the data of every task, and the calibration data of every model that needs some, once."""
+def check_data(plans: Iterable[Plan], make: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
+    """Open the data of every task, and the calibration data of every model that needs some, once.
+
+    Args:
+        plans: of the cells to compute.
+        make: data that the grid makes and that are passed over while they are missing.
+    """
     tasks: dict[tuple[str, str], TaskEntry] = {}
     models: dict[str, Plan] = {}
     for plan in plans:
-        tasks.setdefault((plan.cell.task, plan.task.data), plan.task)
-        if plan.pruner and find_pruner(plan.pruner.method).needs_data:
+        if not _is_missing(plan.task.data, make):
+            tasks.setdefault((plan.cell.task, plan.task.data), plan.task)
+        needs = plan.pruner is not None and find_pruner(plan.pruner.method).needs_data
+        if needs and not (plan.model.calibration and _is_missing(plan.model.calibration.data, make)):
             models.setdefault(plan.cell.model, plan)
     for (name, _), task in tasks.items():
         with named(f"task '{name}'"):
@@ -175,6 +149,10 @@ def check_data(plans: Iterable[Plan]) -> None:
     for name, plan in models.items():
         with named(f"calibration of model '{name}'"):
             calibration_batches(plan.model, load(plan.model), plan.cell.seed)
+
+
+def _is_missing(source: str | None, make: Mapping[str, Mapping[str, Any]]) -> bool:
+    return source is not None and any(is_missing(path, make) for path in local_paths(source))
 
 
 @contextmanager

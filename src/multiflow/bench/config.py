@@ -15,6 +15,7 @@ from multiflow.errors import MultiflowError, did_you_mean
 from multiflow.tasks.finetune_settings import FinetuneSettings
 
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+MERGE = "tag:yaml.org,2002:merge"
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -177,14 +178,21 @@ class Grid:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but with 1e-4 for a number, as in JSON and YAML 1.2."""
+    """YAML 1.1 as PyYAML reads it, but with 1e-4 for a number, as in JSON and YAML 1.2, and no key given twice."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Compose a mapping; what ``<<`` takes over from others is not yet among its keys."""
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], int] = {}
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE]:
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in first:
+                raise yaml.YAMLError(f"key '{key.value}' is given twice, in line {first[name]} and in line {line}")
+            first[name] = line
+        return node
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, _Loader)
 
 
 def read_grid(path: str | Path, given: Sequence[str] = ()) -> tuple[Grid, str]:
@@ -199,7 +207,7 @@ def read_grid(path: str | Path, given: Sequence[str] = ()) -> tuple[Grid, str]:
             value; the error names the place.
     """
     try:
-        content = _parse(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise MultiflowError(
             f"config '{path}' cannot be read ({error.strerror}); give the path of a YAML file"
@@ -209,7 +217,8 @@ def read_grid(path: str | Path, given: Sequence[str] = ()) -> tuple[Grid, str]:
     if not isinstance(content, dict):
         raise MultiflowError(f"config '{path}' holds no keys; expected name, models, tasks and tiers")
     values = _variables(content.get("variables") or {}, given)
-    resolved = {**_put(content, values), "variables": values}
+    rest = {name: of for name, of in content.items() if name != "variables"}
+    resolved = {**_put(rest, values), "variables": values}
     return build(Grid, resolved, "the config"), yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
 
 
@@ -225,7 +234,13 @@ def _variables(there: Any, given: Sequence[str]) -> dict[str, Any]:
         if name not in there:
             known = ", ".join(there) or "none"
             raise MultiflowError(f"--set got '{pair}'; the config's variables are: {known}{did_you_mean(name, there)}")
-        said[name] = _parse(text)
+        try:
+            said[name] = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise MultiflowError(
+                f"--set got '{pair}', whose value is no YAML ({' '.join(str(error).split())}); put the value in quotes "
+                f"of its own, such as --set '{name}=\"...\"'"
+            ) from error
     values: dict[str, Any] = {}
     for name, value in there.items():
         values[name] = _put(said.get(name, value), values)

@@ -177,7 +177,7 @@ def select(plans: Sequence[Plan], tiers: Sequence[str] = (), only: Sequence[str]
         only: such as ``model=xvlm-shapes`` or ``sparsity=0.75,0.9``; a cell must fit all of them.
 
     Raises:
-        MultiflowError: a tier, name or value that no cell has.
+        MultiflowError: a tier, name or value that no cell has, or no cell that has all of them.
     """
     known = dict.fromkeys(plan.cell.tier for plan in plans)
     for name in tiers:
@@ -195,11 +195,15 @@ def select(plans: Sequence[Plan], tiers: Sequence[str] = (), only: Sequence[str]
             if value not in there:
                 raise unknown(f"value of --only {name}", value, there)
         wanted.setdefault(name, set()).update(values.split(","))
-    return [
+    chosen = [
         plan
         for plan in plans
         if (not tiers or plan.cell.tier in tiers) and all(_word(plan.cell, n) in of for n, of in wanted.items())
     ]
+    if not chosen:
+        asked = ", ".join([*([f"tier {' or '.join(tiers)}"] if tiers else []), *only])
+        raise MultiflowError(f"no cell of the grid fits all that was asked for ({asked}); leave out one of them")
+    return chosen
 
 
 def _word(cell: Cell, name: str) -> str:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from multiflow.bench.store import locked
 from multiflow.bench.strict import build, changed
 from multiflow.data.shapes import write
 from multiflow.errors import MultiflowError, unknown
@@ -60,7 +59,7 @@ def check_make(make: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _check_there(kind: str, how: Mapping[str, Any]) -> None:
     """Make sure that Shapes which are there already are those of the config."""
-    path = Path(how["out"]) / "dataset.json"
+    path = folder_of(how) / "dataset.json"
     if kind != "shapes" or not path.exists():
         return
     there, asked = json.loads(path.read_text(encoding="utf-8")), vars(ShapesData(**how))
@@ -75,18 +74,33 @@ def _check_there(kind: str, how: Mapping[str, Any]) -> None:
 def make_data(make: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]) -> None:
     """Make what is missing: each folder appears whole, and of several runners one makes it."""
     for kind, how in make.items():
-        out = Path(how["out"])
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(out.with_name(f".{out.name}.lock")):
-            if not out.exists() or not any(out.iterdir()):
+        out = folder_of(how)
+        with locked(out.with_name(f".{out.name}.lock")):
+            if not _is_there(out):
                 say(f"makes {kind} in {out}")
                 KINDS[kind][1](out, **{name: value for name, value in how.items() if name != "out"})
 
 
+def folder_of(how: Mapping[str, Any]) -> Path:
+    """Return where data are made."""
+    return Path(how["out"]).expanduser()
+
+
+def _is_there(out: Path) -> bool:
+    return out.exists() and any(out.iterdir())
+
+
+def is_missing(path: str, make: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether data at a path are yet to be made."""
+    folders = [folder_of(how) for how in make.values()]
+    return any(Path(path).expanduser().is_relative_to(out) and not _is_there(out) for out in folders)
+
+
 def made_settings(path: str, make: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return how data at a path are made, without their place; None for data that the grid does not make."""
+    place = Path(path).expanduser()
     for kind, how in make.items():
-        if Path(path).is_relative_to(how["out"]):
+        if place.is_relative_to(out := folder_of(how)):
             settings = changed(build(KINDS[kind][0], how, f"make.{kind}"), ("out",))
-            return {kind: settings, "part": Path(path).relative_to(how["out"]).as_posix()}
+            return {kind: settings, "part": place.relative_to(out).as_posix()}
     return None

@@ -19,8 +19,8 @@ from torch import nn
 
 from multiflow.bench.grid import Plan
 from multiflow.bench.identity import hash_settings
-from multiflow.bench.machine import peak_memory, reset_peak_memory
-from multiflow.bench.sources import calibration_batches, load
+from multiflow.bench.machine import describe_machine, peak_memory, reset_peak_memory
+from multiflow.bench.sources import calibration_batches, find_device, load
 from multiflow.bench.store import Results
 from multiflow.calibration import Stats
 from multiflow.calibration.stats import read_stats
@@ -28,14 +28,14 @@ from multiflow.masks import Masks, hash_weight
 from multiflow.pipeline import calibrate, prune
 from multiflow.pruners import find_pruner
 from multiflow.report.records import Pruning
-from multiflow.result import Result, changed_weights, mask_file, write_weights_
+from multiflow.result import Result, changed_weights, mask_file, versions, write_weights_
 
 
-def pruned(plan: Plan, results: Results, device: str) -> tuple[nn.Module, Masks | None]:
+def pruned(plan: Plan, results: Results, device: str, git: str | None = None) -> tuple[nn.Module, Masks | None]:
     """Return the model of a cell and its masks; changed weights are in the model, nothing is zeroed yet."""
     if plan.pruner is None:
         return load(plan.model), None
-    path = ensure_masks(plan, results, device) / mask_file(plan.cell.sparsity)
+    path = ensure_masks(plan, results, device, git) / mask_file(plan.cell.sparsity)
     model, masks = load(plan.model), Masks.load(path)
     if (weights := changed_weights(path, masks)) is not None:
         write_weights_(model, masks, weights)
@@ -44,7 +44,7 @@ def pruned(plan: Plan, results: Results, device: str) -> tuple[nn.Module, Masks 
     return model, masks
 
 
-def ensure_masks(plan: Plan, results: Results, device: str) -> Path:
+def ensure_masks(plan: Plan, results: Results, device: str, git: str | None) -> Path:
     """Make the masks of a cell's pruning unless they are there; other workers wait meanwhile. Returns their folder."""
     id = plan.cell.pruning
     assert id is not None
@@ -54,8 +54,38 @@ def ensure_masks(plan: Plan, results: Results, device: str) -> Path:
         there = [] if known is None else [s for s in known.zeros if (folder / mask_file(s)).is_file()]
         if missing := [s for s in plan.sparsities if s not in there]:
             folder.mkdir(parents=True, exist_ok=True)
-            results.append(_prune(plan, missing, folder, results, device))
+            new = replace(_prune(plan, missing, folder, results, device), git=git)
+            results.append(new if known is None else joined(known, new, anew=not shares_pass(plan)))
     return folder
+
+
+def joined(known: Pruning, new: Pruning, *, anew: bool) -> Pruning:
+    """Join the record of a pruning with that of other sparsities: what the masks of all of them cost.
+
+    What is made a second time, because its masks are gone, costs what it cost the last time if nothing else is left.
+
+    Args:
+        known: what there was.
+        new: what was made now.
+        anew: whether each calibrated for itself, instead of sharing a pass.
+    """
+    if new.zeros.keys() >= known.zeros.keys():
+        return new
+    adds = bool(new.zeros.keys() - known.zeros.keys())
+    return replace(
+        new,
+        calibration=known.calibration + adds * new.calibration if anew else new.calibration,
+        selection=known.selection + adds * new.selection,
+        peak_memory=max(known.peak_memory, new.peak_memory),
+        zeros={**known.zeros, **new.zeros},
+    )
+
+
+def shares_pass(plan: Plan) -> bool:
+    """Return whether a pruning takes its statistics from a pass that it shares, or measures its own in steps."""
+    assert plan.pruner is not None
+    pruner = find_pruner(plan.pruner.method)
+    return bool(pruner.statistics) and (pruner.one_pass or pruner.kind == "fitter")
 
 
 def _prune(plan: Plan, sparsities: Sequence[float], folder: Path, results: Results, device: str) -> Pruning:
@@ -67,7 +97,7 @@ def _prune(plan: Plan, sparsities: Sequence[float], folder: Path, results: Resul
     model = load(plan.model, device)
     batches: Any = None
     costs: list[Mapping[str, Any]] = []
-    if pruner.statistics and (pruner.one_pass or pruner.kind == "fitter"):
+    if shares_pass(plan):
         measured = [shared_statistic(name, plan, model, results) for name in pruner.statistics]
         batches, costs = Stats.join([stats for stats, _ in measured]), [cost for _, cost in measured]
     elif pruner.needs_data:
@@ -93,6 +123,8 @@ def _prune(plan: Plan, sparsities: Sequence[float], folder: Path, results: Resul
         peak_memory=max([peak_memory(), *(cost["peak_memory"] for cost in costs)]),
         layers=_layers(result),
         zeros={s: [masks.dropped(name) for name in masks] for s, masks in result.masks.items()},
+        versions=versions(),
+        machine=describe_machine(find_device(device)),
     )
 
 

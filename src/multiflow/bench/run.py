@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from multiflow.bench.check import check_data, check_models, check_settings, import_modules
+from multiflow.bench.check import check_data, check_models, check_settings
 from multiflow.bench.config import Grid
-from multiflow.bench.engines.base import EngineOptions, Job, find_engine
+from multiflow.bench.engines.base import EngineOptions, Job, Outcome, find_engine
 from multiflow.bench.grid import Plan, check_names, expand, select
 from multiflow.bench.machine import git_revision
 from multiflow.bench.make import check_make, make_data
-from multiflow.bench.store import CONFIG, Results
-from multiflow.bench.work import Order, finished, work_on, write_order
+from multiflow.bench.store import CONFIG, GRID, Results
+from multiflow.bench.work import Order, finished, run_folder, work_on
 from multiflow.files import write_atomically
+from multiflow.registry import import_modules
 from multiflow.report.records import Cell
 
 
@@ -49,12 +50,16 @@ class RunOptions:
     memory: int = 0
     engine_options: dict[str, str] = field(default_factory=dict)
 
-    def job(self, results: Results, cell: str) -> Job:
+    def job(self, results: Results, order: Order) -> Job:
         """Return the job of a cell."""
         cpus = self.cpus or max(1, torch.get_num_threads() // self.workers)
         cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
         gpus = float(cuda) if self.gpus is None else self.gpus
-        return Job(str(results.folder.resolve()), cell, cpus, gpus, self.memory)
+        return Job(str(results.folder.resolve()), order.plan.cell.id, cpus, gpus, self.memory, order)
+
+    def for_engine(self) -> EngineOptions:
+        """Return what the engine is told."""
+        return EngineOptions(self.workers, options=self.engine_options)
 
 
 def prepare(grid: Grid, options: RunOptions) -> tuple[list[Plan], list[Plan]]:
@@ -63,7 +68,7 @@ def prepare(grid: Grid, options: RunOptions) -> tuple[list[Plan], list[Plan]]:
     Raises:
         MultiflowError: anything that is wrong with the grid or the options, before anything is computed or written.
     """
-    find_engine(options.engine)
+    find_engine(options.engine, options.for_engine())
     import_modules(grid.modules)
     check_make(grid.make)
     check_names(grid)
@@ -97,32 +102,46 @@ def run_grid(
     Raises:
         MultiflowError: data that are missing or of another layout, or the engine cannot be had.
     """
-    engine = find_engine(options.engine)
+    engine = find_engine(options.engine, options.for_engine())
     results = Results(Path(folder))
-    results.folder.mkdir(parents=True, exist_ok=True)
     make_data(grid.make, say)
-    write_atomically(results.folder / CONFIG, config)
-    results.expect(plan.cell for plan in plans)
-    missing = to_do(chosen, results, skip_failed=options.skip_failed)
-    waiting = {plan.cell.id: plan for plan in (spread(missing) if options.workers > 1 else missing)}
-    check_data(waiting.values())
-    git = git_revision(results.folder)
-    for plan in waiting.values():
-        write_order(results, Order(plan, str(Path.cwd()), options.device, git))
     before = results.cells()
+    missing = to_do(chosen, before, skip_failed=options.skip_failed)
+    check_data(missing)
+    with results.lock(GRID):
+        write_atomically(results.folder / CONFIG, config)
+        results.expect(plan.cell for plan in plans)
+    drop_runs(results, before)
+    git, ended = git_revision(results.folder), {id: cell.finished for id, cell in before.items()}
+    waiting = {
+        plan.cell.id: Order(plan, str(Path.cwd()), options.device, git, ended.get(plan.cell.id))
+        for plan in (spread(missing) if options.workers > 1 else missing)
+    }
     for wait in (False, True):  # first what nobody has in hand, then what other runners had
-        jobs = [replace(options.job(results, id), wait=wait) for id in waiting]
-        for outcome in engine(jobs, work_on, EngineOptions(options.workers, options=options.engine_options)):
-            plan = waiting[outcome.job.cell]
-            cell = results.cell(plan.cell.id)
-            if outcome.error is not None and (cell is None or cell.error is not None):
-                cell = finished(replace(plan.cell, error=outcome.error), git)
-                results.append(cell)
-            if cell is not None and (cell.error is None or cell != before.get(cell.id)):
+        jobs = [options.job(results, replace(order, wait=wait)) for order in waiting.values()]
+        for outcome in engine(jobs, work_on, options.for_engine()):
+            if (cell := line_of(outcome, results)) is not None:
                 del waiting[cell.id]
                 yield cell
-    if not to_do(plans, results):
+    if not to_do(plans, results.cells()):
         shutil.rmtree(results.folder / "stats", ignore_errors=True)
+
+
+def line_of(outcome: Outcome, results: Results) -> Cell | None:
+    """Return the line of a cell whose job is over, written here if the worker died; None if another runner has it."""
+    order: Order = outcome.job.order
+    cell = results.cell(outcome.job.cell)
+    if outcome.error is not None and (cell is None or cell.error is not None):
+        cell = finished(replace(order.plan.cell, error=outcome.error), order.git)
+        results.append(cell)
+    return cell if order.is_over(cell) else None
+
+
+def drop_runs(results: Results, cells: Mapping[str, Cell]) -> None:
+    """Delete the training of cells that have figures, which a kill between the two has left."""
+    for cell in cells.values():
+        if cell.error is None:
+            shutil.rmtree(run_folder(results, cell.id), ignore_errors=True)
 
 
 def spread(plans: Sequence[Plan]) -> list[Plan]:
@@ -139,11 +158,10 @@ def spread(plans: Sequence[Plan]) -> list[Plan]:
     return sorted(plans, key=order)
 
 
-def to_do(plans: Sequence[Plan], results: Results, *, skip_failed: bool = False) -> list[Plan]:
-    """Return the plans whose cells have no figures yet."""
-    there = results.cells()
+def to_do(plans: Sequence[Plan], cells: Mapping[str, Cell], *, skip_failed: bool = False) -> list[Plan]:
+    """Return the plans of those cells that have no figures yet."""
     return [
         plan
         for plan in plans
-        if (cell := there.get(plan.cell.id)) is None or (cell.error is not None and not skip_failed)
+        if (cell := cells.get(plan.cell.id)) is None or (cell.error is not None and not skip_failed)
     ]

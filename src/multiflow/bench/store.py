@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,8 +30,8 @@ class Results:
 
     Args:
         folder: holds ``cells.jsonl``, ``prunings.jsonl``, ``grid.jsonl`` (the cells that the config asks for, without
-            figures) and ``config.yaml``, and what is not to be kept: ``jobs``, ``masks``, ``stats``, ``runs``,
-            ``errors`` and ``locks``.
+            figures) and ``config.yaml``, and what is not to be kept: ``masks``, ``stats``, ``runs``, ``errors``
+            and ``locks``.
     """
 
     folder: Path
@@ -77,18 +78,8 @@ class Results:
     @contextmanager
     def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
         """Hold a lock inside the block; yields whether it was got, which without ``wait`` it may not be."""
-        place = self.folder / "locks"
-        place.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place / f"{name}.lock", timeout=-1 if wait else 0)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with locked(self.folder / "locks" / f"{name}.lock", wait=wait) as got:
+            yield got
 
     def _read(self, kind: type[Cell] | type[Pruning], name: str, having: str = "") -> Iterator[Any]:
         """Read the records of a file, those whose line holds some text."""
@@ -102,6 +93,33 @@ class Results:
             except ValueError as error:
                 raise MultiflowError(f"line {number} of '{path}' is no JSON ({error}); delete the line") from None
             yield read_record(kind, values)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a file's lock inside the block; yields whether it was got, which without ``wait`` it may not be.
+
+    Raises:
+        MultiflowError: the disk has no locks that end with their process; another kind would outlive a kill.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "flock not supported")  # instead of the other kind
+            lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except (OSError, NotImplementedError, UserWarning) as error:
+        raise MultiflowError(
+            f"'{path}' cannot be locked ({error}); take a folder that can be written, on a disk that locks files "
+            "(NFS 4; Lustre mounted with flock)"
+        ) from error
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _cut_torn(file: Any) -> None:

@@ -1,4 +1,4 @@
-"""One cell, from its job file to its line in the results: what every engine's workers run."""
+"""One cell, from its order to its line in the results: what every engine's workers run."""
 
 from __future__ import annotations
 
@@ -16,109 +16,82 @@ from typing import Any
 import torch
 from torch import nn
 
-from multiflow.bench.check import import_modules
-from multiflow.bench.config import ModelEntry, PrunerEntry, TaskEntry
 from multiflow.bench.engines.base import Job
 from multiflow.bench.grid import Plan
 from multiflow.bench.machine import describe_machine, peak_memory, reset_peak_memory
 from multiflow.bench.pruning import pruned
 from multiflow.bench.sources import find_device, load_beside, quiet_transformers
 from multiflow.bench.store import Results
-from multiflow.bench.strict import build
 from multiflow.errors import MultiflowError
 from multiflow.files import write_atomically
+from multiflow.masks import Masks
 from multiflow.metrics import Figures
 from multiflow.models import load_model
-from multiflow.report.records import Cell, read_record
+from multiflow.registry import import_modules
+from multiflow.report.records import Cell
 from multiflow.result import versions
 from multiflow.tasks.base import TASKS
 from multiflow.tasks.checkpoint import checkpoints
-from multiflow.tasks.finetune import MODEL, finetune
+from multiflow.tasks.claim import SETTINGS
+from multiflow.tasks.finetune import FREE_TO_CHANGE, MODEL, TRAIN, finetune
+from multiflow.tasks.finetune_settings import FinetuneSettings
 from multiflow.tasks.loading import Beside
 from multiflow.tasks.presets import find_preset
 from multiflow.tasks.tracking import read_metrics
 
-TRAIN = "train"
-
 
 @dataclass(frozen=True)
 class Order:
-    """A job file: the plan of a cell, and what is the same for all cells of a run.
+    """What a worker is told of a cell. Runners that share a folder of results may tell theirs different things.
 
     Args:
         plan: the cell and what it takes.
         folder: where the runner was started, to which relative paths belong.
         device: as ``--device`` names it.
         git: revision of the runner's checkout.
+        failed: when the cell had failed before the runner was started, as `Cell.finished` says it.
+        wait: whether to wait for another runner that has the cell in hand, instead of leaving it to that one.
     """
 
     plan: Plan
     folder: str
     device: str = "auto"
     git: str | None = None
+    failed: str | None = None
+    wait: bool = False
 
-
-def job_file(results: Results, cell: str) -> Path:
-    """Return where the job of a cell is written."""
-    return results.folder / "jobs" / f"{cell}.json"
-
-
-def write_order(results: Results, order: Order) -> None:
-    """Write a job file."""
-    write_atomically(job_file(results, order.plan.cell.id), json.dumps(asdict(order)) + "\n")
-
-
-def read_order(path: Path) -> Order:
-    """Read a job file.
-
-    Raises:
-        MultiflowError: it is not there, or not as this version writes it.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        plan = values["plan"]
-        return Order(
-            Plan(
-                read_record(Cell, plan["cell"]),
-                build(ModelEntry, plan["model"], "model"),
-                build(TaskEntry, plan["task"], "task"),
-                None if plan["pruner"] is None else build(PrunerEntry, plan["pruner"], "pruner"),
-                tuple(plan["sparsities"]),
-                tuple(plan["modules"]),
-            ),
-            values["folder"],
-            values["device"],
-            values["git"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MultiflowError(
-            f"job file '{path}' cannot be read ({error}); is the folder of results on a disk that all workers see?"
-        ) from error
+    def is_over(self, cell: Cell | None) -> bool:
+        """Return whether a line of the cell ends the order: it has figures, or a failure since the runner began."""
+        return cell is not None and (cell.error is None or cell.finished != self.failed)
 
 
 def work_on(job: Job) -> None:
-    """Compute the cell of a job and append its line, unless it is done or another runner has it in hand.
+    """Compute the cell of a job and append its line, unless another runner has it in hand, has done it or failed at it.
 
     What goes wrong becomes a line with the error, and ``errors/CELL.txt`` with the traceback.
     """
-    results = Results(Path(job.results))
+    results, order = Results(Path(job.results)), job.order
     torch.set_num_threads(job.cpus)
-    with results.lock(job.cell, wait=job.wait) as got:
-        there = results.cell(job.cell) if got else None
-        if not got or (there is not None and there.error is None):
+    with results.lock(job.cell, wait=order.wait) as got:
+        if not got or order.is_over(results.cell(job.cell)):
             return
-        order = read_order(job_file(results, job.cell))
-        run = results.folder / "runs" / job.cell
+        run = run_folder(results, job.cell)
         try:
             _enter(order.folder)
             import_modules(order.plan.modules)
-            cell = compute(order.plan, results, run, order.device)
+            cell = compute(order, results, run)
         except Exception as error:
             text = traceback.format_exc()
             write_atomically(results.folder / "errors" / f"{job.cell}.txt", text)
             cell = replace(order.plan.cell, error=one_line(error))
         results.append(finished(cell, order.git, order.device))
-        shutil.rmtree(run, ignore_errors=True)
+        if cell.error is None:
+            shutil.rmtree(run, ignore_errors=True)
+
+
+def run_folder(results: Results, cell: str) -> Path:
+    """Return where a cell is fine-tuned."""
+    return results.folder / "runs" / cell
 
 
 def _enter(folder: str) -> None:
@@ -146,24 +119,22 @@ def one_line(error: BaseException) -> str:
     return said if isinstance(error, MultiflowError) else f"{type(error).__name__}: {said}".rstrip(": ")
 
 
-def compute(plan: Plan, results: Results, run: Path, device: str) -> Cell:
+def compute(order: Order, results: Results, run: Path) -> Cell:
     """Prune, fine-tune, and evaluate the best checkpoint on the test data; return the cell with its figures."""
+    plan = order.plan
     kind = TASKS[plan.task.kind or plan.cell.task]
-    place = str(find_device(device))
-    if not checkpoints(run / TRAIN):
-        shutil.rmtree(run, ignore_errors=True)  # what a kill left before the first checkpoint
+    place = str(find_device(order.device))
     with quiet_transformers():
-        model, masks = pruned(plan, results, place)
+        model, masks = pruned(plan, results, place, order.git)
         reset_peak_memory()
         beside = load_beside(plan.model, model)
         training = plan.task.training(device=place, seed=plan.cell.seed)
+        taken = fine_tune(kind.name, model, masks, training, run, beside)
         began = time.monotonic()
-        finetune(kind.name, model, masks, training, run, beside, resume=True)
-        trained = time.monotonic()
         options = evaluation_options(plan, model)
         del model
         figures = evaluate(plan, load_model(str(run / MODEL)).to(place), beside, options)
-        seconds = {"finetune": trained - began, "evaluate": time.monotonic() - trained}
+        seconds = {"finetune": taken, "evaluate": time.monotonic() - began}
     main = kind.main_of(figures)
     metrics = read_metrics(run / TRAIN)
     return replace(
@@ -177,6 +148,42 @@ def compute(plan: Plan, results: Results, run: Path, device: str) -> Cell:
         peak_memory=peak_memory(),
         steps=metrics[-1]["step"],
     )
+
+
+def fine_tune(
+    task: str, model: nn.Module, masks: Masks | None, settings: FinetuneSettings, run: Path, beside: Beside
+) -> float:
+    """Fine-tune the model of a cell, or go on with it after a kill; return the seconds that all of it took.
+
+    Its folder is gone if that fails. One whose fine-tuning has ended stays until the cell has figures.
+    """
+    began, before = time.monotonic(), 0.0
+    if goes_on(run, settings):
+        before = seconds_before(run / TRAIN)
+    else:
+        shutil.rmtree(run, ignore_errors=True)
+    try:
+        finetune(task, model, masks, settings, run, beside, resume=True)
+    except Exception:
+        shutil.rmtree(run, ignore_errors=True)
+        raise
+    return before + time.monotonic() - began
+
+
+def goes_on(run: Path, settings: FinetuneSettings) -> bool:
+    """Return whether a run has a checkpoint and was started with these settings: data may lie elsewhere by now."""
+    try:
+        there = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    fits = all(there.get(name) == of for name, of in asdict(settings).items() if name not in FREE_TO_CHANGE)
+    return fits and bool(checkpoints(run / TRAIN))
+
+
+def seconds_before(train: Path) -> float:
+    """Return how long a run took up to its last checkpoint, where it goes on."""
+    last = int(checkpoints(train)[-1].name.removeprefix("step-"))
+    return max((line.get("seconds", 0.0) for line in read_metrics(train) if line["step"] <= last), default=0.0)
 
 
 def evaluation_options(plan: Plan, model: nn.Module) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from multiflow.bench.check import check_data
 from multiflow.bench.config import read_grid
 from multiflow.bench.engines.base import ENGINES
 from multiflow.bench.grid import Plan
@@ -48,7 +49,7 @@ class BenchRunSettings:
         skip_failed: leave out cells that have failed before, instead of trying them again
         cpus: threads of each worker
         gpus: GPUs of each worker, or a share of one
-        memory: GB of memory that each worker asks for
+        memory: GB of memory that each worker asks for (ray and slurm)
         engine_set: settings of the engine, such as address=auto (ray) or partition=NAME (slurm)
     """
 
@@ -89,11 +90,12 @@ def bench_run(settings: BenchRunSettings) -> int:
     results = Results(folder)
     with quiet_transformers():
         plans, chosen = prepare(grid, options)
+        missing = to_do(chosen, results.cells(), skip_failed=options.skip_failed)
         if settings.dry_run:
+            check_data(missing, grid.make)
             show(summary(f"{folder}: what there is to do", chosen, results.cells()))
             return 0
-        total = len(to_do(chosen, results, skip_failed=options.skip_failed))
-        with cell_lines(total) as tell:
+        with cell_lines(len(missing)) as tell:
             for cell in run_grid(grid, config, plans, chosen, folder, options, say):
                 tell(cell)
     cells = results.cells()
@@ -112,6 +114,7 @@ def run_options(settings: BenchRunSettings) -> RunOptions:
         ("workers", settings.workers, 1),
         ("cpus", settings.cpus, 1),
         ("gpus", settings.gpus, 0),
+        ("memory", settings.memory, 0),
     ):
         if value is not None and value < least:
             raise MultiflowError(f"--{name} {value} was given; expected at least {least}")
@@ -123,6 +126,11 @@ def run_options(settings: BenchRunSettings) -> RunOptions:
         )
     if settings.engine in ("here", "local"):
         find_device(settings.device)
+        if settings.memory is not None:
+            raise MultiflowError(
+                f"--memory {settings.memory:g} was given, and engine '{settings.engine}' limits no memory; leave it "
+                "out, or take engine 'ray' or 'slurm'"
+            )
     elif settings.cpus is None or settings.gpus is None:
         raise MultiflowError(
             f"--engine {settings.engine} computes on other machines than this one; say what a cell takes there with "
@@ -223,21 +231,10 @@ def bench_report(settings: BenchReportSettings) -> None:
 
 
 def gather(results: Results) -> tuple[list[Cell], list[Cell], list[str]]:
-    """Return the cells to report under the names of the grid, the cells that it has, and what is to be said of both."""
-    cells, expected = results.cells(), results.expected()
-    if not expected:
-        return (
-            list(cells.values()),
-            [],
-            [f"There is no {GRID}, which says what the grid has: nothing is known missing."],
-        )
-    names = ("model", "pruner", "task", "tier")
-    there = [
-        replace(cells[one.id], **{name: getattr(one, name) for name in names}) for one in expected if one.id in cells
-    ]
-    others = len(cells) - len(there)
-    notes = [f"{count(others, 'cell')} of other settings are in the folder and not in this report."] if others else []
-    return there, expected, notes
+    """Return the cells, those that the grid has, and what is to be said of both."""
+    expected = results.expected()
+    note = f"There is no {GRID}, which says what the grid has: nothing is known missing."
+    return list(results.cells().values()), expected, [] if expected else [note]
 
 
 def title(results: Results) -> str:

@@ -28,6 +28,7 @@ from multiflow.files import plain, write_atomically
 from multiflow.masks import hash_weight
 from multiflow.pruners import Pruner, find_pruner
 from multiflow.ranks import agree, rank, world
+from multiflow.registry import import_modules
 from multiflow.result import RESULT_FILE, Result
 from multiflow.tasks.batches import Source, open_batches
 from multiflow.tasks.loading import bundled_models, find_device, find_dtype, find_model, naming_options, open_model
@@ -49,6 +50,7 @@ class PruneSettings:
         sparsity: shares of the weights to drop, in [0, 1)
         pattern: unstructured, per-row or N:M such as 2:4
         set: hyper-parameters of the method
+        modules: Python files (or names of modules) with pruners of your own
         batches: calibration batches at most
         batch_size: pairs or images a batch
         seed: seed of whatever is random
@@ -76,6 +78,7 @@ class PruneSettings:
         ),
     ] = None
     set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
+    modules: Annotated[tuple[str, ...], arg(metavar="FILE ...", help_behavior_hint="")] = ()
     batches: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all, at most 3000)")] = None
     batch_size: Annotated[int, arg(metavar="B")] = 32
     seed: Seed = 0
@@ -148,6 +151,7 @@ def load(settings: PruneSettings, place: str) -> tuple[nn.Module, dict[str, str]
 
 def check(settings: PruneSettings) -> tuple[Pruner, dict[str, Any]]:
     """Check what can be checked before anything is loaded; return the pruner and its hyper-parameters."""
+    import_modules(settings.modules)
     pruner = find_pruner(settings.method)
     hyper = pruner.settings(parse_hyper(settings.set, pruner.hyper))
     pattern = pruner.pattern if settings.pattern is None else parse_pattern(settings.pattern)

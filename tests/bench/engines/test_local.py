@@ -66,6 +66,17 @@ def test_here_is_this_process(tmp_path: Path) -> None:
         list(here.run(jobs, work, EngineOptions(workers=2)))
 
 
+@pytest.mark.parametrize("engine", ["here", "local"])
+def test_engines_without_settings_refuse_them(tmp_path: Path, engine: str) -> None:
+    options = EngineOptions(options={"address": "auto", "partition": "gpu"})
+    said = f"engine '{engine}' has no settings of its own, and address=auto, partition=gpu was given"
+    with pytest.raises(MultiflowError, match=said):
+        find_engine(engine, options)
+    with pytest.raises(MultiflowError, match=said):
+        next(find_engine(engine)([Job(str(tmp_path), "a")], work, options))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_engine_that_there_is_not() -> None:
     with pytest.raises(MultiflowError, match="unknown engine 'locl'; known: here, local, ray, slurm; did you mean"):
         find_engine("locl")

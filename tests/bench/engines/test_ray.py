@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,7 +16,7 @@ from multiflow.bench.engines.base import EngineOptions, Job, find_engine
 from multiflow.errors import MultiflowError
 
 ray = pytest.importorskip("ray", reason="Ray is an optional extra")
-from multiflow.bench.engines.ray import run  # noqa: E402
+from multiflow.bench.engines.ray import _ending, run  # noqa: E402
 
 TWO = EngineOptions(workers=2)
 
@@ -70,6 +71,14 @@ def test_dead_workers_are_replaced_and_their_jobs_retried(tmp_path, cluster):
     assert sorted((tmp_path / "cells.jsonl").read_text().split()) == ["dies-once", "last", "plain"]
     assert len(pids(tmp_path, "dies-once")) == len(pids(tmp_path, "dies-always")) == 2
     assert os.getpid() not in pids(tmp_path, "plain")
+
+
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError"])
+def test_a_worker_that_died_is_told_from_work_that_failed(monkeypatch, name):
+    error = Exception.__new__(getattr(ray.exceptions, name))
+    monkeypatch.setattr(type(error), "__str__", lambda self: "killed\nby the memory monitor")
+    monkeypatch.setattr(ray, "get", Mock(side_effect=error))
+    assert _ending(None) == ("the Ray worker died: killed", True)
 
 
 @pytest.fixture
@@ -134,6 +143,8 @@ def test_bad_input(tmp_path, monkeypatch):
         next(run(jobs, work, EngineOptions(options={"adress": "auto"})))
     with pytest.raises(MultiflowError, match=r"cannot connect to a Ray cluster at '127.0.0.1:1' \(.*refused"):
         next(run(jobs, work, EngineOptions(options={"address": "127.0.0.1:1"})))
+    with pytest.raises(MultiflowError, match="autoscaling=true was given to the ray engine; expected yes or no"):
+        find_engine("ray", EngineOptions(options={"autoscaling": "true"}))
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
     with pytest.raises(MultiflowError, match=r"cannot connect to a Ray cluster at 'nowhere' \(Invalid address"):
         next(run(jobs, work, EngineOptions()))
@@ -152,5 +163,5 @@ def test_a_cluster_that_asks_for_a_token(tmp_path, monkeypatch):
 def test_without_ray_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "multiflow.bench.engines.ray")
-    with pytest.raises(MultiflowError, match=r"pip install 'multiflow\[ray\]'"):
+    with pytest.raises(MultiflowError, match=r"pip install -e '\.\[ray\]'"):
         find_engine("ray")

@@ -160,5 +160,5 @@ def test_large_grids_are_several_arrays():
 def test_without_submitit_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     monkeypatch.delitem(sys.modules, "multiflow.bench.engines.slurm")
-    with pytest.raises(MultiflowError, match=r"pip install 'multiflow\[slurm\]'"):
+    with pytest.raises(MultiflowError, match=r"pip install -e '\.\[slurm\]'"):
         find_engine("slurm")

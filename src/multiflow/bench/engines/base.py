@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from socket import gethostname
+from typing import Any
 
 from multiflow.errors import MultiflowError, unknown
 
@@ -25,7 +26,7 @@ class Job:
         cpus: cores, which is how many threads the worker computes with.
         gpus: devices, or a share of one; 0 computes on the CPU.
         memory: bytes; 0 asks for none in particular.
-        wait: whether to wait for another runner that has the cell in hand, instead of leaving it to that one.
+        order: what ``work`` is told; engines carry it and do not look into it.
     """
 
     results: str
@@ -33,7 +34,7 @@ class Job:
     cpus: int = 1
     gpus: float = 0.0
     memory: int = 0
-    wait: bool = False
+    order: Any = None
 
 
 @dataclass(frozen=True)
@@ -78,19 +79,30 @@ ENGINES = {
     "ray": "multiflow.bench.engines.ray",
     "slurm": "multiflow.bench.engines.slurm",
 }
-"""Name of an engine -> the module whose function ``run`` it is."""
+"""Name of an engine -> the module whose function ``run`` it is; ``check(options)`` beside it raises what is wrong."""
 
 
-def find_engine(name: str) -> Engine:
-    """Return the engine of a name.
+def find_engine(name: str, options: EngineOptions = EngineOptions()) -> Engine:
+    """Return the engine of a name, its options checked.
 
     Raises:
-        MultiflowError: there is none of that name, or the library that it needs is not installed.
+        MultiflowError: there is none of that name, the library that it needs is not installed, or an option is wrong.
     """
     if name not in ENGINES:
         raise unknown("engine", name, ENGINES)
-    engine: Engine = import_module(ENGINES[name]).run
+    module = import_module(ENGINES[name])
+    module.check(options)
+    engine: Engine = module.run
     return engine
+
+
+def check_no_options(name: str, options: EngineOptions) -> None:
+    """Raise if settings of its own were given to an engine that has none."""
+    if given := ", ".join(f"{key}={value}" for key, value in options.options.items()):
+        raise MultiflowError(
+            f"engine '{name}' has no settings of its own, and {given} was given (--engine-set); leave it out, or take "
+            "engine 'ray' or 'slurm'"
+        )
 
 
 def attempt(work: Work, job: Job) -> str | None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt
+from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt, check_no_options
 from multiflow.errors import MultiflowError
 
 
-def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Outcome]:
-    """Run jobs in this process.
-
-    Raises:
-        MultiflowError: several workers were asked for.
-    """
+def check(options: EngineOptions) -> None:
+    """Raise if several workers were asked for, or settings given."""
+    check_no_options("here", options)
     if options.workers > 1:
         raise MultiflowError(
             f"{options.workers} workers were asked for, and engine 'here' is this one process; take engine 'local'"
         )
+
+
+def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Outcome]:
+    """Run jobs in this process."""
+    check(options)
     for job in jobs:
         yield Outcome(job, attempt(work, job))

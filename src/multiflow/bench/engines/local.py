@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from typing import Any
 
-from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt
+from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt, check_no_options
 
 PATIENCE = 10.0  # seconds that a worker gets to end by itself
 
@@ -39,8 +39,14 @@ class Worker:
     given: Given | None = None
 
 
+def check(options: EngineOptions) -> None:
+    """Raise if settings were given."""
+    check_no_options("local", options)
+
+
 def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Outcome]:
     """Run jobs in ``options.workers`` spawned processes."""
+    check(options)
     waiting = deque(Given(job) for job in jobs)
     workers = [_start(number, work) for number in range(min(options.workers, len(jobs)))]
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,43 +20,58 @@ try:
     import ray
     from ray.exceptions import RayError, RayTaskError
 except ImportError as error:
-    raise MultiflowError("the ray engine needs Ray, which is not installed; pip install 'multiflow[ray]'") from error
+    raise MultiflowError(
+        "the ray engine needs Ray, which is not installed; in the checkout: pip install -e '.[ray]'"
+    ) from error
 
 OPTIONS = ("address", "autoscaling")
-OBJECT_STORE = 80 * 2**20  # bytes; what passes through it is the id of a cell
+OBJECT_STORE = 80 * 2**20  # bytes; what passes through it are the settings of cells
 QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "configure_logging": False}
+
+
+def check(options: EngineOptions) -> None:
+    """Raise if an option is unknown or has a value that it does not take."""
+    for name in options.options:
+        if name not in OPTIONS:
+            raise unknown("option of the ray engine", name, OPTIONS)
+    if (value := options.options.get("autoscaling", "no")) not in ("yes", "no"):
+        raise MultiflowError(f"autoscaling={value} was given to the ray engine; expected yes or no")
 
 
 def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Outcome]:
     """Do the jobs on a Ray cluster, at most ``workers`` at once; yield the outcome of each as it ends.
 
     The cluster is the one at the option ``address`` or at ``RAY_ADDRESS``, the one that this process is connected to
-    already, or else a local one that ends with the jobs. A job whose worker dies is done again, ``retries`` times.
-    Closing the iterator cancels what runs.
+    already, or else a local one that ends with the jobs. A job whose worker dies is done again, ``retries`` times (by
+    us: Ray's own retries have no end where its memory monitor kills the worker). Closing the iterator cancels what
+    runs.
 
     Raises:
         MultiflowError: no cluster answers at the address, or none of its nodes has what a job asks for (a cluster that
             adds nodes by itself has the option ``autoscaling=yes``).
     """
-    for name in options.options:
-        if name not in OPTIONS:
-            raise unknown("option of the ray engine", name, OPTIONS)
+    check(options)
     if not jobs:
         return
     with _cluster(jobs, options):
         if options.options.get("autoscaling", "no") != "yes":
             _check_room(jobs)
         task = ray.remote(attempt)
-        waiting, running = list(reversed(jobs)), dict[ray.ObjectRef, Job]()
+        waiting, running = deque((job, 0) for job in jobs), dict[ray.ObjectRef, tuple[Job, int]]()
         try:
             while waiting or running:
                 while waiting and len(running) < options.workers:
-                    job = waiting.pop()
+                    job, deaths = waiting.popleft()
                     takes = {"num_cpus": job.cpus, "num_gpus": job.gpus, "memory": job.memory or None}
-                    again = {"max_retries": options.retries, "retry_exceptions": False}
-                    running[task.options(name=job.cell, **takes, **again).remote(work, job)] = job
+                    ref = task.options(name=job.cell, max_retries=0, **takes).remote(work, job)
+                    running[ref] = job, deaths
                 [over], _ = ray.wait(list(running))
-                yield Outcome(running.pop(over), _said(over))
+                job, deaths = running.pop(over)
+                error, is_dead = _ending(over)
+                if is_dead and deaths < options.retries:
+                    waiting.appendleft((job, deaths + 1))
+                else:
+                    yield Outcome(job, error)
         finally:
             for left in running:
                 ray.cancel(left, force=True)
@@ -114,14 +130,14 @@ def _words(resources: Mapping[str, float]) -> str:
     return f"{cpus:g} CPUs, {gpus:g} GPUs, {memory / 1e9:.1f} GB"
 
 
-def _said(over: ray.ObjectRef) -> str | None:
-    """What went wrong with a task that is over, in one line, or None."""
+def _ending(over: ray.ObjectRef) -> tuple[str | None, bool]:
+    """Return what went wrong with a task that is over, in one line, or None; and whether its worker died of it."""
     try:
-        return ray.get(over)
+        return ray.get(over), False
     except RayTaskError as error:  # before the work began: the node cannot import it
-        return f"the Ray worker failed: {_first_line(error.cause)}"
+        return f"the Ray worker failed: {_first_line(error.cause)}", False
     except RayError as error:
-        return f"the Ray worker died: {_first_line(error)}"
+        return f"the Ray worker died: {_first_line(error)}", True
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,13 +20,24 @@ try:
     import submitit
 except ImportError as error:
     raise MultiflowError(
-        "the slurm engine needs submitit, which is not installed; pip install 'multiflow[slurm]'"
+        "the slurm engine needs submitit, which is not installed; in the checkout: pip install -e '.[slurm]'"
     ) from error
 
 LARGEST_ARRAY = 1000  # jobs; Slurm's default limit
 POLL = {"slurm": 5.0, "local": 0.1}  # cluster -> seconds between two looks at its jobs
 MINUTES = "60"  # that a job may take, unless the options say more
 TAIL = 5  # lines of a dead job's log that its outcome repeats
+
+
+def check(options: EngineOptions) -> None:
+    """Raise if the cluster or the time limit is not one."""
+    cluster = options.options.get("cluster", "slurm")
+    if cluster not in POLL:
+        raise MultiflowError(f"cluster={cluster} is unknown to the slurm engine; expected one of {', '.join(POLL)}")
+    if not (minutes := options.options.get("minutes", MINUTES)).isdecimal() or not int(minutes):
+        raise MultiflowError(
+            f"minutes={minutes} is not a whole number: give the slurm engine what one cell takes at most"
+        )
 
 
 def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Outcome]:
@@ -44,13 +55,8 @@ def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Out
     Raises:
         MultiflowError: Slurm is not there or refuses the jobs.
     """
+    check(options)
     cluster = options.options.get("cluster", "slurm")
-    if cluster not in POLL:
-        raise MultiflowError(f"cluster={cluster} is unknown to the slurm engine; expected one of {', '.join(POLL)}")
-    if not (minutes := options.options.get("minutes", MINUTES)).isdecimal():
-        raise MultiflowError(
-            f"minutes={minutes} is not a whole number: give the slurm engine what one cell takes at most"
-        )
     for array in _arrays(jobs, LARGEST_ARRAY if cluster == "slurm" else options.workers):
         for left in reversed(range(options.retries + 1)):
             died = []
