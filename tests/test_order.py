@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from multiflow import order
+from multiflow.errors import MultiflowError
 from multiflow.order import smallest
 
 
@@ -88,3 +89,13 @@ def test_passes_are_shared_and_tensors_are_asked_for_anew():
 def test_a_count_beyond_the_values_is_refused():
     with pytest.raises(ValueError, match="between 0 and the 3"):
         find([torch.zeros(3)], [4])
+
+
+@pytest.mark.parametrize("sizes", [(40, 60), (60_000, 20_000)])
+@pytest.mark.parametrize("bad", [1, 20, None])
+def test_nan_is_told_at_the_first_look(sizes, bad):
+    tensors, asked = [torch.rand(n) for n in sizes], []
+    tensors[1][:bad] = math.nan
+    with pytest.raises(MultiflowError, match="values to rank are NaN"):
+        smallest([lambda t=t: asked.append(1) or t for t in tensors], sizes, [round(0.4 * sum(sizes))])
+    assert len(asked) <= 4  # the sample, and one pass

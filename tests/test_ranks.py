@@ -166,7 +166,7 @@ def test_the_first_process_alone_reports_progress(found: Found) -> None:
     ("case", "said"),
     [
         ("other method", "different settings: method ('snip' on process 0, 'wanda' on process 1)"),
-        ("other sparsity", "different settings: sparsity ((0.5,) on process 0, (0.75,) on process 1); start all"),
+        ("other sparsity", "different settings: sparsity ([0.5] on process 0, [0.75] on process 1); start all"),
         ("other seed", "different settings: seed (0 on process 0, 1 on process 1); start all"),
         ("other weights", "different settings: weights_hash ("),
         ("other batches", "different settings: batches (3 on process 0, 4 on process 1); start all"),
@@ -270,3 +270,17 @@ def test_a_forward_of_blip_alone_is_a_step_with_no_others() -> None:
     momentum = model.config.momentum
     moved = before["vision_proj_m.weight"] * momentum + model.vision_proj.weight.detach() * (1 - momentum)
     torch.testing.assert_close(model.get_buffer("vision_proj_m.weight"), moved)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Connection closed by peer [::1]\nat"), torch.distributed.DistError("[Rank 1] [::1]\nat")]
+)
+def test_a_process_that_is_gone_is_told_with_what_torch_says_first(error: Exception) -> None:
+    said = r"has died or does not answer; see what it said last \([^\n]*\[::1\]\)$"
+    with pytest.raises(ranks.Ended, match=said), ranks._naming_lost():
+        raise error
+
+
+def test_another_error_is_left_as_it_is() -> None:
+    with pytest.raises(RuntimeError, match="^shape mismatch$"), ranks._naming_lost():
+        raise RuntimeError("shape mismatch")

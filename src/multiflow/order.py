@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multiflow.errors import MultiflowError
 from multiflow.parallel import in_parallel
 
 Array: TypeAlias = Any  # numpy on the CPU, where it is several times faster than torch at this; torch elsewhere
@@ -61,6 +62,9 @@ def smallest(tensors: Sequence[Callable[[], Tensor]], sizes: Sequence[int], coun
 
     >>> smallest([lambda: torch.tensor([3.0, 1.0]), lambda: torch.tensor([1.0, 2.0])], [2, 2], [1, 3])
     [Cut(value=1.0, drops=(1, 0)), Cut(value=2.0, drops=(1, 2))]
+
+    Raises:
+        MultiflowError: a value is NaN.
     """
     total = sum(sizes)
     found: dict[int, Cut] = {0: Cut(-math.inf, (0,) * len(sizes)), total: Cut(math.inf, tuple(sizes))}
@@ -125,13 +129,15 @@ def _look_at(brackets: Sequence[tuple[float, float]], tensor: Callable[[], Tenso
     """Look at one tensor: one comparison with each end, one gathering of what lies in any of the brackets."""
     row = flat(tensor())
     below: list[int] = []
-    near = row != row  # nothing yet
+    near = row != row  # nothing yet, unless a value is NaN
     for low, high in brackets:
         inside = row >= low
         below.append(len(row) - count_true(inside))
         inside &= row <= high
         near |= inside
     values = row.take(np.flatnonzero(near)) if isinstance(row, np.ndarray) else row[near].cpu().numpy()
+    if np.isnan(values).any():
+        raise MultiflowError("some of the values to rank are NaN; look for NaN in the model's weights")
     return [
         _Look(
             under,

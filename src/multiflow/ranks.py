@@ -156,5 +156,8 @@ def _naming_lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or re.search("connection|peer|timed? ?out", str(error), re.IGNORECASE):
-            raise Ended("another process of this run has died or does not answer; see what it said last") from error
+            said = str(error).strip().partition("\n")[0]
+            raise Ended(
+                f"another process of this run has died or does not answer; see what it said last ({said})"
+            ) from error
         raise

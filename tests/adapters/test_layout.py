@@ -88,9 +88,32 @@ class Tower(nn.Module):
         self.layer = nn.Linear(4, 4)
 
 
+class MaskedLinear(nn.Module):
+    """A projection, though its name holds a word that embeddings and tables have in theirs."""
+
+    def __init__(self, name: str = "weight") -> None:
+        super().__init__()
+        self.register_parameter(name, nn.Parameter(torch.zeros(4, 4)))
+
+
+class ClassProjection(MaskedLinear):
+    pass
+
+
+class TransposedLinear(MaskedLinear):
+    pass
+
+
+class RotaryEmbedding(MaskedLinear):
+    pass
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
+        (MaskedLinear(), r"'x' is a MaskedLinear with the weight 'weight' \(4, 4\), which is no nn.Linear"),
+        (ClassProjection("kernel"), r"'x' is a ClassProjection with the weight 'kernel'"),
+        (TransposedLinear("compose"), r"'x' is a TransposedLinear with the weight 'compose'"),
         (Conv1D(4, 4), r"'x' is a Conv1D with the weight 'weight' \(4, 4\), which is no nn.Linear"),
         (Experts(), r"'x' is a Experts with the weight 'gate_up_proj' \(3, 4, 4\)"),
         (nn.MultiheadAttention(4, 2), "'x' is a MultiheadAttention with the weight 'in_proj_weight'"),
@@ -109,15 +132,29 @@ def test_the_output_projection_of_fused_attention_is_named():
         layout(model, all="out_proj")
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        MaskedLinear("query_tokens"),
+        MaskedLinear("relative_position_bias_table"),
+        MaskedLinear("pos"),
+        RotaryEmbedding(),
+    ],
+)
+def test_tables_are_told_by_the_name_of_the_parameter_and_embeddings_by_their_class(module):
+    assert list(layout(nn.ModuleDict({"x": module, "y": nn.Linear(4, 4)}), all=".")) == ["y"]
+
+
 def test_embeddings_norms_and_convolutions_stay_dense():
     assert list(layout(nn.ModuleDict({"tower": Tower()}), vision="tower")) == ["tower.layer"]
 
 
 def test_quantised_weights_are_refused():
     model = chain(4, 4)
-    model[0].weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(mf.MultiflowError, match=r"weights of torch.int8; expected floating point"):
-        every(model).layout(model)
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        model[0].weight = nn.Parameter(torch.zeros(4, 4, dtype=dtype), requires_grad=False)
+        with pytest.raises(mf.MultiflowError, match=rf"weights of {dtype}; expected floating point of 16 bits or more"):
+            every(model).layout(model)
 
 
 def test_a_model_without_linear_layers():
@@ -164,3 +201,22 @@ def test_streams_without_token_masks():
 def test_an_adapter_that_is_none():
     with pytest.raises(mf.MultiflowError, match="adapter is a dict; expected an mf.Adapter"):
         mf.prune(two_towers(), "magnitude", 0.5, adapter={"text": "text"})
+
+
+def test_weights_that_are_not_made_yet():
+    model = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(mf.MultiflowError, match="'0' is a LazyLinear without a shape yet; run the model on a batch"):
+        every(model).layout(model)
+    model(torch.ones(2, 3))
+    assert every(model).layout(model)["0"].shape == (4, 3)
+
+
+def test_weights_that_were_made_in_inference_mode():
+    with torch.inference_mode():
+        model = chain(4, 4)
+    with pytest.raises(mf.MultiflowError, match=r"'0' was made inside torch.inference_mode\(\).*exclude=r'\^0\$'"):
+        every(model).layout(model)
+
+
+def test_a_layout_needs_no_values():
+    assert every(chain(4, 3)).layout(chain(4, 3).to("meta")) == every(chain(4, 3)).layout(chain(4, 3))

@@ -86,3 +86,18 @@ def test_buffers_that_a_loss_moves_are_saved_with_gradients_and_are_not_in_the_r
     assert places == [[1.0], [2.0], [3.0]]
     assert stats.buffers == {}
     assert model.seen.tolist() == [0.0]
+
+
+def test_tensors_that_share_memory_are_saved_each_by_itself(tmp_path):
+    whole, place = torch.arange(8.0), Checkpoint(tmp_path / "state")
+    place.save_state({"whole": whole, "part": whole[:4], "again": whole, "empty": torch.empty(0)}, SETTINGS, FACTS)
+    tensors, _ = place.load_state(SETTINGS)
+    assert torch.equal(tensors["whole"], whole)
+    assert torch.equal(tensors["part"], whole[:4])
+    assert torch.equal(tensors["again"], whole)
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.0, True])
+def test_how_often_is_a_whole_number(every):
+    with pytest.raises(mf.MultiflowError, match=f"every={every} of a checkpoint; expected a whole number"):
+        Checkpoint("file", every=every)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections import namedtuple
+
 import pytest
 import torch
 from torch import nn
 
 import multiflow as mf
+from multiflow.calibration import to_device
 from tests import golden_data
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
@@ -251,3 +254,22 @@ def test_a_stream_that_token_masks_does_not_know_is_named():
     )
     with pytest.raises(mf.MultiflowError, match=r"'vision.0' follows stream 'image', but token_masks gives imgae"):
         mf.calibrate(two_towers(), towers_batches(4), adapter=adapter)
+
+
+Pair = namedtuple("Pair", "x more")
+
+
+def test_a_batch_is_moved_whatever_holds_its_tensors():
+    batch = Pair(torch.ones(2), {"y": [torch.ones(1), (torch.ones(3), "text")]})
+    moved = to_device(batch, torch.device("meta"))
+    assert type(moved) is Pair
+    assert moved.x.is_meta
+    assert moved.more["y"][0].is_meta
+    assert moved.more["y"][1][0].is_meta
+    assert moved.more["y"][1][1] == "text"
+
+
+def test_a_model_without_values_is_refused():
+    model = chain(4, 4).to("meta")
+    with pytest.raises(mf.MultiflowError, match="layer '0' is on the meta device"):
+        mf.calibrate(model, [torch.ones(2, 4)], adapter=every(model))

@@ -54,7 +54,7 @@ def test_everything_is_left_as_it_was_even_after_an_error():
     model.layer.weight.grad = torch.ones(3, 4)
     before, batches = copy.deepcopy(model.state_dict()), [torch.randn(2, 4), torch.randn(2, 4)]
     adapter = every(model, loss=lambda m, b: m(b))
-    with torch.no_grad():
+    with torch.no_grad(), pytest.warns(UserWarning, match="first 'unused'"):
         mf.prune(model, "snip", 0.5, batches, adapter=adapter)
     with pytest.raises(mf.MultiflowError, match="loss of batch 2 is nan"):
         mf.prune(model, "snip", 0.5, [batches[0], batches[1] * float("nan")], adapter=adapter)
@@ -66,11 +66,12 @@ def test_everything_is_left_as_it_was_even_after_an_error():
     assert not model.layer.weight._post_accumulate_grad_hooks
 
 
-def test_a_layer_without_gradient_has_gradient_zero():
+def test_a_layer_without_gradient_has_gradient_zero_and_is_named_once():
     model = Counting()
-    stats = mf.calibrate(
-        model, [torch.randn(2, 4)], adapter=every(model, loss=lambda m, b: m(b)), statistics=["gradient"]
-    )
+    adapter = every(model, loss=lambda m, b: m(b))
+    with pytest.warns(UserWarning, match=r"never reaches 1 of 2 layers, first 'unused': .*Adapter\(exclude=") as told:
+        stats = mf.calibrate(model, [torch.randn(2, 4)] * 2, adapter=adapter, statistics=["gradient"])
+    assert len(told) == 1
     assert not stats["gradient"]["unused"].any()
     assert stats["gradient"]["layer"].any()
 
@@ -146,3 +147,33 @@ def test_rows_of_a_layer_without_gradient_are_zero():
     rows, _ = rows_of(two_towers(), towers_batches(2, 2), lambda m, b: m.text(m.embed(b["ids"])).square().mean())
     assert not rows["vision.0"].any()
     assert rows["text.0"].any(1).all()
+
+
+def test_a_layer_that_some_batches_reach_is_no_surprise_nor_one_that_was_reached_before_a_kill(tmp_path):
+    model, place = two_towers(), mf.Checkpoint(tmp_path / "calibration", every=1)
+    batches = [batch | {"text": i == 0} for i, batch in enumerate(towers_batches(2, 2, 2))]
+
+    def loss(m, batch):
+        inputs = {name: value for name, value in batch.items() if name != "text"}
+        return ADAPTER.loss(m, inputs) if batch["text"] else m.vision_out(m.vision(batch["pixels"])).square().mean()
+
+    def stopping():
+        yield from batches[:2]
+        raise KeyboardInterrupt
+
+    adapter = mf.Adapter(groups=ADAPTER.groups, loss=loss)
+    options = {"adapter": adapter, "statistics": ["gradient"], "checkpoint": place}
+    with pytest.raises(KeyboardInterrupt):
+        mf.calibrate(model, stopping(), **options)
+    assert mf.calibrate(model, batches, **options).batches == 3
+
+
+@pytest.mark.parametrize("method", ["snip", "chita"])
+def test_float16_loses_gradients_and_is_refused(method):
+    model = chain(4, 3).half()
+    adapter = every(model, loss=lambda m, b: m(b.half()).square().mean())
+    with pytest.raises(mf.MultiflowError, match="layer '0' is float16, .*; run the model in bfloat16 or float32"):
+        mf.prune(model, method, 0.5, [torch.randn(2, 4)], adapter=adapter)
+    model = model.bfloat16()
+    adapter = every(model, loss=lambda m, b: m(b.bfloat16()).float().square().mean())
+    assert mf.prune(model, method, 0.5, [torch.randn(2, 4)], adapter=adapter).masks[0.5].sparsity == 0.5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from multiflow.calibration import check_rows_fit, gradients, memory
+from multiflow.calibration import check_loaded, check_rows_fit, gradients, memory
 from multiflow.errors import MultiflowError
 
 CPU = torch.device("cpu")
@@ -83,3 +83,17 @@ def test_later_steps_hold_more_than_the_first(monkeypatch):
     assert check_rows_fit(weights, 7 + gradients.LATER, steps=1)[1] == (most + 7) << 30
     with pytest.raises(MultiflowError, match="at most 7 rows fit"):
         check_rows_fit(weights, 8, steps=2)
+
+
+def test_what_the_allocator_holds_of_a_gpu_and_nobody_uses_is_free(monkeypatch):
+    figures = {"mem_get_info": (100, 1000), "memory_reserved": 70, "memory_allocated": 40}
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    assert memory.free_memory(torch.device("cuda")) == 130
+
+
+def test_weights_without_values_are_refused():
+    weights = {"a": nn.Parameter(torch.ones(1)), "b": nn.Parameter(torch.empty(2, device="meta"))}
+    check_loaded({"a": weights["a"]})
+    with pytest.raises(MultiflowError, match="layer 'b' is on the meta device, without values"):
+        check_loaded(weights)

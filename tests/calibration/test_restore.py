@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from multiflow.calibration import buffers_restored, differentiable, weights_replaced
+from multiflow.calibration import buffers_restored, differentiable, put_buffers, weights_replaced
+from multiflow.errors import MultiflowError
 
 
 def model():
@@ -51,3 +52,47 @@ def test_only_the_weights_asked_for_have_gradients_meanwhile():
     assert kept.grad is None
     assert net.training
     assert net[1].training
+
+
+class Odd(nn.Module):
+    """Puts another tensor in a buffer's place, fills an empty one, and has one whose memory overlaps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("kept", None)
+        self.register_buffer("wide", torch.arange(4).expand(2, -1))
+        self.register_buffer("quiet", torch.ones(3))
+
+    def forward(self) -> None:
+        self.count = self.count + 1
+        self.kept = torch.ones(2)
+        self.quiet.data.mul_(2)  # without a trace in its version
+
+
+def test_a_buffer_that_another_tensor_took_the_place_of():
+    odd = Odd()
+    held = dict(odd._buffers)
+    with buffers_restored(odd):
+        odd()
+        assert odd.count == 1
+        assert odd.kept is not None
+    assert all(odd._buffers[name] is buffer for name, buffer in held.items())
+    assert odd.count == 0
+    assert odd.quiet.tolist() == [1.0] * 3
+
+
+def test_buffers_of_a_checkpoint_are_put_where_they_differ():
+    odd = Odd()
+    put_buffers(odd, {"count": torch.tensor(3.0), "wide": torch.arange(4).repeat(2, 1)})
+    assert odd.count == 3
+
+
+def test_no_gradients_inside_inference_mode():
+    net = model()
+    with (
+        torch.inference_mode(),
+        pytest.raises(MultiflowError, match=r"no gradients inside torch.inference_mode\(\); call this outside of it"),
+        differentiable(net, {}),
+    ):
+        pass

@@ -80,3 +80,23 @@ def test_a_checkpoint_that_cannot_be_written_is_told_before_the_first_batch(tmp_
     (tmp_path / "file").touch()
     with pytest.raises(mf.MultiflowError, match="cannot write checkpoint '.*file/x/c'"):
         mf.calibrate(two_towers(), iter([1 / 1]), adapter=ADAPTER, checkpoint=tmp_path / "file/x/c")
+
+
+def test_parts_from_two_devices_merge_on_that_of_the_first():
+    class Elsewhere(torch.Tensor):
+        """A tensor that says it is on another device until it is moved."""
+
+        device = torch.device("meta")
+
+        def to(self, device):
+            assert device == torch.device("cpu")
+            return self.as_subclass(torch.Tensor)
+
+        def __radd__(self, other):
+            raise AssertionError("added across devices")
+
+        __add__ = __radd__
+
+    mine = mf.Stats({"gradient": {"a": torch.ones(2)}}, {"gradient": {"a": 1}}, 1)
+    other = mf.Stats({"gradient": {"a": torch.ones(2).as_subclass(Elsewhere)}}, {"gradient": {"a": 1}}, 1)
+    assert mine.merge(other).sums["gradient"]["a"].tolist() == [2.0, 2.0]

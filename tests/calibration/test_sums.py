@@ -4,15 +4,16 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 import multiflow as mf
 from multiflow.calibration import sums, sums_size
-from multiflow.calibration.sums import Sums, products
+from multiflow.calibration.sums import Sums, check_sums_fit, products
 from multiflow.models.blip import BlipForPretraining, BlipPretrainingConfig
 from multiflow.models.xvlm import XVLMConfig, XVLMForPretraining
-from tests.small import ADAPTER, towers_batches, two_towers
+from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 BOTH = ("input_moment", "input_norm")
 
 
@@ -39,7 +40,7 @@ def test_up_to_the_width_of_a_block_products_are_one_product():
 @pytest.mark.parametrize("names", [("input_norm",), ("input_moment",), BOTH])
 def test_the_bytes_are_those_of_the_tensors(names):
     layout = ADAPTER.layout(two_towers())
-    made = Sums(names, layout, CPU)
+    made = Sums(names, layout, dict.fromkeys(layout, CPU))
     tensors = [made._buffers, *made._sums.values(), *made._totals.values()]
     assert sums_size(layout, names) == sum(t.nbytes for of in tensors for t in of.values())
 
@@ -117,3 +118,78 @@ def test_products_that_do_not_fit_are_refused_before_the_first_batch(monkeypatch
     with pytest.raises(mf.MultiflowError, match=said):
         calibrate("input_moment", batches=never())
     assert calibrate("input_norm").batches == 4
+
+
+def test_sums_are_where_their_layers_are():
+    layout = every(chain(4, 4, 4)).layout(chain(4, 4, 4))
+    made = Sums(BOTH, layout, {"0": CPU, "1": META})
+    x = torch.randn(3, 4)
+    for path in ("0", "1", "0"):
+        made.add(path, x, None, None)
+    torch.testing.assert_close(made.stats(1).sums["input_norm"]["0"], 2 * x.square().sum(0).double())
+    assert {of["1"].device for of in made.stats(1).sums.values()} == {META}
+    assert made.stats(1).counts["input_norm"] == {"0": 6, "1": 3}
+
+
+def test_layers_on_two_devices_need_memory_on_each(monkeypatch):
+    model, free = chain(8, 8, 4), {CPU: 10_000, META: 1}
+    layout = every(model).layout(model)
+    size = sums_size(mf.Layout(layout.layers[:1]), ["input_moment"])
+    monkeypatch.setattr(sums, "free_memory", free.__getitem__)
+    with pytest.raises(mf.MultiflowError, match="the sums for input_moment of 2 layers need"):
+        check_sums_fit(layout, ["input_moment"], {"0": CPU, "1": META})
+    free.update({CPU: size, META: size})
+    check_sums_fit(layout, ["input_moment"], {"0": CPU, "1": META})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_model_of_which_a_part_is_on_a_gpu():
+    model, x = chain(8, 8, 8), torch.randn(5, 7, 8)
+    mask = torch.arange(7) < torch.tensor([[3], [7], [1], [2], [5]])
+    options = {
+        "streams": {".": "text"},
+        "token_masks": lambda batch: {"text": batch["mask"]},
+        "forward": lambda m, b: m[1](m[0](b["x"]).to(m[1].weight.device)),
+    }
+    here = mf.calibrate(model, [{"x": x, "mask": mask}], adapter=every(model, **options), statistics=BOTH)
+    model[1].cuda()
+    split = mf.calibrate(model, [{"x": x, "mask": mask}], adapter=every(model, **options), statistics=BOTH)
+    for name in BOTH:
+        assert split[name]["1"].is_cuda
+        torch.testing.assert_close(split[name]["1"].cpu(), here[name]["1"])
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x.transpose(0, 1))  # (tokens, samples, features)
+
+
+def test_a_token_mask_of_as_many_tokens_in_another_order_is_refused():
+    x, mask = torch.ones(2, 5, 4), torch.arange(5) < torch.tensor([[2], [5]])
+    x[~mask] = 100.0
+    model, turned = SequenceFirst(), False
+    adapter = mf.Adapter(
+        groups={"all": "layer"},
+        streams={"layer": "text"},
+        forward=lambda m, b: m(b["x"]),
+        token_masks=lambda b: {"text": b["mask"].T if turned else b["mask"]},
+    )
+    said = r"'layer' has shape \(5, 2, 4\), but .* stream 'text' has shape \(2, 5\); .* give one of shape \(5, 2\)$"
+    with pytest.raises(mf.MultiflowError, match=said):
+        mf.calibrate(model, [{"x": x, "mask": mask}], adapter=adapter)
+    turned = True
+    found = mf.calibrate(model, [{"x": x, "mask": mask}], adapter=adapter)
+    assert found["input_norm"]["layer"].tolist() == [1.0] * 4
+
+
+def test_an_input_without_its_batches_goes_by_the_number_of_tokens():
+    x, mask = torch.ones(2, 5, 4), torch.arange(5) < torch.tensor([[2], [5]])
+    x[~mask] = 100.0
+    model = chain(4, 4)
+    options = {"streams": {".": "text"}, "token_masks": lambda b: {"text": b["mask"]}}
+    adapter = every(model, forward=lambda m, b: m(b["x"].flatten(0, 1)), **options)
+    assert mf.calibrate(model, [{"x": x, "mask": mask}], adapter=adapter)["input_norm"]["0"].tolist() == [1.0] * 4

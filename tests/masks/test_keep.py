@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -229,3 +230,72 @@ def test_an_optimizer_that_mixes_weights_revives_none_either():
         for _ in range(3):
             step(model, optimizer)
             check()
+
+
+def alive(model, masks):
+    return sum(int(model.get_submodule(layer).weight[~mask].count_nonzero()) for layer, mask in masks.items())
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_weight_that_is_frozen_at_first_and_trains_later(given):
+    model = two_towers()
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    weight = model.text[0].weight.requires_grad_(False)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with mf.keep_sparse(model, masks, optimizer if given else None) as check:
+        assert not weight.requires_grad
+        for _ in range(2):
+            step(model, optimizer)
+        weight.requires_grad_(True)
+        before = weight.detach().clone()
+        for _ in range(2):
+            step(model, optimizer)
+            assert not weight.grad[~masks["text.0"]].any()  # the norm that clips never saw them
+            check()
+        assert not torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradients_that_are_written_by_hand(name):
+    model = two_towers()
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    optimizer, weights = OPTIMIZERS[name](model.parameters()), list(model.parameters())
+    with mf.keep_sparse(model, masks, optimizer) as check:
+        for _ in range(3):
+            gradients = torch.autograd.grad(ADAPTER.loss(model, towers_batches(4)[0]), weights, allow_unused=True)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+            optimizer.step()
+            check()
+
+
+@pytest.mark.parametrize("part", ["", "text", "text.0"])
+def test_a_state_that_the_model_loads_inside_the_block_is_zeroed_at_once(part):
+    model = two_towers()
+    dense = copy.deepcopy(model.get_submodule(part).state_dict())
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with mf.keep_sparse(model, masks, optimizer) as check:
+        step(model, optimizer)
+        model.get_submodule(part).load_state_dict(dense)
+        check()
+        assert torch.equal(model.text[0].weight, torch.where(masks["text.0"], dense_of(dense, part), 0.0))
+        step(model, optimizer)
+        check()
+    model.get_submodule(part).load_state_dict(dense)
+    assert alive(model, masks)
+
+
+def dense_of(state, part):
+    return state["text.0.weight".removeprefix(part).removeprefix(".")]
+
+
+def test_a_model_can_be_copied_and_pickled_inside_the_block():
+    model = two_towers()
+    dense = copy.deepcopy(model.state_dict())
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    with mf.keep_sparse(model, masks):
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            twin.load_state_dict(dense)
+            assert alive(twin, masks)
+        assert not alive(model, masks)

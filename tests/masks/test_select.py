@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiflow.masks import select
+from multiflow.masks.select import _rows_above
 from multiflow.types import NofM, PerRow, Unstructured
 
 
@@ -37,6 +38,8 @@ def test_per_row_drops_the_same_number_in_every_row(rows, columns, levels, share
     count = round(share * columns)
     (mask,) = select(scores, [count * rows], PerRow())
     assert torch.equal(mask, drop_first(scores, count))
+    if 0 < count < columns:  # how it is done off the CPU
+        assert torch.equal(_rows_above(scores, count), mask)
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from multiflow.errors import MultiflowError, did_you_mean
 from multiflow.types import Layer, Layout
 
 STAYS_DENSE = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
-NO_PROJECTION = re.compile(r"embed|pos|cls|class|token|quer|prompt|mask|scale|gamma|bias|table|prototype|queue", re.I)
-"""Parameters of two and more dimensions that are no projections by their name: embeddings, tokens, tables."""
+NO_PROJECTION = re.compile(
+    r"(^|_)(embed|pos|cls|class|token|quer|prompt|mask|scale|gamma|bias|table|prototype|queue)", re.I
+)
+"""Parameters of two and more dimensions that are no projections by their own name: embeddings, tokens, tables."""
 
 
 def find_layout(
@@ -82,13 +84,23 @@ def _refuse_unsupported(path: str, module: nn.Module, modules: Mapping[str, nn.M
         parent = modules.get(path.rpartition(".")[0])
         if isinstance(parent, nn.MultiheadAttention):
             raise MultiflowError(f"'{path}' belongs to a fused nn.MultiheadAttention, which cannot be pruned; {fix}")
-        if not module.weight.is_floating_point():
-            raise MultiflowError(f"'{path}' has weights of {module.weight.dtype}; expected floating point; {fix}")
+        if isinstance(module.weight, UninitializedParameter):
+            raise MultiflowError(f"'{path}' is a {kind} without a shape yet; run the model on a batch first, or {fix}")
+        if not module.weight.is_floating_point() or module.weight.element_size() < 2:
+            raise MultiflowError(
+                f"'{path}' has weights of {module.weight.dtype}; expected floating point of 16 bits or more; {fix}"
+            )
+        if module.weight.is_inference():
+            raise MultiflowError(
+                f"the weight of '{path}' was made inside torch.inference_mode(), so that nobody can tell when it "
+                f"changes; make or load the model outside of it, or {fix}"
+            )
         return
     if isinstance(module, STAYS_DENSE):
         return
     for name, parameter in module._parameters.items():
-        if parameter is not None and parameter.dim() >= 2 and not NO_PROJECTION.search(f"{kind}.{name}"):
+        looked_up = "Embed" in kind or NO_PROJECTION.search(name)
+        if parameter is not None and parameter.dim() >= 2 and not looked_up:
             raise MultiflowError(
                 f"'{path}' is a {kind} with the weight '{name}' {tuple(parameter.shape)}, which is no nn.Linear; {fix}"
             )
@@ -122,9 +134,3 @@ def _empty_group(group: str, regex: str, layers: list[Layer], modules: Mapping[s
     hint = did_you_mean(regex.strip("^$.*\\"), names)
     example = f"; linear layers are called such as '{linear[0]}'" if linear else "; the model has no nn.Linear"
     return MultiflowError(f"no layer matches '{regex}' of group '{group}'; other groups: {found}{example}{hint}")
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter."""
-    parameter = next(model.parameters(), None)
-    return parameter.device if parameter is not None else torch.device("cpu")

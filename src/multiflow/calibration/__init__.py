@@ -5,7 +5,7 @@ from multiflow.calibration.collect import Progress, collect, iterate, length, to
 from multiflow.calibration.curve import Doubling, is_stable
 from multiflow.calibration.cycle import Cycle
 from multiflow.calibration.gradients import check_rows_fit, gradient_rows, keep_up, loss_of, mean_gradient
-from multiflow.calibration.memory import announce, check_fits, free_memory
+from multiflow.calibration.memory import announce, check_fits, check_loaded, free_memory
 from multiflow.calibration.restore import buffers_restored, differentiable, put_buffers, weights_replaced
 from multiflow.calibration.stats import STATISTICS, Statistic, Stats
 from multiflow.calibration.sums import MOMENT, NORM, sums_size
@@ -24,6 +24,7 @@ __all__ = [
     "announce",
     "buffers_restored",
     "check_fits",
+    "check_loaded",
     "check_rows_fit",
     "collect",
     "differentiable",

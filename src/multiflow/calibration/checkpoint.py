@@ -37,6 +37,12 @@ class Checkpoint:
     every: int = 8
     keep: bool = False
 
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise MultiflowError(
+                f"every={self.every!r} of a checkpoint; expected a whole number of batches, at least 1"
+            )
+
     def load(self, settings: Mapping[str, Any]) -> Stats | None:
         """Read the statistics of the batches done; None where there is no file yet.
 

@@ -1,9 +1,9 @@
 """Calibration: one pass over the batches, forward only, nothing stored but sums.
 
-Every prunable layer's input is squared and summed over the real tokens as it passes by, in float64. For
-``input_moment`` it is the products of all pairs of features; one pass serves both. A tensor that feeds several layers
-in a row (query, key, value) is measured once. A shared weight sums the inputs of every module that uses it, a layer
-used twice in a forward those of both uses.
+Every prunable layer's input is squared and summed over the real tokens as it passes by: within an input in float32,
+over inputs and batches in float64. For ``input_moment`` it is the products of all pairs of features; one pass serves
+both. A tensor that feeds several layers in a row (query, key, value) is measured once. A shared weight sums the inputs
+of every module that uses it, a layer used twice in a forward those of both uses.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.calibration.hooks import evaluating, watching
+from multiflow.calibration.memory import check_loaded
 from multiflow.calibration.stats import Stats
 from multiflow.calibration.sums import NORM, Sums, check_sums_fit
 from multiflow.calibration.turns import by_number, deal, turns
@@ -67,8 +68,11 @@ def collect(
     watched = {id(module): path for path, module in reversed(paths.items())}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     streams = {path: stream(path) for path in paths}
-    check_sums_fit(layout, names, device)
-    sums = Sums(names, layout, device, start)
+    weights = {name: paths[name].weight for name in layout}
+    check_loaded(weights)
+    devices = {name: weight.device for name, weight in weights.items()}
+    check_sums_fit(layout, names, devices)
+    sums = Sums(names, layout, devices, start)
     masks: TokenMasks = {}
     first = start.batches if start else 0
 
@@ -105,8 +109,9 @@ def to_device(value: Any, device: torch.device) -> Any:
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: to_device(item, device) for key, item in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(to_device(item, device) for item in value)
+    if isinstance(value, list | tuple):
+        moved = (to_device(item, device) for item in value)
+        return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
     return value
 
 

@@ -9,6 +9,7 @@ moves (queues, momentum copies) are the caller's to restore, since they run on f
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -49,7 +50,7 @@ def mean_gradient(
 
     Args:
         model: runs in evaluation mode, and is left as it was, gradients and flags included.
-        weights: layer name -> its weight; one that no loss depends on has the gradient zero.
+        weights: layer name -> its weight; one that no loss depends on has the gradient zero, and a warning names it.
         batches: moved to the weights' device one by one; several processes share them out.
         loss: ``f(model, batch) -> scalar``.
         split, idle: the parts of a batch, and ``f(model)``, called for each part that another process has more than
@@ -57,7 +58,7 @@ def mean_gradient(
         progress, start, after_batch: as in `collect`.
 
     Raises:
-        MultiflowError: no batches, or a loss that is no finite scalar.
+        MultiflowError: no batches, a loss that is no finite scalar, or weights in float16.
     """
     sums = {name: torch.zeros(w.shape, dtype=torch.float32, device=w.device) for name, w in weights.items()}
     first = seen = start.batches if start else 0
@@ -70,7 +71,10 @@ def mean_gradient(
     def stats(batches: int) -> Stats:
         return Stats({"gradient": sums}, {"gradient": dict.fromkeys(weights, seen)}, batches)
 
+    reached: set[str] = set()
+
     def add(number: int, name: str, gradient: Tensor) -> None:
+        reached.add(name)
         sums[name].add_(gradient)
 
     def after(turn: Turn) -> None:
@@ -82,6 +86,13 @@ def mean_gradient(
     going: dict[str, Any] = {"split": split, "idle": idle, "first": first, "progress": progress}
     found = sum_stats_(stats(backward(model, weights, batches, loss, add, after, **going)))
     check_some(max(found.counts["gradient"].values()), first=0)
+    if missed := [name for name in weights if name not in reached and not sums[name].any()]:
+        warnings.warn(
+            f"the loss never reaches {len(missed)} of {len(weights)} layers, first '{missed[0]}': their gradient is "
+            "zero, and scores made of it let all their weights go; use them in Adapter(loss=...), or leave them dense "
+            "with Adapter(exclude=...)",
+            stacklevel=2,
+        )
     return found
 
 
@@ -170,6 +181,12 @@ def backward(
         after: called after each round.
         first: number of batches to skip.
     """
+    for name, weight in weights.items():
+        if weight.dtype == torch.float16:
+            raise MultiflowError(
+                f"the weight of layer '{name}' is float16, in which small gradients become zero; "
+                "run the model in bfloat16 or float32"
+            )
     device, total, done, number = next(iter(weights.values())).device, length(batches), first, 0
 
     def hand_over(name: str, weight: Tensor) -> None:

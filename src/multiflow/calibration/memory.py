@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from multiflow.errors import MultiflowError
 
@@ -25,13 +27,24 @@ def check_fits(what: str, need: int, free: int | None, advice: str) -> None:
         raise MultiflowError(f"{what} need {need / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free; {advice}")
 
 
+def check_loaded(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not in memory: those on the meta device have a shape and no values."""
+    for name, weight in weights.items():
+        if weight.is_meta:
+            raise MultiflowError(
+                f"the weight of layer '{name}' is on the meta device, without values (offloaded, or never loaded); "
+                "load the whole model into memory"
+            )
+
+
 def free_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be taken on a device; None where nobody knows.
 
     On the CPU the limit of a container counts as well as the machine's memory.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # ours to use again
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type != "cpu":
         return None
     free = [amount for amount in (_machine(), _container()) if amount is not None]

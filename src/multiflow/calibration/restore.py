@@ -9,25 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.calibration.hooks import evaluating
+from multiflow.errors import MultiflowError
 
 
 @contextmanager
 def buffers_restored(model: nn.Module) -> Iterator[None]:
-    """Give every buffer its values back afterwards: a loss may move queues and momentum copies."""
+    """Give every buffer its values back afterwards: a loss may move queues and momentum copies, or put others there."""
+    places = [(module._buffers, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+        for buffers, name, held in places:
+            buffers[name] = held
+        for buffer, value in before:
+            _give(buffer, value)
 
 
 def put_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Give buffers the values of a checkpoint, by name."""
-    with torch.no_grad():
-        for name, value in values.items():
-            model.get_buffer(name).copy_(value)
+    for name, value in values.items():
+        buffer = model.get_buffer(name)
+        _give(buffer, value.to(buffer.device))
+
+
+@torch.no_grad()
+def _give(buffer: Tensor, value: Tensor) -> None:
+    """Write values to a buffer that has others: the memory of one that was expanded cannot be written to."""
+    if not torch.equal(buffer, value):
+        buffer.copy_(value)
 
 
 @contextmanager
@@ -44,6 +54,8 @@ def weights_replaced(weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
 @contextmanager
 def differentiable(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Let only these weights have gradients, in evaluation mode; put flags and gradients back afterwards."""
+    if torch.is_inference_mode_enabled():
+        raise MultiflowError("there are no gradients inside torch.inference_mode(); call this outside of it")
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     wanted = {id(weight) for weight in weights.values()}
     try:

@@ -90,7 +90,7 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
         for name, layers in other.sums.items():
             mine, number = sums.setdefault(name, {}), counts.setdefault(name, {})
             for layer, value in layers.items():
-                mine[layer] = mine[layer] + value if layer in mine else value
+                mine[layer] = mine[layer] + value.to(mine[layer].device) if layer in mine else value
                 number[layer] = number.get(layer, 0) + other.counts[name][layer]
         return Stats(sums, counts, self.batches + other.batches)
 
@@ -142,7 +142,13 @@ def read_stats(path: str | Path) -> tuple[Stats, dict[str, Any]]:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
     """Write tensors to a safetensors file whole or not at all, with a header that JSON can say."""
-    there = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    there: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        place = here.untyped_storage().data_ptr()
+        there[name] = here.clone() if place in memory else here  # safetensors wants memory of its own for each
+        memory.add(place)
     return write_atomically(path, to_bytes(there, metadata={"multiflow": json.dumps(header)}))
 
 

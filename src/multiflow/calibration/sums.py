@@ -7,7 +7,7 @@ and more than there is refused.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -36,14 +36,19 @@ def sums_size(layout: Layout, names: Sequence[str]) -> int:
     return (NORM in names) * norms + (MOMENT in names) * moments
 
 
-def check_sums_fit(layout: Layout, names: Sequence[str], device: torch.device) -> None:
-    """Announce the memory of the products before they are measured; more than there is free is an error."""
+def check_sums_fit(layout: Layout, names: Sequence[str], devices: Mapping[str, torch.device]) -> None:
+    """Announce the memory of the products before they are measured; more than a device has free is an error."""
     if MOMENT not in names:
         return
-    size, what = sums_size(layout, names), f"{MOMENT} of {len(layout)} layers"
+    what = f"{MOMENT} of {len(layout)} layers"
     advice = f"leave wide layers dense with Adapter(exclude=...), or take a pruner that needs no {MOMENT}"
-    check_fits(f"the sums for {what}", size, free_memory(device), advice)
-    announce(f"calibration holds {what}", size)
+    sizes = {
+        device: sums_size(Layout(tuple(layer for layer in layout.layers if devices[layer.name] == device)), names)
+        for device in dict.fromkeys(devices.values())
+    }
+    for device, size in sizes.items():
+        check_fits(f"the sums for {what}", size, free_memory(device), advice)
+    announce(f"calibration holds {what}", sum(sizes.values()))
 
 
 class Sums:
@@ -55,25 +60,27 @@ class Sums:
     Args:
         names: the statistics, ``input_norm`` and ``input_moment`` or one of them.
         layout: the layers to measure.
-        device: where the inputs are, and the sums.
+        devices: layer name -> where its sums are; inputs from elsewhere are moved there.
         start: statistics to go on from.
     """
 
-    def __init__(self, names: Sequence[str], layout: Layout, device: torch.device, start: Stats | None = None) -> None:
-        widths = {layer.shape[1] for layer in layout.layers}
-        self._layout = layout
+    def __init__(
+        self, names: Sequence[str], layout: Layout, devices: Mapping[str, torch.device], start: Stats | None = None
+    ) -> None:
+        places = {(layer.shape[1], devices[layer.name]) for layer in layout.layers}
+        self._layout, self._devices = layout, devices
         self._layer = {path: layer.name for layer in layout.layers for path in layer.paths}
         self._counts = dict.fromkeys(layout, 0)
         self._sums: dict[str, dict[str, Tensor]] = {}
-        self._totals: dict[str, dict[int, Tensor]] = {}  # of one input, by its width
+        self._totals: dict[str, dict[tuple[int, torch.device], Tensor]] = {}  # of one input, by its width
         for name in names:
             order, dtype = (1, torch.float64) if name == NORM else (2, torch.float32)
             shapes = {layer.name: [layer.shape[1]] * order for layer in layout.layers}
             self._sums[name] = {
-                n: torch.zeros(shape, dtype=torch.float64, device=device) for n, shape in shapes.items()
+                n: torch.zeros(shape, dtype=torch.float64, device=devices[n]) for n, shape in shapes.items()
             }
-            self._totals[name] = {w: torch.zeros([w] * order, dtype=dtype, device=device) for w in widths}
-        self._buffers = {w: torch.zeros(CHUNK, w, device=device) for w in widths if NORM in names}
+            self._totals[name] = {(w, at): torch.zeros([w] * order, dtype=dtype, device=at) for w, at in places}
+        self._buffers = {w: torch.zeros(CHUNK, w) for w, at in places if NORM in names and at.type == "cpu"}
         if start:
             for name in names:
                 for layer, total in start.sums[name].items():
@@ -81,23 +88,27 @@ class Sums:
                 self._counts.update(start.counts[name])
         self._padded: dict[str, str] = {}  # layers that saw a batch of padding alone, and its stream
         self._measured: list[str] = []  # the layers of one batch's measurements, in the order of the forward
-        self._bad = torch.full((), NONE, device=device)  # which of them was the first with NaN or Inf
-        self._last: tuple[weakref.ref[Tensor] | None, int, Tensor | None, int] = (None, 0, None, 0)
+        # which of them was the first with NaN or Inf
+        self._bad = {at: torch.full((), NONE, device=at) for _, at in places}
+        self._last: tuple[weakref.ref[Tensor] | None, int, Tensor | None, torch.device | None, int]
+        self._last = (None, 0, None, None, 0)
 
     def add(self, path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> None:
         """Add the squares, or products, of one input ``(..., in)`` over its real tokens."""
-        layer, width = self._layer[path], value.shape[-1]
+        layer = self._layer[path]
+        place = value.shape[-1], (device := self._devices[layer])
         version = -1 if value.is_inference() else value._version  # inference tensors do not say when they change
-        before, at, under, count = self._last
-        if before is None or before() is not value or version < 0 or at != version or under is not mask:
-            tokens = _real_tokens(path, value, mask, stream)
+        before, at, under, on, count = self._last
+        same = before is not None and before() is value and at == version >= 0 and under is mask and on == device
+        if not same:
+            tokens = _real_tokens(path, value, mask, stream).to(device)
             for name, totals in self._totals.items():
-                self._measure(name, tokens, totals[width])
+                self._measure(name, tokens, totals[place])
             count = len(tokens)
-            self._last = (weakref.ref(value), version, mask, count)
+            self._last = (weakref.ref(value), version, mask, device, count)
             self._measured.append(layer)
         for name, totals in self._totals.items():
-            self._sums[name][layer] += totals[width]
+            self._sums[name][layer] += totals[place]
         self._counts[layer] += count
         if stream and not count:
             self._padded[layer] = stream
@@ -108,7 +119,8 @@ class Sums:
             self._squares(tokens, total)
         else:
             products(tokens.float(), total)
-        self._bad.copy_(torch.where(total.sum().isfinite(), self._bad, self._bad.clamp(max=len(self._measured))))
+        bad = self._bad[total.device]
+        bad.copy_(torch.where(total.sum().isfinite(), bad, bad.clamp(max=len(self._measured))))
 
     def _squares(self, tokens: Tensor, total: Tensor) -> None:
         if tokens.device.type != "cpu":
@@ -123,7 +135,7 @@ class Sums:
 
     def check(self, batch: int) -> None:
         """Stop at the first batch whose inputs hold NaN or Inf, naming the first layer that saw it."""
-        bad = int(self._bad)
+        bad = min(map(int, self._bad.values()))
         if bad != NONE:
             raise MultiflowError(
                 f"NaN or Inf in the input of layer '{self._measured[bad]}' in batch {batch}; check that batch's data, "
@@ -172,9 +184,11 @@ def _real_tokens(path: str, value: Tensor, mask: Tensor | None, stream: str | No
     tokens = value.detach().reshape(-1, value.shape[-1])
     if mask is None:
         return tokens
-    if mask.numel() != len(tokens):
+    # an input (tokens, in) has lost its batches; in any other the same number in another order is the wrong tokens
+    if mask.shape != value.shape[:-1] if value.dim() > 2 else mask.numel() != len(tokens):
         raise MultiflowError(
             f"the input of layer '{path}' has shape {tuple(value.shape)}, but the token mask of its stream "
-            f"'{stream}' has shape {tuple(mask.shape)}; set Adapter(streams=...) so that they fit"
+            f"'{stream}' has shape {tuple(mask.shape)}; set Adapter(streams=...) so that they fit, or let token_masks "
+            f"give one of shape {tuple(value.shape[:-1])}"
         )
-    return tokens[mask.reshape(-1).bool()]
+    return tokens[mask.reshape(-1).to(tokens.device, torch.bool)]

@@ -35,10 +35,11 @@ def keep_sparse(
     """Keep dropped weights at zero inside the ``with`` block, whatever loop and optimizer train the model.
 
     Gradients of dropped weights are zeroed as they arrive, so that momentum, clipping and gradient norms never see
-    them. Against what an optimizer may hold from before, the weights are set to zero after its step too: with SGD, the
-    Adam family and others of `BY_THEMSELVES` after the first step and after one that follows ``load_state_dict``,
-    together with the state; with any other optimizer, which may mix weights, after every step. The hooks are gone when
-    the block ends; memory is one byte a weight.
+    them, and once more before a step, for those that were written by hand. Against what an optimizer may hold from
+    before, the weights are set to zero after its step too: with SGD, the Adam family and others of `BY_THEMSELVES`
+    after the first step and after one that follows its ``load_state_dict``, together with the state; with any other
+    optimizer, which may mix weights, after every step. Weights that the model's ``load_state_dict`` fills are zeroed at
+    once. The hooks are gone when the block ends; memory is one byte a weight.
 
     Args:
         model: the model that trains, also one that DistributedDataParallel or ``torch.compile`` wraps, or that
@@ -46,7 +47,7 @@ def keep_sparse(
         masks: which weights are kept.
         optimizer: a ``torch.optim.Optimizer`` or a wrapper with an ``optimizer`` attribute (Accelerate). Without one
             the weights are zeroed again at the end of the block and the zeroed gradients hold them there, which
-            suffices for an optimizer that is new or whose state is zero for dropped weights.
+            suffices for an optimizer that is new or whose state is zero for dropped weights, and ``backward()``.
         copies: layer of the masks -> paths of modules whose weight is a buffer that follows it, such as momentum copies
             (see `buffer_places`); they are zeroed at first too, and checked.
 
@@ -76,6 +77,11 @@ def keep_sparse(
         for _name, weight, of in weights:
             if isinstance(weight, nn.Parameter):
                 of.zero_(weight)
+
+    @torch.no_grad()
+    def zero_gradients(*_: Any) -> None:
+        for _name, weight, of in weights:
+            of.zero_gradient(weight)
 
     settled = False  # whether the optimizer holds nothing for dropped weights
 
@@ -110,9 +116,12 @@ def keep_sparse(
             of.zero_(weight)
     with ExitStack() as stack:
         for _, weight, of in weights:
-            if weight.requires_grad:
-                stack.callback(weight.register_post_accumulate_grad_hook(of.zero_gradient).remove)
+            if isinstance(weight, nn.Parameter):
+                stack.callback(_on_gradient(weight, of.zero_gradient).remove)
+        for module, zero in _on_load(model, weights):
+            stack.callback(module.register_load_state_dict_post_hook(zero).remove)
         if inner is not None:
+            stack.callback(inner.register_step_pre_hook(zero_gradients).remove)
             stack.callback(inner.register_step_post_hook(after_step).remove)
             stack.callback(inner.register_load_state_dict_post_hook(unsettle).remove)
         stack.callback(zero_weights)
@@ -184,6 +193,41 @@ class _Kept:
                 self._is_split = True
             tensor = tensor.to_local()  # type: ignore[attr-defined]
         return tensor.detach().view(WHOLE_NUMBERS[tensor.element_size()])
+
+
+class _Loaded:
+    """Zeroes the dropped entries of a module's weight when it has loaded a state; in a copy of the module, nothing.
+
+    A class, for modules are copied and pickled with their hooks: averages of weights are, and models saved whole.
+    """
+
+    def __init__(self, zero: Callable[[Tensor], None] | None = None, weight: Tensor | None = None) -> None:
+        self._zero, self._weight = zero, weight
+
+    def __call__(self, *_: Any) -> None:
+        if self._zero is not None and self._weight is not None:
+            with torch.no_grad():
+                self._zero(self._weight)
+
+    def __reduce__(self) -> tuple[type[_Loaded], tuple[()]]:
+        return _Loaded, ()
+
+
+def _on_load(model: nn.Module, weights: Sequence[tuple[str, Tensor, _Kept]]) -> Iterator[tuple[nn.Module, _Loaded]]:
+    """Give each module that holds one of the weights, and what to do when it has loaded a state."""
+    kept = {id(weight): of for _, weight, of in weights}
+    for module in model.modules():
+        for weight in (*module._parameters.values(), *module._buffers.values()):
+            if weight is not None and id(weight) in kept:
+                yield module, _Loaded(kept[id(weight)].zero_, weight)
+
+
+def _on_gradient(weight: nn.Parameter, act: Callable[[Tensor], None]) -> Any:
+    """Call ``act(weight)`` whenever a gradient has arrived, also if the weight is frozen now and trains later."""
+    trains = weight.requires_grad
+    hook = weight.requires_grad_(True).register_post_accumulate_grad_hook(act)
+    weight.requires_grad_(trains)
+    return hook
 
 
 def _is_split(weight: Tensor) -> bool:

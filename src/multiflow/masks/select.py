@@ -60,7 +60,9 @@ def _per_row(scores: Tensor, count: int) -> Tensor:
         return mask
     if count == scores.shape[1]:
         return ~mask
-    values = scores.detach().cpu().numpy()
+    if not scores.is_cpu:
+        return _rows_above(scores.detach(), count).cpu()
+    values = scores.detach().numpy()
     border = np.partition(values, count - 1, axis=1)[:, count - 1 : count]
     kept = values > border
     excess = scores.shape[1] - count - np.count_nonzero(kept, axis=1)
@@ -69,6 +71,14 @@ def _per_row(scores: Tensor, count: int) -> Tensor:
     later = np.cumsum(ties[:, ::-1], axis=1, dtype=np.int32)[:, ::-1]  # ties from here on, this one included
     kept[rows] |= ties & (later <= excess[rows, None])
     return torch.from_numpy(kept)
+
+
+def _rows_above(values: Tensor, count: int) -> Tensor:
+    """Do the same where the scores are, with torch."""
+    border = values.kthvalue(count, dim=1, keepdim=True).values
+    kept, ties = values > border, values == border
+    later = ties.flip(1).cumsum(1, dtype=torch.int32).flip(1)
+    return kept | ties & (later <= values.shape[1] - count - kept.sum(1, keepdim=True))
 
 
 def _n_of_m(scores: Tensor, pattern: NofM) -> Tensor:
