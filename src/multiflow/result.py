@@ -51,7 +51,9 @@ class Scores(Mapping[str, Tensor]):
     """Layer name -> the scores of its weights ``(out, in)``, computed when looked up.
 
     Nothing is stored: the scores of a large model would take as much memory as the model. They come from the weights as
-    they were; once those have changed (masks applied, training), looking a score up is an error.
+    they were; once those were written to in place (masks applied, an optimizer's step), looking a score up is an error.
+    What is done through ``weight.data`` is the exception: torch does not count it, and the scores are those of the
+    weights as they are by then.
     """
 
     def __init__(
@@ -92,31 +94,24 @@ class Scores(Mapping[str, Tensor]):
         return len(self._weights)
 
 
-def check_scores(pruner: Pruner, layer: str, scores: Any, shape: tuple[int, ...]) -> Tensor:
-    """Return the scores of a layer in float32 or better; those that cannot be ranked are an error that names it."""
+def check_scores(pruner: Pruner, layer: str, scores: Any, shape: tuple[int, ...], *, some_gone: bool = False) -> Tensor:
+    """Return the scores of a layer in float32 or better; those that cannot be ranked are an error that names it.
+
+    With ``some_gone`` a score may be -Inf: that of a weight that is gone already.
+    """
     if not isinstance(scores, Tensor) or scores.shape != shape:
         given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise MultiflowError(f"pruner '{pruner.name}' gave scores {given} for layer '{layer}'; expected {shape}")
     scores = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
-    if not scores.sum().isfinite() and not scores.isfinite().all():
+    if some_gone:
+        fine = not scores.numel() or bool(scores.max() < torch.inf)  # false for NaN as well
+    else:
+        fine = bool(scores.sum().isfinite() or scores.isfinite().all())
+    if not fine:
         raise MultiflowError(
             f"pruner '{pruner.name}' gave NaN or Inf scores for layer '{layer}'; check its weights and data"
         )
     return scores
-
-
-def check_fitted(pruner: Pruner, layer: str, mask: Any, weight: Any, count: int, shape: tuple[int, ...]) -> None:
-    """Refuse a mask or new weights of a layer that do not fit it, or that drop another number than asked for."""
-    for what, value in (("a mask", mask), ("weights", weight)):
-        if not isinstance(value, Tensor) or value.shape != shape:
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise MultiflowError(f"pruner '{pruner.name}' gave {what} {given} for layer '{layer}'; expected {shape}")
-    if (dropped := int((~mask).sum())) != count:
-        raise MultiflowError(f"pruner '{pruner.name}' drops {dropped} weights of layer '{layer}'; expected {count}")
-    if not weight.isfinite().all():
-        raise MultiflowError(
-            f"pruner '{pruner.name}' gave NaN or Inf weights for layer '{layer}'; check its weights and data"
-        )
 
 
 @dataclass(frozen=True)

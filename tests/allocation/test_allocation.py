@@ -98,8 +98,23 @@ def test_n_of_m_must_divide_the_inputs():
         (None, "gives a NoneType; expected a dict"),
         (dict.fromkeys(LAYOUT, float("nan")), "layer 'a' a budget of nan"),
         (dict.fromkeys(LAYOUT, "all"), "layer 'a' a budget of all"),
+        ({name: [1] for name in LAYOUT}, r"layer 'a' a budget of \[1\]; expected a whole number"),
+        (dict.fromkeys(LAYOUT, float("inf")), "layer 'a' a budget of inf"),
     ],
 )
 def test_what_is_no_budget_is_one_sentence(budget, message):
     with pytest.raises(MultiflowError, match=message):
         find_allocation(lambda layout, sparsity: budget)(LAYOUT, [0.5], {}, {})
+
+
+def test_an_empty_layer_drops_nothing():
+    layout = Layout((Layer("a", (0, 4), "x"), Layer("b", (4, 0), "x"), Layer("c", (4, 4), "x")))
+    assert fit_budget(Budget({"a": 0, "b": 0, "c": 8}), layout) == {"a": 0, "b": 0, "c": 8}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_cannot_be_ranked_name_their_layer(bad):
+    weights = tensors()
+    weights["b"][3, 2] = bad
+    with pytest.raises(MultiflowError, match="the weight of layer 'b' holds NaN or Inf"):
+        find_allocation("multimodal")(LAYOUT, [0.4], weights, {})

@@ -234,3 +234,32 @@ def test_progress_counts_the_layers_of_all_sparsities():
     prune("lobs", (0.5, 0.9), progress=lambda *step: told.append(step))
     layers = len(ADAPTER.layout(two_towers()))
     assert [step for step in told if step[0] == "fit"] == [("fit", n, 2 * layers) for n in range(1, 2 * layers + 1)]
+
+
+def test_scores_that_a_fitter_chooses_by_may_be_of_any_dtype_but_not_nan():
+    for name, change in {
+        "half": lambda scores: scores.bfloat16(),
+        "whole": lambda scores: (scores * 1000).long(),
+        "gone": lambda scores: scores.masked_fill(scores < 0.01, -torch.inf),
+    }.items():
+        mf.fitter(name)(lambda weight, choose, change=change: (choose(change(weight.abs())), weight))
+        mf.scorer(f"same {name}")(lambda weight, change=change: change(weight.abs()).clamp(min=-1))
+        assert prune(name, 0.5).masks == prune(f"same {name}", 0.5).masks
+    for name, change in {
+        "nan": lambda scores: scores / 0 * 0,
+        "infinite": lambda scores: scores / 0,
+        "flat": lambda scores: scores.flatten(),
+        "list": lambda scores: scores.tolist(),
+    }.items():
+        mf.fitter(name)(lambda weight, choose, change=change: (choose(change(weight.abs())), weight))
+        with pytest.raises(mf.MultiflowError, match=rf"pruner '{name}' gave .*scores .*for layer 'text.0'"):
+            prune(name, 0.5)
+
+
+def test_an_allocation_of_ones_own_that_asks_for_scores_is_refused():
+    def by_score(layout, sparsity, *, scores):
+        return {name: int(scores[name].numel() * sparsity) for name in layout}
+
+    said = "before it scores it, which allocation 'by_score' cannot give; pass allocation='uniform', 'multimodal' or a"
+    with pytest.raises(mf.MultiflowError, match=said):
+        mf.prune(two_towers(), "lobs", 0.5, adapter=ADAPTER, batches=[], allocation=by_score)

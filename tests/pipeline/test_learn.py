@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import multiflow as mf
+from multiflow.pipeline import learn
+from multiflow.pipeline.learn import LearnerCheckpoint
 from multiflow.pruners import PRUNERS
 from tests.small import ADAPTER, QUICK, towers_batches, two_towers
 
@@ -74,3 +78,61 @@ def test_the_loss_is_that_of_the_next_batch_with_its_graph(monkeypatch):
     for value, batch in zip(seen, [*batches, batches[0]], strict=True):
         assert value.requires_grad
         torch.testing.assert_close(value, ADAPTER.loss(model, batch))
+
+
+@pytest.mark.parametrize("change", [lambda weight: weight.mul_(0.5), lambda weight: weight.data.mul_(0.5)])
+def test_a_learner_that_writes_to_the_users_weights_is_told(change, monkeypatch):
+    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+
+    @mf.learner("impure")
+    def impure(model, weights, loss, select):
+        """Say."""
+        with torch.no_grad():
+            change(weights["vision.0"])
+        return {name: weight.abs() for name, weight in weights.items()}
+
+    said = "pruner 'impure' changed the weight of layer 'vision.0' in place; let it put other memory there"
+    with pytest.raises(mf.MultiflowError, match=said):
+        mf.prune(two_towers(), "impure", 0.5, towers_batches(), adapter=ADAPTER)
+
+
+def test_a_learner_may_train_weights_of_its_own(monkeypatch):
+    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+
+    @mf.learner("trains")
+    def trains(model, weights, loss, select):
+        """Say."""
+        for weight in weights.values():
+            weight.data = weight.data.clone()
+        optimizer = torch.optim.SGD(weights.values(), 0.1)
+        loss().backward()
+        optimizer.step()
+        return {name: weight.abs() for name, weight in weights.items()}
+
+    model = two_towers()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = mf.prune(model, "trains", [0.5, 0.75], towers_batches(), adapter=ADAPTER)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert result.masks[0.5] != mf.prune(model, "magnitude-layer", 0.5, adapter=ADAPTER).masks[0.5]
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(0.9, [2, 4, 6, 8, 10]), (2.0, [2, 10])])
+def test_a_checkpoint_that_takes_long_is_written_less_often(seconds, written, monkeypatch, tmp_path):
+    now, steps = [0.0], []
+
+    class Slow(mf.Checkpoint):
+        def save_state(self, tensors, settings, facts):
+            now[0] += seconds
+            steps.append(facts["step"])
+
+    monkeypatch.setattr(learn.time, "monotonic", lambda: now[0])
+    scores = {"a": torch.zeros(2, 2, requires_grad=True)}
+    optimizer = torch.optim.AdamW(scores.values())
+    job = SimpleNamespace(model=two_towers())
+    checkpoint = LearnerCheckpoint(
+        Slow(tmp_path, every=2), {}, SimpleNamespace(job=job, cycle=SimpleNamespace(taken=0))
+    )
+    for step in range(1, 11):
+        now[0] += 3.0
+        checkpoint.save(step, scores, optimizer)
+    assert steps == written

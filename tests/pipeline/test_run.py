@@ -209,3 +209,22 @@ def test_statistics_of_another_width_name_the_layer():
     stats = mf.calibrate(other, [torch.ones(2, 6)], adapter=every(other))
     with pytest.raises(mf.MultiflowError, match=r"of layer '0' has shape \(6,\), the layer \(4, 4\)"):
         mf.prune(model, "wanda", 0.5, stats, adapter=every(model))
+
+
+@pytest.mark.parametrize(("method", "options", "taken"), [
+    ("itersnip", {"steps": 1, "batches_per_step": 1}, 1),
+    ("itersnip", {"steps": 3, "batches_per_step": 2}, 6),
+    ("chita", {"batches_per_step": 3}, 3),
+    ("chita", {}, 4),  # as many as there are
+    ("tamt", {"steps": 3}, 3),
+    ("tamt", {"steps": 6}, 6),
+    ("wanda", {}, 4),
+    ("lobs", {}, 4),
+    ("magnitude", {}, 0),
+])  # fmt: skip
+def test_the_batches_that_were_taken_are_told(method, options, taken):
+    for batches in (towers_batches(), (batch for batch in towers_batches())):
+        if taken > 4 and not isinstance(batches, list):
+            continue
+        result = mf.prune(two_towers(), method, 0.5, batches, adapter=ADAPTER, **options)
+        assert result.settings["batches"] == result.masks[0.5].settings["batches"] == taken

@@ -213,3 +213,24 @@ def test_what_no_pruner_of_its_kind_is_given_is_told(declare, need, there):
         mf.MultiflowError, match=f"'wants' needs '{need}', which no {kind} is given; there are: {there}"
     ):
         prune("wants")
+
+
+def test_a_check_of_hyper_parameters_comes_before_anything_is_computed():
+    def above(power):
+        if power <= 0:
+            raise mf.MultiflowError(f"power {power}")
+
+    @mf.scorer(check=above)
+    def checked(weight, *, input_norm, power=0.5, other=1):
+        """Say."""
+        return weight.abs() * input_norm**power
+
+    def never():
+        raise AssertionError("a batch was asked for")
+        yield
+
+    variant("checked-2", "checked", "Too.", hyper={"power": 2.0, "other": 1})
+    for name in ("checked", "checked-2"):
+        with pytest.raises(mf.MultiflowError, match="power -1.0"):
+            mf.prune(two_towers(), name, 0.5, never(), adapter=ADAPTER, power=-1)
+    assert prune("checked", power=0.1).settings["hyper"] == {"power": 0.1, "other": 1}

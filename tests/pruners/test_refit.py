@@ -10,6 +10,7 @@ import torch
 
 import multiflow as mf
 from multiflow.pipeline.fit import choose_part
+from multiflow.pruners import find_pruner
 from multiflow.pruners.lobs import lobs
 from multiflow.pruners.multiflow import multiflow
 from multiflow.pruners.refit import damped, multiflow_refit, refit
@@ -111,11 +112,20 @@ def test_inputs_that_are_never_there():
     assert not mask[:, 3].any()
 
 
-@pytest.mark.parametrize("ridge", [0, -1.0])
-def test_a_ridge_that_is_not_positive_is_refused(ridge):
-    weight, moment = problem()
+@pytest.mark.parametrize("method", ["lobs", "multiflow-refit"])
+@pytest.mark.parametrize("ridge", [0.0, -1.0, float("-1e-30")])
+def test_a_ridge_that_is_not_positive_is_refused(method, ridge):
     with pytest.raises(mf.MultiflowError, match=f"ridge {ridge} was given; expected a number above 0"):
-        lobs(weight, dropping(3), input_moment=moment, ridge=ridge)
+        find_pruner(method).settings({"ridge": ridge})
+
+
+def test_a_ridge_too_small_for_few_tokens_says_so():
+    inputs = torch.randn(10, 512, generator=torch.Generator().manual_seed(0)) + 30
+    moment = inputs.T @ inputs / len(inputs)
+    with pytest.raises(
+        mf.MultiflowError, match=r"layer \(8, 512\) has no inverse at ridge 1e-07; raise ridge, to 0.01"
+    ):
+        lobs(torch.randn(8, 512), dropping(3), input_moment=moment, ridge=1e-7)
 
 
 def test_the_inputs_are_left_alone():
@@ -240,6 +250,14 @@ def test_what_is_gone_stays_gone(pattern):
 
 
 def test_rounds_below_one_are_refused():
-    weight, moment = problem()
     with pytest.raises(mf.MultiflowError, match="rounds 0 was given; expected at least 1"):
-        lobs(weight, dropping(3), input_moment=moment, rounds=0)
+        find_pruner("lobs").settings({"rounds": 0})
+
+
+def test_rescale_leaves_rows_alone_whose_kept_inputs_are_silent():
+    weight, norm = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 1.0, 1.0, 1.0]]), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    kept = torch.tensor([[False, True, False, True], [True, True, False, False]])
+    mask, scaled = multiflow_rescale(weight, lambda scores: kept, input_norm=norm)
+    assert torch.equal(mask, kept)
+    assert scaled[0].tolist() == [0.0, 2.0, 0.0, 4.0]
+    torch.testing.assert_close(scaled[1], torch.tensor([1.0, 0.2, 0.0, 0.0]) * 26**0.5)

@@ -8,7 +8,7 @@ from torch import nn
 
 import multiflow as mf
 from multiflow.pipeline import learn
-from multiflow.pruners.tamt import start_scores
+from multiflow.pruners.tamt import start_scores, tamt
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
 
@@ -16,20 +16,17 @@ from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 def told(monkeypatch):
     """The masks of every step and the loss on every batch of the runs of a test."""
     masks, losses = [], []
-    choose, loss = learn.choose, learn._Feed.loss
+    choose, loss = learn.choose_masks, learn._Feed.loss
 
-    def choosing(job, scores, sparsities):
-        packed = choose(job, scores, sparsities)
-        masks.append(
-            {n: learn.unpack(bits, job.layout[n].size).view(job.layout[n].shape) for n, bits in packed[0].items()}
-        )
-        return packed
+    def choosing(job, scores, sparsity):
+        masks.append(choose(job, scores, sparsity))
+        return masks[-1]
 
     def losing(feed):
         losses.append((value := loss(feed)).item())
         return value
 
-    monkeypatch.setattr(learn, "choose", choosing)
+    monkeypatch.setattr(learn, "choose_masks", choosing)
     monkeypatch.setattr(learn._Feed, "loss", losing)
     return masks, losses
 
@@ -99,9 +96,9 @@ def test_the_gradient_of_a_score_is_that_of_the_masked_weight_times_the_weight(m
     masked = {name: (weights[name] * kept[name]).requires_grad_() for name in weights}
     x, y = batches[0]
     (x @ masked["0"].T @ masked["1"].T - y).square().mean().backward()
-    found, choose = [], learn.choose
+    found, choose = [], learn.choose_masks
     monkeypatch.setattr(
-        learn, "choose", lambda job, scores, s: found.append(copy.deepcopy(scores)) or choose(job, scores, s)
+        learn, "choose_masks", lambda job, scores, s: found.append(copy.deepcopy(scores)) or choose(job, scores, s)
     )
     mf.prune(model, "tamt", 0.5, batches, adapter=adapter, steps=1, lr=0.01)
     for name, weight in weights.items():
@@ -187,3 +184,23 @@ def test_a_gradient_that_is_not_finite_is_told_and_leaves_the_model_as_it_was():
     with pytest.raises(mf.MultiflowError, match="NaN"):
         mf.prune(model, "tamt", 0.5, [torch.ones(2, 4)], adapter=adapter, steps=3)
     assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradient_and_weight_are_multiplied_in_float32(dtype):
+    """In float16 many of these products are zero, in bfloat16 they lose most of their digits."""
+    grads = {}
+
+    class Watch:
+        def resume(self, scores, optimizer):
+            return 0
+
+        def save(self, step, scores, optimizer):
+            grads.update({name: score.grad.clone() for name, score in scores.items()})
+
+    generator = torch.Generator().manual_seed(0)
+    weight, slope = (torch.randn(4, 8, generator=generator).to(dtype) * 1e-4 for _ in range(2))
+    weights, kept = {"a": nn.Parameter(weight.clone())}, {"a": torch.ones(4, 8).bool()}
+    given = {"sparsity": 0.5, "seed": 0, "checkpoint": Watch(), "progress": None, "steps": 1}
+    tamt(nn.Module(), weights, lambda: (weights["a"] * slope).sum(), lambda scores: kept, **given)
+    assert torch.equal(grads["a"], slope.float() * weight.float())

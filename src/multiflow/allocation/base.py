@@ -67,13 +67,20 @@ def check_budget(budget: Mapping[str, int], layout: Layout, source: str) -> Budg
             raise MultiflowError(
                 f"allocation '{source}' gives no budget to layer '{layer.name}'; every layer needs one"
             )
-        if isinstance(count, str) or not 0 <= count <= layer.size or int(count) != count:
+        if not _is_whole(count, layer.size):
             raise MultiflowError(
                 f"allocation '{source}' gives layer '{layer.name}' a budget of {count}; expected a whole number "
                 f"of weights to drop between 0 and {layer.size}"
             )
         checked[layer.name] = int(count)
     return Budget(checked)
+
+
+def _is_whole(count: Any, most: int) -> bool:
+    try:
+        return bool(0 <= int(count) <= most and int(count) == count)
+    except (TypeError, ValueError, OverflowError):  # lists, words, NaN, infinity
+        return False
 
 
 def _name(function: Callable[..., Any]) -> str:

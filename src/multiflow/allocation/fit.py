@@ -30,5 +30,5 @@ def fit_budget(budget: Budget, layout: Layout) -> Budget:
     fitted = {}
     for layer in layout.layers:
         rows, columns = layer.shape
-        fitted[layer.name] = round(budget[layer.name] / layer.size * columns) * rows
+        fitted[layer.name] = round(budget[layer.name] / layer.size * columns) * rows if layer.size else 0
     return Budget(fitted)

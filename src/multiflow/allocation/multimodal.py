@@ -12,6 +12,7 @@ from torch import Tensor
 
 from multiflow.allocation.base import Tensors, allocation
 from multiflow.allocation.global_ import drop_smallest
+from multiflow.errors import MultiflowError
 from multiflow.types import Budget, Layout
 
 
@@ -22,7 +23,10 @@ class _Magnitudes(Mapping[str, Tensor]):
         self._weights = weights
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._weights[name].abs()
+        magnitude = self._weights[name].abs()
+        if not magnitude.sum().isfinite() and not magnitude.isfinite().all():
+            raise MultiflowError(f"the weight of layer '{name}' holds NaN or Inf; load the model anew, or repair it")
+        return magnitude
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +18,20 @@ from multiflow.pipeline.job import Job
 from multiflow.types import Budget, NofM, Pattern, PerRow
 
 Packed = dict[str, np.ndarray]
+
+
+class Pruned(NamedTuple):
+    """What a method that works anew for every sparsity gives at one of them.
+
+    Args:
+        packed: layer name -> its mask.
+        weights: layer name -> its new weight, of methods that change weights.
+        batches: how many it has taken; one that came again counts again.
+    """
+
+    packed: Packed
+    weights: Mapping[str, Tensor] | None
+    batches: int
 
 
 def choose(
@@ -52,6 +67,13 @@ def make_masks(
         if progress:
             progress("select", done, len(scores))
     return packed
+
+
+def choose_masks(job: Job, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    """Choose the weights that each layer keeps at one sparsity, unpacked: a learner does so in every step."""
+    budget = budgets(job, scores, [sparsity])[0]
+    masks = in_parallel(lambda name: select(scores[name], [budget[name]], job.pattern)[0], scores)
+    return dict(zip(scores, masks, strict=True))
 
 
 def select_lowest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ All of it is known from the layout: it is announced before the first batch, and 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from functools import partial
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,9 +15,10 @@ from torch import Tensor
 from multiflow.calibration import MOMENT, Stats, announce, check_fits, free_memory, sums_size
 from multiflow.errors import MultiflowError
 from multiflow.masks import pack, select
-from multiflow.pipeline.choose import Packed, budgets
+from multiflow.pipeline.choose import Packed, Pruned, budgets
 from multiflow.pipeline.job import Job
-from multiflow.result import check_fitted
+from multiflow.pipeline.returned import check_fitted, check_pair
+from multiflow.result import check_scores
 from multiflow.types import Layer, NofM, Pattern, PerRow
 
 ON_WEIGHT = 30  # bytes for each weight of a layer while it is fitted: seven float32 tensors and two masks
@@ -53,7 +54,7 @@ def work_size(layer: Layer, needs: Collection[str]) -> int:
     return max(ON_INVERSE * square, ON_MOMENT * square + ON_WEIGHT * layer.size)
 
 
-def fit_layers(job: Job, stats: Stats | None) -> Iterator[tuple[Packed, Mapping[str, Tensor]]]:
+def fit_layers(job: Job, stats: Stats | None) -> Iterator[Pruned]:
     """Yield for each sparsity the packed masks and the new weights."""
     for sparsity, budget in zip(job.sparsities, budgets(job, {}, job.sparsities), strict=True):
         progress = job.progress_of(sparsity)
@@ -63,23 +64,28 @@ def fit_layers(job: Job, stats: Stats | None) -> Iterator[tuple[Packed, Mapping[
             packed[name], weights[name] = _fit(job, stats, name, budget[name])
             if progress:
                 progress("fit", len(packed), len(job.layout))
-        yield packed, weights
+        yield Pruned(packed, weights, stats.batches if stats else 0)
 
 
 def _fit(job: Job, stats: Stats | None, name: str, count: int) -> tuple[np.ndarray, Tensor]:
     """Return the packed mask and the new weight of a layer that drops ``count``."""
     weight, parameter = job.weights[name], job.weights.parameters[name]
     version = parameter._version
-    choose = partial(choose_part, count=count, pattern=job.pattern)
+
+    def choose(scores: Any, done: float = 1.0) -> Tensor:
+        checked = check_scores(job.pruner, name, scores, job.layout[name].shape, some_gone=True)
+        return choose_part(checked, done, count=count, pattern=job.pattern)
+
     given = {need: stats.get_layer(need, name).to(weight) for need in job.pruner.needs} if stats else {}
-    mask, fitted = job.pruner.function(weight, choose, **given, **job.own_hyper)
+    found = job.pruner.function(weight, choose, **given, **job.own_hyper)
     if parameter._version != version:
         raise MultiflowError(
             f"pruner '{job.pruner.name}' changed the weight of layer '{name}' in place; let it return a new "
             "tensor, and load the model anew"
         )
-    check_fitted(job.pruner, name, mask, fitted, count, job.layout[name].shape)
-    return pack(mask), fitted.masked_fill(~mask, 0.0).to("cpu", parameter.dtype)
+    mask, fitted = check_pair(job.pruner, found)
+    fitted = check_fitted(job.pruner, name, mask, fitted, job.layout[name].shape, count)
+    return pack(mask), fitted.to("cpu", parameter.dtype)
 
 
 def choose_part(scores: Tensor, done: float = 1.0, *, count: int, pattern: Pattern) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 
 from multiflow.adapters import Adapter, adapter_for
 from multiflow.allocation import SCHEDULES, check_pattern, find_allocation
-from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats
+from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_loaded
 from multiflow.errors import MultiflowError, unknown
 from multiflow.pruners import PROVIDED, STEPWISE, Pruner
 from multiflow.result import Weights, short, versions
@@ -66,6 +67,11 @@ class Job:
         schedule = STEPWISE if self.pruner.stepwise else ()
         return {name: value for name, value in self.hyper.items() if name not in schedule}
 
+    @property
+    def allocation_name(self) -> str:
+        """The name of the allocation, also of one that is a function."""
+        return self.allocation if isinstance(self.allocation, str) else getattr(self.allocation, "__name__", "custom")
+
     def progress_of(self, sparsity: float) -> Progress | None:
         """Return what to tell of the work for one sparsity, of methods that work anew for each: it counts them all."""
         if self.progress is None:
@@ -81,14 +87,12 @@ class Job:
         return told
 
     def record(self, batches: int) -> dict[str, Any]:
-        """Settings as results and mask files tell them."""
+        """Settings as results and mask files tell them, with the number of batches that were taken."""
         return {
             "method": self.pruner.name,
             "hyper": dict(self.hyper),
             "pattern": str(self.pattern),
-            "allocation": (
-                self.allocation if isinstance(self.allocation, str) else getattr(self.allocation, "__name__", "custom")
-            ),
+            "allocation": self.allocation_name,
             "seed": self.seed,
             "batches": batches,
             "adapter": self.adapter.name,
@@ -102,6 +106,7 @@ class Job:
 def check_job(job: Job) -> Job:
     """Check what can be checked without running the model; return the job."""
     pruner = job.pruner
+    check_device(job.weights)
     known = (*(STATISTICS if pruner.kind in ("scorer", "fitter") else ()), *PROVIDED[pruner.kind])
     check_pattern(job.pattern, job.layout)
     for name in pruner.needs:
@@ -122,16 +127,33 @@ def check_job(job: Job) -> Job:
                 f"pruner '{pruner.name}' begins anew for each of {len(job.sparsities)} sparsities, but batches is a "
                 f"{type(job.batches).__name__}, which can be gone through once; pass a list or a DataLoader"
             )
-        if job.adapter.loss is None and (pruner.kind != "scorer" or "gradient" in pruner.statistics):
-            raise no_loss(job.adapter)
-    if pruner.kind == "fitter" and job.allocation == "global":
+    gradients = pruner.kind in ("solver", "learner") or "gradient" in pruner.statistics
+    if gradients and job.adapter.loss is None and not isinstance(job.batches, Stats):
+        raise no_loss(job.adapter)
+    if pruner.kind == "fitter" and _ranks_scores(job.allocation):
         raise MultiflowError(
-            f"pruner '{pruner.name}' needs the budget of a layer before it scores it, which allocation 'global' cannot "
-            "give; pass allocation='uniform' or 'multimodal'"
+            f"pruner '{pruner.name}' needs the budget of a layer before it scores it, which allocation "
+            f"'{job.allocation_name}' cannot give; pass allocation='uniform', 'multimodal' or a function that takes no "
+            "scores"
         )
     if pruner.stepwise:
         _check_schedule(job)
     return job
+
+
+def check_device(weights: Weights) -> None:
+    """Refuse weights that are nowhere, or where there is no float64, in which statistics and ranks are computed."""
+    check_loaded(weights.parameters)
+    for name, weight in weights.parameters.items():
+        if weight.device.type == "mps":
+            raise MultiflowError(
+                f"the weight of layer '{name}' is on device 'mps', which has no float64; prune on the CPU: "
+                "model.to('cpu'), or --device cpu"
+            )
+
+
+def _ranks_scores(allocation: Share) -> bool:
+    return allocation == "global" or (callable(allocation) and "scores" in inspect.signature(allocation).parameters)
 
 
 def no_loss(adapter: Adapter) -> MultiflowError:

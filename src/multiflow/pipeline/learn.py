@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +18,28 @@ from multiflow.calibration import (
     differentiable,
     keep_up,
     loss_of,
+    put_buffers,
     turns,
     weights_replaced,
 )
-from multiflow.masks import unpack
-from multiflow.pipeline.choose import Packed, choose
+from multiflow.errors import MultiflowError
+from multiflow.masks import hash_weight, pack
+from multiflow.parallel import in_parallel
+from multiflow.pipeline.choose import Packed, Pruned, choose_masks
 from multiflow.pipeline.job import Job
 from multiflow.pipeline.measure import identity
+from multiflow.pipeline.returned import check_named
 from multiflow.ranks import world
 from multiflow.result import check_scores, short
 
+SLOW = 1.0  # seconds to write a checkpoint from which on it is written less often
+SHARE = 0.1  # of the time, at most, that slow ones take
 
-def prune_by_learning(job: Job) -> Iterator[tuple[Packed, None]]:
-    """Yield for each sparsity the packed masks; the user's weights are never written to."""
+
+def prune_by_learning(job: Job) -> Iterator[Pruned]:
+    """Yield for each sparsity the packed masks; a learner that writes to the user's weights is an error."""
     settings = identity(job.adapter, job.layout, job.weights, **job.record(0)) if job.checkpoint else {}
+    before = _hashes(job)
     for sparsity in job.sparsities:
         with (
             buffers_restored(job.model),
@@ -38,24 +47,32 @@ def prune_by_learning(job: Job) -> Iterator[tuple[Packed, None]]:
             differentiable(job.model, job.weights.parameters),
             torch.random.fork_rng(_devices(job)),
         ):
-            packed = _learn(job, sparsity, settings)
-        yield packed, None
+            packed, batches = _learn(job, sparsity, settings)
+        if changed := [name for name, now in _hashes(job).items() if now != before[name]]:
+            raise MultiflowError(
+                f"pruner '{job.pruner.name}' changed the weight of layer '{changed[0]}' in place; let it put other "
+                "memory there (weight.data = weight * mask, not weight.mul_(mask)), and load the model anew"
+            )
+        yield Pruned(packed, None, batches)
     if job.checkpoint:
         for sparsity in job.sparsities:
             job.checkpoint.part(short(sparsity)).delete()
 
 
-def _learn(job: Job, sparsity: float, settings: Mapping[str, Any]) -> Packed:
+def _hashes(job: Job) -> dict[str, str]:
+    """Layer name -> hash of its weight: a learner may point ``weight.data`` elsewhere, so versions say nothing."""
+    return dict(zip(job.layout, in_parallel(hash_weight, job.weights.parameters.values()), strict=True))
+
+
+def _learn(job: Job, sparsity: float, settings: Mapping[str, Any]) -> tuple[Packed, int]:
+    """Return the packed masks of a sparsity, and how many batches were taken."""
     place = job.checkpoint.part(short(sparsity)) if job.checkpoint else None
     feed = _Feed(job, Cycle(job.batches, world()))  # type: ignore[arg-type]
 
-    def choose_by(scores: Mapping[str, Tensor]) -> Packed:
-        checked = {n: check_scores(job.pruner, n, scores.get(n), layer.shape) for n, layer in job.layout.items()}
-        return choose(job, checked, [sparsity])[0]
-
     def select(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        packed = choose_by(scores)
-        return {layer.name: unpack(packed[layer.name], layer.size).view(layer.shape) for layer in job.layout.layers}
+        given = check_named(job.pruner, "scores", scores)
+        checked = {n: check_scores(job.pruner, n, given.get(n), layer.shape) for n, layer in job.layout.items()}
+        return choose_masks(job, checked, sparsity)
 
     scores = job.pruner.call(
         job.model,
@@ -68,7 +85,7 @@ def _learn(job: Job, sparsity: float, settings: Mapping[str, Any]) -> Packed:
         progress=job.progress_of(sparsity),
         **job.own_hyper,
     )
-    return choose_by(scores)
+    return {name: pack(mask) for name, mask in select(scores).items()}, feed.cycle.taken
 
 
 @dataclass
@@ -91,23 +108,30 @@ class _Feed:
         return value
 
 
-@dataclass(frozen=True)
+@dataclass
 class LearnerCheckpoint:
-    """Where a learner saves itself; it holds scores, the optimizer's moments, the buffers and the batches taken."""
+    """Where a learner saves itself; it holds scores, the optimizer's moments, the buffers and the batches taken.
+
+    It is three times the weights in float32: of a large model it is written less often than every so many steps.
+    """
 
     place: Checkpoint
     settings: Mapping[str, Any]
     feed: _Feed
+    wait_until: float = 0.0  # on the clock
 
     def save(self, step: int, scores: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Write the state after a step, if it is time to."""
-        if step % self.place.every:
+        begun = time.monotonic()
+        if step % self.place.every or begun < self.wait_until:
             return
         tensors = {f"score/{name}": value for name, value in scores.items()}
         tensors |= {f"buffer/{name}": value for name, value in self.feed.job.model.named_buffers()}
         for name, value in scores.items():
             tensors |= {f"{key}/{name}": torch.as_tensor(moment) for key, moment in optimizer.state[value].items()}
         self.place.save_state(tensors, self.settings, {"step": step, "taken": self.feed.cycle.taken})
+        ended = time.monotonic()
+        self.wait_until = ended + (ended - begun) / SHARE if ended - begun > SLOW else ended
 
     def resume(self, scores: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
         """Put scores, optimizer, buffers and batches where they were; return the number of steps done."""
@@ -121,7 +145,7 @@ class LearnerCheckpoint:
                 if kind == "score":
                     scores[name].copy_(tensor)
                 elif kind == "buffer":
-                    self.feed.job.model.get_buffer(name).copy_(tensor)
+                    put_buffers(self.feed.job.model, {name: tensor})
                 else:
                     device = scores[name].device if tensor.ndim else tensor.device
                     optimizer.state[scores[name]][kind] = tensor.to(device)

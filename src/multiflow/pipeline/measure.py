@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from multiflow.adapters import Adapter, parts
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, buffers_restored, collect, mean_gradient
 from multiflow.errors import MultiflowError
+from multiflow.files import plain
 from multiflow.masks import hash_weight
 from multiflow.parallel import in_parallel
 from multiflow.pipeline.job import Job, no_loss
@@ -53,10 +55,22 @@ def calibrate(
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Stats:
-    """Measure statistics, those of the inputs in one pass; the model's buffers are put back afterwards."""
+    """Measure statistics, those of the inputs in one pass; the model's buffers are put back afterwards.
+
+    The checkpoint stays, for whoever called this to delete once the statistics have served.
+    """
     passes = in_passes([STATISTICS[name].name for name in names])
+    if not passes:
+        raise MultiflowError(f"statistics is empty; name at least one of: {', '.join(STATISTICS)}")
+    if "gradient" in names and adapter.loss is None:
+        raise no_loss(adapter)
     if len(passes) > 1 and checkpoint is not None:
         raise MultiflowError(f"a checkpoint holds one pass, not {' and '.join(names)}; leave checkpoint out")
+    if len(passes) > 1 and isinstance(batches, Iterator):
+        raise MultiflowError(
+            f"{' and '.join(names)} take {len(passes)} passes, but batches is a {type(batches).__name__}, which can be "
+            "gone through once; pass a list or a DataLoader"
+        )
     found, checkpoint = [], checkpoint and checkpoint.of_process()
     for together in passes:
         named = {"statistic": ", ".join(together)}
@@ -69,8 +83,6 @@ def calibrate(
             going["after_batch"] = lambda stats, settings=settings: checkpoint.save(stats, settings)
         with untouched(model, adapter, *together):
             found.append(measure(model, layout, batches, adapter, *together, **going))
-        if checkpoint:
-            checkpoint.delete()
     return Stats.join(found)
 
 
@@ -96,8 +108,7 @@ def measure(
 ) -> Stats:
     """Take one pass: forward only for statistics of the inputs, forward and backward for the gradient alone."""
     if "gradient" in names:
-        if adapter.loss is None:
-            raise no_loss(adapter)
+        assert adapter.loss is not None
         weights = Weights(model, layout).parameters
         return mean_gradient(model, weights, batches, adapter.loss, split=parts, idle=adapter.idle, **going)
     return collect(
@@ -114,9 +125,9 @@ def measure(
 
 
 def identity(adapter: Adapter, layout: Layout, weights: Weights, /, **more: Any) -> Mapping[str, Any]:
-    """Return the settings on which a checkpoint depends, a hash of the weights among them."""
+    """Return the settings on which a checkpoint depends, a hash of the weights among them, as JSON gives them back."""
     hashes = list(in_parallel(hash_weight, weights.parameters.values()))
-    return {
+    settings = {
         **more,
         "adapter": adapter.name,
         "layers": len(layout),
@@ -125,3 +136,4 @@ def identity(adapter: Adapter, layout: Layout, weights: Weights, /, **more: Any)
         **versions(),
         "weights_hash": hashlib.sha256(repr((layout.layers, hashes)).encode()).hexdigest()[:16],
     }
+    return json.loads(json.dumps(settings, default=plain))

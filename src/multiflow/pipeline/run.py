@@ -23,11 +23,12 @@ from multiflow.masks import Masks, hash_weight
 from multiflow.models import original_names
 from multiflow.parallel import in_parallel
 from multiflow.pipeline import measure
-from multiflow.pipeline.choose import Packed, choose
+from multiflow.pipeline.choose import Packed, Pruned, choose
 from multiflow.pipeline.fit import check_memory, fit_layers
-from multiflow.pipeline.job import Job, check_job, check_sparsities, choose_allocation, find_adapter
+from multiflow.pipeline.job import Job, check_device, check_job, check_sparsities, choose_allocation, find_adapter
 from multiflow.pipeline.learn import prune_by_learning
-from multiflow.pipeline.stable import calibrate_until_stable, check_until_stable
+from multiflow.pipeline.memory import check_gradient, check_held
+from multiflow.pipeline.stable import HALF, calibrate_until_stable, check_until_stable
 from multiflow.pipeline.steps import prune_in_steps
 from multiflow.pruners import find_pruner
 from multiflow.ranks import agree, rank, together, world
@@ -101,6 +102,7 @@ def prune(
     if world() > 1:
         known = {**job.record(length(batches) or 0), "sparsity": sparsities}
         agree(measure.identity(adapter, layout, weights, **known))
+    check_held(job)
     return _once(job) if pruner.one_pass else _again_and_again(job)
 
 
@@ -112,18 +114,19 @@ def _once(job: Job) -> Result:
     calibrated = time.perf_counter() - (watched.seconds if watched else 0.0)
     scores = Scores(job.pruner, job.weights, stats, job.own_hyper, job.seed)
     packed = watched.packed if watched else choose(job, scores, job.sparsities, job.progress)
-    masks = _masks(job, packed, stats.batches if stats else 0)
+    masks = _masks(job, packed, [stats.batches if stats else 0] * len(packed))
     timings = {"calibrate": calibrated - begun, "select": time.perf_counter() - calibrated}
     settings = _settings(job, stats.batches if stats else 0)
+    _forget(job)
     return Result(masks, None, scores, stats, settings, timings, watched.curve if watched else None)
 
 
 def _again_and_again(job: Job) -> Result:
     """Prune with a method that runs the model anew for every sparsity."""
     begun = time.perf_counter()
-    packed: list[Packed] = []
     changed: dict[float, Mapping[str, Tensor]] = {}
-    runs: Iterator[tuple[Packed, Mapping[str, Tensor] | None]]
+    packed, batches = [], []
+    runs: Iterator[Pruned]
     stats = None
     if job.pruner.kind == "fitter":
         check_memory(job)
@@ -131,23 +134,25 @@ def _again_and_again(job: Job) -> Result:
         runs = fit_layers(job, stats)
     else:
         runs = prune_by_learning(job) if job.pruner.kind == "learner" else prune_in_steps(job)
-    for sparsity, (masks, weights) in zip(job.sparsities, runs, strict=True):
-        packed.append(masks)
-        if weights is not None:
-            changed[sparsity] = {n: w.to("cpu", job.weights.parameters[n].dtype) for n, w in weights.items()}
+    for sparsity, pruned in zip(job.sparsities, runs, strict=True):
+        packed.append(pruned.packed)
+        batches.append(pruned.batches)
+        if pruned.weights is not None:
+            changed[sparsity] = {n: w.to("cpu", job.weights.parameters[n].dtype) for n, w in pruned.weights.items()}
     timings = {"steps": time.perf_counter() - begun}
-    count = stats.batches if stats else length(job.batches) or 0
-    return Result(_masks(job, packed, count), changed or None, None, stats, _settings(job, count), timings)
+    masks, settings = _masks(job, packed, batches), _settings(job, max(batches))
+    _forget(job)
+    return Result(masks, changed or None, None, stats, settings, timings)
 
 
-def _masks(job: Job, packed: Sequence[Packed], batches: int) -> dict[float, Masks]:
-    """Wrap packed masks, with a hash of the weights they are made for."""
+def _masks(job: Job, packed: Sequence[Packed], batches: Sequence[int]) -> dict[float, Masks]:
+    """Wrap packed masks, with a hash of the weights they are made for and how many batches each has taken."""
     hashed = in_parallel(hash_weight, job.weights.parameters.values())
     hashes = dict(zip(job.layout, hashed, strict=True))
-    record, names = job.record(batches), _names(job)
+    names = _names(job)
     return {
-        s: Masks(job.layout, masks, hashes, {**record, "sparsity": s}, names)
-        for s, masks in zip(job.sparsities, packed, strict=True)
+        s: Masks(job.layout, masks, hashes, {**job.record(number), "sparsity": s}, names)
+        for s, masks, number in zip(job.sparsities, packed, batches, strict=True)
     }
 
 
@@ -164,6 +169,14 @@ def _settings(job: Job, batches: int) -> dict[str, Any]:
     return {**job.record(batches), "sparsity": list(job.sparsities)}
 
 
+def _forget(job: Job) -> None:
+    """Delete the checkpoint of a calibration, once there are masks: scoring may fail too."""
+    if job.checkpoint and job.pruner.statistics and not isinstance(job.batches, Stats) and not job.pruner.stepwise:
+        job.checkpoint.of_process().delete()
+        if job.until_stable is not None:
+            job.checkpoint.part(HALF).delete()
+
+
 def _checkpoint(given: str | Path | Checkpoint) -> Checkpoint:
     return given if isinstance(given, Checkpoint) else Checkpoint(given)
 
@@ -174,22 +187,31 @@ def calibrate(
     batches: Iterable[Any],
     *,
     adapter: Adapter | None = None,
-    statistics: Sequence[str] = ("input_norm",),
+    statistics: str | Sequence[str] = ("input_norm",),
     checkpoint: str | Path | Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Stats:
     """Measure statistics that several methods share: by default those of all activation-based ones, in one pass.
 
-    The result can be given to `prune` in place of batches, for any number of methods and sparsities.
+    The result can be given to `prune` in place of batches, for any number of methods and sparsities. ``gradient`` takes
+    a pass of its own.
 
     Example:
         >>> stats = mf.calibrate(model, batches)                                                 # doctest: +SKIP
         >>> flow, wanda = (mf.prune(model, m, 0.75, stats) for m in ("multiflow", "wanda"))      # doctest: +SKIP
     """
     adapter = find_adapter(model, adapter)
+    names = (statistics,) if isinstance(statistics, str) else tuple(statistics)
     place = None if checkpoint is None else _checkpoint(checkpoint)
-    layout, options = adapter.layout(model), {"checkpoint": place, "progress": progress if rank() == 0 else None}
+    layout = adapter.layout(model)
+    weights = Weights(model, layout)
+    check_device(weights)
     if world() > 1:
-        known = {"statistics": tuple(statistics), "batches": length(batches) or 0}
-        agree(measure.identity(adapter, layout, Weights(model, layout), **known))
-    return measure.calibrate(model, layout, batches, adapter, statistics, **options)  # type: ignore[arg-type]
+        agree(measure.identity(adapter, layout, weights, statistics=names, batches=length(batches) or 0))
+    going: dict[str, Any] = {"checkpoint": place, "progress": progress if rank() == 0 else None}
+    if "gradient" in names:
+        check_gradient("calibration", weights.parameters)
+    stats = measure.calibrate(model, layout, batches, adapter, names, **going)
+    if place:
+        place.of_process().delete()
+    return stats

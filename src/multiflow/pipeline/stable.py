@@ -94,9 +94,6 @@ def calibrate_until_stable(job: Job) -> Stable:
         stats = measure(job.model, job.layout, run, job.adapter, job.pruner.statistics[0], **going)
     if stats.batches > run.looked:
         run.look(stats)
-    if job.checkpoint:
-        job.checkpoint.delete()
-        job.checkpoint.part(HALF).delete()
     return Stable(stats, run.packed, tuple(run.curve), run.seconds)
 
 

@@ -28,15 +28,16 @@ from multiflow.calibration import (
 )
 from multiflow.errors import MultiflowError
 from multiflow.masks import pack, unpack
-from multiflow.pipeline.choose import Packed, choose, select_lowest
+from multiflow.pipeline.choose import Packed, Pruned, choose, select_lowest
 from multiflow.pipeline.job import Job
 from multiflow.pipeline.measure import identity, measure
+from multiflow.pipeline.returned import check_fitted, check_named, check_pair
 from multiflow.result import Scores, short
 
 Tensors = Mapping[str, Tensor]
 
 
-def prune_in_steps(job: Job) -> Iterator[tuple[Packed, Tensors | None]]:
+def prune_in_steps(job: Job) -> Iterator[Pruned]:
     """Yield for each sparsity the packed masks and, where the pruner changes weights, the new weights."""
     if job.pruner.kind == "solver":
         what, size = check_rows_fit(job.weights.parameters, _most_rows(job), int(job.hyper["steps"]))
@@ -51,7 +52,7 @@ def prune_in_steps(job: Job) -> Iterator[tuple[Packed, Tensors | None]]:
             for _ in run.steps():
                 if place:
                     place.save_state(run.tensors(), settings, run.facts())
-        yield run.packed, run.current if job.pruner.changes_weights else None
+        yield Pruned(run.packed, run.current if job.pruner.changes_weights else None, run.taken)
     if job.checkpoint:
         for sparsity in job.sparsities:
             job.checkpoint.part(short(sparsity)).delete()
@@ -118,7 +119,7 @@ class _Run:
         given = {"gradient_rows": rows, "batch_samples": samples}
         count = round(target * job.layout.size)
         versions = {name: weight._version for name, weight in self.current.items()}
-        masks, solved = job.pruner.function(
+        found = job.pruner.function(
             self.current, count, select_lowest, **{name: given[name] for name in job.pruner.needs}, **job.own_hyper
         )
         for name, weight in self.current.items():
@@ -127,7 +128,12 @@ class _Run:
                     f"pruner '{job.pruner.name}' changed the weight of layer '{name}' in place; let it return new "
                     "tensors (weight * mask, not weight.mul_(mask)), and load the model anew"
                 )
-        self.current = solved
+        pair = check_pair(job.pruner, found)
+        masks, solved = check_named(job.pruner, "mask", pair[0]), check_named(job.pruner, "weight", pair[1])
+        self.current = {
+            name: check_fitted(job.pruner, name, masks.get(name), solved.get(name), layer.shape).to(self.current[name])
+            for name, layer in job.layout.items()
+        }
         self.packed = {name: pack(masks[name]) for name in job.layout}
         if (dropped := sum(int((~masks[name]).sum()) for name in job.layout)) != count:
             raise MultiflowError(f"pruner '{job.pruner.name}' drops {dropped} weights; it was asked for {count}")
@@ -143,6 +149,11 @@ class _Run:
             kept = unpack(self.packed[name], parameter.numel()).view(parameter.shape).to(parameter.device)
             parameter.data = self.current[name].to(parameter.dtype).masked_fill(~kept, 0.0)
 
+    @property
+    def taken(self) -> int:
+        """How many batches the steps have taken; one that came again counts again."""
+        return self._cycle.taken
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint."""
         kept = {f"mask/{name}": torch.from_numpy(bits) for name, bits in self.packed.items()}
@@ -154,7 +165,7 @@ class _Run:
 
     def facts(self) -> dict[str, int]:
         """Return the numbers of a checkpoint."""
-        return {"step": self._done, "taken": self._cycle.taken}
+        return {"step": self._done, "taken": self.taken}
 
     def go_on(self, tensors: Tensors, facts: Mapping[str, int]) -> None:
         """Stand where a checkpoint stood."""

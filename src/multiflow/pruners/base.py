@@ -37,6 +37,7 @@ from torch import Tensor
 
 from multiflow.errors import MultiflowError, did_you_mean, unknown
 from multiflow.pruners.hyper import typed
+from multiflow.pruners.signature import check_positional, taken
 from multiflow.registry import Registry
 from multiflow.types import Pattern, parse_pattern
 
@@ -88,6 +89,8 @@ class Pruner:
         hyper: its hyper-parameters with their defaults.
         allocation: name of the allocation it uses unless told otherwise.
         pattern: the pattern it uses unless told otherwise.
+        check: ``f(<hyper-parameters it looks at>)``, which raises where one is out of range; called before anything is
+            computed.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Pruner:
     hyper: Mapping[str, Any]
     allocation: str
     pattern: Pattern
+    check: Function | None = None
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -139,11 +143,10 @@ class Pruner:
 
     def call(self, *args: Any, **keywords: Any) -> Any:
         """Call the function with those keywords that it takes."""
-        taken = inspect.signature(self.function).parameters
-        return self.function(*args, **{name: value for name, value in keywords.items() if name in taken})
+        return self.function(*args, **taken(self.function, keywords))
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge hyper-parameters over the defaults; an unknown one is an error that names it."""
+        """Merge hyper-parameters over the defaults; an unknown one, or one out of range, is an error that names it."""
         for name in given:
             if name not in self.hyper:
                 known = ", ".join(self.hyper) or "none"
@@ -151,14 +154,21 @@ class Pruner:
                     f"pruner '{self.name}' has no hyper-parameter '{name}'; it has: {known}"
                     f"{did_you_mean(name, self.hyper)}"
                 )
-        return {**self.hyper, **typed(self.name, given, self.hyper)}
+        settings = {**self.hyper, **typed(self.name, given, self.hyper)}
+        if self.check:
+            self.check(**taken(self.check, settings))
+        return settings
 
 
 PRUNERS: Registry[Pruner] = Registry("pruner")
 
 
 def scorer(
-    name: str | Function | None = None, *, allocation: str = "uniform", pattern: str | Pattern = "unstructured"
+    name: str | Function | None = None,
+    *,
+    allocation: str = "uniform",
+    pattern: str | Pattern = "unstructured",
+    check: Function | None = None,
 ) -> Any:
     """Register a function of one layer's weight as a pruner; the function itself is returned unchanged.
 
@@ -167,45 +177,62 @@ def scorer(
         allocation: how many weights each layer drops: ``global`` ranks the scores of all layers together,
             ``uniform`` gives every layer the same sparsity, ``multimodal`` is MULTIFLOW's distribution.
         pattern: which weights may go together: ``unstructured``, ``per-row`` or ``N:M``.
+        check: ``f(<hyper-parameters it looks at>)``, which raises where one is out of range; called before anything is
+            computed.
     """
-    return _register("scorer", name, allocation, pattern, {})
+    return _register("scorer", name, allocation, pattern, check)
 
 
 def fitter(
-    name: str | Function | None = None, *, allocation: str = "uniform", pattern: str | Pattern = "unstructured"
+    name: str | Function | None = None,
+    *,
+    allocation: str = "uniform",
+    pattern: str | Pattern = "unstructured",
+    check: Function | None = None,
 ) -> Any:
     """Register a function that chooses mask and new weights of one layer as a pruner; arguments as of `scorer`.
 
     Budgets are there before any score is, so the allocation cannot be ``global``.
     """
-    return _register("fitter", name, allocation, pattern, {})
+    return _register("fitter", name, allocation, pattern, check)
 
 
-def solver(name: str | Function | None = None, *, steps: int = 1) -> Any:
+def solver(name: str | Function | None = None, *, steps: int = 1, check: Function | None = None) -> Any:
     """Register a function that chooses masks and new weights of all layers together as a pruner.
 
     Args:
         name: how users call the pruner; the function's name if left out.
         steps: how often it is repeated along the schedule.
+        check: as of `scorer`.
     """
-    return _register("solver", name, "global", "unstructured", {**STEPWISE, "steps": steps})
+    return _register("solver", name, "global", "unstructured", check, {**STEPWISE, "steps": steps})
 
 
 def learner(
-    name: str | Function | None = None, *, allocation: str = "uniform", pattern: str | Pattern = "unstructured"
+    name: str | Function | None = None,
+    *,
+    allocation: str = "uniform",
+    pattern: str | Pattern = "unstructured",
+    check: Function | None = None,
 ) -> Any:
     """Register a function that learns scores by running the model as a pruner; arguments as of `scorer`."""
-    return _register("learner", name, allocation, pattern, {})
+    return _register("learner", name, allocation, pattern, check)
 
 
 def _register(
-    kind: Kind, name: str | Function | None, allocation: str, pattern: str | Pattern, schedule: Mapping[str, Any]
+    kind: Kind,
+    name: str | Function | None,
+    allocation: str,
+    pattern: str | Pattern,
+    check: Function | None,
+    schedule: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
     if callable(name):
-        return _register(kind, None, allocation, pattern, schedule)(name)
+        return _register(kind, None, allocation, pattern, check, schedule)(name)
 
     def register(function: Function) -> Function:
         called = name or function.__name__
+        check_positional(called, kind, function)
         keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         own = {p.name: p.default for p in keywords if p.default is not p.empty}
         record = Pruner(
@@ -217,6 +244,7 @@ def _register(
             hyper=MappingProxyType({**own, **schedule}),
             allocation=allocation,
             pattern=parse_pattern(pattern),
+            check=check,
         )
         PRUNERS.add(called, record, replace=_redefined(called, function))
         return function

@@ -43,7 +43,13 @@ Select = Callable[[Vector, int], Vector]
 """``f(scores, count) -> masks``: exactly ``count`` of the lowest dropped, True = kept."""
 
 
-@solver
+def check_ridge(ridge: float) -> None:
+    """Refuse a weight of the squared distance that may leave the systems singular."""
+    if not ridge > 0:
+        raise MultiflowError(f"ridge {ridge} was given; expected a number above 0, such as 1e-05")
+
+
+@solver(check=check_ridge)
 def chita(
     weights: Mapping[str, Float[Tensor, "out in"]],
     count: int,
@@ -54,8 +60,6 @@ def chita(
     ridge: float = 1e-5,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Smallest rise of a quadratic model of the loss; updates the kept weights."""
-    if not ridge > 0:
-        raise MultiflowError(f"ridge {ridge} was given; expected a number above 0, such as 1e-05")
     if count == 0:
         everything = {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}
         return everything, {n: w.clone() for n, w in weights.items()}

@@ -22,10 +22,17 @@ from torch import Tensor
 
 from multiflow.errors import MultiflowError
 from multiflow.pruners.base import Choose, fitter
-from multiflow.pruners.refit import Fitted, damped, refit
+from multiflow.pruners.refit import Fitted, check_ridge, damped, refit
 
 
-@fitter(allocation="uniform")
+def check(rounds: int, ridge: float) -> None:
+    """Refuse what gives no mask, or no inverse."""
+    if rounds < 1:
+        raise MultiflowError(f"rounds {rounds} was given; expected at least 1")
+    check_ridge(ridge)
+
+
+@fitter(allocation="uniform", check=check)
 def lobs(
     weight: Float[Tensor, "out in"],
     choose: Choose,
@@ -36,10 +43,14 @@ def lobs(
     iterations: int = 20,
 ) -> Fitted:
     """Smallest rise of the error of a layer's outputs, in rounds; refits the kept weights after each."""
-    if rounds < 1:
-        raise MultiflowError(f"rounds {rounds} was given; expected at least 1")
     moment = damped(input_moment, ridge)
-    spread = torch.cholesky_inverse(torch.linalg.cholesky(moment.double())).diagonal().rsqrt().to(weight)
+    try:
+        spread = torch.cholesky_inverse(torch.linalg.cholesky(moment.double())).diagonal().rsqrt().to(weight)
+    except torch.linalg.LinAlgError as error:
+        raise MultiflowError(
+            f"the second moment of the inputs of a layer {tuple(weight.shape)} has no inverse at ridge {ridge:g}; "
+            "raise ridge, to 0.01 say, or calibrate on more batches"
+        ) from error
     mask, found = torch.ones_like(weight, dtype=torch.bool), weight
     for done in range(1, rounds + 1):
         mask = choose((found.abs() * spread).masked_fill(~mask, -torch.inf), done / rounds)

@@ -27,7 +27,13 @@ from multiflow.pruners.multiflow import multiflow
 Fitted = tuple[Bool[Tensor, "out in"], Float[Tensor, "out in"]]
 
 
-@fitter("multiflow-refit", allocation="multimodal")
+def check_ridge(ridge: float) -> None:
+    """Refuse a damping that may leave the second moment singular."""
+    if not ridge > 0:
+        raise MultiflowError(f"ridge {ridge} was given; expected a number above 0, such as 0.01")
+
+
+@fitter("multiflow-refit", allocation="multimodal", check=check_ridge)
 def multiflow_refit(
     weight: Float[Tensor, "out in"],
     choose: Choose,
@@ -42,11 +48,10 @@ def multiflow_refit(
 
 
 def damped(moment: Float[Tensor, "in in"], ridge: float) -> Float[Tensor, "in in"]:
-    """Add ``ridge`` times the mean of the diagonal to the diagonal; 1 where all inputs are zero."""
-    if not ridge > 0:
-        raise MultiflowError(f"ridge {ridge} was given; expected a number above 0, such as 0.01")
+    """Add ``ridge`` (above 0) times the mean of the diagonal to the diagonal; 1 where all inputs are zero."""
     mean = moment.diagonal().mean()
-    return moment + torch.where(mean > 0, ridge * mean, 1.0) * torch.eye(len(moment)).to(moment)
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return moment + torch.where(mean > 0, ridge * mean, 1.0) * identity
 
 
 def refit(

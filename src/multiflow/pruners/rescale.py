@@ -3,7 +3,8 @@
     X_ij = c_i W_ij where the mask keeps it,    c_i^2 = sum over j of (W_ij a_j)^2 / the same sum over kept j
 
 with a_j the root mean square of input feature j. Were the features uncorrelated, the outputs would have the second
-moment that they had before. It takes nothing from the data but what the score takes. A row that is empty stays so.
+moment that they had before. It takes nothing from the data but what the score takes. A row whose kept inputs are all
+silent is left as it is.
 
 Idea: activations of a pruned network shrink with the signal that is lost; compare the corrections after quantization
 (Nagel et al., arXiv 1906.04721) and after merging (REPAIR, arXiv 2211.08403).
@@ -28,4 +29,4 @@ def multiflow_rescale(
     energy = (weight * input_norm).square_()
     kept = energy.masked_fill(~mask, 0.0).sum(1, keepdim=True)
     scale = energy.sum(1, keepdim=True).div_(kept.clamp(min=torch.finfo(kept.dtype).tiny)).sqrt_()
-    return mask, torch.where(kept > 0, weight * scale, 0.0).masked_fill_(~mask, 0.0)
+    return mask, (weight * torch.where(kept > 0, scale, 1.0)).masked_fill_(~mask, 0.0)

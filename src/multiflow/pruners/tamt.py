@@ -30,7 +30,13 @@ from multiflow.ranks import sum_over_ranks_, world
 Tensors = Mapping[str, Tensor]
 
 
-@learner(allocation="uniform")
+def check(steps: int, lr: float) -> None:
+    """Refuse what trains nothing."""
+    if steps < 1 or not lr > 0:
+        raise MultiflowError(f"steps {steps} and lr {lr} were given; expected at least 1 step and an lr above 0")
+
+
+@learner(allocation="uniform", check=check)
 def tamt(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
@@ -46,8 +52,6 @@ def tamt(
     threshold: str = "layer",
 ) -> dict[str, Tensor]:
     """Lowest scores, trained on the pretraining loss through their own mask."""
-    if steps < 1 or not lr > 0:
-        raise MultiflowError(f"steps {steps} and lr {lr} were given; expected at least 1 step and an lr above 0")
     frozen = {name: weight.detach() for name, weight in weights.items()}
     scores = start_scores(frozen, sparsity)
     optimizer = torch.optim.AdamW(scores.values(), lr, weight_decay=0.0)
@@ -62,7 +66,8 @@ def tamt(
         loss().backward()
         for name, weight in weights.items():
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            scores[name].grad = (gradient * frozen[name]).float() / world()
+            wide = torch.promote_types(weight.dtype, torch.float32)  # half precision would round small products to zero
+            scores[name].grad = (gradient.to(wide) * frozen[name].to(wide)).float() / world()
             weight.grad = None
         sum_over_ranks_(score.grad for score in scores.values() if score.grad is not None)
         optimizer.step()
