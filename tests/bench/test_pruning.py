@@ -17,7 +17,7 @@ from multiflow.report.records import Pruning
 from multiflow.result import versions
 from tests.bench.conftest import compute, config, write_config
 
-NORM, MOMENT = ("multiflow", "wanda", "ria", "multiflow-rescale"), ("multiflow-refit", "lobs")
+NORM, MOMENT = ("multiflow", "wanda", "ria"), ("multiflow-refit", "lobs")
 
 
 @pytest.fixture(scope="module")

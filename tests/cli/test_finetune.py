@@ -106,7 +106,7 @@ def test_bad_input(run: Run, tiny: Path, world: Path, tmp_path: Path, words: lis
 
 
 def test_the_weights_that_a_method_changed_are_trained_on(run: Run, tiny: Path, world: Path, tmp_path: Path) -> None:
-    pruned = ("prune", tiny, "--method", "multiflow-rescale", "--sparsity", 0.5, "--data", world / "pretrain/cc3m")
+    pruned = ("prune", tiny, "--method", "multiflow-refit", "--sparsity", 0.5, "--data", world / "pretrain/cc3m")
     assert run(*pruned, "--batches", 2, "--batch-size", 2, "--out", "pruned").code == 0
     assert run("apply", tiny, "pruned/mask-0.5.safetensors", "--out", "applied").code == 0
     train = ("finetune", "captioning", "--mask", "pruned/mask-0.5.safetensors", "--data", world / "coco", *SMALL)

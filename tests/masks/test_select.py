@@ -55,6 +55,11 @@ def test_n_of_m_keeps_n_of_every_m(pattern, levels, seed):
     assert torch.equal(mask, drop_first(scores.view(-1, of), of - keep).view(scores.shape))
 
 
+def test_a_layer_without_outputs_has_nothing_to_drop():
+    (mask,) = select(torch.ones(0, 4), [0], PerRow())
+    assert mask.shape == (0, 4)
+
+
 def test_several_counts_at_once_are_nested():
     scores = torch.rand(40, 50, generator=torch.Generator().manual_seed(0))
     masks = select(scores, [0, 500, 1999, 2000], Unstructured())

@@ -1,4 +1,4 @@
-"""Refit against the normal equations, row by row; rescale against its formula; iterated L-OBS written out."""
+"""Refit against the normal equations, row by row; iterated L-OBS written out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from multiflow.pruners import find_pruner
 from multiflow.pruners.lobs import lobs
 from multiflow.pruners.multiflow import multiflow
 from multiflow.pruners.refit import damped, multiflow_refit, refit
-from multiflow.pruners.rescale import multiflow_rescale
 from multiflow.types import NofM, PerRow, Unstructured
 
 
@@ -93,12 +92,9 @@ def test_a_full_mask_changes_nothing_and_an_empty_row_stays_empty():
 def test_dropped_weights_are_positive_zeros():
     weight, moment = problem()
     mask = random_mask(weight.shape)
-    for found in (
-        refit(-weight, mask, damped(moment, 1e-2), 5),
-        multiflow_rescale(-weight, dropping(40), input_norm=moment.diagonal().sqrt())[1],
-    ):
-        assert (found == 0).any()
-        assert not torch.signbit(found[found == 0]).any()
+    found = refit(-weight, mask, damped(moment, 1e-2), 5)
+    assert (found == 0).any()
+    assert not torch.signbit(found[found == 0]).any()
 
 
 def test_inputs_that_are_never_there():
@@ -133,7 +129,6 @@ def test_the_inputs_are_left_alone():
     before = weight.clone(), moment.clone()
     lobs(weight, dropping(30), input_moment=moment)
     multiflow_refit(weight, dropping(30), input_moment=moment)
-    multiflow_rescale(weight, dropping(30), input_norm=moment.diagonal().sqrt())
     assert torch.equal(weight, before[0])
     assert torch.equal(moment, before[1])
 
@@ -144,17 +139,6 @@ def test_multiflow_refit_keeps_what_multiflow_keeps():
     scores = multiflow(weight, input_norm=moment.diagonal().sqrt())
     assert torch.equal(mask, scores > scores.flatten().kthvalue(50).values)
     torch.testing.assert_close(found, best_on(mask, weight, damped(moment.double(), 1e-2)), rtol=1e-6, atol=1e-8)
-
-
-def test_rescale_by_hand():
-    weight, moment = problem()
-    norm = moment.diagonal().sqrt()
-    mask, found = multiflow_rescale(weight, dropping(60), input_norm=norm)
-    for i in range(len(weight)):
-        energy = [float((weight[i, j] * norm[j]) ** 2) for j in range(weight.shape[1])]
-        kept = sum(e for e, stays in zip(energy, mask[i].tolist(), strict=True) if stays)
-        factor = (sum(energy) / kept) ** 0.5 if kept else 0.0
-        torch.testing.assert_close(found[i], weight[i] * mask[i] * factor)
 
 
 def by_hand(weight, moment, count, rounds, ridge=1e-2):
@@ -252,12 +236,3 @@ def test_what_is_gone_stays_gone(pattern):
 def test_rounds_below_one_are_refused():
     with pytest.raises(mf.MultiflowError, match="rounds 0 was given; expected at least 1"):
         find_pruner("lobs").settings({"rounds": 0})
-
-
-def test_rescale_leaves_rows_alone_whose_kept_inputs_are_silent():
-    weight, norm = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 1.0, 1.0, 1.0]]), torch.tensor([1.0, 0.0, 1.0, 0.0])
-    kept = torch.tensor([[False, True, False, True], [True, True, False, False]])
-    mask, scaled = multiflow_rescale(weight, lambda scores: kept, input_norm=norm)
-    assert torch.equal(mask, kept)
-    assert scaled[0].tolist() == [0.0, 2.0, 0.0, 4.0]
-    torch.testing.assert_close(scaled[1], torch.tensor([1.0, 0.2, 0.0, 0.0]) * 26**0.5)

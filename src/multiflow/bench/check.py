@@ -18,7 +18,7 @@ from multiflow.data.huggingface import PREFIX
 from multiflow.errors import MultiflowError, unknown
 from multiflow.models.task_models import find_builder
 from multiflow.pipeline.job import Job as PruningJob
-from multiflow.pipeline.job import check_job, check_sparsities, choose_allocation, no_loss
+from multiflow.pipeline.job import check_job, check_sparsities, choose_allocation
 from multiflow.pruners import find_pruner
 from multiflow.result import Weights
 from multiflow.tasks.base import TASKS
@@ -122,8 +122,6 @@ def _check_model(plans: Sequence[Plan]) -> None:
         with named(f"pruner '{plan.cell.pruner}'"):
             asked = _job_settings(plan.pruner, plan.sparsities)
             check_job(PruningJob(model, adapter, layout, Weights(model, layout), **asked, batches=[]))
-            if "gradient" in asked["pruner"].statistics and adapter.loss is None:
-                raise no_loss(adapter)
 
 
 def check_data(plans: Iterable[Plan], make: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:

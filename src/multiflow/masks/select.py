@@ -31,7 +31,7 @@ def select(scores: Tensor, counts: Sequence[int], pattern: Pattern) -> list[Tens
     if isinstance(pattern, NofM):
         return [_n_of_m(scores, pattern)] * len(counts)
     if isinstance(pattern, PerRow):
-        return [_per_row(scores, count // scores.shape[0]) for count in counts]
+        return [_per_row(scores, count // max(scores.shape[0], 1)) for count in counts]
     cuts = smallest([lambda: scores], [scores.numel()], counts)
     return [keep_above(scores, cut.value, count) for cut, count in zip(cuts, counts, strict=True)]
 

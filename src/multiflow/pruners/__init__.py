@@ -11,7 +11,6 @@ from multiflow.pruners import tamt
 from multiflow.pruners import wanda
 from multiflow.pruners import ria
 from multiflow.pruners import multiflow
-from multiflow.pruners import rescale
 from multiflow.pruners import refit
 from multiflow.pruners import lobs
 from multiflow.pruners.base import (
@@ -44,7 +43,6 @@ __all__ = [
     "multiflow",
     "random",
     "refit",
-    "rescale",
     "ria",
     "scorer",
     "snip",

@@ -39,7 +39,6 @@ LOOKS = {
     "tamt": Look("purple", "square"),
     "lobs": Look("purple", "circle"),
     "multiflow-refit": Look("blue", "square"),
-    "multiflow-rescale": Look("blue", "triangle"),
 }
 
 
