@@ -105,3 +105,28 @@ def test_changed_weights_of_a_simple_share_are_found_beside_its_masks(tmp_path):
     weights = changed_weights(path, mf.Masks.load(path))
     assert weights is not None
     assert all(torch.equal(weights[name], weight) for name, weight in result.weights[1 / 3].items())
+
+
+@pytest.mark.parametrize("method", ["magnitude", "multiflow-refit"])
+def test_a_result_comes_back_from_its_folder(method, tmp_path):
+    result = prune(method, [1 / 3, 0.75])
+    again = mf.Result.load(result.save(tmp_path / "run"))
+    assert list(again.masks) == list(result.masks)
+    one, other = two_towers(), two_towers()
+    assert result.apply_(one, 1 / 3) == again.apply_(other, 1 / 3)
+    assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in one.state_dict().items())
+    assert (again.settings["method"], again.seconds) == (method, result.seconds)
+    (tmp_path / "run/mask-0.75.safetensors").unlink()
+    with pytest.raises(mf.MultiflowError, match="mask-0.75.safetensors"):
+        mf.Result.load(tmp_path / "run")
+    with pytest.raises(mf.MultiflowError, match="holds no result that can be read"):
+        mf.Result.load(tmp_path)
+
+
+def test_masks_without_their_changed_weights_are_a_warning(recwarn):
+    result, model = prune("multiflow-refit", 0.5), two_towers()
+    result.apply_(model, 0.5)
+    result.masks[0.5].apply_(model)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="masks of 'multiflow-refit' belong to changed weights, which are not written"):
+        result.masks[0.5].apply_(two_towers())

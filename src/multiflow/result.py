@@ -155,10 +155,8 @@ class Result:
 
     def apply_(self, model: nn.Module, sparsity: float) -> Masks:
         """Zero the dropped weights of the model in place, write changed weights if there are any; return the masks."""
-        masks = self.masks[sparsity].apply_(model)
-        if self.weights is not None:
-            write_weights_(model, masks, self.weights[sparsity])
-        return masks
+        masks = self.masks[sparsity]
+        return masks.apply_(model, None if self.weights is None else self.weights[sparsity])
 
     def summary(self) -> dict[str, Any]:
         """Settings, seconds and achieved sparsities, as plain values."""
@@ -179,6 +177,34 @@ class Result:
         self.save_tensors(folder)
         write_atomically(folder / RESULT_FILE, json.dumps(self.summary(), indent=2, default=plain) + "\n")
         return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Result:
+        """Read what `save` or ``multiflow prune`` wrote: masks, changed weights, settings and seconds, nothing else.
+
+        Raises:
+            MultiflowError: the folder holds no result, or one of its files is missing or damaged.
+
+        >>> mf.Result.load("runs/lobs").apply_(model, 0.75)     # doctest: +SKIP
+        """
+        path = Path(folder) / RESULT_FILE
+        try:
+            said = json.loads(path.read_text())
+            files = [Path(folder) / entry["file"] for entry in said["masks"].values()]
+            settings, timings = said["settings"], said["timings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MultiflowError(
+                f"'{folder}' holds no result that can be read ({error}); give a folder that result.save or "
+                "'multiflow prune' wrote"
+            ) from error
+        masks: dict[float, Masks] = {}
+        changed: dict[float, Mapping[str, Tensor]] = {}
+        for file in files:
+            found = Masks.load(file)
+            masks[sparsity := found.settings["sparsity"]] = found
+            if (weights := changed_weights(file, found)) is not None:
+                changed[sparsity] = weights
+        return cls(masks, changed or None, None, None, settings, timings)
 
     def save_tensors(self, folder: Path) -> None:
         """Write the masks into a folder, and beside them the changed weights if there are any."""

@@ -20,7 +20,7 @@ from multiflow.cli.settings import Config, Device, Dtype, Family
 from multiflow.errors import MultiflowError
 from multiflow.files import claim_folder
 from multiflow.masks import Masks, is_original
-from multiflow.result import RESULT_FILE, changed_weights, write_weights_
+from multiflow.result import RESULT_FILE, changed_weights
 from multiflow.tasks.loading import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
@@ -63,9 +63,7 @@ def apply(settings: ApplySettings) -> None:
         model: Any = open_model(place, settings.family, settings.config, settings.device)
         if is_original(Path(settings.mask_file)):
             masks = put_on(model, masks)
-        masks.apply_(model)  # to the weights as they are stored: those whose hashes the masks hold
-        if changed is not None:
-            write_weights_(model, masks, changed)
+        masks.apply_(model, changed)  # to the weights as they are stored: those whose hashes the masks hold
         model.to(find_dtype(settings.dtype) or model.dtype)
         with quiet_transformers():
             model.save_pretrained(folder)

@@ -10,7 +10,7 @@ from multiflow.adapters import adapter_for
 from multiflow.errors import MultiflowError
 from multiflow.masks import Masks, is_original
 from multiflow.models import original_names
-from multiflow.result import changed_weights, write_weights_
+from multiflow.result import changed_weights
 
 
 def open_masks(source: str, model: nn.Module | None = None) -> Masks:
@@ -31,11 +31,8 @@ def write_changed_(model: nn.Module, masks: Masks, path: Path) -> None:
     """
     if not masks.settings.get("changes_weights"):
         return
-    found = masks.find_weights(model)
-    if any(weight.detach().cpu()[~masks[name]].any() for name, weights in found.items() for weight in weights):
-        changed = changed_weights(path, masks)
-        assert changed is not None
-        write_weights_(model, masks.apply_(model), changed)
+    if not masks.is_applied(model):
+        masks.apply_(model, changed_weights(path, masks))
 
 
 def open_two_masks(first: str, second: str, model: nn.Module | None = None) -> tuple[Masks, Masks]:

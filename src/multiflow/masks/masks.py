@@ -101,10 +101,16 @@ class Masks(Mapping[str, Tensor]):
             for group, layers in self.layout.groups.items()
         }
 
-    def apply_(self, model: nn.Module) -> Masks:
+    def apply_(self, model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Masks:
         """Zero the dropped weights of the model in place; nothing is touched unless every layer fits.
 
         Weights that differ from those the masks were made for are a warning: the architecture fits, the values do not.
+        So are masks of a method that changes the weights it keeps, on a model that does not hold them: `Result.apply_`
+        writes both.
+
+        Args:
+            model: the one that was pruned.
+            weights: layer name -> ``(out, in)``, the changed weights to write where the masks keep.
         """
         parameters = self.find_weights(model)
         changed = [name for name in self if not self._made_for(name, parameters[name][0])]
@@ -114,11 +120,27 @@ class Masks(Mapping[str, Tensor]):
                 f"first '{changed[0]}'; the architecture fits, so they are applied all the same",
                 stacklevel=2,
             )
+        if weights is None and self.settings.get("changes_weights") and not self.is_applied(model):
+            warnings.warn(
+                f"masks of '{self.settings.get('method')}' belong to changed weights, which are not written here; "
+                "write both with result.apply_(model, sparsity) or mf.Result.load(folder).apply_(model, sparsity)",
+                stacklevel=2,
+            )
         with torch.no_grad():
             for name in self:
                 for weight in parameters[name]:
+                    if weights is not None:
+                        weight.copy_(weights[name])
                     weight.masked_fill_(~self[name].to(weight.device), 0.0)
         return self
+
+    def is_applied(self, model: nn.Module) -> bool:
+        """Whether the model is zero already wherever the masks drop."""
+        return all(
+            not weight.detach().cpu()[~self[name]].any()
+            for name, parameters in self.find_weights(model).items()
+            for weight in parameters
+        )
 
     def find_weights(self, model: nn.Module) -> dict[str, tuple[nn.Parameter, ...]]:
         """Layer name -> the distinct parameters of the model behind it; a misfit is an error that names the layer."""

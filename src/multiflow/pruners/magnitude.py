@@ -22,6 +22,4 @@ def magnitude(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
 
 
 variant("magnitude-layer", "magnitude", "Smallest magnitude, the same sparsity in every layer.", allocation="uniform")
-variant(
-    "magnitude-modality", "magnitude", "Smallest magnitude, separately in each group.", allocation="multimodal"
-)
+variant("magnitude-modality", "magnitude", "Smallest magnitude, separately in each group.", allocation="multimodal")
