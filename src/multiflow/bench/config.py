@@ -217,8 +217,8 @@ def read_grid(path: str | Path, given: Sequence[str] = ()) -> tuple[Grid, str]:
     if not isinstance(content, dict):
         raise MultiflowError(f"config '{path}' holds no keys; expected name, models, tasks and tiers")
     values = _variables(content.get("variables") or {}, given)
-    rest = {name: of for name, of in content.items() if name != "variables"}
-    resolved = {**_put(rest, values), "variables": values}
+    put = _put({name: of for name, of in content.items() if name != "variables"}, values)
+    resolved = {name: put.get(name, values) for name in content}
     return build(Grid, resolved, "the config"), yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
 
 
