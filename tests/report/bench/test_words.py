@@ -43,7 +43,7 @@ def test_the_headline_and_the_verdicts_name_the_winner_whoever_it_is():
     cells = [make_cell(p, seed=s, score=score) for p, score in (("multiflow", 50), ("mine", 80)) for s in range(3)]
     bench = gather(cells)
     assert headline(bench) == "mine is the best pruner or within noise of it at 1 of 1 places, multiflow at 0 of 1."
-    assert verdicts(bench) == ["multiflow is behind beyond noise, at more than half of the places, mine (1 of 1)."]
+    assert verdicts(bench) == ["multiflow is behind, beyond noise and at more than half of the places: mine (1 of 1)."]
     ((place, name, difference),) = losses(bench)
     assert (place.task, name) == ("vqa", "mine")
     assert difference.value > 25

@@ -146,7 +146,7 @@ def verdicts(bench: Bench) -> list[str]:
     if ahead:
         said.append(f"{first} is ahead beyond noise, at more than half of the places, of {listed(ahead)}.")
     if behind:
-        said.append(f"{first} is behind beyond noise, at more than half of the places, {listed(behind)}.")
+        said.append(f"{first} is behind, beyond noise and at more than half of the places: {listed(behind)}.")
     if level:
         said.append(f"Neither is ahead beyond noise at more than half of the places: {first} and {listed(level)}.")
     matched = []
