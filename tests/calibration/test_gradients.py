@@ -168,12 +168,12 @@ def test_a_layer_that_some_batches_reach_is_no_surprise_nor_one_that_was_reached
     assert mf.calibrate(model, batches, **options).batches == 3
 
 
-@pytest.mark.parametrize("method", ["snip", "chita"])
-def test_float16_loses_gradients_and_is_refused(method):
+@pytest.mark.parametrize(("method", "hyper"), [("snip", {}), ("chita", {}), ("tamt", {"steps": 2})])
+def test_float16_loses_gradients_and_is_refused(method, hyper):
     model = chain(4, 3).half()
     adapter = every(model, loss=lambda m, b: m(b.half()).square().mean())
     with pytest.raises(mf.MultiflowError, match="layer '0' is float16, .*; run the model in bfloat16 or float32"):
-        mf.prune(model, method, 0.5, [torch.randn(2, 4)], adapter=adapter)
+        mf.prune(model, method, 0.5, [torch.randn(2, 4)], adapter=adapter, **hyper)
     model = model.bfloat16()
     adapter = every(model, loss=lambda m, b: m(b.bfloat16()).float().square().mean())
-    assert mf.prune(model, method, 0.5, [torch.randn(2, 4)], adapter=adapter).masks[0.5].sparsity == 0.5
+    assert mf.prune(model, method, 0.5, [torch.randn(2, 4)], adapter=adapter, **hyper).masks[0.5].sparsity == 0.5

@@ -4,7 +4,14 @@ from multiflow.calibration.checkpoint import Checkpoint
 from multiflow.calibration.collect import Progress, collect, iterate, length, to_device
 from multiflow.calibration.curve import Doubling, is_stable
 from multiflow.calibration.cycle import Cycle
-from multiflow.calibration.gradients import check_rows_fit, gradient_rows, keep_up, loss_of, mean_gradient
+from multiflow.calibration.gradients import (
+    check_precision,
+    check_rows_fit,
+    gradient_rows,
+    keep_up,
+    loss_of,
+    mean_gradient,
+)
 from multiflow.calibration.memory import announce, check_fits, check_loaded, free_memory
 from multiflow.calibration.restore import buffers_restored, differentiable, put_buffers, weights_replaced
 from multiflow.calibration.stats import STATISTICS, Statistic, Stats
@@ -25,6 +32,7 @@ __all__ = [
     "buffers_restored",
     "check_fits",
     "check_loaded",
+    "check_precision",
     "check_rows_fit",
     "collect",
     "differentiable",

@@ -159,6 +159,16 @@ def check_rows_fit(weights: Mapping[str, nn.Parameter], rows: int, steps: int = 
     return f"{rows} gradient rows and {more} more to work with", (rows + more) * row
 
 
+def check_precision(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights in float16, whose gradients would underflow without a word."""
+    for name, weight in weights.items():
+        if weight.dtype == torch.float16:
+            raise MultiflowError(
+                f"the weight of layer '{name}' is float16, in which small gradients become zero; "
+                "run the model in bfloat16 or float32"
+            )
+
+
 def backward(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
@@ -181,12 +191,7 @@ def backward(
         after: called after each round.
         first: number of batches to skip.
     """
-    for name, weight in weights.items():
-        if weight.dtype == torch.float16:
-            raise MultiflowError(
-                f"the weight of layer '{name}' is float16, in which small gradients become zero; "
-                "run the model in bfloat16 or float32"
-            )
+    check_precision(weights)
     device, total, done, number = next(iter(weights.values())).device, length(batches), first, 0
 
     def hand_over(name: str, weight: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from multiflow.adapters import Adapter, adapter_for
 from multiflow.allocation import SCHEDULES, check_pattern, find_allocation
-from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_loaded
+from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_loaded, check_precision
 from multiflow.errors import MultiflowError, unknown
 from multiflow.pruners import PROVIDED, STEPWISE, Pruner
 from multiflow.result import Weights, short, versions
@@ -130,6 +130,8 @@ def check_job(job: Job) -> Job:
     gradients = pruner.kind in ("solver", "learner") or "gradient" in pruner.statistics
     if gradients and job.adapter.loss is None and not isinstance(job.batches, Stats):
         raise no_loss(job.adapter)
+    if gradients and not isinstance(job.batches, Stats):
+        check_precision(job.weights.parameters)
     if pruner.kind == "fitter" and _ranks_scores(job.allocation):
         raise MultiflowError(
             f"pruner '{pruner.name}' needs the budget of a layer before it scores it, which allocation "
