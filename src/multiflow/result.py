@@ -250,14 +250,6 @@ def changed_weights(mask_path: Path, masks: Masks) -> dict[str, Tensor] | None:
     return weights
 
 
-def write_weights_(model: nn.Module, masks: Masks, weights: Mapping[str, Tensor]) -> None:
-    """Write changed weights into the layers of a model that masks were applied to."""
-    with torch.no_grad():
-        for name, parameters in masks.find_weights(model).items():
-            for parameter in parameters:
-                parameter.copy_(weights[name])
-
-
 def weights_file(sparsity: float) -> str:
     """Name the file of the changed weights at a sparsity, beside that of the masks."""
     return f"weights-{short(sparsity)}.safetensors"

@@ -28,17 +28,17 @@ from multiflow.masks import Masks, hash_weight
 from multiflow.pipeline import calibrate, prune
 from multiflow.pruners import find_pruner
 from multiflow.report.records import Pruning
-from multiflow.result import Result, changed_weights, mask_file, versions, write_weights_
+from multiflow.result import Result, changed_weights, mask_file, versions
 
 
 def pruned(plan: Plan, results: Results, device: str, git: str | None = None) -> tuple[nn.Module, Masks | None]:
-    """Return the model of a cell and its masks; changed weights are in the model, nothing is zeroed yet."""
+    """Return the model of a cell and its masks; weights that the pruner changed are in the model already."""
     if plan.pruner is None:
         return load(plan.model), None
     path = ensure_masks(plan, results, device, git) / mask_file(plan.cell.sparsity)
     model, masks = load(plan.model), Masks.load(path)
     if (weights := changed_weights(path, masks)) is not None:
-        write_weights_(model, masks, weights)
+        masks.apply_(model, weights)
         hashes = {name: hash_weight(found[0]) for name, found in masks.find_weights(model).items()}
         masks = replace(masks, weights=hashes)
     return model, masks

@@ -136,11 +136,8 @@ class Masks(Mapping[str, Tensor]):
 
     def is_applied(self, model: nn.Module) -> bool:
         """Whether the model is zero already wherever the masks drop."""
-        return all(
-            not weight.detach().cpu()[~self[name]].any()
-            for name, parameters in self.find_weights(model).items()
-            for weight in parameters
-        )
+        found = self.find_weights(model)
+        return all(self._is_zero(name, weight) for name, parameters in found.items() for weight in parameters)
 
     def find_weights(self, model: nn.Module) -> dict[str, tuple[nn.Parameter, ...]]:
         """Layer name -> the distinct parameters of the model behind it; a misfit is an error that names the layer."""
@@ -191,7 +188,11 @@ class Masks(Mapping[str, Tensor]):
         if name not in self.weights or hash_weight(weight) == self.weights[name]:
             return True
         # masks applied before are no other weights: what must be zero is zero already
-        return self.dropped(name) > 0 and not bool(weight.detach().cpu()[~self[name]].any())
+        return self.dropped(name) > 0 and self._is_zero(name, weight)
+
+    def _is_zero(self, name: str, weight: Tensor) -> bool:
+        """Whether a weight is zero wherever its mask drops."""
+        return not bool(weight.detach().cpu()[~self[name]].any())
 
 
 def pack(mask: Tensor) -> np.ndarray:

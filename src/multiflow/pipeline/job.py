@@ -128,9 +128,9 @@ def check_job(job: Job) -> Job:
                 f"{type(job.batches).__name__}, which can be gone through once; pass a list or a DataLoader"
             )
     gradients = pruner.kind in ("solver", "learner") or "gradient" in pruner.statistics
-    if gradients and job.adapter.loss is None and not isinstance(job.batches, Stats):
-        raise no_loss(job.adapter)
     if gradients and not isinstance(job.batches, Stats):
+        if job.adapter.loss is None:
+            raise no_loss(job.adapter)
         check_precision(job.weights.parameters)
     if pruner.kind == "fitter" and _ranks_scores(job.allocation):
         raise MultiflowError(
