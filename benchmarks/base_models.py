@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from multiflow.models.blip import BlipForPretraining, BlipPretrainingConfig
-from multiflow.models.xvlm import XVLMConfig, XVLMForPretraining
+from multiflow.families.blip import BlipForPretraining, BlipPretrainingConfig
+from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
 
 MODELS = {
     "xvlm-base": ("X-VLM base", lambda: XVLMForPretraining(XVLMConfig())),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from multiflow.data import answer_weights
 from multiflow.metrics import caption_scores, vqa_accuracy
-from multiflow.tasks.base import TASKS
+from multiflow.tasks.task import TASKS
 
 
 def chance(folder: Path, limit: int | None) -> float:

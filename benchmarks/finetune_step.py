@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 import multiflow as mf
+from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
 from multiflow.masks.keep import buffer_places
-from multiflow.models.xvlm import XVLMConfig, XVLMForPretraining
-from multiflow.tasks.optimizer import make_optimizer
-from multiflow.tasks.train import TrainSettings
+from multiflow.training.loop import TrainSettings
+from multiflow.training.optimizer import make_optimizer
 
 GOAL = 1.03
 SPARSITY = 0.75

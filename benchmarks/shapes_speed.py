@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from multiflow.data.shapes import STYLES, describe, make_scenes, render
+from multiflow.worlds.shapes import STYLES, describe, make_scenes, render
 
 
 def rate(count: int, work: Callable[[], object]) -> float:

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 import multiflow as mf
-from multiflow.tasks.batches import Source, open_batches
-from multiflow.tasks.digits import write_digits
-from multiflow.tasks.loading import find_model, open_model
+from multiflow.families.batches import Source, open_batches
+from multiflow.families.opening import find_model, open_model
+from multiflow.worlds.digits.data import write_digits
 
 SPARSITIES = [0.63, 0.75, 0.9]
 METHODS = ["multiflow", "wanda", "snip"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from multiflow.allocation import ALLOCATIONS
 from multiflow.calibration import STATISTICS
-from multiflow.pruners import PRUNERS
+from multiflow.methods import PRUNERS
+from multiflow.methods.budgets import ALLOCATIONS
 
 FOLDER = Path(__file__).parent
 

@@ -11,8 +11,10 @@ import pytest
 import transformers
 
 from multiflow.data import load_tokenizer
-from multiflow.tasks.pretrain import PretrainSettings
-from multiflow.tasks.shapes_models import shapes_model, shapes_tokenizer
+from multiflow.worlds.shapes import write
+from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
+from multiflow.worlds.shapes.pretrain import PretrainSettings
+from tests.tasks.small import SMALL
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +48,12 @@ def folder_of(tiny_blip: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         return folder
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs in ``coco``, questions in ``vqa``: 6 train, 5 val and 4 test images."""
+    return write(tmp_path_factory.mktemp("data") / "world", train=12, val=5, test=4, size=SMALL.image_size)
 
 
 def save_tiny(family: Literal["xvlm", "blip"], folder: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 import multiflow as mf
-from multiflow import ranks
+from multiflow.base import ranks
 from tests import golden_data
 from tests.ranks_pruning import FAINT, SHORT, TRAINING, blip_batches, kept
 from tests.small import ADAPTER, towers_batches, two_towers

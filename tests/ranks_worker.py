@@ -18,7 +18,7 @@ import torch.distributed.nn  # now: imported inside a group, its default argumen
 from torch import Tensor
 
 import multiflow as mf
-from multiflow import ranks
+from multiflow.base import ranks
 from tests import golden_data
 from tests.ranks_pruning import FAINT, GROUPED, PRUNED, SHORT, SPARSITIES, TRAINING, kept, prune_blip, prune_golden
 from tests.ranks_resuming import go_on, go_on_in_steps, go_on_with_blip, keep_a_file

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.pipeline import steps
+from multiflow.pruning import steps
 from tests import golden_data
 
 METHODS = {
@@ -103,17 +103,24 @@ def test_methods_in_steps_are_as_close_to_the_published_ones_as_they_can_be(fami
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_itersnip_equals_the_published_one_where_intermediate_counts_are_truncated(family, monkeypatch):
-    """But for BLIP at 0.75, where scores at the border of an early step lie as close as sums in float32 can tell."""
-    model = golden_data.model(family)
+    """In float64, so that no processor's order of summing decides; the published masks come from float32.
+
+    But for BLIP at 0.75, where scores at the border of an early step lie as close as sums in float32 can tell.
+    """
+    model = golden_data.model(family).double()
     size, ours = mf.adapter_for(model).layout(model).size, steps.sparsities_of
+    batches = [
+        {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+        for batch in golden_data.batches(family)
+    ]
 
     def truncated(schedule, target, number):
         return [int(s * size) / size for s in ours(schedule, target, number)[:-1]] + [target]
 
     monkeypatch.setattr(steps, "sparsities_of", truncated)
-    result = mf.prune(model, "itersnip", SPARSITIES, golden_data.batches(family), **STEPS)
+    result = mf.prune(model, "itersnip", SPARSITIES, batches, **STEPS)
     for sparsity, masks in result.masks.items():
-        allowed = 0.015 * size if (family, sparsity) == ("blip", 0.75) else 2
+        allowed = 0.015 * size if (family, sparsity) == ("blip", 0.75) else 3
         assert differences(family, masks, "itersnip", sparsity) <= allowed, sparsity
 
 

@@ -35,7 +35,7 @@ def test_the_version_is_that_of_the_package():
     assert mf.__version__ == version("multiflow")
 
 
-@pytest.mark.parametrize("name", ["errors", "registry", "types", "order", "result"])
+@pytest.mark.parametrize("name", ["base.errors", "base.registry", "base.types", "base.order", "pruning.result"])
 def test_examples_in_docstrings_are_true(name):
     import doctest
     from importlib import import_module

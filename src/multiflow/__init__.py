@@ -14,34 +14,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiflow import metrics
-    from multiflow.adapters import Adapter, adapter_for
-    from multiflow.allocation import ALLOCATIONS
+    from multiflow.base.errors import MultiflowError
+    from multiflow.base.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
     from multiflow.calibration import Checkpoint, Stats
-    from multiflow.errors import MultiflowError
+    from multiflow.families import Adapter, adapter_for, load_model, original_names
+    from multiflow.families.batches import calibration_batches
     from multiflow.masks import Masks, keep_sparse
-    from multiflow.models import load_model, original_names
-    from multiflow.pipeline import calibrate, prune
-    from multiflow.pruners import PRUNERS, fitter, learner, scorer, solver
-    from multiflow.result import Result
-    from multiflow.tasks.batches import calibration_batches
+    from multiflow.methods import PRUNERS, fitter, learner, scorer, solver
+    from multiflow.methods.budgets import ALLOCATIONS
+    from multiflow.pruning import calibrate, prune
+    from multiflow.pruning.result import Result
     from multiflow.tasks.task_model import build_task_model, task_masks, task_model
-    from multiflow.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "adapters": ("Adapter", "adapter_for"),
-    "allocation": ("ALLOCATIONS",),
+    "base.adapter": ("Adapter",),
     "calibration": ("Checkpoint", "Stats"),
-    "errors": ("MultiflowError",),
+    "base.errors": ("MultiflowError",),
     "masks": ("Masks", "keep_sparse"),
-    "models": ("load_model", "original_names"),
-    "pipeline": ("calibrate", "prune"),
-    "pruners": ("PRUNERS", "fitter", "learner", "scorer", "solver"),
-    "result": ("Result",),
-    "tasks.batches": ("calibration_batches",),
+    "families": ("adapter_for", "load_model", "original_names"),
+    "families.batches": ("calibration_batches",),
+    "methods": ("PRUNERS", "fitter", "learner", "scorer", "solver"),
+    "methods.budgets": ("ALLOCATIONS",),
+    "pruning": ("calibrate", "prune"),
+    "pruning.result": ("Result",),
     "tasks.task_model": ("build_task_model", "task_masks", "task_model"),
-    "types": ("Budget", "Layer", "Layout", "NofM", "Pattern", "PerRow", "Unstructured"),
+    "base.types": ("Budget", "Layer", "Layout", "NofM", "Pattern", "PerRow", "Unstructured"),
 }
 """Module -> the public names it holds: imported when first used, so that ``multiflow --help`` needs no torch."""
 
@@ -70,7 +69,7 @@ def list_pruners() -> dict[str, str]:
     >>> "multiflow" in list_pruners()
     True
     """
-    from multiflow.pruners import PRUNERS
+    from multiflow.methods import PRUNERS
 
     return {name: pruner.summary for name, pruner in PRUNERS.items()}
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from multiflow.bench.config import read_grid
+from multiflow.bench.records import Cell
 from multiflow.bench.run import RunOptions, prepare, run_grid
-from multiflow.pruners import PRUNERS
-from multiflow.report.records import Cell
+from multiflow.methods import PRUNERS
 from tests.cli.conftest import world
 
 __all__ = ["world"]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+from multiflow.base.errors import MultiflowError
 from multiflow.bench.config import read_grid
-from multiflow.errors import MultiflowError
 
 TEXT = """
 name: a

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from multiflow.base.errors import MultiflowError
 from multiflow.bench.config import read_grid
 from multiflow.bench.grid import Plan, expand, select
 from multiflow.bench.run import RunOptions, prepare
-from multiflow.errors import MultiflowError
 from tests.bench.conftest import write_config
 
 OWN = """
-from multiflow.pruners import scorer
+from multiflow.methods import scorer
 
 @scorer
 def {name}(weight):

@@ -12,9 +12,9 @@ import multiflow as mf
 from multiflow.bench import pruning
 from multiflow.bench.config import read_grid
 from multiflow.bench.machine import git_revision
+from multiflow.bench.records import Pruning
 from multiflow.bench.store import Results
-from multiflow.report.records import Pruning
-from multiflow.result import versions
+from multiflow.pruning.result import versions
 from tests.bench.conftest import compute, config, write_config
 
 NORM, MOMENT = ("multiflow", "wanda", "ria"), ("multiflow-refit", "lobs")

@@ -15,20 +15,20 @@ import pytest
 import torch
 
 import multiflow as mf
+from multiflow.base.errors import MultiflowError
 from multiflow.bench import pruning
 from multiflow.bench.config import read_grid
 from multiflow.bench.grid import expand
+from multiflow.bench.records import Cell
 from multiflow.bench.run import RunOptions, prepare, run_grid, spread
 from multiflow.bench.store import Results
-from multiflow.errors import MultiflowError
-from multiflow.report.records import Cell
 from tests.bench.conftest import compute, config, write_config
 
 CHANGING = ("seconds", "peak_memory", "finished")
 SLOW = """
 import time
 from pathlib import Path
-from multiflow.pruners import scorer
+from multiflow.methods import scorer
 
 @scorer
 def stuck(weight):
@@ -38,7 +38,7 @@ def stuck(weight):
     return weight.abs()
 """
 FAILING = """
-from multiflow.pruners import scorer
+from multiflow.methods import scorer
 
 @scorer
 def failing(weight):

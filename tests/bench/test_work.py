@@ -9,13 +9,13 @@ from unittest.mock import Mock
 
 import pytest
 
+from multiflow.base.errors import MultiflowError
 from multiflow.bench import work
 from multiflow.bench.config import read_grid
 from multiflow.bench.engines.base import Job
 from multiflow.bench.grid import expand
 from multiflow.bench.store import Results
 from multiflow.bench.work import Order, work_on
-from multiflow.errors import MultiflowError
 from tests.bench.conftest import compute, write_config
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from multiflow.base.errors import MultiflowError
 from multiflow.calibration import Cycle
-from multiflow.errors import MultiflowError
 
 
 class Stream(IterableDataset):

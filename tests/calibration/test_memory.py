@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from multiflow.base.errors import MultiflowError
 from multiflow.calibration import check_loaded, check_rows_fit, gradients, memory
-from multiflow.errors import MultiflowError
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from multiflow.base.errors import MultiflowError
 from multiflow.calibration import buffers_restored, differentiable, put_buffers, weights_replaced
-from multiflow.errors import MultiflowError
 
 
 def model():

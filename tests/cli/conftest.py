@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from multiflow.cli import main
-from multiflow.data.shapes import write
+from multiflow.worlds.shapes import write
 
 
 class Ran(NamedTuple):

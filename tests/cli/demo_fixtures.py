@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from multiflow.cli.demo import DemoSettings
-from multiflow.tasks.pretrain import shapes_model, shapes_tokenizer
+from multiflow.worlds.shapes.pretrain import shapes_model, shapes_tokenizer
 from tests.tasks.small import SMALL
 
 

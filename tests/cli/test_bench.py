@@ -66,7 +66,7 @@ def test_an_engine_option_is_refused_before_anything_is_written(run: Run, grid: 
 
 def test_failed_cells_end_in_exit_code_1(run: Run, grid: Path, tmp_path: Path) -> None:
     (tmp_path / "luckless.py").write_text(
-        "from multiflow.pruners import scorer\n\n@scorer\ndef luckless(weight):\n    raise RuntimeError('no luck')\n"
+        "from multiflow.methods import scorer\n\n@scorer\ndef luckless(weight):\n    raise RuntimeError('no luck')\n"
     )
     text = grid.read_text().replace("- magnitude", "- luckless")
     grid.write_text(text + "modules: [luckless.py]\n")

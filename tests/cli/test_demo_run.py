@@ -13,10 +13,10 @@ import multiflow as mf
 from multiflow.cli import demo_run
 from multiflow.cli.demo_run import choose, measure, png, pruned, timed
 from multiflow.data import build_word_tokenizer, load_tokenizer, to_pixels
-from multiflow.data.shapes import describe, make_scenes, render
-from multiflow.models import load_model
+from multiflow.families import load_model
 from multiflow.report.values import Example, Find
-from multiflow.tasks.retrieval import evaluate_retrieval
+from multiflow.tasks.retrieval.task import evaluate_retrieval
+from multiflow.worlds.shapes import describe, make_scenes, render
 from tests.cli.demo_fixtures import save_tiny_model, tiny_settings
 
 

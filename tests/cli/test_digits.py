@@ -9,7 +9,7 @@ import pytest
 from multiflow.cli.commands import COMMANDS
 from multiflow.cli.digits import DigitsSettings
 from multiflow.cli.settings import parse
-from multiflow.tasks import digits_vit as task
+from multiflow.worlds.digits import vit as task
 from tests.cli.conftest import Run
 
 

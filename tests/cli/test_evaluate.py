@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from multiflow.cli.evaluate import RESULT, say_what_is_left_out
-from multiflow.models import load_model
-from multiflow.tasks.shapes_models import shapes_tokenizer
+from multiflow.families import load_model
 from multiflow.tasks.task_model import task_model
+from multiflow.worlds.shapes.models import shapes_tokenizer
 from tests.cli.conftest import Run
 from tests.cli.test_show import cells
 
@@ -62,7 +62,7 @@ def test_a_model_for_questions(run: Run, pretrained: Path, world: Path, tmp_path
 def test_captions(run: Run, pretrained: Path, world: Path, tmp_path: Path) -> None:
     model = fine_tuned(pretrained, "captioning", tmp_path / "model")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("multiflow.tasks.captioning.tokenizer_kind", lambda metrics: "words")
+        patch.setattr("multiflow.tasks.captioning.task.tokenizer_kind", lambda metrics: "words")
         ran = run("evaluate", "captioning", model, "--data", world / "coco", "--metrics", "CIDEr", "--beams", 1,
                   "--save", "out")  # fmt: skip
     assert ran.code == 0, ran.err
@@ -81,7 +81,7 @@ def test_caption_metrics_that_cannot_be_had_are_named(capsys: pytest.CaptureFixt
 def test_a_pretrained_blip_captions_as_it_is_and_an_xvlm_does_not(
     run: Run, tiny: Path, tiny_blip: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("multiflow.tasks.captioning.tokenizer_kind", lambda metrics: "words")
+    monkeypatch.setattr("multiflow.tasks.captioning.task.tokenizer_kind", lambda metrics: "words")
     words = ("--data", world / "coco", "--limit", 1, "--metrics", "BLEU-1")
     assert run("evaluate", "captioning", tiny_blip, *words).code == 0
     said = run("evaluate", "captioning", tiny, *words).error

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from multiflow.base.progress import Progress
 from multiflow.cli.commands import COMMANDS
 from multiflow.cli.pretrain import PretrainSettings
 from multiflow.cli.settings import parse
-from multiflow.tasks import pretrain as task
-from multiflow.tasks.progress import Progress
+from multiflow.worlds.shapes import pretrain as task
 from tests.cli.conftest import Run
 
 

@@ -10,8 +10,8 @@ import torch
 import multiflow as mf
 from multiflow.cli.prune import PruneSettings, check, run_settings
 from multiflow.data import Batches, Inputs, load_tokenizer, open_data
-from multiflow.models import load_model
-from multiflow.pruners import PRUNERS
+from multiflow.families import load_model
+from multiflow.methods import PRUNERS
 from tests.cli.conftest import Run, files
 
 
@@ -98,7 +98,7 @@ def test_dtype_is_what_is_computed_in_and_the_masks_fit_the_weights_as_stored(
 
 
 def test_the_bundled_model_makes_its_own_scenes(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("tasks.loading", "cli.prune"):
+    for module in ("families.opening", "cli.prune"):
         monkeypatch.setattr(f"multiflow.{module}.bundled_models", lambda: {"xvlm-shapes": tiny})
     ran = run("prune", "xvlm-shapes", "--batches", 2, "--batch-size", 3, "--out", "out")
     assert ran.code == 0

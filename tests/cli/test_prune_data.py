@@ -11,10 +11,10 @@ import pytest
 
 import multiflow as mf
 from multiflow.data import Batches, Inputs, build_word_tokenizer, load_tokenizer, open_data
-from multiflow.models import load_model
-from multiflow.tasks.batches import Source, open_batches
+from multiflow.families import load_model
+from multiflow.families.batches import Source, open_batches
 from tests.cli.conftest import Run
-from tests.tasks.test_batches import BLIPS
+from tests.families.test_batches import BLIPS
 
 
 @pytest.mark.parametrize("name", BLIPS)
@@ -35,7 +35,7 @@ def test_blip_is_pruned_on_pairs_and_regions(
 
 
 def test_a_bundled_blip_makes_its_own_scenes(run: Run, tiny_blip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("tasks.loading", "cli.prune"):
+    for module in ("families.opening", "cli.prune"):
         monkeypatch.setattr(f"multiflow.{module}.bundled_models", lambda: {"blip-shapes": tiny_blip})
     ran = run("prune", "blip-shapes", "--batches", 2, "--batch-size", 3, "--out", "out")
     assert ran.code == 0, ran.err

@@ -11,9 +11,9 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 import multiflow as mf
-from multiflow.tasks.images import ImageBatches, open_images
+from multiflow.data.image_batches import ImageBatches, open_images
 from tests.cli.conftest import Run
-from tests.tasks.test_images import SIZE, make_noise, write_classes
+from tests.data.test_image_batches import SIZE, make_noise, write_classes
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from multiflow.models import load_model
+from multiflow.families import load_model
 from tests.cli.conftest import Run, files
 
 
@@ -135,7 +135,7 @@ def test_no_tokenizer_at_all_names_the_option(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     bare = tmp_path / "bare"
     shutil.copytree(tiny, bare, ignore=shutil.ignore_patterns("tokenizer*"))
-    monkeypatch.setattr("multiflow.tasks.loading.DEFAULT_TOKENIZER", "nobody/no-tokenizer")
+    monkeypatch.setattr("multiflow.families.opening.DEFAULT_TOKENIZER", "nobody/no-tokenizer")
     error = run("prune", bare, "--data", pairs).error
     assert "no tokenizer found at 'nobody/no-tokenizer'" in error
     assert "--tokenizer DIR_OR_ID" in error

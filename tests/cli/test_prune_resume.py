@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import multiflow as mf
-from multiflow.tasks.batches import Counted
+from multiflow.families.batches import Counted
 from tests.cli.conftest import Run, files
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 
 import multiflow as mf
+from multiflow.base.ranks import world
 from multiflow.cli.ranks import own_device, processes
-from multiflow.ranks import world
 from tests.cli.conftest import Run
 
 ROOT = Path(__file__).parents[2]

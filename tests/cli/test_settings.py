@@ -6,9 +6,9 @@ from typing import Literal
 import pytest
 from tyro.conf import OmitArgPrefixes, Positional
 
+from multiflow.base.errors import MultiflowError
 from multiflow.cli.commands import Command
 from multiflow.cli.settings import Seed, parse, parse_hyper, parse_value
-from multiflow.errors import MultiflowError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from multiflow.data.shapes import write
+from multiflow.worlds.shapes import write
 from tests.cli.conftest import Run
 
 SIZES = ["--train", 4, "--val", 1, "--test", 1, "--size", 32]

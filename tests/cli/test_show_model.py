@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import multiflow as mf
+from multiflow.base.types import Layer, Layout
 from multiflow.cli.show_model import blocks, span, spanned, stays_dense
-from multiflow.types import Layer, Layout
 
 
 class Own(nn.Module):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.pruners import PRUNERS
-from multiflow.types import PerRow
+from multiflow.base.types import PerRow
+from multiflow.methods import PRUNERS
 from tests import golden_data
 from tests.small import ADAPTER, QUICK, towers_batches, two_towers
 

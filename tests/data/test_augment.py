@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data import Batches, Inputs, open_data
 from multiflow.data.augment import (
     COLOURS,
@@ -16,7 +17,6 @@ from multiflow.data.augment import (
     rand_augment,
     random_crop,
 )
-from multiflow.errors import MultiflowError
 from tests.data.worlds import picture, write_images, write_json
 
 

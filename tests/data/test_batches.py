@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data import Batches, Inputs, collate_pairs, open_data
-from multiflow.errors import MultiflowError
 from tests.data.worlds import (
     picture,
     samples,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data.collate import clip_box, collate_pairs, collate_regions, touched_patches
-from multiflow.errors import MultiflowError
 from tests.data.worlds import picture
 
 

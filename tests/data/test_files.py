@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from multiflow.data.base import BrokenItem
+from multiflow.base.errors import MultiflowError
+from multiflow.data.dataset import BrokenItem
 from multiflow.data.files import choose_split, load_image, locate, read_json, texts_of
-from multiflow.errors import MultiflowError
 from tests.data.worlds import write_images
 
 

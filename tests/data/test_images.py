@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data.images import BICUBIC, BILINEAR, CLIP_MEAN, CLIP_STD, VIT_MEAN, VIT_STD, decode, resize, to_pixels
-from multiflow.errors import MultiflowError
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:

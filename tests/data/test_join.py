@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data import Batches, Inputs, Mixed, join, open_data, whole_images
-from multiflow.errors import MultiflowError
 from tests.data.worlds import number_of, samples, write_images, write_json, write_shard, write_visual_genome
 
 

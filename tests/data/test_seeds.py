@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data.seeds import Stream, random_at
-from multiflow.errors import MultiflowError
 
 
 def test_a_function_of_its_arguments():

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data import Dataset, Mixed, open_data
-from multiflow.data.shapes.write import write
-from multiflow.errors import MultiflowError
+from multiflow.worlds.shapes.write import write
 from tests.data.worlds import samples, write_images, write_json, write_karpathy, write_shard, write_visual_genome
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data.text import build_word_tokenizer, encode_texts, load_tokenizer
-from multiflow.errors import MultiflowError
 
 
 def test_special_tokens_come_first_then_words_in_order_of_appearance():

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 import multiflow as mf
 from multiflow.cli import main
 from multiflow.data import collate_pairs
-from multiflow.data.shapes import describe, make_scenes, render
-from multiflow.tasks.digits import digit_batches
-from multiflow.tasks.digits_vit import digit_accuracy
-from multiflow.tasks.release import evaluate_shapes
+from multiflow.worlds.digits.data import digit_batches
+from multiflow.worlds.digits.vit import digit_accuracy
+from multiflow.worlds.shapes import describe, make_scenes, render
+from multiflow.worlds.shapes.release import evaluate_shapes
 
 ASSETS = files("multiflow") / "assets"
 FOLDER = ASSETS / "xvlm-shapes"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import multiflow as mf
+from multiflow.base.types import Layer, Layout
 from multiflow.masks import by_group, compare, total
-from multiflow.types import Layer, Layout
 from tests.small import ADAPTER, chain, every, two_towers
 
 

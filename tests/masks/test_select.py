@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multiflow.base.types import NofM, PerRow, Unstructured
 from multiflow.masks import select
 from multiflow.masks.select import _rows_above
-from multiflow.types import NofM, PerRow, Unstructured
 
 
 def drop_first(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from multiflow.base.types import Layer
 from multiflow.report.values import Demo, Example, Find, Pruned
-from multiflow.types import Layer
 
 LAYOUT = (
     Layer("vision.layers.0.q", (4, 4), "vision"),

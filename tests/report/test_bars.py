@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from multiflow.base.types import Layer
 from multiflow.report.bars import layer_bars
 from multiflow.report.palette import Look
-from multiflow.types import Layer
 
 SVG = "{http://www.w3.org/2000/svg}"
 BLUE = Look("blue", "circle")

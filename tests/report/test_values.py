@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from multiflow.report.values import Example, Find, most_telling, recall_at_1, too_close, wilson
-from multiflow.tasks.retrieval import Recall
+from multiflow.tasks.retrieval.task import Recall
 
 
 def test_collapse_begins_at_99_percent(make_row):

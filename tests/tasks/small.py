@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from multiflow.tasks.pretrain import PretrainSettings
+from multiflow.worlds.shapes.pretrain import PretrainSettings
 
 SMALL = PretrainSettings(
     image_size=24,

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from multiflow.base.errors import MultiflowError
 from multiflow.calibration.hooks import evaluating
 from multiflow.data import BrokenItem, Pair, augment, encode_texts, to_pixels
-from multiflow.data.base import from_memory
-from multiflow.errors import MultiflowError
+from multiflow.data.dataset import from_memory
+from multiflow.data.items import take_items
 from multiflow.tasks.inputs import (
     Pixels,
     TaskInputs,
@@ -21,7 +22,6 @@ from multiflow.tasks.inputs import (
     text_inputs,
     training_picture,
 )
-from multiflow.tasks.items import take_items
 from tests.tasks.worlds import TOKENIZER, tiny
 
 HALVES = np.zeros((16, 16, 3), np.uint8)

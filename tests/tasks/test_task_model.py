@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.data.shapes import describe, make_scenes
-from multiflow.tasks.retrieval import evaluate_retrieval
-from multiflow.tasks.shapes_models import shapes_model, shapes_tokenizer
+from multiflow.tasks.retrieval.task import evaluate_retrieval
+from multiflow.worlds.shapes import describe, make_scenes
+from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
 from tests import golden_data
-from tests.models.xvlm.sizes import small_config, small_model
-from tests.models.xvlm.test_vqa import WIDE, batch
+from tests.families.xvlm.sizes import small_config, small_model
+from tests.families.xvlm.test_vqa import WIDE, batch
 from tests.small import every
 from tests.tasks.small import SMALL
 

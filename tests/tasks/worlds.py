@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from multiflow.tasks.shapes_models import shapes_model, shapes_tokenizer
 from multiflow.tasks.task_model import task_model
+from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
 from tests.tasks.small import FAMILIES
 
 TOKENIZER = shapes_tokenizer("blip")  # X-VLM's, and two tokens more

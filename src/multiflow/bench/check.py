@@ -9,22 +9,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from multiflow.adapters import adapter_for
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.types import parse_pattern
 from multiflow.bench.config import Grid, PrunerEntry, TaskEntry
 from multiflow.bench.grid import Plan
 from multiflow.bench.make import is_missing, made_settings
 from multiflow.bench.sources import calibration_batches, load, load_beside
-from multiflow.data.huggingface import PREFIX
-from multiflow.errors import MultiflowError, unknown
-from multiflow.models.task_models import find_builder
-from multiflow.pipeline.job import Job as PruningJob
-from multiflow.pipeline.job import check_job, check_sparsities, choose_allocation
-from multiflow.pruners import find_pruner
-from multiflow.result import Weights
-from multiflow.tasks.base import TASKS
-from multiflow.tasks.finetune_settings import adjust
-from multiflow.tasks.presets import find_preset
-from multiflow.types import parse_pattern
+from multiflow.data.layouts.huggingface import PREFIX
+from multiflow.families import adapter_for
+from multiflow.families.presets import find_preset
+from multiflow.families.task_models import find_builder
+from multiflow.methods import find_pruner
+from multiflow.pruning.job import Job as PruningJob
+from multiflow.pruning.job import check_job, check_sparsities, choose_allocation
+from multiflow.pruning.result import Weights
+from multiflow.tasks.task import TASKS
+from multiflow.training.settings import adjust
 
 ELSEWHERE = {
     "data": "the task's own key data",

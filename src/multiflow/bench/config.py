@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from multiflow.bench.strict import build
-from multiflow.errors import MultiflowError, did_you_mean
-from multiflow.tasks.finetune_settings import FinetuneSettings
+from multiflow.base.errors import MultiflowError, did_you_mean
+from multiflow.base.strict import build
+from multiflow.training.settings import FinetuneSettings
 
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 MERGE = "tag:yaml.org,2002:merge"

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.bench.config import Grid, ModelEntry, PrunerEntry, TaskEntry, Tier
 from multiflow.bench.identity import calibration_settings, hash_settings, model_settings, pruner_settings, task_settings
-from multiflow.errors import MultiflowError, did_you_mean, unknown
-from multiflow.pruners import PRUNERS, find_pruner
-from multiflow.report.records import DENSE, Cell
-from multiflow.tasks.base import TASKS
+from multiflow.bench.records import DENSE, Cell
+from multiflow.methods import PRUNERS, find_pruner
+from multiflow.tasks.task import TASKS
 
 SELECT = ("model", "pruner", "task", "sparsity", "seed")
 

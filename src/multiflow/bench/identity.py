@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from multiflow.base.strict import changed
 from multiflow.bench.config import Calibration, Grid, ModelEntry, PrunerEntry, TaskEntry
 from multiflow.bench.make import made_settings
 from multiflow.bench.sources import find_model
-from multiflow.bench.strict import changed
-from multiflow.pruners import find_pruner
-from multiflow.tasks.finetune import FREE_TO_CHANGE
+from multiflow.methods import find_pruner
+from multiflow.training.finetune import FREE_TO_CHANGE
 
 DIGITS = 16
 BESIDE = {"config": ("*.json", "*.yaml", "*.yml"), "tokenizer": ("*.json", "*.txt", "*.model")}

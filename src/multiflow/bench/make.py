@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.strict import build, changed
 from multiflow.bench.store import locked
-from multiflow.bench.strict import build, changed
-from multiflow.data.shapes import write
-from multiflow.errors import MultiflowError, unknown
-from multiflow.tasks.digits import write_digits
+from multiflow.worlds.digits.data import write_digits
+from multiflow.worlds.shapes import write
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,15 @@ from torch import nn
 from multiflow.bench.grid import Plan
 from multiflow.bench.identity import hash_settings
 from multiflow.bench.machine import describe_machine, peak_memory, reset_peak_memory
+from multiflow.bench.records import Pruning
 from multiflow.bench.sources import calibration_batches, find_device, load
 from multiflow.bench.store import Results
 from multiflow.calibration import Stats
 from multiflow.calibration.stats import read_stats
 from multiflow.masks import Masks, hash_weight
-from multiflow.pipeline import calibrate, prune
-from multiflow.pruners import find_pruner
-from multiflow.report.records import Pruning
-from multiflow.result import Result, changed_weights, mask_file, versions
+from multiflow.methods import find_pruner
+from multiflow.pruning import calibrate, prune
+from multiflow.pruning.result import Result, changed_weights, mask_file, versions
 
 
 def pruned(plan: Plan, results: Results, device: str, git: str | None = None) -> tuple[nn.Module, Masks | None]:

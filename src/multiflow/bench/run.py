@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
+from multiflow.base.files import write_atomically
+from multiflow.base.registry import import_modules
 from multiflow.bench.check import check_data, check_models, check_settings
 from multiflow.bench.config import Grid
 from multiflow.bench.engines.base import EngineOptions, Job, Outcome, find_engine
 from multiflow.bench.grid import Plan, check_names, expand, select
 from multiflow.bench.machine import git_revision
 from multiflow.bench.make import check_make, make_data
+from multiflow.bench.records import Cell
 from multiflow.bench.store import CONFIG, GRID, Results
 from multiflow.bench.work import Order, finished, run_folder, work_on
-from multiflow.files import write_atomically
-from multiflow.registry import import_modules
-from multiflow.report.records import Cell
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from multiflow.base.errors import MultiflowError
 from multiflow.bench.config import ModelEntry
-from multiflow.errors import MultiflowError
-from multiflow.tasks import loading
-from multiflow.tasks.batches import Counted, Source, open_batches
-from multiflow.tasks.loading import Beside, find_device, find_model, open_model, quiet_transformers
+from multiflow.families import opening
+from multiflow.families.batches import Counted, Source, open_batches
+from multiflow.families.opening import Beside, find_device, find_model, open_model, quiet_transformers
 
 __all__ = ["calibration_batches", "find_device", "find_model", "load", "load_beside", "quiet_transformers"]
 
@@ -22,7 +22,7 @@ def load(model: ModelEntry, device: str = "cpu") -> Any:
 
 def load_beside(entry: ModelEntry, model: Any) -> Beside:
     """Load what belongs to a model of the grid beside its weights."""
-    return loading.load_beside(entry.tokenizer, find_model(entry.source), model)
+    return opening.load_beside(entry.tokenizer, find_model(entry.source), model)
 
 
 def calibration_batches(entry: ModelEntry, model: nn.Module, seed: int) -> Counted:

@@ -17,9 +17,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from multiflow.errors import MultiflowError
-from multiflow.files import plain, write_atomically
-from multiflow.report.records import Cell, Pruning, read_record
+from multiflow.base.errors import MultiflowError
+from multiflow.base.files import plain, write_atomically
+from multiflow.bench.records import Cell, Pruning, read_record
 
 CELLS, PRUNINGS, GRID, CONFIG = "cells.jsonl", "prunings.jsonl", "grid.jsonl", "config.yaml"
 

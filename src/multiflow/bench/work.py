@@ -16,28 +16,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from multiflow.base.claim import SETTINGS
+from multiflow.base.errors import MultiflowError
+from multiflow.base.files import write_atomically
+from multiflow.base.registry import import_modules
 from multiflow.bench.engines.base import Job
 from multiflow.bench.grid import Plan
 from multiflow.bench.machine import describe_machine, peak_memory, reset_peak_memory
 from multiflow.bench.pruning import pruned
+from multiflow.bench.records import Cell
 from multiflow.bench.sources import find_device, load_beside, quiet_transformers
 from multiflow.bench.store import Results
-from multiflow.errors import MultiflowError
-from multiflow.files import write_atomically
+from multiflow.families import load_model
+from multiflow.families.opening import Beside
+from multiflow.families.presets import find_preset
 from multiflow.masks import Masks
-from multiflow.metrics import Figures
-from multiflow.models import load_model
-from multiflow.registry import import_modules
-from multiflow.report.records import Cell
-from multiflow.result import versions
-from multiflow.tasks.base import TASKS
-from multiflow.tasks.checkpoint import checkpoints
-from multiflow.tasks.claim import SETTINGS
-from multiflow.tasks.finetune import FREE_TO_CHANGE, MODEL, TRAIN, finetune
-from multiflow.tasks.finetune_settings import FinetuneSettings
-from multiflow.tasks.loading import Beside
-from multiflow.tasks.presets import find_preset
-from multiflow.tasks.tracking import read_metrics
+from multiflow.pruning.result import versions
+from multiflow.tasks.figures import Figures
+from multiflow.tasks.task import TASKS
+from multiflow.training.checkpoint import checkpoints
+from multiflow.training.finetune import FREE_TO_CHANGE, MODEL, TRAIN, finetune
+from multiflow.training.settings import FinetuneSettings
+from multiflow.training.tracking import read_metrics
 
 
 @dataclass(frozen=True)

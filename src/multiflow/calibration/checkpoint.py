@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.ranks import exchange, rank, world
 from multiflow.calibration.stats import Stats, read_stats, read_tensors, write_tensors
-from multiflow.errors import MultiflowError
-from multiflow.ranks import exchange, rank, world
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.types import Layout
 from multiflow.calibration.hooks import evaluating, watching
 from multiflow.calibration.memory import check_loaded
 from multiflow.calibration.stats import Stats
 from multiflow.calibration.sums import NORM, Sums, check_sums_fit
 from multiflow.calibration.turns import by_number, deal, turns
-from multiflow.errors import MultiflowError
-from multiflow.types import Layout
 
 TokenMasks = Mapping[str, Tensor | None]
 Progress = Callable[[str, int, int | None], None]

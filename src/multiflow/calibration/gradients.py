@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.ranks import exchange, sum_over_ranks_
 from multiflow.calibration.collect import Progress, iterate, length, missing_keys_named, to_device
 from multiflow.calibration.memory import GIB, check_fits, free_memory
 from multiflow.calibration.restore import differentiable, put_buffers
 from multiflow.calibration.stats import Stats, sum_stats_
 from multiflow.calibration.turns import Turn, check_some, turns
-from multiflow.errors import MultiflowError
-from multiflow.ranks import exchange, sum_over_ranks_
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Split = Callable[[Any], list[Any]]

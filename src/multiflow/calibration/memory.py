@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from multiflow.errors import MultiflowError
+from multiflow.base.errors import MultiflowError
 
 CGROUP = Path("/sys/fs/cgroup")
 GIB = 1 << 30

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from multiflow.base.errors import MultiflowError
 from multiflow.calibration.hooks import evaluating
-from multiflow.errors import MultiflowError
 
 
 @contextmanager

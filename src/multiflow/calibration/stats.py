@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from multiflow.errors import MultiflowError
-from multiflow.files import write_atomically
-from multiflow.ranks import exchange, sum_over_ranks_
-from multiflow.registry import Registry
+from multiflow.base.errors import MultiflowError
+from multiflow.base.files import write_atomically
+from multiflow.base.ranks import exchange, sum_over_ranks_
+from multiflow.base.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.ranks import exchange
+from multiflow.base.types import Layout
 from multiflow.calibration.memory import announce, check_fits, free_memory
 from multiflow.calibration.stats import Stats, sum_stats_
-from multiflow.errors import MultiflowError
-from multiflow.ranks import exchange
-from multiflow.types import Layout
 
 NORM, MOMENT = "input_norm", "input_moment"
 CHUNK = 128  # tokens squared at a time

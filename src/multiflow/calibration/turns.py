@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from multiflow.errors import MultiflowError
-from multiflow.ranks import Ended, exchange, rank, world
+from multiflow.base.errors import MultiflowError
+from multiflow.base.ranks import Ended, exchange, rank, world
 
 ELSEWHERE = object()
 """In place of a batch that is not made in this process."""

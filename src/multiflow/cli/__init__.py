@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from multiflow.base.errors import MultiflowError, unknown
 from multiflow.cli.commands import COMMANDS, find_command
 from multiflow.cli.console import one_line_warnings, print_help, say
-from multiflow.errors import MultiflowError, unknown
 
 BAD_INPUT = 2
 INTERRUPTED = 130

@@ -13,15 +13,13 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import Positional, arg
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.files import claim_folder
+from multiflow.base.run_folder import nearest_folder, remove_made
 from multiflow.cli.console import percent, show
 from multiflow.cli.masks import put_on
-from multiflow.cli.runs import nearest_folder, remove_made
 from multiflow.cli.settings import Config, Device, Dtype, Family
-from multiflow.errors import MultiflowError
-from multiflow.files import claim_folder
-from multiflow.masks import Masks, is_original
-from multiflow.result import RESULT_FILE, changed_weights
-from multiflow.tasks.loading import (
+from multiflow.families.opening import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
     beside_model,
@@ -31,6 +29,8 @@ from multiflow.tasks.loading import (
     open_model,
     quiet_transformers,
 )
+from multiflow.masks import Masks, is_original
+from multiflow.pruning.result import RESULT_FILE, changed_weights
 
 
 @dataclass(frozen=True)

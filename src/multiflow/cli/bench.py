@@ -16,18 +16,18 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.progress import clock
 from multiflow.bench.check import check_data
 from multiflow.bench.config import read_grid
 from multiflow.bench.engines.base import ENGINES
 from multiflow.bench.grid import Plan
+from multiflow.bench.records import DENSE, Cell
 from multiflow.bench.run import RunOptions, prepare, run_grid, to_do
 from multiflow.bench.store import CELLS, CONFIG, GRID, Results
 from multiflow.cli.console import say, show, table
 from multiflow.cli.settings import Device
-from multiflow.errors import MultiflowError, unknown
-from multiflow.report.records import DENSE, Cell
-from multiflow.tasks.loading import find_device, quiet_transformers
-from multiflow.tasks.progress import clock
+from multiflow.families.opening import find_device, quiet_transformers
 
 SOME_FAILED = 1
 SHOWN = 5

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from multiflow.errors import unknown
-from multiflow.registry import Registry
+from multiflow.base.errors import unknown
+from multiflow.base.registry import Registry
 
 
 @dataclass(frozen=True)

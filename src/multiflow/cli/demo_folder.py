@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from multiflow.errors import MultiflowError
+from multiflow.base.errors import MultiflowError
 from multiflow.report.values import DEMO_FILE, REPORT_FILE
 
 

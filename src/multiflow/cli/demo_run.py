@@ -17,18 +17,18 @@ import torch
 from PIL import Image
 from torch import nn
 
+from multiflow.base.errors import MultiflowError
 from multiflow.cli.progress import Step
 from multiflow.data import to_pixels
-from multiflow.data.shapes import describe, make_scenes, render
-from multiflow.errors import MultiflowError
-from multiflow.models.xvlm import XVLMForPretraining
-from multiflow.pipeline import calibrate, prune
-from multiflow.pruners import find_pruner
+from multiflow.families.batches import Source, open_batches
+from multiflow.families.opening import OWN_TOKENIZER, beside_model, fitting_tokenizer, open_model
+from multiflow.families.xvlm import XVLMForPretraining
+from multiflow.methods import find_pruner
+from multiflow.pruning import calibrate, prune
+from multiflow.pruning.result import Result, mask_file, versions
 from multiflow.report.values import Demo, Example, Find, Pruned, most_telling
-from multiflow.result import Result, mask_file, versions
-from multiflow.tasks.batches import Source, open_batches
-from multiflow.tasks.loading import OWN_TOKENIZER, beside_model, fitting_tokenizer, open_model
-from multiflow.tasks.retrieval import RetrievalResult, evaluate_retrieval
+from multiflow.tasks.retrieval.task import RetrievalResult, evaluate_retrieval
+from multiflow.worlds.shapes import describe, make_scenes, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

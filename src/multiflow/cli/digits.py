@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional
 
+from multiflow.base.progress import console_progress
 from multiflow.cli.console import show
 from multiflow.cli.pretrain import check_values
 from multiflow.cli.settings import Resume
-from multiflow.tasks import digits_vit as task
-from multiflow.tasks.digits import write_digits
-from multiflow.tasks.loading import find_device, quiet_transformers
-from multiflow.tasks.progress import console_progress
+from multiflow.families.opening import find_device, quiet_transformers
+from multiflow.worlds.digits import vit as task
+from multiflow.worlds.digits.data import write_digits
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ from rich.console import Console
 from torch import nn
 from tyro.conf import Positional, arg
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.files import claim_folder, plain, write_atomically
+from multiflow.base.progress import console_progress, paced
 from multiflow.cli.console import say, show, table
 from multiflow.cli.settings import Config, Device, Dtype, Family
-from multiflow.errors import MultiflowError
-from multiflow.files import claim_folder, plain, write_atomically
-from multiflow.metrics import CAPTION_METRICS, missing_caption_metrics
-from multiflow.tasks.base import TASKS, Task
-from multiflow.tasks.loading import (
+from multiflow.families.opening import (
     find_device,
     find_dtype,
     find_model,
@@ -31,7 +30,8 @@ from multiflow.tasks.loading import (
     pixel_statistics,
     quiet_transformers,
 )
-from multiflow.tasks.progress import console_progress, paced
+from multiflow.tasks.captioning.metrics import CAPTION_METRICS, missing_caption_metrics
+from multiflow.tasks.task import TASKS, Task
 from multiflow.tasks.task_model import task_model
 
 RESULT = "evaluation.json"

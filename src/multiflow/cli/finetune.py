@@ -10,20 +10,20 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.progress import console_progress
+from multiflow.base.ranks import rank
 from multiflow.cli.masks import put_on, write_changed_
 from multiflow.cli.pretrain import check_values
 from multiflow.cli.ranks import processes
 from multiflow.cli.settings import Config, Family, Resume
 from multiflow.cli.show_run import print_figures
-from multiflow.errors import MultiflowError
+from multiflow.families.opening import find_device, find_model, load_beside, open_model, quiet_transformers
+from multiflow.families.task_models import find_builder
 from multiflow.masks import Masks, is_original
-from multiflow.models.task_models import find_builder
-from multiflow.ranks import rank
-from multiflow.tasks.base import TASKS
-from multiflow.tasks.finetune import FinetuneSettings as TrainingSettings
-from multiflow.tasks.finetune import finetune as train
-from multiflow.tasks.loading import find_device, find_model, load_beside, open_model, quiet_transformers
-from multiflow.tasks.progress import console_progress
+from multiflow.tasks.task import TASKS
+from multiflow.training.finetune import FinetuneSettings as TrainingSettings
+from multiflow.training.finetune import finetune as train
 
 MAY_BE_ZERO = ("seed", "image_size", "skip_missing", "mask_decoder", "shard")
 

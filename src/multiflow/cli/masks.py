@@ -6,11 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from multiflow.adapters import adapter_for
-from multiflow.errors import MultiflowError
+from multiflow.base.errors import MultiflowError
+from multiflow.families import adapter_for, original_names
 from multiflow.masks import Masks, is_original
-from multiflow.models import original_names
-from multiflow.result import changed_weights
+from multiflow.pruning.result import changed_weights
 
 
 def open_masks(source: str, model: nn.Module | None = None) -> Masks:

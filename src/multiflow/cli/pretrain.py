@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.progress import console_progress
 from multiflow.cli.settings import Resume
 from multiflow.cli.show_run import print_figures
-from multiflow.errors import MultiflowError
-from multiflow.tasks import pretrain as task
-from multiflow.tasks.loading import find_device, quiet_transformers
-from multiflow.tasks.progress import console_progress
+from multiflow.families.opening import find_device, quiet_transformers
+from multiflow.worlds.shapes import pretrain as task
 
 MAY_BE_ZERO = ("seed", "region_every")
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from multiflow.tasks.progress import clock
+from multiflow.base.progress import clock
 
 Step: TypeAlias = Callable[[str, int, int | None], None]
 """``f(what, done, total)``: how the library reports that its work goes on; ``total`` is None where it is not known."""

@@ -12,27 +12,27 @@ from typing import Annotated, Any
 from torch import nn
 from tyro.conf import Positional, arg
 
-from multiflow import pipeline
-from multiflow.adapters import adapter_for
-from multiflow.allocation import ALLOCATIONS, find_allocation
+from multiflow import pruning
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.files import plain, write_atomically
+from multiflow.base.ranks import agree, rank, world
+from multiflow.base.registry import import_modules
+from multiflow.base.run_folder import CHECKPOINT_FILE, identity, run_folder
+from multiflow.base.types import parse_pattern
 from multiflow.calibration import Checkpoint
 from multiflow.cli.console import announcements
 from multiflow.cli.progress import step_progress
 from multiflow.cli.ranks import processes
-from multiflow.cli.runs import CHECKPOINT_FILE, identity, run_folder
 from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, parse_hyper
 from multiflow.cli.show_run import show_run
 from multiflow.data.augment import AUGMENTATIONS
-from multiflow.errors import MultiflowError, unknown
-from multiflow.files import plain, write_atomically
+from multiflow.families import adapter_for
+from multiflow.families.batches import Source, open_batches
+from multiflow.families.opening import bundled_models, find_device, find_dtype, find_model, naming_options, open_model
 from multiflow.masks import hash_weight
-from multiflow.pruners import Pruner, find_pruner
-from multiflow.ranks import agree, rank, world
-from multiflow.registry import import_modules
-from multiflow.result import RESULT_FILE, Result
-from multiflow.tasks.batches import Source, open_batches
-from multiflow.tasks.loading import bundled_models, find_device, find_dtype, find_model, naming_options, open_model
-from multiflow.types import parse_pattern
+from multiflow.methods import Pruner, find_pruner
+from multiflow.methods.budgets import ALLOCATIONS, find_allocation
+from multiflow.pruning.result import RESULT_FILE, Result
 
 FREE_TO_CHANGE = ("out", "checkpoint_every", "resume", "device", "workers")  # these do not alter the masks
 STABLE = 0.995  # the share of the kept weights that --until-stable asks for
@@ -119,7 +119,7 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
             batches = open_batches(model, place, source)
         every = settings.checkpoint_every
         with naming_options(), step_progress() if first else nullcontext() as step:
-            result = pipeline.prune(
+            result = pruning.prune(
                 model,
                 pruner.name,
                 settings.sparsity or None,
@@ -155,13 +155,13 @@ def check(settings: PruneSettings) -> tuple[Pruner, dict[str, Any]]:
     pruner = find_pruner(settings.method)
     hyper = pruner.settings(parse_hyper(settings.set, pruner.hyper))
     pattern = pruner.pattern if settings.pattern is None else parse_pattern(settings.pattern)
-    pipeline.check_sparsities(settings.sparsity or None, pattern)
+    pruning.check_sparsities(settings.sparsity or None, pattern)
     if settings.allocation is not None:
         find_allocation(settings.allocation)
     if settings.augment not in (None, *AUGMENTATIONS):
         raise unknown("augmentation", settings.augment, AUGMENTATIONS)
     with naming_options():
-        pipeline.check_until_stable(STABLE if settings.until_stable else None, pruner)
+        pruning.check_until_stable(STABLE if settings.until_stable else None, pruner)
     find_device(settings.device)
     find_dtype(settings.dtype)
     if settings.checkpoint_every < 0:

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # now: imported inside a group, its default arguments keep that group and its threads
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.ranks import Ended, exchange, rank, together
 from multiflow.cli.console import say
-from multiflow.errors import MultiflowError
-from multiflow.ranks import Ended, exchange, rank, together
-from multiflow.tasks.loading import find_device
+from multiflow.families.opening import find_device
 
 BAD_INPUT = 2
 

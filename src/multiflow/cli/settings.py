@@ -13,8 +13,8 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import tyro
 from tyro.conf import arg
 
+from multiflow.base.errors import MultiflowError, did_you_mean
 from multiflow.cli.commands import Command
-from multiflow.errors import MultiflowError, did_you_mean
 
 Settings = TypeVar("Settings")
 

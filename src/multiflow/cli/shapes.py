@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from multiflow.cli.console import show
 from multiflow.cli.progress import step_progress
 from multiflow.cli.settings import Seed
-from multiflow.data.shapes import write
+from multiflow.worlds.shapes import write
 
 
 @dataclass(frozen=True)

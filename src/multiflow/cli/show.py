@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import pkgutil
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 from torch import nn
 from tyro.conf import Positional, arg
 
-from multiflow import tasks
-from multiflow.adapters import FAMILIES
+from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.cli.console import show as put
 from multiflow.cli.console import table
 from multiflow.cli.settings import Config, Family
@@ -21,10 +18,11 @@ from multiflow.cli.show_data import show_data
 from multiflow.cli.show_masks import compare_masks, is_mask_file, show_masks
 from multiflow.cli.show_model import show_model
 from multiflow.cli.show_run import find_run, show_run
-from multiflow.errors import MultiflowError, did_you_mean, unknown
-from multiflow.models.original import FAMILIES as RELEASES
-from multiflow.pruners import PRUNERS
-from multiflow.tasks.loading import bundled_models, find_model, open_model
+from multiflow.families import FAMILIES
+from multiflow.families.opening import bundled_models, find_model, open_model
+from multiflow.families.original import FAMILIES as RELEASES
+from multiflow.methods import PRUNERS
+from multiflow.tasks.task import TASKS
 
 WHAT = "pruners, models, tasks, MODEL, MASK_FILE [MASK_FILE], RUN_DIR or data DIR"
 
@@ -100,12 +98,8 @@ def list_models() -> object:
 
 
 def list_tasks() -> object:
-    """List the tasks that a model can be evaluated on: the modules of `multiflow.tasks` with ``evaluate_NAME``."""
-    rows = []
-    for info in pkgutil.iter_modules(tasks.__path__):
-        module = import_module(f"{tasks.__name__}.{info.name}")
-        if hasattr(module, f"evaluate_{info.name}"):
-            rows.append((info.name, (inspect.getdoc(module) or "").split("\n\n")[0]))
+    """List the tasks that a model can be trained for and evaluated on."""
+    rows = [(name, (inspect.getdoc(inspect.getmodule(TASKS[name].evaluate)) or "").split("\n\n")[0]) for name in TASKS]
     return table("", ["task", "what it is"], rows)
 
 

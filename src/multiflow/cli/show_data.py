@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from multiflow.base.errors import MultiflowError
 from multiflow.cli.console import show, table
 from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
-from multiflow.data.base import AnyData
+from multiflow.data.dataset import AnyData
 from multiflow.data.files import NoSuchSplit
-from multiflow.errors import MultiflowError
-from multiflow.tasks.items import WHOLE, missing_images
-from multiflow.tasks.labelled import is_labelled, open_labelled
+from multiflow.data.items import WHOLE, missing_images
+from multiflow.data.layouts.labelled import is_labelled, open_labelled
 
 SPLITS = ("train", "val", "test")
 SAMPLES = 3

@@ -8,9 +8,9 @@ from itertools import groupby
 
 from torch import nn
 
-from multiflow.adapters import adapter_for
+from multiflow.base.types import Layer, Layout
 from multiflow.cli.console import percent, show, table
-from multiflow.types import Layer, Layout
+from multiflow.families import adapter_for
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.run_folder import RUN_FILE
 from multiflow.cli.console import megabytes, percent, show, table
-from multiflow.cli.runs import RUN_FILE
-from multiflow.errors import MultiflowError
+from multiflow.pruning.result import RESULT_FILE
 from multiflow.report.values import DEMO_FILE
-from multiflow.result import RESULT_FILE
 
 FIGURES_FILE = "figures.json"
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from numpy.random import Generator
 
+from multiflow.base.errors import unknown
 from multiflow.data.augment import AUGMENTATIONS, augment_image, augment_regions
-from multiflow.data.base import Box, BrokenItem, Dataset, Pair, RegionItem, Skip
 from multiflow.data.collate import clip_box, collate_pairs, collate_regions
+from multiflow.data.dataset import Box, BrokenItem, Dataset, Pair, RegionItem, Skip
 from multiflow.data.images import CLIP_MEAN, CLIP_STD, UNREADABLE, decode, resize, size_of
 from multiflow.data.plan import RegionPlan
 from multiflow.data.seeds import Stream, random_at
-from multiflow.errors import unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

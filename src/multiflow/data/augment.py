@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageEnhance, ImageOps
 
-from multiflow.data.base import Box
+from multiflow.data.dataset import Box
 from multiflow.data.images import BICUBIC, BILINEAR
 
 AUGMENTATIONS = ("paper",)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data.assemble import Batch, Inputs, Made, assemble_pairs, assemble_regions
 from multiflow.data.background import make_ahead
-from multiflow.data.base import AnyData, Dataset, ImageLike, Mixed, Pair, RegionItem, SkipReport, from_memory
+from multiflow.data.dataset import AnyData, Dataset, ImageLike, Mixed, Pair, RegionItem, SkipReport, from_memory
 from multiflow.data.plan import RegionPlan, item_order
 from multiflow.data.seeds import Stream
-from multiflow.errors import MultiflowError
 
 
 @dataclass(frozen=True)

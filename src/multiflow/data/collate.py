@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multiflow.data.base import Box
+from multiflow.base.errors import MultiflowError
+from multiflow.data.dataset import Box
 from multiflow.data.images import CLIP_MEAN, CLIP_STD, Picture, decode, size_of, to_pixels
 from multiflow.data.masking import mask_tokens
 from multiflow.data.seeds import Stream
 from multiflow.data.text import encode_texts
-from multiflow.errors import MultiflowError
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 from PIL import Image
 
-from multiflow.data.base import BrokenItem
+from multiflow.base.errors import MultiflowError, did_you_mean
+from multiflow.data.dataset import BrokenItem
 from multiflow.data.images import UNREADABLE
-from multiflow.errors import MultiflowError, did_you_mean
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|validation|val|test-dev|test)(?![a-z])")

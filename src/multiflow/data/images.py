@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from multiflow.errors import MultiflowError
+from multiflow.base.errors import MultiflowError
 
 Picture: TypeAlias = "Image.Image | np.ndarray | bytes"
 """A Pillow image, a uint8 array (H, W, 3) or (H, W), or the bytes of an image file."""

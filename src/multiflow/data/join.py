@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from multiflow.data.base import AnyData, Dataset, Mixed, Pair, RegionItem
-from multiflow.errors import MultiflowError
+from multiflow.base.errors import MultiflowError
+from multiflow.data.dataset import AnyData, Dataset, Mixed, Pair, RegionItem
 
 
 def join(sources: Sequence[AnyData]) -> AnyData:

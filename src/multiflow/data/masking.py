@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data.seeds import Stream, random_at
-from multiflow.errors import MultiflowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from multiflow.errors import MultiflowError
+from multiflow.base.errors import MultiflowError
 
 
 class Stream(IntEnum):

@@ -7,11 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
-from multiflow.data import captions, huggingface, regions, shards, vqa
-from multiflow.data.base import AnyData, Dataset, Item, Mixed, Pair, RegionItem
+from multiflow.base.errors import MultiflowError, did_you_mean
+from multiflow.data.dataset import AnyData, Dataset, Item, Mixed, Pair, RegionItem
 from multiflow.data.files import NoSuchSplit, WrongLayout, choose_split, image_files, is_image, read_json, split_in_name
 from multiflow.data.join import join
-from multiflow.errors import MultiflowError, did_you_mean
+from multiflow.data.layouts import captions, huggingface, regions, shards, vqa
 
 LAYOUTS = (
     "*.tar (shards of img2dataset, as for CC3M)",

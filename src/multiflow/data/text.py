@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from multiflow.errors import MultiflowError
-from multiflow.hub import reach_hub
+from multiflow.base.errors import MultiflowError
+from multiflow.base.hub import reach_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multiflow.errors import MultiflowError
+from multiflow.base.errors import MultiflowError
 from multiflow.masks.masks import Masks
 
 

@@ -19,10 +19,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from multiflow.errors import MultiflowError
-from multiflow.files import plain, write_atomically
+from multiflow.base.errors import MultiflowError
+from multiflow.base.files import plain, write_atomically
+from multiflow.base.types import Layer, Layout
 from multiflow.masks.masks import Masks
-from multiflow.types import Layer, Layout
 
 FORMAT = 1
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multiflow.errors import MultiflowError
+from multiflow.base.errors import MultiflowError
 from multiflow.masks.masks import Masks
 
 WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

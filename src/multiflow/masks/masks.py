@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multiflow.errors import MultiflowError, did_you_mean, unknown
-from multiflow.types import Layer, Layout
+from multiflow.base.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.types import Layer, Layout
 
 FORMATS = ("multiflow", "original")
 """Of mask files: our own, and that of the original release."""

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiflow.errors import MultiflowError, did_you_mean
-from multiflow.files import read_torch, write_atomically
+from multiflow.base.errors import MultiflowError, did_you_mean
+from multiflow.base.files import read_torch, write_atomically
+from multiflow.base.types import Layer, Layout
 from multiflow.masks.masks import Masks, pack
-from multiflow.types import Layer, Layout
 
 SUFFIX = "_pruning_mask"
 HEAD = 1 << 16

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiflow.order import Array, flat, smallest
-from multiflow.types import NofM, Pattern, PerRow
+from multiflow.base.order import Array, flat, smallest
+from multiflow.base.types import NofM, Pattern, PerRow
 
 PAIRWISE = 16  # up to this block length comparing all pairs is the fastest
 

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from multiflow.base.types import Layer
 from multiflow.report.html import Markup, number, percent, tag
 from multiflow.report.palette import Look
 from multiflow.report.svg import segment, svg, words
 from multiflow.report.values import COLLAPSED
-from multiflow.types import Layer
 
 
 def layer_bars(

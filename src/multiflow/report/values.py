@@ -9,10 +9,10 @@ from math import sqrt
 from statistics import fmean, pstdev, stdev
 from typing import TYPE_CHECKING, Any
 
-from multiflow.types import Layer
+from multiflow.base.types import Layer
 
 if TYPE_CHECKING:
-    from multiflow.tasks.retrieval import Recall
+    from multiflow.tasks.retrieval.task import Recall
 
 DEMO_FILE, REPORT_FILE = "demo.json", "report.html"
 COLLAPSED = 0.99

@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from multiflow.base.errors import MultiflowError
 from multiflow.data import CLIP_MEAN, CLIP_STD, BrokenItem, SkipReport, encode_texts, to_pixels
 from multiflow.data.augment import augment_image
 from multiflow.data.images import UNREADABLE, decode, resize
+from multiflow.data.items import TaskData
 from multiflow.data.plan import item_order
 from multiflow.data.seeds import Stream, random_at
-from multiflow.errors import MultiflowError
-from multiflow.tasks.items import TaskData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

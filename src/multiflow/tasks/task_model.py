@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from multiflow.adapters import adapter_for
-from multiflow.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.types import Layer, Layout
+from multiflow.families import adapter_for
+from multiflow.families.task_models import Places, find_builder
 from multiflow.masks import Masks
-from multiflow.models.task_models import Places, find_builder
-from multiflow.types import Layer, Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from multiflow.base.errors import MultiflowError
 from multiflow.bench.engines import here, local
 from multiflow.bench.engines.base import EngineOptions, Job, find_engine
-from multiflow.errors import MultiflowError
 
 
 def work(job: Job) -> None:

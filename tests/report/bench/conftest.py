@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from multiflow.report.records import DENSE, Cell, Pruning
+from multiflow.bench.records import DENSE, Cell, Pruning
 
 TASKS = {"retrieval": "mean R@1", "vqa": "accuracy"}
 LAYERS = (

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from multiflow.bench.records import DENSE
 from multiflow.report.bench.doubts import doubts, failures, gaps, incomplete
 from multiflow.report.bench.gather import gather
-from multiflow.report.records import DENSE
 
 from .conftest import bare, make_cell, make_pruning
 

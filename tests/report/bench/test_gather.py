@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from multiflow.bench.records import DENSE
 from multiflow.report.bench.cost import costs, total_seconds
 from multiflow.report.bench.gather import gather
 from multiflow.report.bench.layers import spreads
 from multiflow.report.bench.values import Place
-from multiflow.report.records import DENSE
 
 from .conftest import bare, make_cell, make_grid, make_pruning
 

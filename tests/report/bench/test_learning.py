@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from multiflow.bench.records import DENSE
 from multiflow.report.bench.cost import kept
 from multiflow.report.bench.gather import gather
 from multiflow.report.bench.learning import curves, gained, lessons, verdict
 from multiflow.report.bench.tables import columns, rows
 from multiflow.report.bench.words import scope
-from multiflow.report.records import DENSE
 
 from .conftest import make_cell
 

@@ -6,10 +6,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from multiflow.errors import MultiflowError
+from multiflow.base.errors import MultiflowError
+from multiflow.bench.records import DENSE
 from multiflow.report.bench import write_report
 from multiflow.report.html import SVG_LEAVES, VOID
-from multiflow.report.records import DENSE
 
 from .conftest import bare, make_cell, make_pruning
 

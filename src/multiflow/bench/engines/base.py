@@ -13,7 +13,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any
 
-from multiflow.errors import MultiflowError, unknown
+from multiflow.base.errors import MultiflowError, unknown
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from multiflow.base.errors import MultiflowError
 from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt, check_no_options
-from multiflow.errors import MultiflowError
 
 
 def check(options: EngineOptions) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from multiflow.base.errors import MultiflowError, unknown
 from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt
-from multiflow.errors import MultiflowError, unknown
 
 try:
     import ray

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 
+from multiflow.base.errors import MultiflowError
 from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt
-from multiflow.errors import MultiflowError
 
 try:
     import submitit

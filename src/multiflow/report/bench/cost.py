@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
+from multiflow.bench.records import DENSE, Cell, Pruning
 from multiflow.report.bench.values import Bench, Entry, Place, score_of
-from multiflow.report.records import DENSE, Cell, Pruning
 
 
 @dataclass(frozen=True)

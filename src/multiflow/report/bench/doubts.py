@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from multiflow.bench.records import DENSE, Cell
 from multiflow.report.bench.values import Bench, score_of, seeds_said
 from multiflow.report.html import nominal
-from multiflow.report.records import DENSE, Cell
 from multiflow.report.words import count, listed
 
 FEW = 6

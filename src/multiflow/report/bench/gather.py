@@ -7,10 +7,10 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
+from multiflow.bench.records import DENSE, Cell, Pruning
 from multiflow.report.bench.bootstrap import Difference, differences, interval
 from multiflow.report.bench.overall import best_of, compare_overall, each_of
 from multiflow.report.bench.values import Bench, Entry, Place, score_of
-from multiflow.report.records import DENSE, Cell, Pruning
 
 
 def gather(

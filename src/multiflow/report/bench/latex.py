@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from itertools import groupby
 
+from multiflow.bench.records import DENSE
 from multiflow.report.bench.tables import Row, columns, rows
 from multiflow.report.bench.values import Bench, Entry
-from multiflow.report.records import DENSE
 
 SPECIAL = {
     "\\": r"\textbackslash{}",

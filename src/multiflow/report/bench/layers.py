@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from multiflow.base.types import Layer
+from multiflow.bench.records import Pruning
 from multiflow.report.bench.values import Bench
 from multiflow.report.html import nominal, percent
-from multiflow.report.records import Pruning
 from multiflow.report.values import COLLAPSED
 from multiflow.report.words import count, listed
-from multiflow.types import Layer
 
 EVEN = 0.01
 """Groups whose shares of zeros differ by less are treated alike."""

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
+from multiflow.bench.records import DENSE, Cell
 from multiflow.report.bench.bootstrap import Difference, differences
 from multiflow.report.bench.overall import each_of
 from multiflow.report.bench.values import Bench, Entry, Place, seeds_said
 from multiflow.report.bench.words import difference_said, signed
-from multiflow.report.records import DENSE, Cell
 from multiflow.report.words import listed
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from multiflow.bench.records import DENSE
 from multiflow.report.bench.bootstrap import RESAMPLES
 from multiflow.report.bench.cost import total_seconds
 from multiflow.report.bench.values import Bench
 from multiflow.report.html import percent
-from multiflow.report.records import DENSE
 from multiflow.report.values import COLLAPSED
 from multiflow.report.words import plain
 

@@ -8,9 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
+from multiflow.bench.records import DENSE, Cell
 from multiflow.report.bench.bootstrap import Difference, Each, common_seeds, ends, item_means, over_seeds
 from multiflow.report.bench.values import Entry, Overall, Place
-from multiflow.report.records import DENSE, Cell
 
 
 def each_of(cells: Iterable[Cell]) -> Each:

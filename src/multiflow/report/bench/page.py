@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from multiflow.bench.records import DENSE, Cell
 from multiflow.report.bench.cost import total_seconds
 from multiflow.report.bench.doubts import Gap, cell_said, doubts, failures, gaps, incomplete
 from multiflow.report.bench.making import SHARED, duration, facts, shared_settings, terms, versions
@@ -19,7 +20,6 @@ from multiflow.report.bench.words import headline, scope
 from multiflow.report.html import Markup, definitions, join, page, section, tag
 from multiflow.report.palette import DENSE as DENSE_LOOK
 from multiflow.report.palette import Look, looks
-from multiflow.report.records import DENSE, Cell
 from multiflow.report.words import count
 
 OPEN = 8

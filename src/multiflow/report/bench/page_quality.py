@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from multiflow.bench.records import DENSE
 from multiflow.report.bench.parts import MOST_TINT, few_mark, in_tier, leads_column, names_column
 from multiflow.report.bench.tables import Row, columns, rows, tiers_said
 from multiflow.report.bench.values import Bench, Entry, Place
 from multiflow.report.bench.words import Standing, duel, entry_said, standings
 from multiflow.report.html import Column, Content, Markup, nominal, number, section, table, tag
 from multiflow.report.palette import Look
-from multiflow.report.records import DENSE
 from multiflow.report.svg import Point, Reference, Series, chart, round_axis, shares
 
 STATES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
+from multiflow.bench.records import DENSE
 from multiflow.report.bench.forest import forest
 from multiflow.report.bench.parts import few_mark, folded, in_colours, in_tier, leads_column, names_column
 from multiflow.report.bench.values import Bench, Overall, Place
@@ -23,7 +24,6 @@ from multiflow.report.bench.words import (
 )
 from multiflow.report.html import Column, Content, Markup, join, nominal, section, table, tag
 from multiflow.report.palette import Look
-from multiflow.report.records import DENSE
 
 
 def summary(bench: Bench, styles: Mapping[str, Look]) -> Markup | None:

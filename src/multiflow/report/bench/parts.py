@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from multiflow.bench.records import DENSE
 from multiflow.report.bench.values import Bench
 from multiflow.report.bench.words import Standing
 from multiflow.report.html import Attribute, Column, Markup, coloured, tag
 from multiflow.report.palette import Look
-from multiflow.report.records import DENSE
 from multiflow.report.svg import name
 
 MOST_TINT = 30

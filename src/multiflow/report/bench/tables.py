@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from multiflow.bench.records import DENSE, Cell
 from multiflow.report.bench.bootstrap import Difference
 from multiflow.report.bench.values import Bench, Entry, Place
 from multiflow.report.bench.words import duel
-from multiflow.report.records import DENSE, Cell
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from multiflow.bench.records import DENSE, Cell, Pruning
 from multiflow.report.bench.bootstrap import Difference
-from multiflow.report.records import DENSE, Cell, Pruning
 
 FIRST = "multiflow"
 """The pruner whose standing the words tell, where the grid has it."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from multiflow.bench.records import DENSE
 from multiflow.report.bench.bootstrap import Difference
 from multiflow.report.bench.values import Bench, Entry, Overall, Place, seeds_said, span
 from multiflow.report.html import nominal
-from multiflow.report.records import DENSE
 from multiflow.report.words import count, listed
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from multiflow.files import write_atomically
+from multiflow.base.files import write_atomically
+from multiflow.bench.records import Cell, Pruning
 from multiflow.report.bench.gather import gather
 from multiflow.report.bench.latex import tables_tex
 from multiflow.report.bench.markdown import markdown
 from multiflow.report.bench.page import bench_page
 from multiflow.report.bench.tables import cells_csv, pairs_csv, tables_csv
-from multiflow.report.records import Cell, Pruning
 
 
 def write_report(

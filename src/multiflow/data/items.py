@@ -1,0 +1,200 @@
+"""The data of a task: items by number, their texts without opening an image, and a check before a run starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from multiflow.base.errors import MultiflowError
+from multiflow.data import BrokenItem, Dataset, Skip, open_data
+from multiflow.data.dataset import Kind, Known, nothing_known
+from multiflow.data.files import NoSuchSplit, WrongLayout
+
+WHAT = {"pairs": "images with captions", "questions": "questions about images", "regions": "described regions"}
+EXAMPLES = {
+    "pairs": 'dataset_coco.json: {"images": [{"filename": "a.jpg", "split": "test", "sentences": [{"raw": "a dog"}]}]}',
+    "questions": '[{"image": "a.jpg", "question": "what is it?", "answer": ["dog", "cat"]}], or the files of VQA v2',
+}
+SHOWN = 5
+WHOLE = "all"
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The data of a task: ``len(data)``, ``data[i]``.
+
+    Args:
+        source: where they are from, in words.
+        items: number of each item in what was opened.
+        read: number of an item there -> the item, whose image Pillow decodes when its pixels are needed.
+        texts: captions of each image, answers to each question, or the class of each image.
+        choices: what the model chooses from: the answers of a list, the classes.
+        skipped: what was left out, and why.
+        known: number of an item in what was opened -> what is known of it before it is read, as of `Dataset`.
+    """
+
+    source: str
+    items: Sequence[int]
+    read: Callable[[int], Any]
+    texts: tuple[tuple[str, ...], ...]
+    choices: tuple[str, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    known: Callable[[int], Known | None] = nothing_known
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.read(self.items[index])
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.read, self.items)
+
+    def __str__(self) -> str:
+        return f"{len(self)} items from {self.source}"
+
+    @property
+    def unlisted(self) -> str:
+        """Say how many of the texts are no choice; empty where all are, or where nothing is chosen from."""
+        listed, texts = frozenset(self.choices), [text for several in self.texts for text in several]
+        outside = [text for text in texts if text not in listed] if listed else []
+        if not outside:
+            return ""
+        share = f"{len(outside)} of {len(texts)} answers in {self.source} ({len(outside) / len(texts):.1%})"
+        return f"{share}, such as '{min(outside)}', are not among the {len(listed)} to choose from"
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Where the texts of each item end, all texts in line."""
+        return np.cumsum([len(several) for several in self.texts])
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of an item and one of its texts there are."""
+        return int(self._ends[-1])
+
+    def pair(self, number: int) -> tuple[int, str]:
+        """Return the item of a pair, and its text."""
+        item = int(np.searchsorted(self._ends, number, "right"))
+        return item, self.texts[item][number - int(self._ends[item])]
+
+
+class Entry(NamedTuple):
+    """What is known of an item without its image; of what cannot be used, the reason."""
+
+    path: str | None
+    texts: tuple[str, ...]
+    broken: Skip | None = None
+
+
+def open_items(
+    task: str,
+    kind: Kind,
+    source: str | Path,
+    split: str | None,
+    *,
+    images: str | Path | None = None,
+    limit: int | None = None,
+    skip_missing: bool = False,
+) -> TaskData:
+    """Open a split of a data set for a task, and check that its images are there.
+
+    Args:
+        task: name of the task, for errors.
+        kind: which kind of items it takes.
+        source: see `open_data`.
+        split: ``train``, ``val``, ``test``, ...; ``all`` or None takes data without splits whole.
+        images: folder of the images that the data name.
+        limit: items at most, the first ones.
+        skip_missing: leave out what is missing or has no text, instead of refusing it.
+
+    Raises:
+        MultiflowError: the data are of another kind or layout, lack the split, or lack images.
+    """
+    data = open_kind(task, kind, source, split, images)
+    return take_items(data, limit=limit, skip_missing=skip_missing)
+
+
+def open_kind(
+    task: str, kind: Kind, source: str | Path, split: str | None, images: str | Path | None = None
+) -> Dataset[Any]:
+    """Open a split of a data set that holds what a task takes; see `open_items`."""
+    try:
+        data = open_data(source, images=images, split=split)
+    except WrongLayout as error:
+        raise WrongLayout(f"{error}; an example: {EXAMPLES[kind]}") from error
+    except NoSuchSplit as error:
+        if split != WHOLE:
+            raise NoSuchSplit(f"{error} (split 'all' takes data without splits whole)") from error
+        data = open_data(source, images=images)
+    if not isinstance(data, Dataset) or data.kind != kind:
+        raise MultiflowError(
+            f"task '{task}' takes {WHAT[kind]}, and '{source}' holds {data}; give a source such as {EXAMPLES[kind]}"
+        )
+    return data
+
+
+def take_items(data: Dataset[Any], *, limit: int | None = None, skip_missing: bool = False) -> TaskData:
+    """Check that the images of a data set are there, and take its items for a task; see `open_items`."""
+    if limit is not None and limit < 1:
+        raise MultiflowError(f"limit {limit} was given; expected at least 1")
+    entries = entries_of(data)[:limit]
+    usable = {number: entry for number, entry in enumerate(entries) if entry.broken is None}
+    skipped = tuple(entry.broken for entry in entries if entry.broken is not None)
+    skipped += data.skipped if limit is None else ()
+    refuse_broken(skipped, len(usable), data.source, allowed=skip_missing)
+    texts = tuple(entry.texts for entry in usable.values())
+    return TaskData(f"{data.source} ({data.layout})", tuple(usable), data.read, texts, skipped=skipped)
+
+
+def refuse_broken(skipped: Sequence[Skip], usable: int, source: str, *, allowed: bool) -> None:
+    """Raise an error that counts what cannot be used and names the first five, unless it may be left out."""
+    if not skipped or (allowed and usable):
+        return
+    listed = ", ".join(f"{skip.key} ({skip.reason})" for skip in skipped[:SHOWN])
+    more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+    fix = ", or leave these out with skip_missing=True (--skip-missing)" if usable else ""
+    raise MultiflowError(
+        f"{len(skipped)} of {len(skipped) + usable} items of '{source}' cannot be used: {listed}{more}; mend them, or "
+        f"give the folder of the images with images= (--images){fix}"
+    )
+
+
+def entries_of(data: Dataset[Any]) -> list[Entry]:
+    """Return what is known of every item: its texts, and whether its image is there.
+
+    Data sets of files know both without opening an image; of others, such as shards, every item is read once.
+    """
+    known = map(data.known, range(len(data)))
+    return _checked([_read_entry(data.read, i) if of is None else Entry(*of) for i, of in enumerate(known)])
+
+
+def missing_images(data: Dataset[Any]) -> list[Skip]:
+    """Return which image files are not there; images that are not files of their own do not count."""
+    known = [Entry(*of) for of in map(data.known, range(len(data))) if of is not None]
+    return list(dict.fromkeys(entry.broken for entry in _checked(known) if entry.broken is not None))
+
+
+def _checked(entries: Sequence[Entry]) -> list[Entry]:
+    """Note of every entry whether its file is there."""
+    is_there = cache(os.path.exists)
+    return [
+        entry
+        if entry.path is None or is_there(entry.path)
+        else entry._replace(broken=Skip(os.path.basename(entry.path), "no such file"))
+        for entry in entries
+    ]
+
+
+def _read_entry(read: Callable[[int], Any], index: int) -> Entry:
+    try:
+        item = read(index)
+    except BrokenItem as error:
+        return Entry(None, (), error.skip)
+    return Entry(None, item.captions if hasattr(item, "captions") else item.answers)

@@ -1,0 +1,232 @@
+"""Image-caption pairs from Hugging Face data sets: folders of ``save_to_disk``, parquet files, names on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.data.dataset import BrokenItem, Dataset, Pair
+from multiflow.data.files import NoSuchSplit, choose_split, load_image, open_image, split_in_name
+
+PREFIX = "hf:"
+LAYOUT = "Hugging Face data set"
+IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "webp")
+TEXT_NAMES = ("caption", "captions", "text", "texts", "txt", "sentence", "sentences", "description")
+TEXT_TYPES = ("string", "large_string", "string_view")
+BYTE_TYPES = ("binary", "large_binary", "binary_view")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``hf:NAME,OPTION=VALUE,...`` may say beside the name."""
+
+    image: str | None = None
+    text: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+
+def open_named(source: str, split: str | None) -> Dataset[Pair]:
+    """Open ``hf:NAME,image=COLUMN,text=COLUMN,config=CONFIG,split=SPLIT``; NAME is on the Hub, or a folder or file.
+
+    Args:
+        source: the name and, where they are not plain from the data, the options.
+        split: goes before the split that `source` names.
+    """
+    name, *options = source.removeprefix(PREFIX).split(",")
+    known = [field.name for field in fields(Choice)]
+    given = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in known or not value:
+            raise MultiflowError(
+                f"'{option}' in '{source}' is not understood; expected hf:NAME and options of "
+                f"{', '.join(f'{word}=' for word in known)} after commas, such as hf:owner/name,text=caption"
+            )
+        given[key] = value
+    choice = Choice(**given)
+    split, path = split or choice.split, Path(name).expanduser()
+    if not name:
+        raise MultiflowError(f"'{source}' names no data set; expected hf:OWNER/NAME or hf:FOLDER")
+    if not path.exists():
+        return _open_on_hub(name, choice, split)
+    if path.is_dir() and is_saved(path):
+        return open_saved(path, split, choice)
+    if files := [path] if path.is_file() else parquet_files(path) or parquet_files(path / "data"):
+        return open_parquet(files, path, split, choice)
+    raise MultiflowError(f"'{name}' holds no Hugging Face data set; expected a folder of save_to_disk or parquet files")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` wrote the folder."""
+    whole = ("dataset_info.json", "state.json")
+    return (folder / "dataset_dict.json").is_file() or all((folder / name).is_file() for name in whole)
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """Return the parquet files in a folder, sorted."""
+    return sorted(folder.glob("*.parquet"))
+
+
+def open_saved(folder: Path, split: str | None, choice: Choice = Choice()) -> Dataset[Pair]:
+    """Open a folder that ``save_to_disk`` wrote: one table, or one a split."""
+    library = _library()
+    where = f"'{folder}'"
+    try:
+        table = library.load_from_disk(str(folder))
+    except Exception as error:  # Arrow and the library raise errors of their own
+        raise _unreadable(where, error) from error
+    if isinstance(table, dict):
+        table = table[_choose(split, list(table), where)]
+    elif split is not None and split != str(table.split):
+        raise NoSuchSplit(f"split '{split}' was given, but {where} holds one table; leave it out")
+    return _dataset(table, choice, str(folder))
+
+
+def open_parquet(files: Sequence[Path], source: Path, split: str | None, choice: Choice = Choice()) -> Dataset[Pair]:
+    """Open parquet files, those of one split if their names tell splits; the library keeps a copy in its cache."""
+    library = _library()
+    where = f"'{source}'"
+    splits = [split_in_name(path) for path in files]
+    if None not in splits:
+        held = list(dict.fromkeys(name for name in splits if name))
+        chosen = _choose(split, held, where)
+        files = [path for path, name in zip(files, splits, strict=True) if name == chosen]
+    elif split is not None:
+        raise NoSuchSplit(f"split '{split}' was given, but the files in {where} name none; leave it out")
+    try:
+        table = library.load_dataset("parquet", data_files=list(map(str, files)), split="train")
+    except Exception as error:  # Arrow and the library raise errors of their own
+        raise _unreadable(where, error) from error
+    return _dataset(table, choice, str(source))
+
+
+def _open_on_hub(name: str, choice: Choice, split: str | None) -> Dataset[Pair]:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise MultiflowError(f"no data at '{name}': no such file or folder; check the path")
+    library = _library()
+    where = f"'{name}' on the Hugging Face Hub"
+    _reach(name)
+    try:
+        held = list(library.get_dataset_split_names(name, choice.config))
+        table = library.load_dataset(name, choice.config, split=_choose(split, held, where))
+    except MultiflowError:
+        raise
+    except Exception as error:  # no such configuration, a script that would have to run, a broken download, ...
+        raise _unreadable(where, error) from error
+    return _dataset(table, choice, name)
+
+
+def _reach(name: str) -> None:
+    """Ask the Hub for a data set once and quickly, unless HF_HUB_OFFLINE tells to stay away from it."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().dataset_info(name, timeout=5)
+    except Exception as error:  # its HTTP library, and with it the class of a failed connection, differs by version
+        raise MultiflowError(
+            f"no data set '{name}' on this disk, nor on the Hugging Face Hub from here; give the path of a folder, "
+            "or set HF_HUB_OFFLINE=1 to use what the cache holds"
+        ) from error
+
+
+def _choose(split: str | None, held: Sequence[str], where: str) -> str:
+    """As `choose_split`, where ``val`` may be called ``validation``, and a lone split is taken by itself."""
+    if split is None and len(held) == 1:
+        return held[0]
+    return (
+        "validation"
+        if split == "val" and split not in held and "validation" in held
+        else choose_split(split, held, where)
+    )
+
+
+def _dataset(table: Any, choice: Choice, source: str) -> Dataset[Pair]:
+    """Make the data set of a table of the library."""
+    kinds = {name: _kind_of(feature) for name, feature in table.features.items()}
+    image = _column("image", choice.image, IMAGE_NAMES, kinds, table.features, source)
+    text = _column("text", choice.text, TEXT_NAMES, kinds, table.features, source)
+    library = _library()
+    table = table.select_columns([image, text])
+    if isinstance(table.features[image], library.Image):
+        table = table.cast_column(image, library.Image(decode=False))  # bytes: a broken image costs itself alone
+    if not len(table):
+        raise MultiflowError(f"'{source}' holds no rows; expected images with captions")
+    return Dataset("pairs", LAYOUT, source, len(table), partial(_read, table, image, text))
+
+
+def _column(
+    kind: str, given: str | None, usual: Sequence[str], kinds: dict[str, str], features: Any, source: str
+) -> str:
+    """Return the one column of a kind: the one given, the only one there is, or the only one with a usual name."""
+    if given is not None and given not in kinds:
+        raise unknown(f"column of '{source}'", given, kinds)
+    able = [name for name, held in kinds.items() if held == kind] if given is None else [given]
+    named = [name for name in able if name.lower() in usual]
+    if len(found := able if len(able) == 1 else named) == 1 and kinds[found[0]] == kind:
+        return found[0]
+    columns = ", ".join(f"{name} ({_describe(feature)})" for name, feature in features.items())
+    problem = f"column '{given}' of '{source}' holds no {kind}" if given else f"'{source}' has no plain {kind} column"
+    raise MultiflowError(f"{problem}; its columns are {columns}; name one with hf:{source},{kind}=COLUMN")
+
+
+def _kind_of(feature: Any) -> str:
+    """Return ``image``, ``text`` (also lists of texts) or ``other``."""
+    inner = _element(feature)
+    if inner is not None:
+        return "text" if getattr(inner, "dtype", "") in TEXT_TYPES else "other"
+    if isinstance(feature, dict):
+        return "image" if "bytes" in feature else "other"
+    if isinstance(feature, _library().Image) or getattr(feature, "dtype", "") in BYTE_TYPES:
+        return "image"
+    return "text" if getattr(feature, "dtype", "") in TEXT_TYPES else "other"
+
+
+def _describe(feature: Any) -> str:
+    """Name the type of a column in a word."""
+    inner = _element(feature)
+    if inner is not None:
+        return f"list of {_describe(inner)}"
+    plain = isinstance(feature, dict | list | _library().Image)
+    return type(feature).__name__ if plain else str(getattr(feature, "dtype", type(feature).__name__))
+
+
+def _element(feature: Any) -> Any:
+    """Return the type of a list's elements, or None for what is no list; the library had two forms of lists."""
+    return feature[0] if isinstance(feature, list) and len(feature) == 1 else getattr(feature, "feature", None)
+
+
+def _read(table: Any, image: str, text: str, index: int) -> Pair:
+    row, key = table[index], f"row {index}"
+    held = row[image] if isinstance(row[image], dict) else {"bytes": row[image]}
+    texts = [row[text]] if isinstance(row[text], str) else row[text] or []
+    captions = tuple(stripped for caption in texts if caption and (stripped := caption.strip()))
+    if not captions:
+        raise BrokenItem(key, "its caption is empty")
+    if held.get("bytes"):
+        return Pair(open_image(held["bytes"], key), captions, key)
+    if held.get("path"):
+        return Pair(load_image(held["path"], key), captions, key)
+    raise BrokenItem(key, "it has no image")
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MultiflowError(
+            "Hugging Face data sets need the library 'datasets', which is not installed; "
+            "install it with: in the checkout: pip install -e '.[data]'"
+        ) from error
+    return datasets
+
+
+def _unreadable(where: str, error: Exception) -> MultiflowError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return MultiflowError(f"the data set {where} cannot be read: {reason}; check it, or name its config=, split=")

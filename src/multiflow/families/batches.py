@@ -1,0 +1,217 @@
+"""Calibration batches for a model of a known family, from a data set or from the synthetic world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+from torch import nn
+
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.ranks import exchange, rank
+from multiflow.data import Batches, Inputs, open_data, whole_images
+from multiflow.data.dataset import AnyData, from_memory
+from multiflow.data.image_batches import ImageBatches, label_classes, open_images
+from multiflow.families.opening import fitting_tokenizer, pixel_statistics
+
+MOST_BATCHES = 3000  # as published, like the lengths of the texts
+MOST_TOKENS = 40
+MOST_BLIP_TOKENS = 30
+SHAPES_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where calibration data come from.
+
+    Args:
+        data: a data set on disk; None = scenes of Shapes, made on the fly.
+        images: folder of the images that the data name.
+        tokenizer: folder or Hugging Face id; None = the model's own, or ``bert-base-uncased``.
+        batches: how many at most; None = all, at most 3,000 (of Shapes 16).
+        batch_size: pairs or images a batch.
+        seed: of the order, of captions, hidden tokens and augmentation.
+        split: of data that have splits; None = train.
+        augment: None, or ``paper``, as in the published calibration.
+        workers: processes that read and decode in the background.
+    """
+
+    data: str | None
+    images: str | None = None
+    tokenizer: str | None = None
+    batches: int | None = None
+    batch_size: int = 32
+    seed: int = 0
+    split: str | None = None
+    augment: str | None = None
+    workers: int = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What all kinds of batches take."""
+        limit = MOST_BATCHES if self.batches is None else self.batches
+        return {"batch_size": self.batch_size, "limit": limit, "seed": self.seed, "workers": self.workers}
+
+
+@dataclass
+class Counted:
+    """Batches that remember how many samples went by in the latest pass."""
+
+    batches: Batches | ImageBatches
+    what: str
+    source: str
+    seen: int = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return self._counted(self.batches)
+
+    def numbered(self, numbers: Iterable[int]) -> Iterator[Mapping[str, Any] | None]:
+        """Make the batches with these numbers; None for one that is broken."""
+        return self._counted(self.batches.numbered(numbers))
+
+    def _counted(self, batches: Iterable[Any]) -> Iterator[Any]:
+        self.seen = 0
+        for batch in batches:
+            for part in (batch, batch.get("region", {})) if batch else ():
+                rows = part.get("input_ids", part.get("pixel_values"))
+                self.seen += 0 if rows is None else len(rows)
+            yield batch
+
+    def summary(self) -> dict[str, Any]:
+        """What was read by all processes, as plain values."""
+        report, data = self.batches.skipped, cast("AnyData", self.batches.data)
+        unseen = len(data.skipped) if rank() else 0  # what opening the data skipped counts once
+        everyone = exchange("data", (self.seen, report.seen - unseen, report.skips))
+        skips = list(dict.fromkeys(skip for *_, skips in everyone for skip in skips))
+        seen = {
+            "kind": self.what,
+            "samples": sum(samples for samples, *_ in everyone),
+            "looked_at": sum(looked for _, looked, _ in everyone),
+            "skipped": len(skips),
+        }
+        return {"source": self.source, **seen, "skips": [list(skip) for skip in skips[:5]]}
+
+
+def calibration_batches(model: nn.Module, data: str | None = None, **options: Any) -> Counted:
+    """Return calibration batches for a model of a known family, as ``multiflow prune`` makes them.
+
+    Args:
+        model: from ``mf.load_model`` or ``from_pretrained``; a tokenizer in its folder is used.
+        data: a data set on disk or ``hf:NAME``; None = scenes of Shapes, made on the fly (X-VLM and BLIP).
+        options: further fields of `Source`: images, tokenizer, batches, batch_size, seed, split, augment, workers.
+
+    Raises:
+        MultiflowError: an unknown option, data that do not fit the model, or a model of no known family.
+
+    >>> batches = mf.calibration_batches(mf.load_model("xvlm-shapes"), batches=4)   # doctest: +SKIP
+    """
+    known = [field.name for field in fields(Source) if field.name != "data"]
+    for name in options:
+        if name not in known:
+            raise unknown("option", name, known)
+    return open_batches(model, getattr(model, "name_or_path", ""), Source(data, **options))
+
+
+def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
+    """Return the calibration batches of a model.
+
+    Args:
+        model: of a known family.
+        place: where it was loaded from; its tokenizer and pixel statistics may be there.
+        source: the data, and how many.
+    """
+    counts = (
+        ("--batches", source.batches, 1),
+        ("--batch-size", source.batch_size, 1),
+        ("--workers", source.workers, 0),
+    )
+    for option, value, least in counts:
+        if value is not None and value < least:
+            raise MultiflowError(f"{option} {value} was given; expected at least {least}")
+    config: Any = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", type(model).__name__)
+    if model_type not in MAKERS:
+        raise MultiflowError(
+            f"there are no calibration batches for models of type '{model_type}', only for {', '.join(MAKERS)}; "
+            "prune this one from Python with mf.prune(model, batches=...)"
+        )
+    return MAKERS[model_type](model, place, source)
+
+
+def _xvlm(model: Any, place: str, source: Source) -> Counted:
+    """Pairs, and regions where the data have them, for X-VLM."""
+    config = model.config
+    text = config.text
+    inputs = Inputs(
+        fitting_tokenizer(source.tokenizer, place, text["vocab_size"]),
+        config.image_size,
+        config.patch_size,
+        max_length=min(MOST_TOKENS, text["max_position_embeddings"]),
+        augment=source.augment,
+    )
+    return _pairs(_open(source, config.image_size), inputs, source)
+
+
+def _blip_pretraining(model: Any, place: str, source: Source) -> Counted:
+    """Pairs for our BLIP."""
+    text = model.config.text
+    return _blip(place, source, model.config.image_size, text["vocab_size"], text["max_position_embeddings"])
+
+
+def _blip_transformers(model: Any, place: str, source: Source) -> Counted:
+    """Pairs for the BLIP models of transformers."""
+    text, size = model.config.text_config, model.config.vision_config.image_size
+    return _blip(place, source, size, text.vocab_size, text.max_position_embeddings)
+
+
+def _blip(place: str, source: Source, size: int, vocabulary: int, positions: int) -> Counted:
+    """Pairs for BLIP, whose texts end with [SEP]; of regions it sees the whole image and one of its captions."""
+    inputs = Inputs(
+        fitting_tokenizer(source.tokenizer, place, vocabulary),
+        size,
+        max_length=min(MOST_BLIP_TOKENS, positions),
+        mlm=False,
+        end=True,
+        augment=source.augment,
+        **pixel_statistics(place),
+    )
+    return _pairs(whole_images(_open(source, size)), inputs, source)
+
+
+def _pairs(data: AnyData, inputs: Inputs, source: Source) -> Counted:
+    return Counted(Batches(data, inputs, **source.options), "pairs", str(data))
+
+
+def _images(model: Any, place: str, source: Source) -> Counted:
+    """Images for a ViT or DINO, with labels where they lie in a folder a class."""
+    if source.data is None:
+        raise MultiflowError("there are no images to calibrate on; give some with data= (--data DIR)")
+    data, classes = open_images(source.data, source.images, source.split)
+    labels = label_classes(classes, getattr(model.config, "label2id", None) or {})
+    options = {**source.options, **pixel_statistics(place), "augment": source.augment}
+    batches = ImageBatches(data, model.config.image_size, classes=labels, **options)
+    return Counted(batches, "images", batches.source)
+
+
+MAKERS: dict[str, Callable[[Any, str, Source], Counted]] = {
+    "xvlm": _xvlm,
+    "blip-pretraining": _blip_pretraining,
+    "blip": _blip_transformers,
+    "vit": _images,
+    "dinov2": _images,
+}
+"""``config.model_type`` -> function that makes the batches of such a model."""
+
+
+def _open(source: Source, size: int) -> AnyData:
+    """Open the data, or draw training scenes of Shapes with a caption each where none were given."""
+    if source.data is not None:
+        return open_data(source.data, images=source.images, split=source.split)
+    from multiflow.worlds.shapes import describe, make_scenes, render
+
+    scenes = make_scenes("train", (source.batches or SHAPES_BATCHES) * source.batch_size, seed=source.seed)
+    return from_memory([(render(scene, size), describe(scene, 1)[0]) for scene in scenes])

@@ -1,0 +1,118 @@
+"""Sizes of a BLIP pretraining model, in plain words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from multiflow.families.sizes import check_activations, check_rules, check_sizes, complete
+
+VISION = {
+    "width": 768,
+    "layers": 12,
+    "heads": 12,
+    "mlp": 3072,
+    "act": "gelu",
+    "qkv": "fused",
+}
+TEXT = {
+    "width": 768,
+    "layers": 12,
+    "heads": 12,
+    "mlp": 3072,
+    "act": "gelu",
+    "vocab_size": 30524,
+    "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-12,
+    "encoder_width": None,  # that of the vision tower
+    "dropout": 0.1,
+}
+WORDS = ("act", "qkv")
+FRACTIONS = ("momentum", "alpha", "text.layer_norm_eps", "text.dropout")
+TOKENS = ("enc_token_id", "bos_token_id", "pad_token_id")
+
+
+class BlipPretrainingConfig(PretrainedConfig):
+    """Sizes of a BLIP pretraining model; whatever is not given has the size of BLIP base.
+
+    Args:
+        image_size: side of the square images, in pixels.
+        patch_size: side of a patch, in pixels.
+        embed_dim: width of the contrastive image and text features.
+        queue_size: number of features of earlier batches that the contrastive loss compares with.
+        momentum: share of itself that a momentum parameter keeps in each step.
+        alpha: share of the momentum model's opinion in the contrastive targets, once it has been ramped up.
+        temp: initial temperature of the contrastive loss.
+        enc_token_id: [ENC], the first token of a text that is encoded with an image.
+        bos_token_id: [DEC], the first token of a text that is decoded.
+        pad_token_id: the token that pads texts.
+        vision: ``width, layers, heads, mlp`` (hidden width of the MLP) and ``act``; ``qkv`` is always ``fused``.
+        text: ``width, layers, heads, mlp, act, vocab_size, max_position_embeddings, layer_norm_eps, dropout``.
+        initializer_range: standard deviation of the initial weights.
+
+    Raises:
+        MultiflowError: an unknown or inconsistent size.
+
+    >>> BlipPretrainingConfig(image_size=64, vision={"layers": 4}).vision["width"]
+    768
+    """
+
+    model_type = "blip-pretraining"
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        embed_dim: int = 256,
+        queue_size: int = 57600,
+        momentum: float = 0.995,
+        alpha: float = 0.4,
+        temp: float = 0.07,
+        enc_token_id: int = 30523,
+        bos_token_id: int = 30522,
+        pad_token_id: int = 0,
+        vision: dict[str, Any] | None = None,
+        text: dict[str, Any] | None = None,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ):
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.embed_dim = embed_dim
+        self.queue_size = queue_size
+        self.momentum = momentum
+        self.alpha = alpha
+        self.temp = temp
+        self.enc_token_id = enc_token_id
+        self.vision = complete("vision", vision or {}, VISION)
+        self.text = complete("text", text or {}, TEXT)
+        self.text["encoder_width"] = self.text["encoder_width"] or self.vision["width"]
+        self.initializer_range = initializer_range
+        kwargs |= {"bos_token_id": bos_token_id, "pad_token_id": pad_token_id}
+        kwargs.setdefault("tie_word_embeddings", True)
+        super().__init__(**kwargs)
+        _check(self)
+
+
+def _check(config: BlipPretrainingConfig) -> None:
+    vision, text = config.vision, config.text
+    top = ("image_size", "patch_size", "embed_dim", "queue_size", "momentum", "alpha", *TOKENS)
+    sizes = {name: getattr(config, name) for name in top}
+    sizes |= {f"vision.{key}": value for key, value in vision.items() if key not in WORDS}
+    sizes |= {f"text.{key}": value for key, value in text.items() if key not in WORDS}
+    check_sizes(sizes, fractions=FRACTIONS, may_be_zero=(*FRACTIONS, *TOKENS))
+    rules = [
+        ("image_size", "a multiple of patch_size", config.image_size % config.patch_size == 0),
+        ("vision.width", "a multiple of vision.heads", vision["width"] % vision["heads"] == 0),
+        ("text.width", "a multiple of text.heads", text["width"] % text["heads"] == 0),
+        ("text.encoder_width", "equal to vision.width", text["encoder_width"] == vision["width"]),
+        *((name, "at most 1", sizes[name] <= 1) for name in ("momentum", "alpha")),
+        *(
+            (name, f"less than text.vocab_size, {text['vocab_size']}", sizes[name] < text["vocab_size"])
+            for name in TOKENS
+        ),
+    ]
+    check_rules(sizes, rules)
+    check_rules(vision, [("qkv", "'fused', as in the release", vision["qkv"] == "fused")])
+    check_activations(vision["act"], text["act"])

@@ -1,0 +1,1 @@
+"""ViT, DINO and DINOv2."""

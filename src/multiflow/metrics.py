@@ -1,0 +1,17 @@
+"""Metrics of the tasks, in percent, equal to those of the official tools: reached as ``mf.metrics``."""
+
+from multiflow.tasks.captioning.metrics import CAPTION_METRICS, caption_scores, missing_caption_metrics
+from multiflow.tasks.figures import Figures
+from multiflow.tasks.ranking import recall, top1
+from multiflow.tasks.vqa.metric import vqa_accuracy, write_vqa_results
+
+__all__ = [
+    "CAPTION_METRICS",
+    "Figures",
+    "caption_scores",
+    "missing_caption_metrics",
+    "recall",
+    "top1",
+    "vqa_accuracy",
+    "write_vqa_results",
+]

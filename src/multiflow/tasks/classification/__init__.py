@@ -1,0 +1,1 @@
+"""Classification: which class an image shows, by top-1 accuracy."""

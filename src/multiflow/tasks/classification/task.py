@@ -1,0 +1,166 @@
+"""Classification: which class an image shows, by top-1 accuracy.
+
+Trained with cross-entropy on a new head, as DINO is fine-tuned for CIFAR-10, CIFAR-100 and Flowers-102.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multiflow.base.errors import MultiflowError
+from multiflow.base.files import write_atomically
+from multiflow.calibration.hooks import evaluating
+from multiflow.data import Skip
+from multiflow.data.feed import Batch
+from multiflow.data.items import TaskData, refuse_broken
+from multiflow.data.layouts.labelled import open_labelled
+from multiflow.tasks.figures import Figures
+from multiflow.tasks.inputs import (
+    TaskInputs,
+    drawn,
+    in_batches,
+    made_of,
+    to_tensor,
+    training_picture,
+)
+from multiflow.tasks.ranking import top1
+from multiflow.tasks.task import Task
+
+RESULTS = "classes.json"
+
+
+def open_classes(
+    source: str | Path,
+    split: str | None,
+    *,
+    images: str | Path | None = None,
+    limit: int | None = None,
+    skip_missing: bool = False,
+) -> TaskData:
+    """Open labelled images, see `multiflow.data.layouts.labelled.open_labelled`; the limit takes them evenly from all.
+
+    Raises:
+        MultiflowError: another layout or split, images that are missing, or ``images`` was given.
+    """
+    if images is not None:
+        raise MultiflowError(f"images '{images}' was given, but labelled images lie in the data folder; leave it out")
+    if limit is not None and limit < 1:
+        raise MultiflowError(f"limit {limit} was given; expected at least 1")
+    data = open_labelled(source, split)
+    count = len(data) if limit is None else min(limit, len(data))
+    chosen = [i * len(data) // count for i in range(count)]  # images lie class by class
+    missing = missing_files(data, chosen)
+    refuse_broken(list(missing.values()), count - len(missing), data.source, allowed=skip_missing)
+    kept = [i for i in chosen if i not in missing]
+    texts = tuple(data.texts[i] for i in kept)
+    return replace(data, items=kept, texts=texts, skipped=tuple(missing.values()))
+
+
+def missing_files(data: TaskData, chosen: list[int]) -> dict[int, Skip]:
+    """Return those of the chosen images whose file is not there."""
+    paths = {i: known.path for i in chosen if (known := data.known(i)) is not None}
+    return {i: Skip(os.path.basename(path), "no such file") for i, path in paths.items() if not os.path.exists(path)}
+
+
+def image_inputs(model: Any, tokenizer: Any = None, **options: Any) -> TaskInputs:
+    """Return the inputs of a model that takes images alone; options: augment, seed, mean and std."""
+    options.pop("max_length", None)
+    return TaskInputs(model.config.image_size, **options)
+
+
+def image_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position: int) -> dict[str, Any]:
+    """Return images with the number of their class."""
+
+    def make(number: int, index: int) -> tuple[Any, int]:
+        return training_picture(data[index], (), inputs, number), data.choices.index(data.texts[index][0])
+
+    made = made_of(make, drawn(len(data), inputs, batch_size, position))
+    pixels = to_tensor([picture for picture, _ in made], inputs)
+    return {"pixel_values": pixels, "labels": torch.tensor([label for _, label in made])}
+
+
+def image_loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+    """Return the cross-entropy, and the share of the batch that is right."""
+    logits = model(pixel_values=batch["pixel_values"]).logits
+    right = (logits.argmax(1) == batch["labels"]).float().mean()
+    return F.cross_entropy(logits.float(), batch["labels"]), {"right": right}
+
+
+@torch.no_grad()
+def evaluate_classification(
+    model: Any,
+    tokenizer: Any,
+    data: TaskData,
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+    save: str | Path | None = None,
+    **how: Any,
+) -> Figures:
+    """Classify every image.
+
+    Args:
+        model: a classifier.
+        tokenizer: nothing; it is there for the form.
+        data: labelled images. Where the model knows their classes by name, these names decide; else their order.
+        batch_size: images at once.
+        progress: called with (images done, images in all).
+        save: folder for ``classes.json``: ``[{"image", "class"}]``.
+        how: mean and std of the pixels.
+
+    Returns:
+        ``top-1``; ``each`` is 100 for an image that is right and 0 for another, in the order of the data.
+
+    Raises:
+        MultiflowError: the model has another number of classes.
+    """
+    inputs = image_inputs(model, **how)
+    labels = class_numbers(model, data)
+    logits, keys = [], []
+    with evaluating(model):
+        for items, pixels in in_batches(model, data, inputs, batch_size, progress):
+            logits.append(model(pixel_values=pixels).logits.float().cpu())
+            keys += [item.key for item in items]
+    said = torch.cat(logits)
+    if save is not None:
+        names = {number: name for name, number in labels.items()}
+        found = [{"image": k, "class": names.get(i)} for k, i in zip(keys, said.argmax(1).tolist(), strict=True)]
+        write_atomically(Path(save) / RESULTS, json.dumps(found, indent=1) + "\n")
+    truth = torch.tensor([labels[name] for (name,) in data.texts])
+    return Figures({"top-1": top1(said, truth)}, (100 * (said.argmax(1) == truth)).tolist())
+
+
+def class_numbers(model: Any, data: TaskData) -> dict[str, int]:
+    """Return the model's number of each class: by name where it knows them all, else in order."""
+    known = getattr(model.config, "label2id", None) or {}
+    if all(name in known for name in data.choices):
+        return {name: int(known[name]) for name in data.choices}
+    if model.config.num_labels != len(data.choices):
+        raise MultiflowError(
+            f"the model knows {model.config.num_labels} classes and {data.source} has {len(data.choices)}; "
+            "give the data that it was fine-tuned on, with a folder 'train' that holds all classes"
+        )
+    return {name: number for number, name in enumerate(data.choices)}
+
+
+TASK = Task(
+    name="classification",
+    open=open_classes,
+    options=lambda data: {"classes": len(data.choices)},
+    inputs=image_inputs,
+    batch=image_batch,
+    loss=image_loss,
+    evaluate=evaluate_classification,
+    main="top-1",
+    best="top-1",
+    models=("vit", "dinov2"),
+)

@@ -1,0 +1,1 @@
+"""Training: settings, the one loop, checkpoints, several processes, tracking, and fine-tuning; no task of its own."""

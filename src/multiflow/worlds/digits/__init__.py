@@ -1,0 +1,1 @@
+"""Handwritten digits, and the small ViT that tells them apart."""

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from multiflow.base.errors import MultiflowError
+from multiflow.data import open_data
+from tests.data.worlds import number_of, write_images, write_json, write_karpathy
+
+SPLITS = ["train", "val", "restval", "test", "train"]
+
+
+def ids(data):
+    return [int(pair.captions[0].split()[1]) for pair in data]
+
+
+def test_karpathy_splits(tmp_path):
+    path = write_karpathy(tmp_path, SPLITS)
+    assert ids(open_data(path)) == ids(open_data(path, split="train")) == [0, 2, 4]
+    assert ids(open_data(path, split="restval")) == [2]
+    assert ids(open_data(path, split="val")) == [1]
+    assert ids(open_data(path, split="all")) == [0, 1, 2, 3, 4]
+    pair = open_data(tmp_path, split="test")[0]
+    assert pair.captions == tuple(f"caption 3 {j}" for j in range(5))
+    assert number_of(pair.image) == 3
+    with pytest.raises(MultiflowError, match=r"split 'testt' is unknown.*did you mean 'test'"):
+        open_data(path, split="testt")
+
+
+def test_karpathy_images_elsewhere_or_without_their_folder(tmp_path):
+    path = write_karpathy(tmp_path / "a", SPLITS)
+    lists = tmp_path / "b" / "dataset_coco.json"
+    lists.parent.mkdir()
+    path.rename(lists)
+    with pytest.raises(MultiflowError, match=r"none of the 3 images .*--images"):
+        open_data(lists)
+    assert len(open_data(lists, images=tmp_path / "a")) == 3
+    assert number_of(open_data(lists, images=tmp_path / "a" / "val2014")[2].image) == 4
+
+
+def test_karpathy_entries_are_checked(tmp_path):
+    write_json(tmp_path / "dataset_x.json", {"images": [{"sentences": [], "split": "train"}]})
+    with pytest.raises(MultiflowError, match=r"image 0 of '.*dataset_x.json' has no 'filename'"):
+        open_data(tmp_path)
+
+
+def test_plain_list(tmp_path):
+    write_images(tmp_path / "images", ["a.png", "b.png"])
+    records = [
+        {"image": "a.png", "caption": "one", "image_id": 7},
+        {"image": "b.png", "caption": ["two", "three"]},
+        {"image": "b.png", "caption": "  "},
+    ]
+    data = open_data(write_json(tmp_path / "list.json", records))
+    assert [pair.captions for pair in data] == [("one",), ("two", "three")]
+    assert number_of(data[1].image) == 1
+    assert data.skipped == (("b.png", "no caption"),)
+
+
+def test_plain_list_as_json_lines(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    (tmp_path / "list.jsonl").write_text('{"image": "a.png", "caption": "one"}\n' * 3)
+    assert len(open_data(tmp_path)) == 3
+
+
+def test_plain_list_without_captions(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    path = write_json(tmp_path / "list.json", [{"image": "a.png", "url": "x"}])
+    with pytest.raises(MultiflowError, match=r"entry 0 of '.*list.json' has no 'caption' \(it has 'image', 'url'\)"):
+        open_data(path)
+    write_json(path, [{"image": "a.png", "caption": ""}])
+    with pytest.raises(MultiflowError, match=r"captions are missing: none of the 1 images"):
+        open_data(path)
+    write_json(path, [{"image": "a.png", "caption": 3}])
+    with pytest.raises(MultiflowError, match=r"'caption' of type int; expected str or list"):
+        open_data(path)
+
+
+def test_list_files_of_splits(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    for split, name in (("train", "a.png"), ("val", "b.png")):
+        write_json(tmp_path / f"coco_karpathy_{split}.json", [{"image": name, "caption": split}])
+    assert open_data(tmp_path)[0].captions == ("train",)
+    assert open_data(tmp_path, split="val")[0].captions == ("val",)
+    with pytest.raises(MultiflowError, match=r"one of train, val"):
+        open_data(tmp_path, split="test")
+
+
+def test_image_folder_with_captions_json(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    write_json(tmp_path / "captions.json", {"b.png": "two", "a.png": ["one", "uno"]})
+    assert [pair.captions for pair in open_data(tmp_path)] == [("two",), ("one", "uno")]
+    write_json(tmp_path / "captions.json", [{"image": "a.png", "caption": "one"}])
+    assert open_data(tmp_path)[0].captions == ("one",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.png\tone, two\nb.png\tthree\na.png\tfour\n",
+        'image,caption\na.png,"one, two"\nb.png,three\na.png,four\n',
+        "a.png#0\tone, two\nb.png#0\tthree\na.png#1\tfour\n",
+        "a.png,one, two\nb.png,three\na.png,four",
+    ],
+)
+def test_image_folder_with_captions_txt(tmp_path, text):
+    write_images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "captions.txt").write_text(text)
+    data = open_data(tmp_path)
+    assert [pair.key for pair in data] == ["a.png", "b.png"]
+    assert [[" ".join(c.split()) for c in pair.captions] for pair in data] == [["one, two", "four"], ["three"]]
+
+
+def test_captions_txt_with_a_line_that_has_none(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    (tmp_path / "captions.txt").write_text("a.png\tone\na.png\t\n")
+    with pytest.raises(MultiflowError, match=r"line 2 of '.*captions.txt' has no caption"):
+        open_data(tmp_path)
+
+
+def test_text_beside_each_image(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png", "c.png"])
+    (tmp_path / "a.txt").write_text("one\nuno\n")
+    (tmp_path / "c.txt").write_text("three")
+    data = open_data(tmp_path)
+    assert [pair.captions for pair in data] == [("one", "uno"), ("three",)]
+    assert data.skipped == (("b.png", "no readable caption file b.txt"),)
+
+
+def test_images_without_any_caption(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    with pytest.raises(MultiflowError, match=r"captions are missing: .* holds images but neither"):
+        open_data(tmp_path)
+
+
+def test_names_that_lead_out_of_the_folder(tmp_path):
+    write_images(tmp_path, ["data/a.png", "b.png"])
+    records = [{"image": "a.png", "caption": "x"}, {"image": "../b.png", "caption": "y"}]
+    with pytest.raises(MultiflowError, match=r"names the image '../b.png', outside of the data folder"):
+        open_data(write_json(tmp_path / "data" / "list.json", records))
+
+
+def test_paths_may_be_strings_and_start_at_home(tmp_path, monkeypatch):
+    write_karpathy(tmp_path, SPLITS)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_data("~/dataset_coco.json")) == len(open_data(str(tmp_path))) == 3
+    assert Path(open_data("~").source).name == "dataset_coco.json"

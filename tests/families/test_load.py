@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTForImageClassification, ViTModel
+
+from multiflow.base.errors import MultiflowError
+from multiflow.families import load_model
+from multiflow.families.load import HOUSE, RELEASES
+from multiflow.families.original import FAMILIES, MODEL_TYPES
+from multiflow.families.xvlm import XVLMForPretraining
+from tests import golden_data
+from tests.families.xvlm.sizes import small_model
+
+GOLDEN = golden_data.FOLDER / "xvlm"
+SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
+SIZES |= {"image_size": 32, "patch_size": 16}
+
+
+def weights():
+    return dict(golden_data.tensors("xvlm", "weights"))
+
+
+def load(state, tmp_path, **changes):
+    save_file({key: value.contiguous().clone() for key, value in state.items()}, tmp_path / "model.safetensors")
+    return load_model(tmp_path / "model.safetensors", "xvlm", golden_data.config("xvlm") | changes)
+
+
+def test_an_original_file_fills_every_parameter():
+    model, state = golden_data.model("xvlm"), weights()
+    assert not model.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    assert set(state) - set(parameters) == {"vision_encoder.position_ids", "text_encoder.bert.embeddings.position_ids"}
+    assert all(torch.equal(p, state[name]) for name, p in parameters.items())
+    text = model.text_encoder
+    assert text.cls.predictions.decoder.weight is text.bert.embeddings.word_embeddings.weight
+
+
+def test_a_loaded_original_can_be_saved_and_loaded_as_a_folder(tmp_path):
+    model, batch = golden_data.model("xvlm"), golden_data.batches("xvlm")[0]
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert isinstance(loaded, XVLMForPretraining)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), XVLMForPretraining)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).loss, model(**batch).loss)
+
+
+def test_half_precision_files_become_float32(tmp_path):
+    model = load({key: v.half() if v.is_floating_point() else v for key, v in weights().items()}, tmp_path)
+    assert model.dtype == torch.float32
+
+
+def test_shared_tensors_may_be_stored_once_or_twice(tmp_path):
+    state = weights()
+    del state["text_encoder.cls.predictions.decoder.weight"]
+    state["text_encoder.cls.predictions.bias"] = state["text_encoder.cls.predictions.decoder.bias"]
+    model = load(state, tmp_path)
+    assert (
+        model.text_encoder.cls.predictions.decoder.weight is model.text_encoder.bert.embeddings.word_embeddings.weight
+    )
+    state["text_encoder.cls.predictions.bias"] = state["text_encoder.cls.predictions.decoder.bias"] + 1
+    with pytest.raises(MultiflowError, match="are one tensor in this family but differ here"):
+        load(state, tmp_path)
+
+
+def test_misfits_are_named(tmp_path):
+    with pytest.raises(
+        MultiflowError, match=r"'vision_encoder.pos_embed.weight' has shape \(17, 64\) in the file and \(26"
+    ):
+        load(weights(), tmp_path, image_size=80)
+    state = weights()
+    del state["temp"], state["vision_proj.bias"]
+    with pytest.raises(MultiflowError, match="lacks 'temp', 'vision_proj.bias'; pass config="):
+        load(state, tmp_path)
+    with pytest.raises(MultiflowError, match="holds 'surprise', which the model does not have"):
+        load(weights() | {"surprise": torch.zeros(1)}, tmp_path)
+    with pytest.raises(
+        MultiflowError, match=r"'vision_encoder.class_embedding' has shape \(64,\) in the file and \(768,\)"
+    ):
+        load_model(GOLDEN / "weights.safetensors", "xvlm")  # base, where nothing is said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((GOLDEN / "weights.safetensors",), "does not say which model it holds; pass family= one of xvlm, dino"),
+        ((GOLDEN / "weights.safetensors", "xvml"), "unknown family 'xvml'; known: .*; did you mean 'xvlm'"),
+        (("nowhere/model.pth", "xvlm"), "there is no file or folder 'nowhere/model.pth'"),
+        (("/nowhere/model",), "there is no file or folder '/nowhere/model'"),
+        ((GOLDEN, None, "base"), "is not a file, and config= is for files of an original release; .* of its own"),
+        ((GOLDEN, "xvlm"), "family 'xvlm' was given, but '.*xvlm' is of none of the families .*model_type 'None'"),
+        ((GOLDEN, "xvml"), "unknown family 'xvml'; known: .*; did you mean 'xvlm'"),
+        (("vit-digits", "blip"), "family 'blip' was given, but '.*vit-digits' is of family 'dino': .*model_type 'vit'"),
+        ((GOLDEN.parent,), "holds no config.json"),
+        ((GOLDEN,), "cannot load folder '.*xvlm': Unrecognized model"),
+        (("no such model",), "'no such model' is no file or folder here, nor on Hugging Face: Repo id must use"),
+    ],
+)
+def test_bad_sources(arguments, message):
+    with pytest.raises(MultiflowError, match=message):
+        load_model(*arguments)
+
+
+def test_the_family_of_a_folder_may_be_said(tmp_path):
+    for source, family in (("vit-digits", "dino"), ("xvlm-shapes", "xvlm"), ("blip-shapes", "blip")):
+        assert type(load_model(source, family)) is type(load_model(source))
+    CLIPVisionModel(CLIPVisionConfig(**SIZES)).save_pretrained(tmp_path)
+    for family in FAMILIES:
+        with pytest.raises(MultiflowError, match=f"family '{family}' was given, but .* model_type 'clip_vision_model'"):
+            load_model(tmp_path, family)
+
+
+def test_every_known_model_type_has_the_family_of_its_release():
+    assert set(RELEASES.values()) == set(FAMILIES)
+    assert set(MODEL_TYPES) | set(HOUSE) == set(RELEASES)
+
+
+def test_folders_of_transformers_models(tmp_path):
+    model = ViTForImageClassification(ViTConfig(**SIZES, num_labels=3)).eval()
+    model.save_pretrained(tmp_path / "vit")
+    CLIPVisionModel(CLIPVisionConfig(**SIZES)).save_pretrained(tmp_path / "clip")
+    loaded = load_model(str(tmp_path / "vit"))
+    assert type(loaded) is ViTForImageClassification
+    assert type(load_model(tmp_path / "clip")) is CLIPVisionModel
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images).logits, model(images).logits)
+
+
+def test_weights_that_a_folder_lacks_are_announced(tmp_path):
+    ViTModel(ViTConfig(**SIZES), add_pooling_layer=False).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["ViTForImageClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match=r"lacks 2 weights of ViTForImageClassification.*random: classifier\.bias"):
+        load_model(tmp_path)
+
+
+def test_a_truncated_folder(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(MultiflowError, match=f"cannot load folder '{tmp_path}': "):
+        load_model(tmp_path)
+
+
+def test_importing_the_loader_does_not_import_transformers():
+    code = "import sys, multiflow.families; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from multiflow.base.errors import MultiflowError
+from multiflow.families import opening
+from multiflow.families.opening import (
+    beside_model,
+    bundled_models,
+    find_device,
+    find_dtype,
+    find_model,
+    naming_options,
+    open_model,
+    pixel_statistics,
+    quiet_transformers,
+)
+
+
+def test_devices() -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name, said in {
+        "cuda:99": "device 'cuda:99' is not on this machine, which has: cpu",
+        "meta": "device 'meta' is not on this machine",
+        "cpx": "unknown device 'cpx'; known: auto, cpu, cuda, cuda:N, mps; did you mean 'cpu'?",
+    }.items():
+        with pytest.raises(MultiflowError) as caught:
+            find_device(name)
+        assert str(caught.value).startswith(said)
+
+
+def test_dtypes() -> None:
+    assert find_dtype("auto") is None
+    assert find_dtype("bfloat16") is torch.bfloat16
+    with pytest.raises(MultiflowError, match="unknown dtype 'bfloat'; known: .*; did you mean 'bfloat16'?"):
+        find_dtype("bfloat")
+
+
+def test_models_are_paths_bundled_names_or_hub_ids(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "bundled_models", lambda: {"xvlm-shapes": tiny})
+    monkeypatch.chdir(tmp_path)
+    assert find_model("xvlm-shapes") == str(tiny)
+    assert find_model("facebook/dino-vitb16") == "facebook/dino-vitb16"
+    assert find_model("someone/xvlm-shape") == "someone/xvlm-shape"
+    assert find_model(str(tiny)) == str(tiny)
+    with pytest.raises(MultiflowError, match="unknown model 'xvlm-shaps'; known: xvlm-shapes, .* did you mean"):
+        find_model("xvlm-shaps")
+    (tmp_path / "xvlm-shapes").mkdir()
+    assert find_model("xvlm-shapes") == "xvlm-shapes"  # a folder of one's own comes first
+
+
+def test_every_bundled_model_is_a_folder_with_a_config() -> None:
+    assert all((folder / "config.json").is_file() for folder in bundled_models().values())
+
+
+def test_a_model_comes_in_the_dtype_that_is_asked_for(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert next(open_model(str(tiny), None, None).parameters()).dtype == torch.float32
+    assert next(open_model(str(tiny), None, None, "cpu", "bfloat16").parameters()).dtype == torch.bfloat16
+    assert capfd.readouterr() == ("", "")  # nothing of transformers on the screen
+
+
+def test_files_beside_a_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("tokenizer.json", "vocab.txt")
+    assert beside_model(str(tiny), names) == [tiny / "tokenizer.json"]
+    assert beside_model(str(tiny / "model.safetensors"), names) == []
+    fetched = tmp_path / "tokenizer.json"
+
+    def download(source: str, name: str) -> str:
+        if name == "vocab.txt":
+            raise FileNotFoundError(name)
+        return str(fetched)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert beside_model("someone/model", names) == [fetched]
+
+
+def test_pixel_statistics(tmp_path: Path) -> None:
+    assert pixel_statistics(str(tmp_path)) == {}
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}')
+    assert pixel_statistics(str(tmp_path)) == {"mean": (0.1, 0.2, 0.3), "std": (1, 1, 1)}
+    (tmp_path / "preprocessor_config.json").write_text('{"size": 3}')
+    assert pixel_statistics(str(tmp_path)) == {}
+
+
+def test_transformers_is_as_loud_as_before() -> None:
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with pytest.raises(ZeroDivisionError), quiet_transformers():
+        assert not logging.is_progress_bar_enabled()
+        raise ZeroDivisionError
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize(("said", "here"), [
+    ("pass family= one of xvlm", "pass --family one of xvlm"),
+    ("at most 12 rows fit: set batches_per_step=12", "at most 12 rows fit: --set batches_per_step=12"),
+    ("no layer 'a'; set Adapter(streams=...)", "no layer 'a'; set Adapter(streams=...)"),
+])  # fmt: skip
+def test_errors_name_options(said: str, here: str) -> None:
+    with pytest.raises(MultiflowError) as caught, naming_options():
+        raise MultiflowError(said)
+    assert str(caught.value) == here

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from multiflow.base.errors import MultiflowError
+from multiflow.families.sizes import check_activations, check_rules, check_sizes, complete
+
+
+def test_sizes_are_completed_in_the_order_of_the_defaults():
+    assert list(complete("text", {"b": 1}, {"a": 0, "b": 0}).items()) == [("a", 0), ("b", 1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"widht": 1}, "unknown size 'text.widht'; known: text.width; did you mean 'text.width'"),
+        ("big", "text is 'big'"),
+    ],
+)
+def test_a_section_that_is_wrong_is_named(given, message):
+    with pytest.raises(MultiflowError, match=message):
+        complete("text", given, {"width": 2})
+
+
+@pytest.mark.parametrize("size", [0, 1.5, "4", None])
+def test_a_size_is_a_whole_number_of_at_least_one(size):
+    with pytest.raises(MultiflowError, match=rf"width is {size!r}; it must be a number of at least 1"):
+        check_sizes({"width": size}, fractions=("eps",), may_be_zero=("depth", "eps"))
+
+
+def test_fractions_and_zeros_where_they_are_said_to_be_fine():
+    check_sizes({"width": 1, "eps": 1e-6, "depth": 0}, fractions=("eps",), may_be_zero=("depth", "eps"))
+
+
+def test_a_broken_rule_is_named():
+    check_rules({"width": 4}, [("width", "even", True)])
+    with pytest.raises(MultiflowError, match="width is 5; it must be even"):
+        check_rules({"width": 5}, [("width", "even", False)])
+
+
+def test_an_unknown_activation_is_named():
+    check_activations("gelu", "quick_gelu")
+    with pytest.raises(MultiflowError, match="unknown activation 'gleu'.*did you mean 'gelu'"):
+        check_activations("gelu", "gleu")

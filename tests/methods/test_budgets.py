@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from multiflow.base.errors import MultiflowError
+from multiflow.base.types import Budget, Layer, Layout, NofM, PerRow
+from multiflow.methods.budgets import ALLOCATIONS, check_pattern, find_allocation, fit_budget, pattern_budget
+
+LAYOUT = Layout((Layer("a", (50, 7), "x"), Layer("b", (30, 11), "y"), Layer("c", (20, 20), "x")))
+SPARSITIES = [0.0, 0.63, 0.9]
+
+
+def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scales = {"a": 1.0, "b": 3.0, "c": 0.3}
+    return {name: torch.randn(LAYOUT[name].shape, generator=generator) * scales[name] for name in LAYOUT}
+
+
+def dropped_by_sorting(values: dict[str, torch.Tensor], names: list[str], sparsity: float) -> dict[str, int]:
+    flat = torch.cat([values[name].flatten() for name in names])
+    owner = torch.repeat_interleave(torch.arange(len(names)), torch.tensor([values[n].numel() for n in names]))
+    first = owner[flat.argsort(stable=True)[: round(sparsity * len(flat))]]
+    return {name: int((first == i).sum()) for i, name in enumerate(names)}
+
+
+def test_global_ranks_all_scores_together():
+    scores = tensors()
+    budgets = find_allocation("global")(LAYOUT, SPARSITIES, {}, scores)
+    assert budgets == [dropped_by_sorting(scores, list(LAYOUT), s) for s in SPARSITIES]
+
+
+def test_uniform_gives_every_layer_its_share():
+    for s, budget in zip(SPARSITIES, find_allocation("uniform")(LAYOUT, SPARSITIES, {}, {}), strict=True):
+        assert budget == {layer.name: round(s * layer.size) for layer in LAYOUT.layers}
+
+
+def test_multimodal_ranks_magnitudes_in_every_group_apart():
+    weights = tensors()
+    magnitudes = {name: weight.abs() for name, weight in weights.items()}
+    budgets = find_allocation("multimodal")(LAYOUT, SPARSITIES, weights, {})
+    for s, budget in zip(SPARSITIES, budgets, strict=True):
+        assert list(budget) == list(LAYOUT)
+        assert budget == dropped_by_sorting(magnitudes, ["a", "c"], s) | dropped_by_sorting(magnitudes, ["b"], s)
+        assert budget["a"] + budget["c"] == round(s * (350 + 400))
+
+
+def test_your_function_asks_for_what_it_wants_by_keyword():
+    seen = {}
+
+    def mine(layout, sparsity, *, scores):
+        seen[sparsity] = scores
+        return {layer.name: 1 for layer in layout.layers}
+
+    scores = tensors()
+    assert find_allocation(mine)(LAYOUT, [0.5, 0.6], {}, scores) == [{"a": 1, "b": 1, "c": 1}] * 2
+    assert seen == {0.5: scores, 0.6: scores}
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"a": 1, "b": 1}, "no budget to layer 'c'"),
+        ({"a": 1, "b": 1, "c": 1, "d": 1}, "'d', which is not in the layout"),
+        ({"a": 1, "b": 1, "c": 0.5}, "layer 'c' a budget of 0.5"),
+        ({"a": 1, "b": 1, "c": 401}, "between 0 and 400"),
+        ({"a": -1, "b": 1, "c": 1}, "layer 'a' a budget of -1"),
+    ],
+)
+def test_a_wrong_budget_names_the_layer(budget, message):
+    with pytest.raises(MultiflowError, match=message):
+        find_allocation(lambda layout, sparsity: budget)(LAYOUT, [0.5], {}, {})
+
+
+def test_an_unknown_name_is_told_with_the_known_ones():
+    with pytest.raises(MultiflowError, match="known: global, uniform, multimodal; did you mean 'global'"):
+        find_allocation("globl")
+    assert list(ALLOCATIONS) == ["global", "uniform", "multimodal"]
+
+
+def test_per_row_means_the_same_in_every_row():
+    layout = Layout((Layer("a", (3, 50), "x"),))
+    assert pattern_budget(layout, 0.63, PerRow()) == {"a": round(0.63 * 50) * 3}
+    assert pattern_budget(LAYOUT, 0.0, PerRow()) == {"a": 0, "b": 0, "c": 0}
+    assert fit_budget(Budget({"a": 95}), layout) == {"a": round(95 / 150 * 50) * 3}
+
+
+def test_n_of_m_must_divide_the_inputs():
+    check_pattern(NofM(2, 4), Layout((Layer("c", (20, 20), "x"),)))
+    assert pattern_budget(Layout((Layer("c", (20, 20), "x"),)), 0.25, NofM(3, 4)) == {"c": 100}
+    with pytest.raises(MultiflowError, match="layer 'a' has 7 inputs"):
+        check_pattern(NofM(2, 4), LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (None, "gives a NoneType; expected a dict"),
+        (dict.fromkeys(LAYOUT, float("nan")), "layer 'a' a budget of nan"),
+        (dict.fromkeys(LAYOUT, "all"), "layer 'a' a budget of all"),
+        ({name: [1] for name in LAYOUT}, r"layer 'a' a budget of \[1\]; expected a whole number"),
+        (dict.fromkeys(LAYOUT, float("inf")), "layer 'a' a budget of inf"),
+    ],
+)
+def test_what_is_no_budget_is_one_sentence(budget, message):
+    with pytest.raises(MultiflowError, match=message):
+        find_allocation(lambda layout, sparsity: budget)(LAYOUT, [0.5], {}, {})
+
+
+def test_an_empty_layer_drops_nothing():
+    layout = Layout((Layer("a", (0, 4), "x"), Layer("b", (4, 0), "x"), Layer("c", (4, 4), "x")))
+    assert fit_budget(Budget({"a": 0, "b": 0, "c": 8}), layout) == {"a": 0, "b": 0, "c": 8}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_cannot_be_ranked_name_their_layer(bad):
+    weights = tensors()
+    weights["b"][3, 2] = bad
+    with pytest.raises(MultiflowError, match="the weight of layer 'b' holds NaN or Inf"):
+        find_allocation("multimodal")(LAYOUT, [0.4], weights, {})

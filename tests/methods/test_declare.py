@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import multiflow as mf
+from multiflow.base.types import NofM, PerRow, Unstructured
+from multiflow.methods import PRUNERS, STEPWISE, find_pruner, variant
+from tests.small import ADAPTER, towers_batches, two_towers
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_registry_as_it_was(monkeypatch):
+    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+
+
+def test_the_signature_is_the_declaration():
+    @mf.scorer("mine", allocation="global", pattern="2:4")
+    def my_score(weight, *, input_norm, power=0.5):
+        """First line
+        goes on.
+
+        Not this.
+        """
+
+    record = PRUNERS["mine"]
+    assert record.needs == ("input_norm",)
+    assert record.statistics == ("input_norm",)
+    assert record.hyper == {"power": 0.5}
+    assert record.summary == "First line goes on."
+    assert (record.allocation, record.pattern) == ("global", NofM(2, 4))
+    assert find_pruner(my_score) is record
+    assert mf.list_pruners()["mine"] == "First line goes on."
+
+
+def test_a_bare_decorator_takes_the_name_of_the_function():
+    @mf.scorer
+    def plain(weight):
+        """Say."""
+
+    assert PRUNERS["plain"].function is plain
+    assert (PRUNERS["plain"].allocation, PRUNERS["plain"].pattern) == ("uniform", Unstructured())
+
+
+def test_running_a_notebook_cell_again_replaces_the_pruner():
+    for _ in range(2):
+
+        @mf.scorer
+        def again(weight):
+            """Say."""
+
+    assert PRUNERS["again"].function is again
+
+
+def test_a_taken_name_is_an_error():
+    with pytest.raises(mf.MultiflowError, match="pruner 'wanda' is registered already"):
+
+        @mf.scorer("wanda")
+        def other(weight):
+            """Say."""
+
+
+def test_a_function_that_is_no_pruner_says_how_to_make_it_one():
+    with pytest.raises(mf.MultiflowError, match="decorate it with"):
+        find_pruner(lambda weight: weight)
+
+
+def test_an_unknown_name_is_told_with_the_closest():
+    with pytest.raises(
+        mf.MultiflowError, match="unknown pruner 'mutliflow'; known: random, .*did you mean 'multiflow'"
+    ):
+        find_pruner("mutliflow")
+
+
+def test_an_unknown_hyper_parameter_is_told_with_the_known_ones():
+    with pytest.raises(mf.MultiflowError, match="no hyper-parameter 'alhpa'; it has: alpha; did you mean 'alpha'"):
+        PRUNERS["ria"].settings({"alhpa": 1})
+    with pytest.raises(mf.MultiflowError, match="it has: none"):
+        PRUNERS["wanda"].settings({"alpha": 1})
+
+
+def test_a_variant_differs_in_its_record_alone():
+    variant("ria-1", "ria", "RIA, linear.", hyper={"alpha": 1.0}, pattern=PerRow())
+    record = PRUNERS["ria-1"]
+    assert record.function is PRUNERS["ria"].function
+    assert record.hyper == {"alpha": 1.0}
+    assert PRUNERS["ria"].hyper == {"alpha": 0.5}
+
+
+def test_names_and_order_of_the_list():
+    ours = [name for name in mf.list_pruners() if PRUNERS[name].function.__module__.startswith("multiflow.")]
+    assert ours == [
+        *("random", "magnitude", "magnitude-layer", "magnitude-modality", "l2", "lamp", "snip", "itersnip"),
+        *("chita", "chita++", "tamt", "wanda", "ria", "multiflow", "multiflow-refit", "lobs"),
+    ]
+    assert all(mf.list_pruners().values())
+
+
+@pytest.mark.parametrize("given", [["magnitude"], 3, None])
+def test_what_is_no_name_is_one_sentence(given):
+    with pytest.raises(mf.MultiflowError, match="unknown pruner '"):
+        find_pruner(given)
+    with pytest.raises(mf.MultiflowError, match="function 'partial' is not a pruner"):
+        find_pruner(partial(len))
+
+
+def prune(method, sparsity=0.5, **options):
+    return mf.prune(two_towers(), method, sparsity, towers_batches(), adapter=ADAPTER, **options)
+
+
+def test_a_solver_from_outside_in_under_ten_lines():
+    @mf.solver
+    def shrunk(weights, count, select, *, gradient_rows, share=0.5):
+        """Magnitude, and what is kept shrinks."""
+        masks = select({name: weight.abs() for name, weight in weights.items()}, count)
+        return masks, {name: share * weight * masks[name] for name, weight in weights.items()}
+
+    record = PRUNERS["shrunk"]
+    assert (record.kind, record.allocation, record.needs) == ("solver", "global", ("gradient_rows",))
+    assert record.hyper == {"share": 0.5, "steps": 1, "batches_per_step": 50, "schedule": "exp"}
+    assert record.changes_weights
+    assert record.stepwise
+    result, model = prune(shrunk, share=0.25), two_towers()
+    assert result.masks == prune("magnitude").masks
+    for name, weight in result.weights[0.5].items():
+        assert torch.equal(weight, 0.25 * model.get_submodule(name).weight * result.masks[0.5][name])
+
+
+def test_a_learner_from_outside_in_under_ten_lines():
+    @mf.learner("grown", allocation="global")
+    def grown(model, weights, loss, select, *, steps=2):
+        """Magnitude of summed gradients."""
+        for _ in range(steps):
+            loss().backward()
+        return {name: weight.grad.abs() for name, weight in weights.items()}
+
+    record = PRUNERS["grown"]
+    assert (record.kind, record.allocation, record.needs, record.hyper) == ("learner", "global", (), {"steps": 2})
+    assert record.needs_data
+    assert not record.stepwise
+    assert not record.changes_weights
+    model = two_towers()
+    for batch in towers_batches()[:2]:
+        ADAPTER.loss(model, batch).backward()
+    scores = {name: model.get_submodule(name).weight.grad.abs() for name in ADAPTER.layout(model)}
+    masks = prune(grown).masks[0.5]
+    border = max(float(scores[name][~mask].max()) for name, mask in masks.items())
+    assert all(bool((scores[name][mask] >= border).all()) for name, mask in masks.items())
+    assert masks.sparsity == 0.5
+
+
+def test_a_learner_takes_what_it_asks_for_and_no_more():
+    asked = {}
+
+    @mf.learner
+    def curious(model, weights, loss, select, *, sparsity, seed, checkpoint, progress, power=1.0):
+        """Ask for everything."""
+        asked.update(sparsity=sparsity, seed=seed, checkpoint=checkpoint, progress=progress, power=power)
+        return {name: weight.abs() for name, weight in weights.items()}
+
+    prune(curious, 0.75, seed=3, power=2.0)
+    assert asked == {"sparsity": 0.75, "seed": 3, "checkpoint": None, "progress": None, "power": 2.0}
+
+
+def test_scores_of_a_learner_that_cannot_be_ranked_name_pruner_and_layer():
+    bad = {"nan": lambda w: w / 0 * 0, "flat": lambda w: w.flatten()}
+    for name, make in bad.items():
+        mf.learner(name)(lambda model, weights, loss, select, make=make: {n: make(w) for n, w in weights.items()})
+    mf.learner("empty")(lambda model, weights, loss, select: {})
+    with pytest.raises(mf.MultiflowError, match=r"pruner 'nan' gave NaN or Inf scores for layer 'text.0'"):
+        prune("nan")
+    with pytest.raises(mf.MultiflowError, match=r"pruner 'flat' gave scores \(384,\) for layer 'text.0'; .*\(24, 16\)"):
+        prune("flat")
+    with pytest.raises(mf.MultiflowError, match=r"pruner 'empty' gave scores NoneType for layer 'text.0'"):
+        prune("empty")
+
+
+def test_a_scorer_with_a_schedule_is_repeated():
+    variant("ria-60", "ria", "RIA in steps.", hyper={**PRUNERS["ria"].hyper, **STEPWISE, "steps": 2})
+    assert PRUNERS["ria-60"].stepwise
+    assert not PRUNERS["ria"].stepwise
+    result = prune("ria-60", alpha=0.25, batches_per_step=2)
+    assert result.settings["hyper"] == {"alpha": 0.25, "steps": 2, "batches_per_step": 2, "schedule": "exp"}
+    assert result.masks[0.5].sparsity == pytest.approx(0.5, abs=1e-3)
+    assert result.masks != prune("ria", alpha=0.25).masks
+
+
+def test_a_solver_that_drops_another_number_is_told():
+    @mf.solver
+    def sloppy(weights, count, select, *, gradient_rows):
+        """Drop one more."""
+        masks = select({name: weight.abs() for name, weight in weights.items()}, count + 1)
+        return masks, dict(weights)
+
+    with pytest.raises(mf.MultiflowError, match="pruner 'sloppy' drops 897 weights; it was asked for 896"):
+        prune(sloppy)
+
+
+@pytest.mark.parametrize(("declare", "need", "there"), [
+    (mf.scorer, "sparsity", "input_norm, input_moment, gradient, generator"),
+    (mf.scorer, "gradient_rows", "input_norm, input_moment, gradient, generator"),
+    (mf.solver, "gradient", "gradient_rows, batch_samples"),
+    (mf.learner, "input_norm", "sparsity, seed, checkpoint, progress"),
+])  # fmt: skip
+def test_what_no_pruner_of_its_kind_is_given_is_told(declare, need, there):
+    scope = {}
+    exec(f"def wants(*args, {need}): pass", scope)
+    declare("wants")(scope["wants"])
+    kind = PRUNERS["wants"].kind
+    with pytest.raises(
+        mf.MultiflowError, match=f"'wants' needs '{need}', which no {kind} is given; there are: {there}"
+    ):
+        prune("wants")
+
+
+def test_a_check_of_hyper_parameters_comes_before_anything_is_computed():
+    def above(power):
+        if power <= 0:
+            raise mf.MultiflowError(f"power {power}")
+
+    @mf.scorer(check=above)
+    def checked(weight, *, input_norm, power=0.5, other=1):
+        """Say."""
+        return weight.abs() * input_norm**power
+
+    def never():
+        raise AssertionError("a batch was asked for")
+        yield
+
+    variant("checked-2", "checked", "Too.", hyper={"power": 2.0, "other": 1})
+    for name in ("checked", "checked-2"):
+        with pytest.raises(mf.MultiflowError, match="power -1.0"):
+            mf.prune(two_towers(), name, 0.5, never(), adapter=ADAPTER, power=-1)
+    assert prune("checked", power=0.1).settings["hyper"] == {"power": 0.1, "other": 1}

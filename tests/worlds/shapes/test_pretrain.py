@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import multiflow as mf
+from multiflow.base.errors import MultiflowError
+from multiflow.families.blip.momentum import MEMORY, momentum_pairs
+from multiflow.training.checkpoint import checkpoints
+from multiflow.training.tracking import read_metrics
+from multiflow.worlds.shapes import pretrain as module
+from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
+from multiflow.worlds.shapes.pretrain import pretrain, train_joint, train_vision
+from tests.tasks.small import FAMILIES, SMALL_BLIP
+
+
+class Stopped(Exception):
+    """Ends a run in the middle."""
+
+
+def stop_at(stage: str, step: int):
+    def progress(p):
+        if (p.stage, p.step) == (stage, step):
+            raise Stopped
+
+    return progress
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def whole(request, tmp_path_factory):
+    """A run of either family to the end: its settings, folder, figures and progress."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    seen = []
+    figures = pretrain(FAMILIES[request.param], out, progress=seen.append)
+    return FAMILIES[request.param], out, figures, seen
+
+
+def test_both_stages_run_and_the_model_is_released(whole):
+    settings, out, figures, seen = whole
+    assert [(p.stage, p.step) for p in seen] == [("vision", s) for s in range(1, 5)] + [
+        ("joint", s) for s in range(1, 9)
+    ]
+    assert json.loads((out / "figures.json").read_text()) == figures
+    words = {"xvlm": {"mlm", "mlm_majority"}, "blip": {"lm", "lm_majority"}}
+    assert set(figures) >= {"tr1", "ir10", "itc_tr1"} | words[settings.family]
+    joint = set().union(*read_metrics(out / "joint"))
+    losses = {
+        "xvlm": {"loss_itc", "loss_itm", "loss_mlm", "region_loss_itc", "region_loss_giou"},
+        "blip": {"loss_itc", "loss_itm", "loss_lm"},
+    }
+    assert losses[settings.family] <= joint
+    assert any(name.startswith("region_") for name in joint) == (settings.family == "xvlm")
+    assert "patches" in read_metrics(out / "vision")[-1]
+    mf.load_model(out / "model")
+
+
+def test_the_card_tells_how_the_model_was_made(whole):
+    settings, out, _, _ = whole
+    card = (out / "model" / "README.md").read_text()
+    family = " --family blip" if settings.family == "blip" else ""
+    assert f"multiflow pretrain OUT_DIR{family} --image-size 24 " in card
+    assert "--seed" not in card.split("multiflow pretrain")[1].split("\n")[0]
+    layers = {"xvlm": "1 text and 1 fusion layers", "blip": "1 layers of the text encoder"}
+    assert f"width 16, 2 vision layers, {layers[settings.family]}" in card
+    assert ("region captions" in card) == (settings.family == "xvlm")
+    assert ("queue of 1,024" in card) == (settings.family == "blip")
+
+
+@pytest.mark.parametrize(("stage", "step"), [("vision", 4), ("joint", 5)])
+def test_a_run_stopped_in_either_stage_resumes_to_the_same_bits(whole, tmp_path, stage, step):
+    """BLIP's momentum copies and queues are in its checkpoints, and alpha is a function of the step."""
+    settings, out, figures, _ = whole
+    with pytest.raises(Stopped):
+        pretrain(settings, tmp_path, progress=stop_at(stage, step))
+    assert pretrain(settings, tmp_path, resume=True) == figures
+    weights = "model/model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (out / weights).read_bytes()
+    ours, theirs = (load_file(checkpoints(run / "joint")[-1] / "model.safetensors") for run in (tmp_path, out))
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert any("_m." in name for name in ours) == (settings.family == "blip")
+
+
+def test_another_run_in_the_folder_is_refused(whole):
+    settings, out, _, _ = whole
+    with pytest.raises(MultiflowError, match="already holds a run"):
+        pretrain(settings, out)
+    with pytest.raises(MultiflowError, match="started with width=16, not 32"):
+        pretrain(replace(settings, width=32), out, resume=True)
+    other = {"xvlm": "blip", "blip": "xvlm"}[settings.family]
+    with pytest.raises(MultiflowError, match=f"started with family={settings.family}, not {other}"):
+        pretrain(replace(settings, family=other), out, resume=True)
+
+
+def test_the_joint_stage_of_blip_starts_with_copies_of_the_warmed_up_towers(tmp_path, monkeypatch):
+    tokenizer = shapes_tokenizer("blip")
+    model = shapes_model(SMALL_BLIP, len(tokenizer))
+    train_vision(model, SMALL_BLIP, tmp_path / "vision")
+    assert not all(torch.equal(copy, online) for copy, online in momentum_pairs(model))
+    seen = []
+    monkeypatch.setattr(
+        module, "train", lambda model, *_, **__: seen.append([torch.equal(*pair) for pair in momentum_pairs(model)])
+    )
+    train_joint(model, tokenizer, SMALL_BLIP, tmp_path / "joint")
+    assert len(seen) == 1
+    assert all(seen[0])
+
+
+def test_the_share_of_the_momentum_model_rises_through_the_first_half(tmp_path, monkeypatch):
+    tokenizer = shapes_tokenizer("blip")
+    model = shapes_model(SMALL_BLIP, len(tokenizer))
+    alphas = []
+    forward = type(model).forward
+
+    def listening(self, *args, alpha=None, **kwargs):
+        alphas.append(alpha)
+        return forward(self, *args, alpha=alpha, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", listening)
+    train_joint(model, tokenizer, SMALL_BLIP, tmp_path / "joint")
+    assert alphas == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
+
+
+def test_what_training_remembers_is_not_released(whole):
+    settings, out, _, _ = whole
+    names = load_file(out / "model" / "model.safetensors")
+    trained = load_file(checkpoints(out / "joint")[-1] / "model.safetensors")
+    remembered = {name for name in trained if re.search(MEMORY, name)}
+    assert bool(remembered) == (settings.family == "blip")
+    assert not remembered & set(names)
