@@ -95,10 +95,10 @@ def test_configs_that_cannot_be_read(tmp_path):
     (tmp_path / "lost.yaml").write_text("text_config: nowhere.json")
     for config, message in [
         (tmp_path / "list.json", "holds a list; it must map names to sizes"),
-        (tmp_path / "broken.json", "is not valid JSON or YAML"),
-        (tmp_path / "broken.yaml", "is not valid JSON or YAML"),
-        (tmp_path / "none.json", "cannot read config '.*none.json' .No such file or directory"),
-        (tmp_path / "lost.yaml", "cannot read config '.*nowhere.json'"),
+        (tmp_path / "broken.json", "is not valid JSON"),
+        (tmp_path / "broken.yaml", "is no YAML"),
+        (tmp_path / "none.json", "cannot read '.*none.json': No such file or directory"),
+        (tmp_path / "lost.yaml", "cannot read '.*nowhere.json'"),
         ("bsae", "unknown config 'bsae'; known: base, a JSON or YAML file; did you mean 'base'"),
     ]:
         with pytest.raises(MultiflowError, match=message):

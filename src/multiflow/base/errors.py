@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class MultiflowError(Exception):
     """Bad input: the message repeats what was given, says what was expected and how to fix it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Write control characters, and bytes of file names that are no text, as escapes: any terminal and file takes it.
+
+    >>> printable("a\\x1b[2J.png")
+    'a\\\\x1b[2J.png'
+    """
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def did_you_mean(given: str, choices: Iterable[str]) -> str:

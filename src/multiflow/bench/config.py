@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from multiflow.base.errors import MultiflowError, did_you_mean
+from multiflow.base.reading import MOST_NODES, parse_yaml, read_yaml
 from multiflow.base.strict import build
 from multiflow.training.settings import FinetuneSettings
 
-EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-MERGE = "tag:yaml.org,2002:merge"
+MOST_TEXT = 2**16  # characters of a text with its variables in their places
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -177,24 +177,6 @@ class Grid:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but with 1e-4 for a number, as in JSON and YAML 1.2, and no key given twice."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Compose a mapping; what ``<<`` takes over from others is not yet among its keys."""
-        node = super().compose_mapping_node(anchor)
-        first: dict[tuple[str, str], int] = {}
-        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE]:
-            line, name = key.start_mark.line + 1, (key.tag, key.value)
-            if name in first:
-                raise yaml.YAMLError(f"key '{key.value}' is given twice, in line {first[name]} and in line {line}")
-            first[name] = line
-        return node
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
-
-
 def read_grid(path: str | Path, given: Sequence[str] = ()) -> tuple[Grid, str]:
     """Read a config; return the grid, and the config as YAML with its variables in their places.
 
@@ -206,19 +188,13 @@ def read_grid(path: str | Path, given: Sequence[str] = ()) -> tuple[Grid, str]:
         MultiflowError: the file cannot be read, has an unknown key or a value of another type, or a variable lacks its
             value; the error names the place.
     """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise MultiflowError(
-            f"config '{path}' cannot be read ({error.strerror}); give the path of a YAML file"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MultiflowError(f"config '{path}' is no YAML ({' '.join(str(error).split())}); correct it") from error
+    content = read_yaml(Path(path))
     if not isinstance(content, dict):
         raise MultiflowError(f"config '{path}' holds no keys; expected name, models, tasks and tiers")
     values = _variables(content.get("variables") or {}, given)
     put = _put({name: of for name, of in content.items() if name != "variables"}, values)
     resolved = {name: put.get(name, values) for name in content}
+    _count(resolved)
     return build(Grid, resolved, "the config"), yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
 
 
@@ -234,17 +210,22 @@ def _variables(there: Any, given: Sequence[str]) -> dict[str, Any]:
         if name not in there:
             known = ", ".join(there) or "none"
             raise MultiflowError(f"--set got '{pair}'; the config's variables are: {known}{did_you_mean(name, there)}")
-        try:
-            said[name] = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise MultiflowError(
-                f"--set got '{pair}', whose value is no YAML ({' '.join(str(error).split())}); put the value in quotes "
-                f"of its own, such as --set '{name}=\"...\"'"
-            ) from error
+        said[name] = parse_yaml(text, f"the value in --set '{pair}'")
     values: dict[str, Any] = {}
     for name, value in there.items():
         values[name] = _put(said.get(name, value), values)
+        _count(values[name])
     return values
+
+
+def _count(value: Any, before: int = 0) -> int:
+    """Count the values inside a value; too many are an error, before they are written out."""
+    before += 1
+    if before > MOST_NODES:
+        raise MultiflowError(f"the variables of the config expand to more than {MOST_NODES} values; simplify them")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        before = _count(inner, before)
+    return before
 
 
 def _put(value: Any, values: Mapping[str, Any]) -> Any:
@@ -264,4 +245,6 @@ def _put(value: Any, values: Mapping[str, Any]) -> Any:
             )
     if alone := VARIABLE.fullmatch(value):
         return values[alone[1]]
+    if sum(len(str(values[name])) for name in VARIABLE.findall(value)) > MOST_TEXT:
+        raise MultiflowError(f"the variables of '{value[:40]}' make a text of more than {MOST_TEXT} characters")
     return VARIABLE.sub(lambda match: str(values[match[1]]), value)

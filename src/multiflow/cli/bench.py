@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
@@ -18,6 +17,7 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.progress import clock
+from multiflow.base.reading import read_yaml
 from multiflow.bench.check import check_data
 from multiflow.bench.config import read_grid
 from multiflow.bench.engines.base import ENGINES
@@ -240,5 +240,6 @@ def gather(results: Results) -> tuple[list[Cell], list[Cell], list[str]]:
 def title(results: Results) -> str:
     """Return the name of the grid."""
     path = results.folder / CONFIG
-    name = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("name") if path.is_file() else None
+    content = read_yaml(path) if path.is_file() else None
+    name = content.get("name") if isinstance(content, dict) else None
     return str(name or results.folder.resolve().name)

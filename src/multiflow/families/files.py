@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import read_torch
+from multiflow.base.reading import read_json, read_yaml
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 
@@ -84,14 +83,7 @@ def _read_inner(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise MultiflowError(f"cannot read config '{path}' ({error.strerror}); give the path of a file") from error
-    except (ValueError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise MultiflowError(f"config '{path}' is not valid JSON or YAML ({first}); mend the file") from error
+    content = read_json(path) if path.suffix.lower() == ".json" else read_yaml(path)
     if not isinstance(content, dict):
         raise MultiflowError(f"config '{path}' holds a {type(content).__name__}; it must map names to sizes")
     return content
