@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def measure(plan: Plan, results: Results) -> dict[str, float]:
     """Return the figures of a cell's model on its test data, straight after pruning."""
     model, masks = pruned(plan, results, "cpu")
     if masks is not None:
+        model = deepcopy(model)
         masks.apply_(model)
     return dict(evaluate(plan, model, load_beside(plan.model, model), evaluation_options(plan, model)))
 

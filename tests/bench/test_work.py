@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
+import multiflow as mf
 from multiflow.base.errors import MultiflowError
 from multiflow.bench import work
 from multiflow.bench.config import read_grid
@@ -16,6 +19,7 @@ from multiflow.bench.engines.base import Job
 from multiflow.bench.grid import expand
 from multiflow.bench.store import Results
 from multiflow.bench.work import Order, work_on
+from multiflow.masks import hash_weight
 from tests.bench.conftest import compute, write_config
 
 
@@ -79,6 +83,36 @@ def test_training_that_fails_leaves_nothing(
     monkeypatch.setattr(work, "finetune", finetune)
     assert [cell.error for cell in compute(path, folder)] == ["the loss is nan"]
     assert not list((folder / "runs").glob("*"))
+
+
+def count_calls(patch: pytest.MonkeyPatch, function: Any, note: Any) -> None:
+    """Tell ``note`` the first argument of every call of a function, wherever the package has imported it."""
+
+    def counted(*given: Any, **options: Any) -> Any:
+        note(given[0])
+        return function(*given, **options)
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("multiflow")]:
+        for name in [name for name, value in vars(module).items() if value is function]:
+            patch.setattr(module, name, counted)
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "lobs"])  # lobs changes the weights that it keeps
+def test_cells_load_their_model_once_and_hash_its_weights_once(
+    small: dict[str, Any], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, pruner: str
+) -> None:
+    small["tiers"][0] |= {"pruners": ["dense", pruner], "sparsities": [0.5, 0.75]}
+    source = shutil.copytree(tiny, tmp_path / "model")  # one that no test before has loaded
+    small["models"]["tiny"]["source"] = str(source)
+    path, loads, hashed = write_config(tmp_path, small), list[str](), list[Any]()
+    count_calls(monkeypatch, mf.load_model, lambda source: loads.append(str(source)))
+    count_calls(monkeypatch, hash_weight, hashed.append)
+    cells = compute(path, tmp_path / "r")
+    assert [cell.error for cell in cells] == [None] * 3
+    trained = [str(tmp_path / "r" / "runs" / cell.id / "model") for cell in cells]
+    assert loads == [str(source), *trained]
+    (pruning,) = Results(tmp_path / "r").prunings().values()
+    assert len(hashed) == len({id(weight) for weight in hashed}) == len(pruning.layers)
 
 
 @pytest.mark.parametrize("gone", ["data", "folder"])

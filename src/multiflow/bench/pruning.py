@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,26 +26,30 @@ from multiflow.bench.sources import calibration_batches, find_device, load
 from multiflow.bench.store import Results
 from multiflow.calibration import Stats
 from multiflow.calibration.stats import read_stats
-from multiflow.masks import Masks, hash_weight
+from multiflow.masks import Masks
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
 from multiflow.pruning.result import Result, changed_weights, mask_file, versions
 
 
 def pruned(plan: Plan, results: Results, device: str, git: str | None = None) -> tuple[nn.Module, Masks | None]:
-    """Return the model of a cell and its masks; weights that the pruner changed are in the model already."""
+    """Return the model of a cell and its masks.
+
+    The model is the one that the process shares, or a copy of it where the pruner changed the weights that it keeps.
+    The masks come without the hashes that say which weights they were made for: the id of the cell says it.
+    """
+    model = load(plan.model)
     if plan.pruner is None:
-        return load(plan.model), None
-    path = ensure_masks(plan, results, device, git) / mask_file(plan.cell.sparsity)
-    model, masks = load(plan.model), Masks.load(path)
+        return model, None
+    path = ensure_masks(plan, model, results, device, git) / mask_file(plan.cell.sparsity)
+    masks = replace(Masks.load(path), weights={})
     if (weights := changed_weights(path, masks)) is not None:
+        model = deepcopy(model)
         masks.apply_(model, weights)
-        hashes = {name: hash_weight(found[0]) for name, found in masks.find_weights(model).items()}
-        masks = replace(masks, weights=hashes)
     return model, masks
 
 
-def ensure_masks(plan: Plan, results: Results, device: str, git: str | None) -> Path:
+def ensure_masks(plan: Plan, model: nn.Module, results: Results, device: str, git: str | None) -> Path:
     """Make the masks of a cell's pruning unless they are there; other workers wait meanwhile. Returns their folder."""
     id = plan.cell.pruning
     assert id is not None
@@ -54,7 +59,11 @@ def ensure_masks(plan: Plan, results: Results, device: str, git: str | None) -> 
         there = [] if known is None else [s for s in known.zeros if (folder / mask_file(s)).is_file()]
         if missing := [s for s in plan.sparsities if s not in there]:
             folder.mkdir(parents=True, exist_ok=True)
-            new = replace(_prune(plan, missing, folder, results, device), git=git)
+            try:
+                model.to(find_device(device))
+                new = replace(_prune(plan, model, missing, folder, results, device), git=git)
+            finally:
+                model.to("cpu")
             results.append(new if known is None else joined(known, new, anew=not shares_pass(plan)))
     return folder
 
@@ -88,13 +97,14 @@ def shares_pass(plan: Plan) -> bool:
     return bool(pruner.statistics) and (pruner.one_pass or pruner.kind == "fitter")
 
 
-def _prune(plan: Plan, sparsities: Sequence[float], folder: Path, results: Results, device: str) -> Pruning:
+def _prune(
+    plan: Plan, model: nn.Module, sparsities: Sequence[float], folder: Path, results: Results, device: str
+) -> Pruning:
     """Prune, write the masks, and return the record."""
     entry, cell = plan.pruner, plan.cell
     assert entry is not None
     assert cell.pruning is not None
     pruner = find_pruner(entry.method)
-    model = load(plan.model, device)
     batches: Any = None
     costs: list[Mapping[str, Any]] = []
     if shares_pass(plan):

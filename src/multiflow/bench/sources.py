@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,9 +17,19 @@ from multiflow.families.opening import Beside, find_device, find_model, open_mod
 __all__ = ["calibration_batches", "find_device", "find_model", "load", "load_beside", "quiet_transformers"]
 
 
-def load(model: ModelEntry, device: str = "cpu") -> Any:
-    """Load a model of the grid."""
-    return open_model(find_model(model.source), model.family, model.config, device)
+def load(model: ModelEntry) -> nn.Module:
+    """Return a pretrained model of the grid, on the CPU.
+
+    A process loads it once for the checks and for all cells that follow one another: whoever changes it makes a copy.
+    """
+    place = Path(find_model(model.source))
+    files = [place] if place.is_file() else sorted(place.glob("*"))
+    return _load(model, tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@lru_cache(maxsize=1)
+def _load(model: ModelEntry, files: tuple[tuple[str, int, int], ...]) -> nn.Module:
+    return open_model(find_model(model.source), model.family, model.config)
 
 
 def load_beside(entry: ModelEntry, model: Any) -> Beside:

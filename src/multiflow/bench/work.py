@@ -132,7 +132,6 @@ def compute(order: Order, results: Results, run: Path) -> Cell:
         taken = fine_tune(kind.name, model, masks, training, run, beside)
         began = time.monotonic()
         options = evaluation_options(plan, model)
-        del model
         figures = evaluate(plan, load_model(str(run / MODEL)).to(place), beside, options)
         seconds = {"finetune": taken, "evaluate": time.monotonic() - began}
     main = kind.main_of(figures)

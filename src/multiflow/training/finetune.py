@@ -36,7 +36,6 @@ from multiflow.families.presets import Preset, find_preset
 from multiflow.families.task_models import find_builder
 from multiflow.masks import Masks
 from multiflow.masks.keep import buffer_places
-from multiflow.masks.masks import hash_weight
 from multiflow.tasks.task import TASKS, Task
 from multiflow.tasks.task_model import build_task_model, task_masks
 from multiflow.training.loop import Validation, train
@@ -193,13 +192,14 @@ def build(
 
 def new_parameters(built: nn.Module, model: nn.Module) -> set[str]:
     """Return the names of the parameters that start from none of the pretrained model's; resized positions do."""
-    values = {_content(p) for p in model.parameters()}
-    drawn = {name for name, p in built.named_parameters() if _content(p) not in values}
-    return {name for name in drawn if not re.search(POSITIONS, name)}
+    pretrained: dict[torch.Size, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        pretrained.setdefault(parameter.shape, []).append(parameter)
 
+    def is_new(parameter: nn.Parameter) -> bool:
+        return not any(torch.equal(parameter, other) for other in pretrained.get(parameter.shape, ()))
 
-def _content(parameter: nn.Parameter) -> tuple[torch.Size, str]:
-    return parameter.shape, hash_weight(parameter.flatten())
+    return {name for name, p in built.named_parameters() if not re.search(POSITIONS, name) and is_new(p)}
 
 
 @contextmanager
