@@ -10,9 +10,7 @@ from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError
 from multiflow.base.registry import Registry
 
-HOMES = tuple(f"multiflow.families.{name}.adapter" for name in ("blip", "vit", "xvlm"))
-
-FAMILIES: Registry[Callable[[nn.Module], Adapter]] = Registry("model family", HOMES)
+FAMILIES: Registry[Callable[[nn.Module], Adapter]] = Registry("model family", "multiflow.families", folders=True)
 """``model_type`` -> function that builds the adapter for a model of that type."""
 
 

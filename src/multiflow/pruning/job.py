@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from multiflow.base.adapter import Adapter, of_families
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.types import Layout, NofM, Pattern, PerRow, Unstructured
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_loaded, check_precision
-from multiflow.families import Adapter, adapter_for
 from multiflow.methods import PROVIDED, STEPWISE, Pruner
 from multiflow.methods.budgets import SCHEDULES, check_pattern, find_allocation
 from multiflow.pruning.result import Weights, short, versions
@@ -183,7 +183,7 @@ def find_adapter(model: nn.Module, given: Adapter | None) -> Adapter:
     """Return the adapter given, or that of the model's family."""
     if given is not None and not isinstance(given, Adapter):
         raise MultiflowError(f"adapter is a {type(given).__name__}; expected an mf.Adapter(groups={{...}})")
-    return given or adapter_for(model)
+    return given or of_families("adapter_for")(model)
 
 
 def check_sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern) -> tuple[float, ...]:

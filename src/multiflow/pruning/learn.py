@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiflow.base.adapter import parts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.parallel import in_parallel
 from multiflow.base.ranks import world
@@ -24,7 +25,6 @@ from multiflow.calibration import (
     turns,
     weights_replaced,
 )
-from multiflow.families import parts
 from multiflow.masks import hash_weight, pack
 from multiflow.pruning.choose import Packed, Pruned, choose_masks
 from multiflow.pruning.job import Job

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from multiflow.base.adapter import Adapter, parts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import plain
 from multiflow.base.parallel import in_parallel
 from multiflow.base.ranks import exchange, world
 from multiflow.base.types import Layout
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, buffers_restored, collect, mean_gradient
-from multiflow.families import Adapter, parts
 from multiflow.masks import hash_weight
 from multiflow.pruning.job import Job, no_loss
 from multiflow.pruning.result import Weights, versions

@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from multiflow.base.adapter import Adapter, of_families
 from multiflow.base.errors import MultiflowError
 from multiflow.base.parallel import in_parallel
 from multiflow.base.ranks import agree, rank, together, world
 from multiflow.base.types import Pattern, parse_pattern
 from multiflow.calibration import Checkpoint, Progress, Stats, length
-from multiflow.families import Adapter, original_names
 from multiflow.masks import Masks, hash_weight
 from multiflow.methods import find_pruner
 from multiflow.pruning import measure
@@ -158,7 +158,7 @@ def _masks(job: Job, packed: Sequence[Packed], batches: Sequence[int]) -> dict[f
 def _names(job: Job) -> dict[str, str]:
     """Layer name -> name in the original release; empty for models of no known release."""
     try:
-        names = original_names(job.model)
+        names = of_families("original_names")(job.model)
     except MultiflowError:
         return {}
     return {name: names[name] for name in job.layout if name in names}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multiflow.base.adapter import parts
 from multiflow.base.errors import MultiflowError
 from multiflow.calibration import (
     Cycle,
@@ -25,7 +26,6 @@ from multiflow.calibration import (
     put_buffers,
     weights_replaced,
 )
-from multiflow.families import parts
 from multiflow.masks import pack, unpack
 from multiflow.methods.budgets import sparsities_of
 from multiflow.pruning.choose import Packed, Pruned, choose, select_lowest

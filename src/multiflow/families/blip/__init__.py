@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel
 
+from multiflow.families.blip import adapter as _adapter  # noqa: F401 (registers the family)
 from multiflow.families.blip.captioning import BlipForCaptioning
 from multiflow.families.blip.config import BlipPretrainingConfig
 from multiflow.families.blip.pretraining import BlipForPretraining, BlipPretrainingOutput

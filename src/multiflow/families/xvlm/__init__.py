@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel
 
+from multiflow.families.xvlm import adapter as _adapter  # noqa: F401 (registers the family)
 from multiflow.families.xvlm.captioning import XVLMForCaptioning
 from multiflow.families.xvlm.config import XVLMConfig
 from multiflow.families.xvlm.pretraining import XVLMForPretraining, XVLMOutput
