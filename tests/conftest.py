@@ -12,9 +12,8 @@ import transformers
 
 from multiflow.data import load_tokenizer
 from multiflow.worlds.shapes import write
-from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
-from multiflow.worlds.shapes.pretrain import PretrainSettings
-from tests.tasks.small import SMALL
+from multiflow.worlds.shapes.models import PretrainSettings, shapes_model, shapes_tokenizer
+from tests.tiny import SMALL
 
 
 @pytest.fixture(scope="session")

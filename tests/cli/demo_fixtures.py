@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from multiflow.cli.demo import DemoSettings
-from multiflow.worlds.shapes.pretrain import shapes_model, shapes_tokenizer
-from tests.tasks.small import SMALL
+from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
+from tests.tiny import SMALL
 
 
 def save_tiny_model(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from multiflow.data import CLIP_MEAN, to_pixels
 from multiflow.data.files import NoSuchSplit
 from multiflow.data.image_batches import ImageBatches, label_classes, open_images
 from tests.data.layouts.test_labelled import write_cifar10
-from tests.tasks.small import SMALL
+from tests.tiny import SMALL
 
 SIZE = 16
 

@@ -10,7 +10,7 @@ from multiflow.data import collate_pairs
 from multiflow.families.reading import FAMILIES, family_of, guessed_words
 from multiflow.worlds.shapes import describe, make_scenes, render
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
-from tests.tasks.small import SMALL, SMALL_BLIP
+from tests.tiny import SMALL, SMALL_BLIP
 
 SCENES = make_scenes("test", 20)
 IMAGES = [render(scene, SMALL.image_size) for scene in SCENES]

@@ -22,7 +22,7 @@ from multiflow.tasks.inputs import (
     text_inputs,
     training_picture,
 )
-from tests.tasks.worlds import TOKENIZER, tiny
+from tests.tiny import TOKENIZER, tiny
 
 HALVES = np.zeros((16, 16, 3), np.uint8)
 HALVES[:, 8:] = 255  # black on the left, white on the right

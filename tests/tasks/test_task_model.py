@@ -11,7 +11,7 @@ from tests import golden_data
 from tests.families.xvlm.sizes import small_config, small_model
 from tests.families.xvlm.test_vqa import WIDE, batch
 from tests.small import every
-from tests.tasks.small import SMALL
+from tests.tiny import SMALL
 
 TASKS = ("retrieval", "captioning", "vqa")
 tasks = pytest.mark.parametrize("task", TASKS)

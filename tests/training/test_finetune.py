@@ -27,7 +27,7 @@ from multiflow.training.tracking import read_metrics
 from multiflow.worlds.shapes import write
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
 from tests.small import every
-from tests.tasks.small import FAMILIES
+from tests.tiny import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 STEPS = 32

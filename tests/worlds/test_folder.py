@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from multiflow.worlds.folder import fact_table, write_folder
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
-from tests.tasks.small import SMALL
+from tests.tiny import SMALL
 
 TOKENIZER = shapes_tokenizer()
 

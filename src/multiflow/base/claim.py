@@ -97,7 +97,7 @@ def claimed_run(
 def flags(settings: Any) -> str:
     """Write the settings that differ from their defaults as options of the command line.
 
-    >>> from multiflow.worlds.shapes.pretrain import PretrainSettings
+    >>> from multiflow.worlds.shapes.models import PretrainSettings
     >>> flags(PretrainSettings(family="blip", steps=100))
     ' --family blip --steps 100'
     """

@@ -16,6 +16,7 @@ from multiflow.base.progress import console_progress
 from multiflow.cli.settings import Resume
 from multiflow.cli.show_run import print_figures
 from multiflow.families.opening import find_device, quiet_transformers
+from multiflow.worlds.shapes import models
 from multiflow.worlds.shapes import pretrain as task
 
 MAY_BE_ZERO = ("seed", "region_every")
@@ -31,7 +32,7 @@ class PretrainSettings:
 
     out_dir: Positional[str]
     resume: Resume = False
-    training: OmitArgPrefixes[task.PretrainSettings] = field(default_factory=task.PretrainSettings)
+    training: OmitArgPrefixes[models.PretrainSettings] = field(default_factory=models.PretrainSettings)
 
 
 def pretrain(settings: PretrainSettings) -> None:
@@ -43,11 +44,11 @@ def pretrain(settings: PretrainSettings) -> None:
     print_figures(figures, out)
 
 
-def check(training: task.PretrainSettings) -> None:
+def check(training: models.PretrainSettings) -> None:
     """Check all that can be checked before the output folder is touched."""
     find_device(training.device)
     check_values(training, MAY_BE_ZERO)
-    task.shapes_model(training, len(task.shapes_tokenizer(training.family)))  # sizes that do not fit are an error
+    models.shapes_model(training, len(models.shapes_tokenizer(training.family)))  # sizes that do not fit are an error
 
 
 def check_values(training: Any, may_be_zero: Sequence[str] = ("seed",)) -> None:

@@ -13,7 +13,7 @@ from multiflow.tasks.captioning import task as captioning
 from multiflow.tasks.captioning.task import PROMPT, RESULTS, tokenizer_kind, write_captions
 from multiflow.tasks.inputs import Pixels
 from multiflow.tasks.task import TASKS
-from tests.tasks.worlds import TOKENIZER, tiny
+from tests.tiny import TOKENIZER, tiny
 
 TASK = TASKS["captioning"]
 families = pytest.mark.parametrize("family", ["xvlm", "blip"])

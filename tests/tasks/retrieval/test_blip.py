@@ -5,9 +5,8 @@ import torch
 from multiflow.tasks.retrieval.task import evaluate_retrieval
 from multiflow.tasks.task_model import task_model
 from multiflow.worlds.shapes import describe, make_scenes
-from multiflow.worlds.shapes.batches import pictures
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
-from tests.tasks.small import SMALL_BLIP
+from tests.tiny import SMALL_BLIP, pictures
 
 
 def test_the_retrieval_model_finds_what_the_pretraining_model_finds():

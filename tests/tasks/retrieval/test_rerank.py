@@ -10,9 +10,8 @@ from multiflow.base.errors import MultiflowError
 from multiflow.data import build_word_tokenizer, encode_texts
 from multiflow.tasks.retrieval.rerank import UNFOUND, Recall, evaluate_retrieval
 from multiflow.worlds.shapes import describe, make_scenes
-from multiflow.worlds.shapes.batches import pictures
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
-from tests.tasks.small import FAMILIES, SMALL
+from tests.tiny import FAMILIES, SMALL, pictures
 
 TOKENIZER = shapes_tokenizer("blip")  # X-VLM's, and two tokens more
 SCENES = make_scenes("test", 9)

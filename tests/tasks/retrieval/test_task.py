@@ -12,8 +12,7 @@ from multiflow.tasks.retrieval.rerank import UNFOUND, Recall, RetrievalResult, e
 from multiflow.tasks.retrieval.task import RESULTS, r1_of_images
 from multiflow.tasks.task import TASKS
 from multiflow.worlds.shapes.models import shapes_model
-from tests.tasks.small import FAMILIES
-from tests.tasks.worlds import TOKENIZER, tiny
+from tests.tiny import FAMILIES, TOKENIZER, tiny
 
 TASK = TASKS["retrieval"]
 families = pytest.mark.parametrize("family", ["xvlm", "blip"])

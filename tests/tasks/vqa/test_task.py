@@ -15,7 +15,7 @@ from multiflow.tasks.task import TASKS
 from multiflow.tasks.vqa import task as vqa
 from multiflow.tasks.vqa.task import RESULTS, answer_questions
 from tests.data.worlds import write_images, write_json
-from tests.tasks.worlds import TOKENIZER, tiny
+from tests.tiny import TOKENIZER, tiny
 
 TASK = TASKS["vqa"]
 families = pytest.mark.parametrize("family", ["xvlm", "blip"])

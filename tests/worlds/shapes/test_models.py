@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from multiflow.families.blip import BlipForPretraining
-from multiflow.worlds.shapes.models import plane_waves, shapes_model, shapes_tokenizer
-from multiflow.worlds.shapes.pretrain import PretrainSettings
-from tests.tasks.small import FAMILIES, SMALL_BLIP
+from multiflow.worlds.shapes.models import PretrainSettings, plane_waves, shapes_model, shapes_tokenizer
+from tests.tiny import FAMILIES, SMALL_BLIP
 
 
 @pytest.mark.parametrize("settings", FAMILIES.values(), ids=FAMILIES)

@@ -14,7 +14,7 @@ from multiflow.families.blip.parts import shared_names
 from multiflow.families.reading import FAMILIES, family_of
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
 from multiflow.worlds.shapes.release import evaluate_shapes, release
-from tests.tasks.small import FAMILIES as SETTINGS
+from tests.tiny import FAMILIES as SETTINGS
 
 
 @pytest.fixture(scope="module", params=list(SETTINGS))

@@ -1,12 +1,23 @@
-"""Shapes, the synthetic image-text world: scenes, pictures, captions, regions, questions, files."""
+"""Shapes, the synthetic image-text world: scenes, pictures, captions, regions, questions, files.
 
-from multiflow.worlds.shapes.language import describe
-from multiflow.worlds.shapes.questions import Question, questions
-from multiflow.worlds.shapes.regions import regions
+Here live the world and the factory of the bundled models (`models`, `warmup`, `pretrain`, `release`). Importing the
+package does not import the factory.
+"""
+
+from multiflow.worlds.shapes.language import VOCABULARY, Question, describe, questions, regions
 from multiflow.worlds.shapes.render import render
-from multiflow.worlds.shapes.sample import make_scenes, split_of
-from multiflow.worlds.shapes.scene import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, STYLES, Object, Scene
-from multiflow.worlds.shapes.vocabulary import VOCABULARY
+from multiflow.worlds.shapes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    FILLS,
+    SHAPES,
+    SIZES,
+    STYLES,
+    Object,
+    Scene,
+    make_scenes,
+    split_of,
+)
 from multiflow.worlds.shapes.write import write
 
 __all__ = [

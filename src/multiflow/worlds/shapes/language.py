@@ -1,4 +1,4 @@
-"""Captions of scenes from a small grammar.
+"""The language of Shapes: words, captions of scenes and of regions, questions with one right answer.
 
     caption    = [opening] item ("," item)* "and" item ["," "the" object relation "the" object] ["on a ... background"]
                | [opening] object relation object ["on a ... background"]
@@ -11,27 +11,127 @@ and always the one that sets the scene apart from its distractor. Objects that w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from random import Random
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from multiflow.worlds.shapes.lexicon import (
-    BACKGROUND_WORDS,
-    COLOUR_WORDS,
-    FILL_WORDS,
-    LONG,
-    NOUNS,
-    NUMBERS,
-    OPENINGS,
-    RELATIONS,
-    SHORT,
-    SIZE_WORDS,
-    plural,
+from multiflow.worlds.shapes.scene import COLOURS, GRID, SHAPES, Object, Scene, pick, relation
+
+NOUNS = {
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "diamond": ("diamond",),
+    "cross": ("cross", "plus"),
+    "heart": ("heart",),
+    "moon": ("moon", "crescent"),
+}
+COLOUR_WORDS = {
+    "red": ("red",),
+    "orange": ("orange",),
+    "yellow": ("yellow",),
+    "green": ("green",),
+    "cyan": ("cyan", "turquoise"),
+    "blue": ("blue",),
+    "purple": ("purple", "violet"),
+    "pink": ("pink",),
+}
+SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
+FILL_WORDS = {"solid": ("solid", "filled"), "outline": ("outlined", "hollow"), "striped": ("striped", "banded")}
+BACKGROUND_WORDS = {
+    "white": ("white",),
+    "grey": ("grey",),
+    "black": ("black",),
+    "gradient": ("shaded",),
+    "checked": ("checked",),
+    "speckled": ("speckled", "spotted"),
+}
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+RELATIONS = {
+    "left": ("left of", "to the left of"),
+    "right": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+#: Names of the nine cells, row by row: the answers to "where".
+PLACES = (
+    "top left",
+    "top center",
+    "top right",
+    "center left",
+    "center",
+    "center right",
+    "bottom left",
+    "bottom center",
+    "bottom right",
 )
-from multiflow.worlds.shapes.scene import Object, Scene, relation
+#: Short adverbials for the nine cells.
+SHORT = (
+    ("top left", "upper left"),
+    ("top center", "upper center"),
+    ("top right", "upper right"),
+    ("center left", "middle left"),
+    ("in the center", "in the middle"),
+    ("center right", "middle right"),
+    ("bottom left", "lower left"),
+    ("bottom center", "lower center"),
+    ("bottom right", "lower right"),
+)
+#: Long adverbials for the nine cells.
+LONG = (
+    ("at the top left", "in the upper left corner"),
+    ("at the top", "at the top center"),
+    ("at the top right", "in the upper right corner"),
+    ("on the left", "at the middle left"),
+    ("in the center", "in the middle"),
+    ("on the right", "at the middle right"),
+    ("at the bottom left", "in the lower left corner"),
+    ("at the bottom", "at the bottom center"),
+    ("at the bottom right", "in the lower right corner"),
+)
+OPENINGS = ("a picture of", "an image of", "there is", "we see")
+KINDS = ("yes/no", "count", "colour", "shape", "where")
+#: The words of questions and answers that captions do not use.
+FRAMES = ("how many objects are there", "is there", "what color shape is the object", "where", "yes no", "0 1 2 3 4")
 
-_T = TypeVar("_T")
+Box = tuple[float, float, float, float]
 _ROOM = 20  # words that leave room for an opening or for the background
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a noun of the lexicon: "boxes", "crosses", "stars"."""
+    return noun + ("es" if noun[-1] in "sx" else "s")
+
+
+def _phrases() -> dict[str, tuple[str, str | int]]:
+    table: dict[str, tuple[str, str | int]] = {"a": ("number", 1), "an": ("number", 1), "the": ("reference", 1)}
+    for kind, words in (("size", SIZE_WORDS), ("fill", FILL_WORDS), ("colour", COLOUR_WORDS), ("relation", RELATIONS)):
+        table.update({word: (kind, value) for value, synonyms in words.items() for word in synonyms})
+    for value, synonyms in NOUNS.items():
+        table.update({form: ("shape", value) for word in synonyms for form in (word, plural(word))})
+    for value, synonyms in BACKGROUND_WORDS.items():
+        table.update({f"on a {word} background": ("background", value) for word in synonyms})
+    table.update({word: ("number", value) for value, word in NUMBERS.items()})
+    for cell in range(GRID**2):
+        table.update(dict.fromkeys((*SHORT[cell], *LONG[cell]), ("place", cell)))
+    table.update(dict.fromkeys(OPENINGS, ("opening", "")) | {"there are": ("opening", "")})
+    return table
+
+
+#: Every phrase that means something in a caption -> (kind, value); of several at one place the longest counts.
+PHRASES = _phrases()
+
+
+def variants(answer: str) -> tuple[str, ...]:
+    """Return all words for the shape, colour or place that an answer names, the answer first.
+
+    >>> variants("circle"), variants("top left"), variants("yes")
+    (('circle', 'disc'), ('top left', 'upper left'), ('yes',))
+    """
+    if answer in PLACES:
+        return answer, SHORT[PLACES.index(answer)][1].removeprefix("in the ")
+    return NOUNS.get(answer) or COLOUR_WORDS.get(answer) or (answer,)
 
 
 class _Plan(NamedTuple):
@@ -75,11 +175,6 @@ def name(obj: Object, rng: Random, *, size: bool = True, fill: bool = True, coun
 def article(phrase: str) -> str:
     """Put "a" or "an" before a phrase."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
-
-
-def pick(rng: Random, items: Sequence[_T]) -> _T:
-    """Return a random item; uses nothing of the generator but ``random()``."""
-    return items[int(rng.random() * len(items))]
 
 
 def _caption(scene: Scene, rng: Random) -> str:
@@ -169,3 +264,106 @@ def _finish(text: str, scene: Scene, rng: Random, *, plural_first: bool) -> str:
     if chance < 0.55:
         return f"{text} on a {pick(rng, BACKGROUND_WORDS[scene.background])} background"
     return text
+
+
+def regions(scene: Scene) -> list[tuple[str, Box]]:
+    """Return a caption and a box (cx, cy, width, height; fractions of the image) for every object, in their order.
+
+    Objects that look alike are told apart by their places.
+    """
+    rng = Random(scene.seed ^ 0xB0C5)
+    looks = [(o.shape, o.colour, o.size, o.fill) for o in scene.objects]
+    found = []
+    for obj, look in zip(scene.objects, looks, strict=True):
+        text = article(name(obj, rng))
+        if looks.count(look) > 1:
+            text += " " + pick(rng, LONG[obj.cell])
+        found.append((text, obj.box))
+    return found
+
+
+class Question(NamedTuple):
+    """A question, its answer, and its kind (one of KINDS)."""
+
+    question: str
+    answer: str
+    kind: str
+
+
+def questions(scene: Scene) -> list[Question]:
+    """Return every question that the scene decides, a pure function of the scene; about 4 for each object."""
+    rng = Random(scene.seed ^ 0xA5C)
+    return [*_count(scene, rng), *_exists(scene, rng), *_relations(scene, rng), *_single(scene, rng)]
+
+
+def _count(scene: Scene, rng: Random) -> Iterator[Question]:
+    total = len(scene.objects)
+    yield Question("how many objects are there?", str(total), "count")
+    obj = pick(rng, scene.objects)
+    n = sum(o.shape == obj.shape for o in scene.objects)
+    yield Question(f"how many {plural(pick(rng, NOUNS[obj.shape]))} are there?", str(n), "count")
+    colour = obj.colour if rng.random() < 0.7 else pick(rng, COLOURS)
+    n = sum(o.colour == colour for o in scene.objects)
+    yield Question(f"how many {pick(rng, COLOUR_WORDS[colour])} objects are there?", str(n), "count")
+
+
+def _exists(scene: Scene, rng: Random) -> Iterator[Question]:
+    """One question to say yes to, and one to say no to that is right in either colour or shape."""
+    obj = pick(rng, scene.objects)
+    here = {(o.colour, o.shape) for o in scene.objects}
+    wrong = [(c, obj.shape) for c in COLOURS] if rng.random() < 0.5 else [(obj.colour, s) for s in SHAPES]
+    for (colour, shape), answer in (
+        ((obj.colour, obj.shape), "yes"),
+        (pick(rng, [look for look in wrong if look not in here]), "no"),
+    ):
+        thing = article(f"{pick(rng, COLOUR_WORDS[colour])} {pick(rng, NOUNS[shape])}")
+        yield Question(f"is there {thing}?", answer, "yes/no")
+
+
+def _relations(scene: Scene, rng: Random) -> Iterator[Question]:
+    """Whether one object is left of, above ... another: the true relation or its opposite."""
+    pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b and _known(a, b, scene)]
+    if not pairs:
+        return
+    a, b = pick(rng, pairs)
+    true = relation(a, b)
+    asked = true if rng.random() < 0.5 else {"left": "right", "right": "left", "above": "below", "below": "above"}[true]
+    text = f"is the {_reference(a, scene, rng)} {pick(rng, RELATIONS[asked])} the {_reference(b, scene, rng)}?"
+    yield Question(text, "yes" if asked == true else "no", "yes/no")
+
+
+def _single(scene: Scene, rng: Random) -> Iterator[Question]:
+    """Colour, shape and place of the objects that can be pointed at without saying the answer."""
+    for obj in scene.objects:
+        noun = pick(rng, NOUNS[obj.shape])
+        if _sole(scene, shape=obj.shape):
+            yield Question(f"what color is the {noun}?", obj.colour, "colour")
+        if _sole(scene, colour=obj.colour):
+            yield Question(f"what shape is the {pick(rng, COLOUR_WORDS[obj.colour])} object?", obj.shape, "shape")
+        if _known(obj, obj, scene):
+            yield Question(f"where is the {_reference(obj, scene, rng)}?", PLACES[obj.cell], "where")
+    obj = pick(rng, scene.objects)
+    asked, answer = ("color", obj.colour) if rng.random() < 0.5 else ("shape", obj.shape)
+    kind = "colour" if asked == "color" else "shape"
+    where = PLACES[obj.cell]
+    yield Question(f"what {asked} is the object {'in' if where == 'center' else 'at'} the {where}?", answer, kind)
+
+
+def _sole(scene: Scene, **attributes: str) -> bool:
+    return sum(all(getattr(o, k) == v for k, v in attributes.items()) for o in scene.objects) == 1
+
+
+def _known(a: Object, b: Object, scene: Scene) -> bool:
+    return all(_sole(scene, shape=o.shape, colour=o.colour) for o in (a, b))
+
+
+def _reference(obj: Object, scene: Scene, rng: Random) -> str:
+    """Name an object by shape alone where that is enough, else by colour and shape."""
+    noun = pick(rng, NOUNS[obj.shape])
+    if _sole(scene, shape=obj.shape) and rng.random() < 0.5:
+        return noun
+    return f"{pick(rng, COLOUR_WORDS[obj.colour])} {noun}"
+
+
+#: Every word that captions, region captions, questions and answers can hold, sorted; punctuation is "," and "?".
+VOCABULARY = tuple(sorted({word for phrase in (*PHRASES, *FRAMES, "and") for word in phrase.split()}))

@@ -1,29 +1,111 @@
-"""The small models that are pretrained on Shapes, with random weights: X-VLM and BLIP, and their tokenizer."""
+"""The small models that are pretrained on Shapes, with random weights: settings, sizes, tokenizer; X-VLM and BLIP."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tyro.conf import arg
 
 from multiflow.data import build_word_tokenizer
 from multiflow.families.blip import BlipForPretraining, BlipPretrainingConfig
 from multiflow.families.reading import VisionLanguageModel
 from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
+from multiflow.training.loop import Precision, TrainSettings
 from multiflow.worlds.shapes import VOCABULARY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from multiflow.worlds.shapes.pretrain import PretrainSettings
+FamilySize: TypeAlias = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the family's)")]
 
 MAX_TOKENS = 40
 INITIALIZER_RANGE = 0.05  # the usual 0.02 suits a width of 768: attention starts uniform and stays so for long
 QUEUE, MOMENTUM = 1024, 0.98  # BLIP's 57,600 and 0.995 are for runs a hundred times as long
+TEST_SCENES = 500
+OWN_SIZES: Mapping[str, Mapping[str, int]] = {
+    "xvlm": {"text_layers": 2, "vision_mlp": 768, "text_mlp": 576},
+    "blip": {"text_layers": 3, "vision_mlp": 576, "text_mlp": 384},
+}
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Model, data and schedule of a pretraining run on Shapes.
+
+    Args:
+        family: of the model; sizes that are not given are those of the bundled model of this family.
+        image_size: side of the pictures in pixels.
+        patch_size: side of a patch in pixels.
+        width: width of both towers.
+        heads: attention heads of both towers.
+        vision_layers: layers of the vision tower; in X-VLM the last half of them can look at regions.
+        text_layers: X-VLM: layers that see the text alone (2); BLIP: layers of encoder and decoder (3).
+        fusion_layers: X-VLM: layers that see text and image.
+        vision_mlp: hidden width of the MLPs of the vision tower (X-VLM 768, BLIP 576).
+        text_mlp: hidden width of the MLPs of text and fusion layers (X-VLM 576, BLIP 384).
+        embed_dim: width of the contrastive features.
+        vision_steps: steps of the warm-up of the vision tower.
+        vision_batch_size: pictures a step of the warm-up; many small steps find shapes sooner than few large ones.
+        vision_lr: highest learning rate of the warm-up.
+        steps: steps of the joint training.
+        batch_size: pairs a step of the joint training.
+        lr: highest learning rate of the joint training.
+        weight_decay: of matrices and embeddings.
+        region_every: X-VLM: every so many joint steps the batch is one of region captions; 0: never.
+        precision: ``auto`` is bfloat16 where the device is faster in it; weights stay float32.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: of weights, scenes, captions, masks and negatives.
+        checkpoint_every: steps between checkpoints.
+        test_scenes: held-out scenes on which the stored model is tested at the end.
+    """
+
+    family: Literal["xvlm", "blip"] = "xvlm"
+    image_size: int = 48
+    patch_size: int = 8
+    width: int = 192
+    heads: int = 6
+    vision_layers: int = 4
+    text_layers: FamilySize = None
+    fusion_layers: int = 2
+    vision_mlp: FamilySize = None
+    text_mlp: FamilySize = None
+    embed_dim: int = 128
+    vision_steps: int = 3000
+    vision_batch_size: int = 64
+    vision_lr: float = 1.5e-3
+    steps: int = 2000
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.02
+    region_every: int = 4
+    precision: Precision = "auto"
+    device: str = "cpu"
+    seed: int = 0
+    checkpoint_every: int = 100
+    test_scenes: int = TEST_SCENES
+
+    def size(self, name: str) -> int:
+        """Return a size; one that is None is that of the family's bundled model."""
+        given = getattr(self, name)
+        return OWN_SIZES[self.family][name] if given is None else given
+
+    def stage(self, steps: int, lr: float) -> TrainSettings:
+        """Return how a stage of so many steps is trained."""
+        return TrainSettings(
+            steps,
+            lr,
+            weight_decay=self.weight_decay,
+            warmup=0.05,
+            precision=self.precision,
+            seed=self.seed,
+            checkpoint_every=self.checkpoint_every,
+        )
 
 
 def shapes_tokenizer(family: str = "xvlm") -> PreTrainedTokenizerBase:
@@ -44,7 +126,7 @@ def shapes_model(settings: PretrainSettings, vocab_size: int) -> VisionLanguageM
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        return BUILDERS[settings.family](settings, vocab_size)
+        return (_xvlm if settings.family == "xvlm" else _blip)(settings, vocab_size)
 
 
 def _sizes(settings: PretrainSettings, vocab_size: int) -> dict[str, Any]:
@@ -80,9 +162,6 @@ def _blip(settings: PretrainSettings, vocab_size: int) -> BlipForPretraining:
     model = BlipForPretraining(BlipPretrainingConfig(**(_sizes(settings, vocab_size) | tokens | memory)))
     model.vision_model.embeddings.position_embedding[0, 1:] = plane_waves(settings)
     return model
-
-
-BUILDERS: dict[str, Callable[[PretrainSettings, int], VisionLanguageModel]] = {"xvlm": _xvlm, "blip": _blip}
 
 
 def plane_waves(settings: PretrainSettings) -> Float[Tensor, "patches width"]:

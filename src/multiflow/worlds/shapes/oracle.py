@@ -18,7 +18,7 @@ from itertools import permutations
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.worlds.shapes.lexicon import PHRASES
+from multiflow.worlds.shapes.language import PHRASES
 from multiflow.worlds.shapes.scene import Object, Scene
 
 _LONGEST = max(len(phrase.split()) for phrase in PHRASES)

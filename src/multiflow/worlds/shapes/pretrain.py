@@ -10,148 +10,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, nn
-from tyro.conf import arg
 
 from multiflow.base.claim import claim_run, flags
 from multiflow.base.progress import Report
+from multiflow.data import collate_pairs, collate_regions
+from multiflow.data.feed import Batch
 from multiflow.families.blip import BlipForPretraining
 from multiflow.families.blip.momentum import follow
 from multiflow.families.reading import VisionLanguageModel
-from multiflow.training.loop import Batch, Precision, Trained, TrainSettings, seed_at, train
+from multiflow.training.loop import Trained, seed_at, train
 from multiflow.worlds.folder import trained_on
-from multiflow.worlds.shapes.batches import joint_batch, vision_batch
-from multiflow.worlds.shapes.models import MOMENTUM, QUEUE, shapes_model, shapes_tokenizer
-from multiflow.worlds.shapes.release import SCENES, release
-from multiflow.worlds.shapes.warmup import PatchClassifier, patch_loss
+from multiflow.worlds.shapes import describe, make_scenes, regions, render
+from multiflow.worlds.shapes.models import (
+    MAX_TOKENS,
+    MOMENTUM,
+    QUEUE,
+    PretrainSettings,
+    shapes_model,
+    shapes_tokenizer,
+)
+from multiflow.worlds.shapes.release import release
+from multiflow.worlds.shapes.warmup import train_vision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FamilySize: TypeAlias = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the family's)")]
-
 FREE_TO_CHANGE = ("checkpoint_every", "test_scenes")  # these do not alter the weights of a run
-OWN_SIZES: Mapping[str, Mapping[str, int]] = {
-    "xvlm": {"text_layers": 2, "vision_mlp": 768, "text_mlp": 576},
-    "blip": {"text_layers": 3, "vision_mlp": 576, "text_mlp": 384},
-}
 ALPHA_RAMP = 0.5  # share of the joint steps in which BLIP's soft targets come in
-
-
-@dataclass(frozen=True)
-class PretrainSettings:
-    """Model, data and schedule of a pretraining run on Shapes.
-
-    Args:
-        family: of the model; sizes that are not given are those of the bundled model of this family.
-        image_size: side of the pictures in pixels.
-        patch_size: side of a patch in pixels.
-        width: width of both towers.
-        heads: attention heads of both towers.
-        vision_layers: layers of the vision tower; in X-VLM the last half of them can look at regions.
-        text_layers: X-VLM: layers that see the text alone (2); BLIP: layers of encoder and decoder (3).
-        fusion_layers: X-VLM: layers that see text and image.
-        vision_mlp: hidden width of the MLPs of the vision tower (X-VLM 768, BLIP 576).
-        text_mlp: hidden width of the MLPs of text and fusion layers (X-VLM 576, BLIP 384).
-        embed_dim: width of the contrastive features.
-        vision_steps: steps of the warm-up of the vision tower.
-        vision_batch_size: pictures a step of the warm-up; many small steps find shapes sooner than few large ones.
-        vision_lr: highest learning rate of the warm-up.
-        steps: steps of the joint training.
-        batch_size: pairs a step of the joint training.
-        lr: highest learning rate of the joint training.
-        weight_decay: of matrices and embeddings.
-        region_every: X-VLM: every so many joint steps the batch is one of region captions; 0: never.
-        precision: ``auto`` is bfloat16 where the device is faster in it; weights stay float32.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        seed: of weights, scenes, captions, masks and negatives.
-        checkpoint_every: steps between checkpoints.
-        test_scenes: held-out scenes on which the stored model is tested at the end.
-    """
-
-    family: Literal["xvlm", "blip"] = "xvlm"
-    image_size: int = 48
-    patch_size: int = 8
-    width: int = 192
-    heads: int = 6
-    vision_layers: int = 4
-    text_layers: FamilySize = None
-    fusion_layers: int = 2
-    vision_mlp: FamilySize = None
-    text_mlp: FamilySize = None
-    embed_dim: int = 128
-    vision_steps: int = 3000
-    vision_batch_size: int = 64
-    vision_lr: float = 1.5e-3
-    steps: int = 2000
-    batch_size: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 0.02
-    region_every: int = 4
-    precision: Precision = "auto"
-    device: str = "cpu"
-    seed: int = 0
-    checkpoint_every: int = 100
-    test_scenes: int = SCENES
-
-    def size(self, name: str) -> int:
-        """Return a size; one that is None is that of the family's bundled model."""
-        given = getattr(self, name)
-        return OWN_SIZES[self.family][name] if given is None else given
-
-
-def train_vision(model: VisionLanguageModel, settings: PretrainSettings, run_dir: Path, **options: Any) -> Trained:
-    """Warm up the vision tower."""
-
-    def loss(classifier: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        return patch_loss(classifier(batch["pixel_values"]), batch["labels"], batch["pixels"])
-
-    with torch.random.fork_rng([]):
-        torch.manual_seed(settings.seed)
-        classifier = PatchClassifier(model).to(settings.device)
-    plan = _plan(settings, settings.vision_steps, settings.vision_lr)
-    return train(classifier, lambda position: vision_batch(settings, position), loss, plan, run_dir, **options)
-
-
-def train_joint(
-    model: VisionLanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: PretrainSettings,
-    run_dir: Path,
-    **options: Any,
-) -> Trained:
-    """Train the whole model with the losses of its family; BLIP's momentum copies start from the warmed-up towers."""
-    if isinstance(model, BlipForPretraining):
-        follow(model, 0.0)
-
-    def loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        extra = {}
-        if settings.family == "blip":
-            ramp = min(1.0, position / (ALPHA_RAMP * settings.steps))
-            extra["alpha"] = ramp * cast("BlipForPretraining", model).config.alpha
-        out = model(**batch, **extra, seed=seed_at(settings.seed, position))
-        where = "region_" if "image_index" in batch else ""
-        return out.loss, {where + name: value for name, value in out.items() if name.startswith("loss_")}
-
-    plan = _plan(settings, settings.steps, settings.lr)
-    return train(model, lambda position: joint_batch(settings, tokenizer, position), loss, plan, run_dir, **options)
-
-
-def _plan(settings: PretrainSettings, steps: int, lr: float) -> TrainSettings:
-    return TrainSettings(
-        steps,
-        lr,
-        weight_decay=settings.weight_decay,
-        warmup=0.05,
-        precision=settings.precision,
-        seed=settings.seed,
-        checkpoint_every=settings.checkpoint_every,
-    )
+CURRICULUM = ((0.04, 1), (0.10, 2), (1.0, 4))  # until this share of the joint steps: at most so many objects
 
 
 def pretrain(
@@ -186,6 +76,58 @@ def pretrain(
     figures = release(model, tokenizer, out_dir / "model", facts, scenes=settings.test_scenes, seed=settings.seed)
     (out_dir / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+def train_joint(
+    model: VisionLanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PretrainSettings,
+    run_dir: Path,
+    **options: Any,
+) -> Trained:
+    """Train the whole model with the losses of its family; BLIP's momentum copies start from the warmed-up towers."""
+    if isinstance(model, BlipForPretraining):
+        follow(model, 0.0)
+
+    def loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        extra = {}
+        if settings.family == "blip":
+            ramp = min(1.0, position / (ALPHA_RAMP * settings.steps))
+            extra["alpha"] = ramp * cast("BlipForPretraining", model).config.alpha
+        out = model(**batch, **extra, seed=seed_at(settings.seed, position))
+        where = "region_" if "image_index" in batch else ""
+        return out.loss, {where + name: value for name, value in out.items() if name.startswith("loss_")}
+
+    plan = settings.stage(settings.steps, settings.lr)
+    return train(model, lambda position: joint_batch(settings, tokenizer, position), loss, plan, run_dir, **options)
+
+
+def joint_batch(settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase, position: int) -> Batch:
+    """Return a batch of pairs or, for X-VLM every ``region_every`` th time, of regions.
+
+    A region batch has half as many pictures, with up to two regions each. BLIP's texts end with [SEP].
+    """
+    done = position / settings.steps
+    most = next((objects for until, objects in CURRICULUM if done < until), CURRICULUM[-1][1])
+    start = settings.vision_steps * settings.vision_batch_size + position * settings.batch_size
+    options: dict[str, Any] = {"tokenizer": tokenizer, "image_size": settings.image_size, "max_length": MAX_TOKENS}
+    options |= {"seed": settings.seed, "position": position}
+    every = settings.region_every if settings.family == "xvlm" else 0
+    if every and position % every == every - 1:
+        scenes = make_scenes("train", settings.batch_size // 2, seed=settings.seed, start=start, max_objects=most)
+        images = [render(scene, settings.image_size) for scene in scenes]
+        named = [[(text, _pixel_box(box, settings.image_size)) for text, box in regions(scene)[:2]] for scene in scenes]
+        return collate_regions(images, named, patch_size=settings.patch_size, **options)
+    scenes = make_scenes("train", settings.batch_size, seed=settings.seed, start=start, max_objects=most)
+    images = [render(scene, settings.image_size) for scene in scenes]
+    if settings.family == "blip":
+        options |= {"mlm": False, "end": True}
+    return collate_pairs(images, [describe(scene, 1)[0] for scene in scenes], **options)
+
+
+def _pixel_box(box: tuple[float, float, float, float], size: int) -> tuple[float, float, float, float]:
+    cx, cy, width, height = (size * x for x in box)
+    return cx - width / 2, cy - height / 2, width, height
 
 
 def _facts(settings: PretrainSettings, vision: Trained, joint: Trained) -> dict[str, object]:

@@ -13,18 +13,19 @@ from multiflow.families.reading import VisionLanguageModel, family_of, guessed_w
 from multiflow.tasks.retrieval.task import evaluate_retrieval
 from multiflow.worlds.folder import fact_table, write_folder
 from multiflow.worlds.shapes import describe, make_scenes, render
+from multiflow.worlds.shapes.models import TEST_SCENES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SCENES, CAPTIONS, SHORTLIST = 500, 5, 16
+CAPTIONS, SHORTLIST = 5, 16
 
 
 def evaluate_shapes(
     model: VisionLanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    scenes: int = SCENES,
+    scenes: int = TEST_SCENES,
     captions: int = CAPTIONS,
     shortlist: int = SHORTLIST,
     split: str = "test",
@@ -38,10 +39,10 @@ def evaluate_shapes(
     (guessing the most frequent one always).
     """
     family = family_of(model)
-    drawn = make_scenes(split, scenes, seed=seed, style=style)
+    shown = make_scenes(split, scenes, seed=seed, style=style)
     side = model.config.image_size
-    images = [render(scene, side) for scene in drawn]
-    texts = [describe(scene, captions) for scene in drawn]
+    images = [render(scene, side) for scene in shown]
+    texts = [describe(scene, captions) for scene in shown]
     pixels = torch.from_numpy(to_pixels(images, side))
     found = evaluate_retrieval(model, pixels, texts, tokenizer, shortlist=shortlist)
     figures = vars(found.reranked) | {f"itc_{name}": value for name, value in vars(found.itc).items()}
@@ -59,7 +60,7 @@ def release(
     folder: Path,
     facts: Mapping[str, object],
     *,
-    scenes: int = SCENES,
+    scenes: int = TEST_SCENES,
     seed: int = 0,
 ) -> dict[str, float]:
     """Write a Hugging Face folder of float16 weights, tokenizer and model card; return the figures of these weights.

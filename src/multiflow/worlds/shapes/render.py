@@ -1,16 +1,23 @@
-"""Scenes to pixels: numpy only, antialiased by signed distance, a pure function of (scene, size)."""
+"""Scenes to pixels: numpy only, antialiased by signed distance, a pure function of (scene, size).
+
+The outlines are signed distances: negative inside, in units of the object's radius. Their coordinates are fractions of
+the radius, u to the right and v downwards; every outline fits [-1, 1] x [-1, 1]. Distances are exact inside near the
+border, which is all that antialiasing and outlined fills need.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from math import cos, radians, sin
+from math import cos, pi, radians, sin, sqrt
 from random import Random
 
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.worlds.shapes.outlines import OUTLINES, Array
 from multiflow.worlds.shapes.scene import Object, Scene
+
+Array = np.ndarray
 
 PALETTE = {
     "plain": {
@@ -36,6 +43,68 @@ PALETTE = {
 }
 _JITTER = {"plain": 10.0, "chalk": 11.0}  # of each colour channel
 MIN_SIZE = 16
+
+
+def circle(u: Array, v: Array) -> Array:
+    """A disc of radius 1."""
+    return np.sqrt(u * u + v * v) - 1
+
+
+def square(u: Array, v: Array) -> Array:
+    """An upright square."""
+    return np.maximum(np.abs(u), np.abs(v)) - 0.86
+
+
+def triangle(u: Array, v: Array) -> Array:
+    """A triangle that points up: apex (0, -1), base at v = 0.78."""
+    nx, ny = 1.78 / sqrt(1.78**2 + 1), -1 / sqrt(1.78**2 + 1)
+    return np.maximum(v - 0.78, nx * np.abs(u) + ny * v + ny)
+
+
+def star(u: Array, v: Array) -> Array:
+    """A star of five points: fold the plane into one half point, then one straight edge is left."""
+    inner, fifth = 0.5, 2 * pi / 5
+    v = v - 0.08
+    rho, angle = np.sqrt(u * u + v * v), np.arctan2(u, -v)
+    angle = np.abs((angle + fifth / 2) % fifth - fifth / 2)
+    nx, ny = 1 - inner * cos(fifth / 2), inner * sin(fifth / 2)
+    norm = sqrt(nx * nx + ny * ny)
+    return (nx * rho * np.sin(angle) + ny * (rho * np.cos(angle) - 1.04)) / norm
+
+
+def diamond(u: Array, v: Array) -> Array:
+    """A square on its corner, slimmed to 3 : 4."""
+    width = 0.75
+    return (np.abs(u) + width * np.abs(v) - width) / sqrt(1 + width * width)
+
+
+def cross(u: Array, v: Array) -> Array:
+    """A plus sign of two bars."""
+    u, v = np.abs(u), np.abs(v)
+    long, short = 0.95, 0.36
+    return np.minimum(np.maximum(u - long, v - short), np.maximum(u - short, v - long))
+
+
+def heart(u: Array, v: Array) -> Array:
+    """A square on its corner with a half disc on each of its upper sides."""
+    lobe = 1 / (1 + sqrt(0.5))  # half the side of the square; the heart is 2 wide
+    x, y = np.abs(u), 0.06 - v  # upwards from the middle of the square
+    corner = lobe * sqrt(2)
+    beside = np.sqrt((x - corner / 2) ** 2 + (y - corner / 2) ** 2) - lobe  # of the half disc
+    below = (x - y - corner) / sqrt(2)  # of the lower side
+    notch = np.sqrt(x * x + (y - corner) ** 2)
+    return np.where(x + y > corner, beside, np.maximum(below, -notch))
+
+
+def moon(u: Array, v: Array) -> Array:
+    """A crescent, open to the right: a disc without another disc."""
+    u = u - 0.12
+    return np.maximum(np.sqrt(u * u + v * v) - 1, 0.74 - np.sqrt((u - 0.54) ** 2 + v * v))
+
+
+OUTLINES: dict[str, Callable[[Array, Array], Array]] = {
+    f.__name__: f for f in (circle, square, triangle, star, diamond, cross, heart, moon)
+}
 
 
 def render(scene: Scene, size: int = 64) -> np.ndarray:
@@ -78,7 +147,7 @@ def _draw_chalk(canvas: Array, obj: Object, size: int, rng: Random) -> None:
     c, s = cos(angle), sin(angle)
     x, y = c * x + s * y, c * y - s * x
     radius = 0.94 * obj.radius * size
-    wobble, grain = _pick(_smooth(size), rng)[rows, columns], _pick(_grain(size), rng)[rows, columns]
+    wobble, grain = _one_of(_smooth(size), rng)[rows, columns], _one_of(_grain(size), rng)[rows, columns]
     distance = OUTLINES[obj.shape](x / radius, y / radius) * radius + (0.035 * radius) * wobble
     stroke = max(1.1, 0.2 * radius) * (0.85 + 0.3 * rng.random())
     border = _step(distance) - _step(distance + stroke)
@@ -121,7 +190,7 @@ def _colour(obj: Object, style: str, rng: Random) -> Array:
     return np.array([c + jitter * (2 * rng.random() - 1) for c in PALETTE[style][obj.colour]], dtype=np.float32)
 
 
-def _pick(bank: Array, rng: Random) -> Array:
+def _one_of(bank: Array, rng: Random) -> Array:
     return bank[int(rng.random() * len(bank))]
 
 
@@ -163,10 +232,10 @@ def _background(scene: Scene, size: int, rng: Random) -> Array:
             wave = np.clip((np.abs(line % 2 - 1) - 0.5) * period, -0.5, 0.5)
             canvas += (lift * (14 + 48 * wave[None, :] * wave[:, None]))[..., None] * 1.6
     elif kind == "speckled":
-        specks = np.clip(np.abs(_pick(_grain(size), rng)) - 1.1, 0, 1.4)
+        specks = np.clip(np.abs(_one_of(_grain(size), rng)) - 1.1, 0, 1.4)
         canvas += (lift * 52 * specks)[..., None]
     if chalk:
-        canvas += (9 * _pick(_smooth(size), rng) + 3.5 * _pick(_grain(size), rng))[..., None]
+        canvas += (9 * _one_of(_smooth(size), rng) + 3.5 * _one_of(_grain(size), rng))[..., None]
     return canvas
 
 

@@ -13,7 +13,9 @@ outlines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +23,41 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from multiflow.data import to_pixels
+from multiflow.data.feed import Batch
 from multiflow.families.blip.towers import ContrastiveBlip
 from multiflow.families.reading import VisionLanguageModel
-from multiflow.worlds.shapes import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, Scene
-from multiflow.worlds.shapes.outlines import OUTLINES
+from multiflow.training.loop import Trained, train
+from multiflow.worlds.shapes import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, Scene, make_scenes, render
+from multiflow.worlds.shapes.models import PretrainSettings
+from multiflow.worlds.shapes.render import OUTLINES
 
 ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "fill": FILLS}
 CLASSES = (*(1 + len(values) for values in ATTRIBUTES.values()), len(BACKGROUNDS))  # class 0 of an attribute: no object
 PIXELS = 10.0  # weight of the outlines
 COVERED = 0.06  # share of its pixels from which on a patch belongs to an object
+
+
+def train_vision(model: VisionLanguageModel, settings: PretrainSettings, run_dir: Path, **options: Any) -> Trained:
+    """Warm up the vision tower."""
+
+    def loss(classifier: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return patch_loss(classifier(batch["pixel_values"]), batch["labels"], batch["pixels"])
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(settings.seed)
+        classifier = PatchClassifier(model).to(settings.device)
+    plan = settings.stage(settings.vision_steps, settings.vision_lr)
+    return train(classifier, lambda position: vision_batch(settings, position), loss, plan, run_dir, **options)
+
+
+def vision_batch(settings: PretrainSettings, position: int) -> Batch:
+    """Return pictures and the labels of their patches."""
+    count, side = settings.vision_batch_size, settings.image_size
+    scenes = make_scenes("train", count, seed=settings.seed, start=position * count)
+    classes, pixels = patch_labels(scenes, side, settings.patch_size)
+    labels = {"labels": torch.from_numpy(classes), "pixels": torch.from_numpy(pixels)}
+    return {"pixel_values": torch.from_numpy(to_pixels([render(scene, side) for scene in scenes], side)), **labels}
 
 
 class PatchClassifier(nn.Module):
