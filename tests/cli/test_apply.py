@@ -100,8 +100,8 @@ def altered(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (lambda data: data[: len(data) // 2], "is no mask file, or a truncated one"),
-        (lambda data: b"", "is no mask file, or a truncated one"),
+        (lambda data: data[: len(data) // 2], "holds no masks, or is damaged"),
+        (lambda data: b"", "holds no masks, or is damaged"),
         (altered, "was altered: its checksum does not fit"),
     ],
 )

@@ -169,7 +169,7 @@ def test_bad_input(run: Run, tmp_path: Path, args: list[str], said: str) -> None
 def test_a_truncated_mask_file(run: Run, run_dir: Path, tmp_path: Path) -> None:
     whole = (run_dir / "mask-0.9.safetensors").read_bytes()
     (tmp_path / "mask-0.9.safetensors").write_bytes(whole[:-100])
-    assert "is no mask file, or a truncated one" in run("show", "mask-0.9.safetensors").error
+    assert "holds no masks, or is damaged" in run("show", "mask-0.9.safetensors").error
 
 
 def test_every_list_is_named_in_the_help(run: Run) -> None:

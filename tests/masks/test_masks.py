@@ -191,8 +191,8 @@ def test_settings_that_json_does_not_know_are_written_as_plain_values(tmp_path):
 
 
 def test_a_newer_format_is_told_apart_from_damage(masks, tmp_path, monkeypatch):
-    monkeypatch.setattr("multiflow.masks.io.FORMAT", 2)
+    monkeypatch.setattr("multiflow.masks.files.FORMAT", 2)
     path = masks.save(tmp_path / "m.safetensors")
-    monkeypatch.setattr("multiflow.masks.io.FORMAT", 1)
+    monkeypatch.setattr("multiflow.masks.files.FORMAT", 1)
     with pytest.raises(mf.MultiflowError, match="has format 2, this version reads format 1; update multiflow"):
         mf.Masks.load(path)

@@ -9,7 +9,7 @@ import torch
 import multiflow as mf
 from multiflow.base.types import Layer, Layout
 from multiflow.masks import compare, is_original, total
-from multiflow.masks.original import SUFFIX
+from multiflow.masks.files import SUFFIX
 from tests import golden_data
 
 LAYOUT = Layout((Layer("tower.a", (3, 5), "vision"), Layer("b", (2, 2), "text", "text", ("c",))))

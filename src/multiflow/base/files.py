@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,31 +24,6 @@ def write_atomically(path: str | Path, data: bytes | str) -> Path:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
-
-
-def read_torch(path: Path, *, called: str, wanted: str, kind: str = "PyTorch", mmap: bool = False) -> Any:
-    """Read a torch file of tensors; one that wants to run code is refused, and so is one that is damaged.
-
-    Args:
-        path: the file.
-        called: what errors call it, with its path.
-        wanted: what a user who trusts the file may save of it.
-        kind: what errors call the format.
-        mmap: leave the tensors on the disk until they are looked at, where the format allows it.
-    """
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the unpickler, about files that it then refuses
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-    except Exception as error:  # bytes that were altered make the unpickler stumble over anything
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise MultiflowError(
-                f"{called} is a pickle that wants to run {code[1]}, and only tensors are read; if you trust the file, "
-                f"load it yourself and save its {wanted} alone"
-            ) from error
-        raise MultiflowError(f"{called} is not a complete {kind} file; copy it again") from error
 
 
 def plain(value: Any) -> Any:

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
+from multiflow.base.artifacts import read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.ranks import exchange, rank, world
-from multiflow.calibration.stats import Stats, read_stats, read_tensors, write_tensors
+from multiflow.calibration.stats import Stats, read_stats
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Checkpoint:
         if not self._there():
             return None
         stats, extra = read_stats(self.path)
-        self._check(extra["settings"], settings)
+        if not isinstance(saved := extra.get("settings"), dict):
+            raise MultiflowError(f"'{self.path}' holds statistics, but not of a run to go on with; use another file")
+        self._check(saved, settings)
         return stats
 
     def save(self, stats: Stats, settings: Mapping[str, Any], *, now: bool = False) -> None:
@@ -66,8 +69,11 @@ class Checkpoint:
         found = None
         if self._there():
             tensors, header = read_tensors(self.path, "checkpoint")
-            self._check(header["settings"], settings)
-            found = tensors, header["facts"]
+            saved, facts = header.get("settings"), header.get("facts")
+            if not isinstance(saved, dict) or not isinstance(facts, dict):
+                raise MultiflowError(f"'{self.path}' holds no state of a run in steps; delete it or use another")
+            self._check(saved, settings)
+            found = tensors, facts
         everyone = exchange("checkpoint", found and found[1])
         if any(facts != everyone[0] for facts in everyone):
             raise MultiflowError(

@@ -21,8 +21,8 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.types import Layout
 from multiflow.calibration.hooks import evaluating, watching
 from multiflow.calibration.memory import check_loaded
-from multiflow.calibration.stats import Stats
-from multiflow.calibration.sums import NORM, Sums, check_sums_fit
+from multiflow.calibration.stats import Stats, check_start
+from multiflow.calibration.sums import MOMENT, NORM, Sums, check_sums_fit
 from multiflow.calibration.turns import by_number, deal, turns
 
 TokenMasks = Mapping[str, Tensor | None]
@@ -72,6 +72,11 @@ def collect(
     check_loaded(weights)
     devices = {name: weight.device for name, weight in weights.items()}
     check_sums_fit(layout, names, devices)
+    total = length(batches)
+    if start:
+        widths = {layer.name: layer.shape[1] for layer in layout.layers}
+        shapes = {name: {n: (width,) * (1 + (name == MOMENT)) for n, width in widths.items()} for name in names}
+        check_start(start, shapes, total)
     sums = Sums(names, layout, devices, start)
     masks: TokenMasks = {}
     first = start.batches if start else 0
@@ -86,7 +91,6 @@ def collect(
         sums.add(path, value, masks[of] if of else None, of)
 
     done = first
-    total = length(batches)
     with evaluating(model), watching({path: paths[path] for path in watched.values()}, observe), torch.no_grad():
         for turn in turns(iterate(batches), first):
             done = turn.done

@@ -24,7 +24,7 @@ from multiflow.base.ranks import exchange, sum_over_ranks_
 from multiflow.calibration.collect import Progress, iterate, length, missing_keys_named, to_device
 from multiflow.calibration.memory import GIB, check_fits, free_memory
 from multiflow.calibration.restore import differentiable, put_buffers
-from multiflow.calibration.stats import Stats, sum_stats_
+from multiflow.calibration.stats import Stats, check_start, sum_stats_
 from multiflow.calibration.turns import Turn, check_some, turns
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -63,6 +63,7 @@ def mean_gradient(
     sums = {name: torch.zeros(w.shape, dtype=torch.float32, device=w.device) for name, w in weights.items()}
     first = seen = start.batches if start else 0
     if start:
+        check_start(start, {"gradient": {name: tuple(w.shape) for name, w in weights.items()}}, length(batches))
         seen = max(start.counts["gradient"].values())
         for name, total in start.sums["gradient"].items():
             sums[name].copy_(total)

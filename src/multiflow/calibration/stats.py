@@ -7,21 +7,21 @@ the batches makes no difference that the float32 result could show.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from multiflow.base.artifacts import check_tensors, read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import write_atomically
 from multiflow.base.ranks import exchange, sum_over_ranks_
 from multiflow.base.registry import Registry
+from multiflow.calibration.turns import check_some
+
+MOST = 1 << 53  # of batches and tokens: more are no numbers of anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,35 +128,56 @@ def sum_stats_(stats: Stats) -> Stats:
 
 
 def read_stats(path: str | Path) -> tuple[Stats, dict[str, Any]]:
-    """Read a file that `Stats.save` wrote: the statistics and what was saved with them."""
+    """Read a file that `Stats.save` wrote: the statistics and what was saved with them.
+
+    Raises:
+        MultiflowError: a damaged or altered file, one that holds something else, or sums that are not finite.
+    """
     tensors, header = read_tensors(path, "statistics")
     if "counts" not in header:
         raise MultiflowError(f"'{path}' holds no statistics but another checkpoint of ours; delete it or use another")
-    sums: dict[str, dict[str, Tensor]] = {name: {} for name in [*header["counts"], "buffer"]}
+    counts, extra = header["counts"], header.get("extra")
+    batches: Any = header.get("batches")
+    fine = _is_count(batches) and isinstance(counts, dict)
+    if (
+        not isinstance(extra, dict)
+        or not fine
+        or not all(isinstance(of, dict) and all(map(_is_count, of.values())) for of in counts.values())
+    ):
+        raise MultiflowError(f"'{path}' holds statistics whose numbers of batches or tokens make no sense; delete it")
+    sums: dict[str, dict[str, Tensor]] = {name: {} for name in [*counts, "buffer"]}
     for key, tensor in tensors.items():
         name, _, layer = key.partition("/")
+        if name not in sums:
+            raise MultiflowError(f"'{path}' holds '{key}', which belongs to none of its statistics; delete it")
         sums[name][layer] = tensor
     buffers = sums.pop("buffer")
-    return Stats(sums, header["counts"], header["batches"], buffers), header["extra"]
+    for name, of in counts.items():
+        expected = torch.float32 if name == "gradient" else torch.float64
+        like = {layer: (tuple(sums[name][layer].shape) if layer in sums[name] else (), [expected]) for layer in of}
+        check_tensors(path, sums[name], like, "delete it")
+    return Stats(sums, counts, batches, buffers), extra
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
-    """Write tensors to a safetensors file whole or not at all, with a header that JSON can say."""
-    there: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    for name, tensor in tensors.items():
-        here = tensor.detach().cpu().contiguous()
-        place = here.untyped_storage().data_ptr()
-        there[name] = here.clone() if place in memory else here  # safetensors wants memory of its own for each
-        memory.add(place)
-    return write_atomically(path, to_bytes(there, metadata={"multiflow": json.dumps(header)}))
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MOST
 
 
-def read_tensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote; a damaged file is an error that calls it ``what``."""
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["multiflow"])
-            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise MultiflowError(f"'{path}' holds no {what}, or is damaged ({error}); delete it") from error
+def check_start(start: Stats, shapes: Mapping[str, Mapping[str, tuple[int, ...]]], batches: int | None) -> None:
+    """Check that statistics to go on from are those of the model's layers, and of no more batches than there are.
+
+    Args:
+        start: read from a checkpoint.
+        shapes: statistic -> layer -> the shape of its sum.
+        batches: how many there are, where that is known.
+    """
+    for name, of in shapes.items():
+        found = {layer: tuple(total.shape) for layer, total in start.sums.get(name, {}).items()}
+        for layer in [*of, *found]:
+            if found.get(layer) != of.get(layer) or layer not in start.counts[name]:
+                raise MultiflowError(
+                    f"the checkpoint's {name} of layer '{layer}' has shape {found.get(layer)}, the model wants "
+                    f"{of.get(layer)}; delete the checkpoint to begin afresh"
+                )
+    if batches is not None:
+        check_some(max(batches, 1), start.batches)

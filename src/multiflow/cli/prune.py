@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,8 +12,8 @@ from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow import pruning
+from multiflow.base.artifacts import write_json
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.files import plain, write_atomically
 from multiflow.base.ranks import agree, rank, world
 from multiflow.base.registry import import_modules
 from multiflow.base.run_folder import CHECKPOINT_FILE, identity, run_folder
@@ -188,4 +187,4 @@ def run_settings(settings: PruneSettings) -> dict[str, Any]:
 def save(result: Result, out: Path, extra: Mapping[str, Any]) -> None:
     """Write masks and changed weights, and ``result.json`` when they are all there."""
     result.save_tensors(out)
-    write_atomically(out / RESULT_FILE, json.dumps({**result.summary(), **extra}, indent=2, default=plain) + "\n")
+    write_json(out / RESULT_FILE, {**result.summary(), **extra})

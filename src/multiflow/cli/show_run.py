@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from multiflow.base.artifacts import read_json
 from multiflow.base.errors import MultiflowError
 from multiflow.base.run_folder import RUN_FILE
 from multiflow.cli.console import megabytes, percent, show, table
@@ -27,7 +27,7 @@ def show_run(folder: Path) -> None:
     if name is None:
         raise MultiflowError(f"the run in '{folder}' has not ended; go on with it by its own command and --resume")
     try:
-        PRINTERS[name](json.loads((folder / name).read_text(encoding="utf-8")), folder)
+        PRINTERS[name](read_json(folder / name, "result of a run", "run the command again"), folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MultiflowError(f"'{folder / name}' is damaged ({error!r}); run the command again") from error
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from multiflow.base.artifacts import read_torch
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.files import read_torch
 from multiflow.base.reading import read_json, read_yaml
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")

@@ -1,9 +1,12 @@
-"""Masks: selecting, packing, saving, applying and keeping them."""
+"""Masks: selecting which weights go, packing, files of both formats, applying, comparing, zeros that stay.
+
+No pruner and no model of a family lives here: masks know layers by name and shape alone.
+"""
 
 from multiflow.masks.compare import Agreement, by_group, compare, total
+from multiflow.masks.files import is_original, pack, unpack
 from multiflow.masks.keep import keep_sparse
-from multiflow.masks.masks import Masks, hash_weight, pack, unpack
-from multiflow.masks.original import is_original
+from multiflow.masks.masks import Masks, hash_weight
 from multiflow.masks.select import keep_above, select
 
 __all__ = [

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.types import Layer, Layout
+from multiflow.masks import files
+from multiflow.masks.files import pack, unpack
 
 FORMATS = ("multiflow", "original")
 """Of mask files: our own, and that of the original release."""
@@ -145,14 +147,62 @@ class Masks(Mapping[str, Tensor]):
         return {layer.name: _weights(modules, layer) for layer in self.layout.layers}
 
     def rename(self, layout: Layout, names: Mapping[str, str]) -> Masks:
-        """Give masks that were read from a file of the original release the layers of a model, checking every one.
+        """Put masks on the layers of a layout, of which they may go by original names or by module paths.
+
+        Args:
+            layout: the model's layers. A shared weight may have several masks, one for each of its names, which agree.
+            names: layer -> its original parameter name; a layer without one goes by its module paths.
+
+        Raises:
+            MultiflowError: masks of layers that the layout lacks, layers without a mask, another shape, or masks of one
+                weight that differ.
 
         >>> masks = mf.Masks.load("masks.pth")                                                  # doctest: +SKIP
         >>> masks = masks.rename(mf.adapter_for(model).layout(model), mf.original_names(model)) # doctest: +SKIP
         """
-        from multiflow.masks.original import rename
+        # 1. by which name each layer is found: original names win over the module path of another layer
+        layers: dict[str, Layer] = {}
+        for layer in layout.layers:
+            for path in layer.paths:
+                layers.setdefault(names.get(path, f"{path}.weight"), layer)
+        for layer in layout.layers:
+            for path in layer.paths:
+                layers.setdefault(f"{path}.weight", layer)
 
-        return rename(self, layout, names)
+        # 2. masks and layers are the same ones
+        given = {name: self.names.get(name, f"{name}.weight") for name in self}
+        extra = [name for name in given.values() if name not in layers]
+        there = {layers[name].name for name in given.values() if name in layers}
+        missing = [names.get(name, f"{name}.weight") for name in layout if name not in there]
+        if extra or missing:
+            wrong = [f"{_some(extra)} is masked but no prunable layer"] if extra else []
+            wrong += [f"{_some(missing)} is prunable but has no mask"] if missing else []
+            raise MultiflowError(
+                f"the masks cover other layers than the model: {', '.join(wrong)}; "
+                "use the model that they were made for"
+            )
+
+        # 3. one mask for each layer
+        first: dict[str, str] = {}
+        for name, original in given.items():
+            layer, shape = layers[original], self.layout[name].shape
+            if shape != layer.shape:
+                raise MultiflowError(
+                    f"the masks are those of another model: layer '{original}' has shape {layer.shape}, its mask "
+                    f"{shape}; use the model that they were made for"
+                )
+            other = first.setdefault(layer.name, name)
+            if not np.array_equal(self.packed[other], self.packed[name]):
+                raise MultiflowError(
+                    f"'{given[other]}' and '{original}' are one weight, but their masks differ; keep one of them"
+                )
+        return Masks(
+            layout,
+            {layer: self.packed[first[layer]] for layer in layout},
+            {layer: self.weights[first[layer]] for layer in layout if first[layer] in self.weights},
+            self.settings,
+            {layer: names.get(layer, given[first[layer]]) for layer in layout},
+        )
 
     def save(self, path: str | Path, format: str = "multiflow", names: Mapping[str, str] | None = None) -> Path:
         """Write the masks to one file; return its path.
@@ -167,22 +217,35 @@ class Masks(Mapping[str, Tensor]):
         if format not in FORMATS:
             raise unknown("mask format", format, FORMATS)
         if format == "original":
-            from multiflow.masks import original
-
-            return original.save(self, Path(path), self.names if names is None else names)
-        from multiflow.masks import io
-
-        return io.save(self, Path(path))
+            return files.save_original(self._by_original_name(self.names if names is None else names), Path(path))
+        return files.save(
+            files.Stored(self.layout, dict(self.packed), self.weights, self.settings, self.names), Path(path)
+        )
 
     @staticmethod
     def load(path: str | Path) -> Masks:
         """Read masks from a file in either format; a truncated or altered one, or one with code, is an error.
 
-        Masks of the original release go by its names until `rename` puts them on the layers of a model.
+        Masks of the original release go by its names until `rename` puts them on the layers of a model. If they keep
+        as much as the name of their file says they drop, a warning says that they may be inverted.
         """
-        from multiflow.masks import io, original
+        path = Path(path)
+        return Masks(*(files.load_original(path) if files.is_torch_file(path) else files.load(path)))
 
-        return original.load(Path(path)) if original.is_torch_file(Path(path)) else io.load(Path(path))
+    def _by_original_name(self, names: Mapping[str, str]) -> dict[str, Tensor]:
+        layer_of: dict[str, str] = {}
+        for layer in self:
+            if layer not in names:
+                raise MultiflowError(f"names has no original name for layer '{layer}'{did_you_mean(layer, names)}")
+            name = names[layer]
+            if not name.endswith(".weight"):
+                raise MultiflowError(f"names calls layer '{layer}' '{name}'; expected a parameter name, '....weight'")
+            if layer_of.setdefault(name, layer) != layer:
+                raise MultiflowError(
+                    f"layers '{layer_of[name]}' and '{layer}' have the same original name '{name}', but a file has one "
+                    "mask for each; share their weight, or save with format='multiflow'"
+                )
+        return {name: self[layer] for name, layer in layer_of.items()}
 
     def _made_for(self, name: str, weight: Tensor) -> bool:
         if name not in self.weights or hash_weight(weight) == self.weights[name]:
@@ -193,16 +256,6 @@ class Masks(Mapping[str, Tensor]):
     def _is_zero(self, name: str, weight: Tensor) -> bool:
         """Whether a weight is zero wherever its mask drops."""
         return not bool(weight.detach().cpu()[~self[name]].any())
-
-
-def pack(mask: Tensor) -> np.ndarray:
-    """Pack a bool tensor into bytes, row-major, first entry in the highest bit."""
-    return np.packbits(mask.cpu().contiguous().numpy())
-
-
-def unpack(packed: np.ndarray, size: int) -> Tensor:
-    """Return the bool tensor ``(size,)`` that was packed."""
-    return torch.from_numpy(np.unpackbits(packed, count=size).view(np.bool_))
 
 
 def hash_weight(weight: Tensor) -> str:
@@ -226,3 +279,7 @@ def _weights(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[nn.Paramet
             )
         found[id(weight)] = weight
     return tuple(found.values())
+
+
+def _some(names: list[str]) -> str:
+    return f"'{names[0]}'" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,13 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from multiflow.base.artifacts import check_tensors, read_json, read_tensors, write_json, write_tensors
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import claim_folder, plain, write_atomically
+from multiflow.base.files import claim_folder
 from multiflow.base.types import Layout
 from multiflow.calibration import Doubling, Stats, is_stable
 from multiflow.masks import Masks
@@ -26,6 +23,7 @@ from multiflow.methods import Pruner
 
 RESULT_FILE = "result.json"
 MOST_BLOCK = 64  # M of the N:M patterns whose sparsities are written short
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Value = TypeVar("Value")
 
 
@@ -175,7 +173,7 @@ class Result:
         """Write one mask file a sparsity and ``result.json`` into a new or empty folder; return the folder."""
         folder = claim_folder(folder, RESULT_FILE)
         self.save_tensors(folder)
-        write_atomically(folder / RESULT_FILE, json.dumps(self.summary(), indent=2, default=plain) + "\n")
+        write_json(folder / RESULT_FILE, self.summary())
         return folder
 
     @classmethod
@@ -188,20 +186,20 @@ class Result:
         >>> mf.Result.load("runs/lobs").apply_(model, 0.75)     # doctest: +SKIP
         """
         path = Path(folder) / RESULT_FILE
+        fix = "give a folder that result.save or 'multiflow prune' wrote"
+        said = read_json(path, "result", fix)
         try:
-            said = json.loads(path.read_text())
             files = [Path(folder) / entry["file"] for entry in said["masks"].values()]
-            settings, timings = said["settings"], said["timings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MultiflowError(
-                f"'{folder}' holds no result that can be read ({error}); give a folder that result.save or "
-                "'multiflow prune' wrote"
-            ) from error
+            settings, timings = dict(said["settings"]), {name: float(s) for name, s in said["timings"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MultiflowError(f"'{path}' holds no result that can be read ({error!r}); {fix}") from error
         masks: dict[float, Masks] = {}
         changed: dict[float, Mapping[str, Tensor]] = {}
         for file in files:
             found = Masks.load(file)
-            masks[sparsity := found.settings["sparsity"]] = found
+            if not isinstance(sparsity := found.settings.get("sparsity"), int | float):
+                raise MultiflowError(f"'{file}' does not say at which sparsity its masks are; {fix}")
+            masks[sparsity] = found
             if (weights := changed_weights(file, found)) is not None:
                 changed[sparsity] = weights
         return cls(masks, changed or None, None, None, settings, timings)
@@ -210,8 +208,8 @@ class Result:
         """Write the masks into a folder, and beside them the changed weights if there are any."""
         for sparsity, masks in self.masks.items():
             if self.weights is not None:
-                tensors = {name: weight.contiguous() for name, weight in self.weights[sparsity].items()}
-                write_atomically(folder / weights_file(sparsity), to_bytes(tensors))
+                header = {"method": self.settings.get("method"), "sparsity": sparsity}
+                write_tensors(folder / weights_file(sparsity), self.weights[sparsity], header)
             masks.save(folder / mask_file(sparsity))
 
 
@@ -237,16 +235,13 @@ def changed_weights(mask_path: Path, masks: Masks) -> dict[str, Tensor] | None:
     if not masks.settings.get("changes_weights"):
         return None
     path = mask_path.with_name(weights_file(masks.settings["sparsity"]))
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
+    if not path.is_file():
         raise MultiflowError(
             f"masks of '{masks.settings['method']}' belong to changed weights, which cannot be read from '{path}' "
-            f"({error}); keep the two files side by side"
-        ) from error
-    for layer in masks.layout.layers:
-        if layer.name not in weights or weights[layer.name].shape != layer.shape:
-            raise MultiflowError(f"'{path}' does not fit its masks at layer '{layer.name}'; prune again")
+            "(there is no such file); keep the two files side by side"
+        )
+    weights, _ = read_tensors(path, "changed weights", "prune again")
+    check_tensors(path, weights, {name: (layer.shape, FLOATS) for name, layer in masks.layout.items()}, "prune again")
     return weights
 
 

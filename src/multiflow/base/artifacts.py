@@ -1,0 +1,277 @@
+"""Artifacts: the one way to write and read files that matter, so that no flipped bit and no false size gets through.
+
+Tensors are written as safetensors with a JSON header under ``multiflow`` in the metadata, other results as JSON. Both
+carry a ``checksum``: sha256 of everything else in the header, in which ``tensors`` gives dtype, shape and CRC-32 of
+each tensor. Header and JSON are also compared with how they would be written, so that each byte of a file counts. Files
+of older versions have no checksum and open all the same. Published torch files bring checksums of their own: the CRC-32
+of every entry of the zip archive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from multiflow.base.errors import MultiflowError, did_you_mean
+from multiflow.base.files import plain, write_atomically
+from multiflow.base.parallel import in_parallel
+
+KEY = "multiflow"
+"""Of the safetensors metadata, under which the header stands."""
+DIGITS = 64
+"""Of a checksum."""
+MOST_USES = 8
+"""How many times the size of a torch file its tensors may have together: shared weights are stored once."""
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], whole: Sequence[str] | None = None
+) -> Path:
+    """Write tensors and a header to a safetensors file, whole or not at all; return the path.
+
+    Args:
+        path: of the file.
+        tensors: name -> tensor.
+        header: plain values that JSON can say.
+        whole: names of all tensors in the order in which the checksum itself takes in their bytes, as mask files have
+            it; by default the header gets a CRC-32 of each instead, several of which are computed at a time.
+    """
+    there: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        place = here.untyped_storage().data_ptr()
+        there[name] = here.clone() if place in memory else here  # safetensors wants memory of its own for each
+        memory.add(place)
+    full = json.loads(json.dumps(dict(header), default=plain))
+    if whole is None:
+        full["tensors"] = dict(zip(there, in_parallel(_describe, there.values()), strict=True))
+    full["checksum"] = _checksum(full, [there[name] for name in whole or ()])
+    return write_atomically(path, to_bytes(there, metadata={KEY: json.dumps(full)}))
+
+
+def read_tensors(
+    path: str | Path,
+    what: str,
+    fix: str = "delete it",
+    whole: Callable[[Mapping[str, Any]], Sequence[str]] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote; the header is empty if the file has none, as changed weights once had.
+
+    Args:
+        path: of the file.
+        what: what errors call it.
+        fix: what they advise.
+        whole: gives of the header what was given to `write_tensors`; such a file always has a checksum.
+
+    Raises:
+        MultiflowError: no such file, a damaged or an altered one.
+    """
+    check_regular(path, what)
+    text = "{}"
+    try:
+        with safe_open(path, "pt") as file:
+            if metadata := file.metadata():
+                text = metadata[KEY]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(text)
+        if not isinstance(header, dict):
+            raise ValueError(f"its header is a {type(header).__name__}, not names with values")
+        order = whole(header) if whole else ()
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise MultiflowError(f"'{path}' holds no {what}, or is damaged ({_said(error)}); {fix}") from error
+    if whole or "checksum" in header or "tensors" in header:
+        listed = header.get("tensors", {}) if whole is None else dict.fromkeys(order)
+        if not isinstance(listed, dict) or set(listed) != set(tensors) or text != json.dumps(header):
+            raise _altered(path, fix)
+        if header.get("checksum") != _checksum(header, [tensors[name] for name in order]):
+            raise _altered(path, fix)
+        if whole is None and list(listed.values()) != list(in_parallel(_describe, (tensors[n] for n in listed))):
+            raise _altered(path, fix)
+    return tensors, header
+
+
+def write_json(path: str | Path, value: Mapping[str, Any]) -> Path:
+    """Write plain values as JSON with a checksum, whole or not at all; return the path."""
+    full = json.loads(json.dumps(dict(value), default=plain))
+    return write_atomically(path, _indented({**full, "checksum": _checksum(full)}))
+
+
+def read_json(path: str | Path, what: str, fix: str) -> dict[str, Any]:
+    """Read what `write_json` wrote, without the checksum.
+
+    Raises:
+        MultiflowError: no such file, a damaged or an altered one, or one that holds no names with values.
+    """
+    check_regular(path, what)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError(f"it is a {type(value).__name__}, not names with values")
+    except (OSError, ValueError, RecursionError) as error:
+        raise MultiflowError(f"'{path}' is damaged ({_said(error)}), or no {what}; {fix}") from error
+    # whatever the key is called by now: files without a checksum hold no such text at the top
+    if any(isinstance(one, str) and len(one) == DIGITS for one in value.values()) or "checksum" in value:
+        if text != _indented(value) or value.get("checksum") != _checksum(value):
+            raise _altered(path, fix)
+        del value["checksum"]
+    return value
+
+
+def check_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    like: Mapping[str, tuple[tuple[int, ...], Sequence[torch.dtype]]],
+    fix: str,
+    *,
+    finite: bool = True,
+) -> None:
+    """Check the names, shapes and types of what a file holds, before anything is done with it.
+
+    Args:
+        path: of the file.
+        tensors: what it holds.
+        like: name -> shape, and the types of which one is expected.
+        fix: what errors advise.
+        finite: whether NaN and Inf are errors too.
+    """
+    for name in [*like, *tensors]:
+        if name not in tensors:
+            raise MultiflowError(f"'{path}' lacks '{name}'{did_you_mean(name, set(tensors) - set(like))}; {fix}")
+        if name not in like:
+            raise MultiflowError(
+                f"'{path}' holds '{name}', which does not belong there{did_you_mean(name, like)}; {fix}"
+            )
+        (shape, dtypes), tensor = like[name], tensors[name]
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype not in dtypes:
+            wanted = f"{' or '.join(_short(dtype) for dtype in dtypes)} {tuple(shape)}"
+            raise MultiflowError(
+                f"'{name}' in '{path}' is {_short(tensor.dtype)} {tuple(tensor.shape)}; expected {wanted}; {fix}"
+            )
+        if finite and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise MultiflowError(f"'{name}' in '{path}' holds NaN or Inf; {fix}")
+
+
+def check_regular(path: str | Path, what: str) -> None:
+    """Refuse what is no regular file: a missing one, a folder, a pipe that would be waited for."""
+    if not Path(path).is_file():
+        there = "it is a folder, pipe or device" if Path(path).exists() else "there is no such file"
+        raise MultiflowError(f"'{path}' holds no {what} that can be read ({there}); give the path of a file")
+
+
+def read_torch(path: Path, *, called: str, wanted: str, kind: str = "PyTorch", mmap: bool = False) -> Any:
+    """Read a torch file of tensors; one that wants to run code, is damaged, or claims more than it holds is refused.
+
+    Args:
+        path: the file.
+        called: what errors call it, with its path.
+        wanted: what a user who trusts the file may save of it.
+        kind: what errors call the format.
+        mmap: leave the tensors on the disk until they are looked at, where the format allows it.
+    """
+    check_regular(path, f"{kind} file")
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        if is_zip:
+            _check_zip(path, called)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the unpickler, about files that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+    except MultiflowError:
+        raise
+    except Exception as error:  # bytes that were altered make the unpickler stumble over anything
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise MultiflowError(
+                f"{called} is a pickle that wants to run {code[1]}, and only tensors are read; if you trust the file, "
+                f"load it yourself and save its {wanted} alone"
+            ) from error
+        raise MultiflowError(f"{called} is not a complete {kind} file; copy it again") from error
+    _check_sizes(content, path.stat().st_size, called)
+    return content
+
+
+def _check_zip(path: Path, called: str) -> None:
+    """Compare sizes and CRC-32 of all entries with what the file holds; torch itself looks at neither."""
+    with zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise MultiflowError(
+                f"{called} claims to unpack to more than its size, which torch.save never writes; save it anew"
+            )
+        if bad := file.testzip():
+            raise MultiflowError(f"{called} was altered: the checksum of its entry '{bad}' does not fit; copy it again")
+
+
+def _check_sizes(content: Any, size: int, called: str) -> None:
+    """Refuse tensors that are larger than their file: a stride of 0 lets few bytes claim any size."""
+    seen: set[int] = set()
+    stack, total = [content], 0
+    while stack:
+        one = stack.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Mapping):
+            stack += one.values()
+        elif isinstance(one, list | tuple | set):
+            stack += one
+        elif isinstance(one, Tensor) and one.layout == torch.strided and not one.is_meta:
+            total += one.numel() * one.element_size()
+            if one.numel() * one.element_size() > size or total > MOST_USES * size:
+                raise MultiflowError(
+                    f"{called} claims a tensor of shape {tuple(one.shape)}, more than its {size:,} bytes can hold; "
+                    "save it anew with tensor.contiguous()"
+                )
+
+
+def _checksum(header: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> str:
+    """sha256 of a header without its own checksum, and of kind and bytes of tensors."""
+    rest = {key: value for key, value in header.items() if key != "checksum"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode(), usedforsecurity=False)
+    for tensor in tensors:
+        digest.update(f"{_short(tensor.dtype)} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{_short(tensor.dtype)} {list(tensor.shape)} {zlib.crc32(_bytes(tensor)):08x}"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().contiguous().flatten()
+    array: np.ndarray = flat.view(torch.uint8).numpy()
+    return array.data
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _indented(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _altered(path: str | Path, fix: str) -> MultiflowError:
+    return MultiflowError(f"'{path}' was altered: its checksum does not fit; {fix}")
+
+
+def _said(error: BaseException) -> str:
+    missing = f"no {error} in its header" if isinstance(error, KeyError) else ""
+    return missing or " ".join(str(error).split()) or type(error).__name__

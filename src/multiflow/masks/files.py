@@ -1,0 +1,191 @@
+"""Mask files: our own format, and that of the original release.
+
+Ours is a safetensors file with one bit a weight: each layer is one uint8 tensor of packed bits under its name. The
+header holds the format version, the layers (name, shape, group, stream, aliases), the hash of each weight, the
+settings, the layers' names in the original release where they are known, and a checksum of all of these and the bits.
+
+The other is a torch file, readable without this library: ``PARAMETER_pruning_mask`` -> tensor ``(out, in)`` of 0 and 1,
+1 = kept, where PARAMETER is the name in the original release (``....weight``). Masks of biases are passed over.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multiflow.base.artifacts import read_tensors, read_torch, write_tensors
+from multiflow.base.errors import MultiflowError
+from multiflow.base.files import write_atomically
+from multiflow.base.types import Layer, Layout
+
+FORMAT = 1
+SUFFIX = "_pruning_mask"
+HEAD = 1 << 16
+"""Bytes in which the first name of a torch file stands: both of its forms begin with the names."""
+AGAIN = "make the masks again"
+NEAR = 0.02
+"""How far a share of zeros may be from the one that the name of a file gives."""
+
+
+class Stored(NamedTuple):
+    """What a mask file holds: the fields of `Masks`."""
+
+    layout: Layout
+    packed: dict[str, np.ndarray]
+    weights: Mapping[str, str] = {}
+    settings: Mapping[str, Any] = {}
+    names: Mapping[str, str] = {}
+
+
+def pack(mask: Tensor) -> np.ndarray:
+    """Pack a bool tensor into bytes, row-major, first entry in the highest bit."""
+    return np.packbits(mask.cpu().contiguous().numpy())
+
+
+def unpack(packed: np.ndarray, size: int) -> Tensor:
+    """Return the bool tensor ``(size,)`` that was packed."""
+    return torch.from_numpy(np.unpackbits(packed, count=size).view(np.bool_))
+
+
+def save(stored: Stored, path: Path) -> Path:
+    """Write masks in our own format, whole or not at all."""
+    header = {
+        "format": FORMAT,
+        "layers": [asdict(layer) for layer in stored.layout.layers],
+        "weights": dict(stored.weights),
+        "settings": dict(stored.settings),
+        "names": dict(stored.names),
+    }
+    bits = {name: torch.from_numpy(stored.packed[name]) for name in stored.layout}
+    return write_tensors(path, bits, header, whole=list(bits))
+
+
+def load(path: Path) -> Stored:
+    """Read masks of our own format, checking every size and the checksum.
+
+    Raises:
+        MultiflowError: no such file, a damaged or an altered one, or one of another format.
+    """
+    if not path.is_file():
+        raise MultiflowError(
+            f"no mask file at '{path}'; expected a file that masks.save wrote, or one of the original release"
+        )
+
+    def layers(header: Mapping[str, Any]) -> list[str]:
+        if not header:
+            raise MultiflowError(f"'{path}' is a safetensors file without masks; expected one that masks.save wrote")
+        if header["format"] != FORMAT:
+            raise MultiflowError(
+                f"mask file '{path}' has format {header['format']}, this version reads format {FORMAT}; "
+                "update multiflow"
+            )
+        return [fields["name"] for fields in header["layers"]]
+
+    tensors, header = read_tensors(path, "masks", AGAIN, whole=layers)
+    try:
+        layout = Layout(tuple(_layer(fields) for fields in header["layers"]))
+        rest = [dict(header.get(name, {})) for name in ("weights", "settings", "names")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MultiflowError(f"the header of mask file '{path}' is damaged ({error!r}); {AGAIN}") from error
+    packed = {name: tensors[name].numpy() for name in layout}
+    for name, layer in layout.items():
+        if packed[name].dtype != np.uint8 or packed[name].shape != (-(-layer.size // 8),):
+            raise MultiflowError(
+                f"mask file '{path}' was altered: the bits of layer '{name}' are not those of {layer.shape}; {AGAIN}"
+            )
+    return Stored(layout, packed, *rest)
+
+
+def _layer(fields: Mapping[str, Any]) -> Layer:
+    layer = Layer(**{**fields, "shape": tuple(fields["shape"]), "aliases": tuple(fields["aliases"])})
+    texts = (layer.name, layer.group, *layer.aliases, *([] if layer.stream is None else [layer.stream]))
+    if len(layer.shape) != 2 or not all(type(size) is int and size >= 0 for size in layer.shape):
+        raise ValueError(f"a layer of shape {fields['shape']}")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"a layer with names {texts}")
+    return layer
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a file begins as ``torch.save`` begins one: as a zip archive, or in old versions as a pickle."""
+    head = _head(path, 9)
+    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[8:9] != b"{")  # { begins a safetensors header
+
+
+def is_original(path: Path) -> bool:
+    """Whether a file is a torch file with masks; a model's checkpoint may be a torch file as well."""
+    return is_torch_file(path) and SUFFIX.encode() in _head(path, HEAD)
+
+
+def save_original(masks: Mapping[str, Tensor], path: Path) -> Path:
+    """Write bool masks, one byte a weight, under the original names of their parameters."""
+    data = io.BytesIO()
+    torch.save({f"{name}{SUFFIX}": mask for name, mask in masks.items()}, data)
+    return write_atomically(path, data.getvalue())
+
+
+def load_original(path: Path) -> Stored:
+    """Read masks under their original names; the group of a layer is the first part of its name.
+
+    Masks that keep as much as their file's name says they drop are a warning: some tools write True for what is pruned.
+
+    Raises:
+        MultiflowError: a file that is truncated or altered, wants to run code, or holds anything but masks of 0 and 1.
+    """
+    content = read_torch(path, called=f"mask file '{path}'", wanted="tensors", kind="torch", mmap=True)
+    if not isinstance(content, Mapping):
+        raise MultiflowError(f"'{path}' holds a {type(content).__name__}; expected names -> masks")
+    layers: list[Layer] = []
+    packed: dict[str, np.ndarray] = {}
+    for key, value in content.items():
+        if not str(key).endswith((".weight" + SUFFIX, "bias" + SUFFIX)):
+            raise MultiflowError(f"'{path}' is no mask file: it holds '{key}'; names of masks end in '{SUFFIX}'")
+        if key.endswith("bias" + SUFFIX):
+            continue
+        name = key.removesuffix(".weight" + SUFFIX)
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+            raise MultiflowError(f"'{path}': the mask '{key}' is no dense tensor; expected 0 or 1 for each weight")
+        if value.dim() != 2 or not value.numel():
+            raise MultiflowError(f"'{path}': the mask '{key}' has shape {tuple(value.shape)}; expected (out, in)")
+        kept = value == 1
+        if not (kept | (value == 0)).all():
+            raise MultiflowError(f"'{path}': the mask '{key}' holds other values than 0 and 1; expected 1 = kept")
+        layers.append(Layer(name, (value.shape[0], value.shape[1]), name.partition(".")[0]))
+        packed[name] = pack(kept)
+    if not layers:
+        raise MultiflowError(f"'{path}' holds no masks; expected names that end in '.weight{SUFFIX}'")
+    stored = Stored(Layout(tuple(layers)), packed, names={name: f"{name}.weight" for name in packed})
+    _warn_if_inverted(path, stored)
+    return stored
+
+
+def _warn_if_inverted(path: Path, stored: Stored) -> None:
+    kept = sum(int(np.bitwise_count(bits).sum(dtype=np.int64)) for bits in stored.packed.values())
+    kept_share = kept / stored.layout.size
+    for text in re.findall(r"(?<![\d.])0\.\d+", path.name):
+        named = float(text)
+        if abs(kept_share - named) < NEAR < abs(1 - kept_share - named):
+            warnings.warn(
+                f"the name of '{path}' says {text}, and its masks keep {kept_share:.2f} of the weights: if that is to "
+                "be the share of zeros, they are inverted (True = pruned) and must be turned around: 1 = kept",
+                stacklevel=4,
+            )
+
+
+def _head(path: Path, size: int) -> bytes:
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return b""
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""

@@ -1,0 +1,245 @@
+"""Files of ours and published ones: what was altered, claims too much or is no file is refused in one sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import multiflow as mf
+from multiflow.base.artifacts import check_tensors, read_json, read_tensors, read_torch, write_json, write_tensors
+from multiflow.calibration import Checkpoint
+from multiflow.pruning.result import changed_weights
+from tests.small import ADAPTER, towers_batches, two_towers
+
+SETTINGS = {"method": "itersnip", "pi": 0.1 + 0.2, "name": "né"}
+FLIPS = 60  # of single bits, in each kind of file
+Reader = Callable[[], Any]
+
+
+def state(folder: Path) -> tuple[Path, Reader]:
+    place = Checkpoint(folder / "state")
+    place.save_state(
+        {"mask/a": torch.ones(9, dtype=torch.uint8), "b": torch.randn(3, 5).bfloat16()}, SETTINGS, {"step": 2}
+    )
+    return Path(place.path), lambda: place.load_state(SETTINGS)
+
+
+def stats(folder: Path) -> tuple[Path, Reader]:
+    found = mf.calibrate(two_towers(), towers_batches(), adapter=ADAPTER)
+    path = found.save(folder / "stats", seconds=1e-9)
+    return path, lambda: mf.Stats.load(path)
+
+
+def masks(folder: Path) -> tuple[Path, Reader]:
+    path = mf.prune(two_towers(), "magnitude", 0.3, adapter=ADAPTER).masks[0.3].save(folder / "mask.safetensors")
+    return path, lambda: mf.Masks.load(path)
+
+
+def weights(folder: Path) -> tuple[Path, Reader]:
+    mf.prune(two_towers(), "lobs", 0.5, towers_batches(), adapter=ADAPTER).save(folder / "run")
+    return folder / "run/weights-0.5.safetensors", lambda: mf.Result.load(folder / "run")
+
+
+def result(folder: Path) -> tuple[Path, Reader]:
+    mf.prune(two_towers(), "magnitude", 0.3, adapter=ADAPTER).save(folder / "run")
+    return folder / "run/result.json", lambda: mf.Result.load(folder / "run")
+
+
+KINDS = [state, stats, masks, weights, result]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_flipped_bit_is_noticed(tmp_path, kind):
+    path, read = kind(tmp_path)
+    read()
+    whole, random_ = path.read_bytes(), random.Random(0)
+    head = 8 + struct.unpack("<Q", whole[:8])[0] if path.suffix != ".json" else len(whole)
+    for number in range(FLIPS):
+        at = random_.randrange(len(whole) if number % 2 else min(head, len(whole)))
+        data = bytearray(whole)
+        data[at] ^= 1 << random_.randrange(8)
+        path.write_bytes(data)
+        with pytest.raises(mf.MultiflowError):
+            read()
+            pytest.fail(f"bit flipped in byte {at} of {len(whole)}")
+
+
+def test_tensors_and_header_come_back_as_they_were(tmp_path):
+    tensors = {"a": torch.randn(3, 4).T, "b": torch.zeros(0, 2), "c": torch.tensor(True), "d": torch.tensor(1 + 2j)}
+    path = write_tensors(tmp_path / "x", tensors, SETTINGS)
+    found, header = read_tensors(path, "state")
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
+    assert {name: header[name] for name in SETTINGS} == SETTINGS
+    assert write_tensors(tmp_path / "y", tensors, SETTINGS).read_bytes() == path.read_bytes()
+
+
+def test_files_without_a_checksum_open(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2)}, tmp_path / "old", metadata={"multiflow": '{"step": 1}'})
+    assert read_tensors(tmp_path / "old", "state")[1] == {"step": 1}
+    (tmp_path / "old.json").write_text('{"settings": {"a": 1}}')
+    assert read_json(tmp_path / "old.json", "result", "") == {"settings": {"a": 1}}
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, '{"a": ' + "1" * 5000 + "}", '"\ud800"'])
+def test_headers_and_json_that_hold_no_names(tmp_path, text):
+    from safetensors.torch import save_file
+
+    (tmp_path / "x.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(mf.MultiflowError, match="x.json' is damaged"):
+        read_json(tmp_path / "x.json", "result", "run again")
+    if text.isascii():
+        save_file({"a": torch.ones(2)}, tmp_path / "x", metadata={"multiflow": text})
+        with pytest.raises(mf.MultiflowError, match="holds no state, or is damaged"):
+            read_tensors(tmp_path / "x", "state")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"a": None}, "lacks 'a'"),
+        ({"aa": torch.ones(2, 3)}, "holds 'aa', which does not belong there; did you mean 'a'"),
+        ({"a": torch.ones(3, 2)}, r"'a' in 'f' is float32 \(3, 2\); expected float32 \(2, 3\)"),
+        ({"a": torch.ones(2, 3).int()}, r"is int32 \(2, 3\); expected float32"),
+        ({"a": torch.full((2, 3), float("nan"))}, "'a' in 'f' holds NaN or Inf"),
+    ],
+)
+def test_tensors_other_than_expected(change, said):
+    tensors = {name: x for name, x in ({"a": torch.ones(2, 3)} | change).items() if x is not None}
+    with pytest.raises(mf.MultiflowError, match=said):
+        check_tensors("f", tensors, {"a": ((2, 3), [torch.float32])}, "prune again")
+
+
+def test_changed_weights_of_an_old_file_are_checked(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path, read = weights(tmp_path)
+    old = load_file(path)
+    save_file(old, path)
+    read()
+    mask = tmp_path / "run/mask-0.5.safetensors"
+    for bad, said in [(float("nan"), "holds NaN or Inf"), (None, "expected float32")]:
+        first = next(iter(old))
+        save_file(old | {first: old[first].int() if bad is None else torch.full_like(old[first], bad)}, path)
+        with pytest.raises(mf.MultiflowError, match=said):
+            changed_weights(mask, mf.Masks.load(mask))
+
+
+def test_a_checkpoint_that_claims_more_than_there_is(tmp_path):
+    place, batches = Checkpoint(tmp_path / "c", every=1, keep=True), towers_batches()
+    mf.calibrate(two_towers(), batches, adapter=ADAPTER, checkpoint=place)
+    mf.calibrate(two_towers(), batches, adapter=ADAPTER, checkpoint=Checkpoint(tmp_path / "d", keep=True, every=1))
+    tensors, header = read_tensors(place.path, "statistics")
+
+    def run(**change: Any) -> None:
+        rest = {name: value for name, value in header.items() if name not in ("tensors", "checksum")}
+        write_tensors(place.path, change.pop("tensors", tensors), rest | change)
+        mf.calibrate(two_towers(), batches, adapter=ADAPTER, checkpoint=place)
+
+    for number in (1 << 63, -1, 1.5, True):
+        with pytest.raises(mf.MultiflowError, match="make no sense"):
+            run(batches=number)
+    with pytest.raises(mf.MultiflowError, match=r"comes from 1000000000 batches, but the data hold 4"):
+        run(batches=10**9)
+    with pytest.raises(
+        mf.MultiflowError, match=r"input_norm of layer 'text.0' has shape \(1,\), the model wants \(16,\)"
+    ):
+        run(tensors=tensors | {"input_norm/text.0": torch.zeros(1, dtype=torch.float64)})
+    with pytest.raises(mf.MultiflowError, match="holds NaN or Inf"):
+        run(tensors=tensors | {"input_norm/text.0": torch.full((16,), torch.nan, dtype=torch.float64)})
+
+
+# published torch files
+
+
+def published(path: Path, **more: torch.Tensor) -> Path:
+    content = {"a.weight_pruning_mask": torch.eye(40), **more}
+    torch.save(content, path)
+    return path
+
+
+def test_a_published_file_that_was_altered_is_noticed(tmp_path):
+    path, random_ = published(tmp_path / "masks.pth"), random.Random(0)
+    whole, before = path.read_bytes(), mf.Masks.load(path)
+    noticed = 0
+    for _ in range(FLIPS):
+        data = bytearray(whole)
+        data[random_.randrange(len(data))] ^= 1 << random_.randrange(8)
+        path.write_bytes(data)
+        try:
+            assert mf.Masks.load(path) == before  # padding and dates of the archive hold nothing
+        except mf.MultiflowError:
+            noticed += 1
+    assert noticed > FLIPS / 2
+
+
+def test_sizes_are_compared_with_the_file_before_anything_is_allocated(tmp_path):
+    for many in ((10**5, 10**5), (10**9, 10**9)):
+        path = published(tmp_path / "masks.pth", b=torch.ones(1).expand(*many))
+        for read in (mf.Masks.load, lambda path: read_torch(path, called="it", wanted="masks")):
+            with pytest.raises(mf.MultiflowError, match=r"claims a tensor of shape \(10+, 10+\), more than its"):
+                read(path)
+    one = torch.ones(10**5)
+    torch.save({f"x{i}": one.view(-1) for i in range(50)}, tmp_path / "again.pth")
+    with pytest.raises(mf.MultiflowError, match="claims a tensor"):
+        read_torch(tmp_path / "again.pth", called="it", wanted="masks")
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size(tmp_path):
+    path, bomb = published(tmp_path / "masks.pth"), tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+        new.writestr("masks/data/9", bytes(10**7))
+    with pytest.raises(mf.MultiflowError, match="claims to unpack to more than its size"):
+        mf.Masks.load(bomb)
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for read in (mf.Masks.load, mf.Stats.load, Checkpoint(pipe).load_state):
+        with pytest.raises(mf.MultiflowError, match="pipe"):
+            read({} if read.__name__ == "load_state" else pipe)
+    with pytest.raises(mf.MultiflowError, match="it is a folder, pipe or device"):
+        read_torch(pipe, called="it", wanted="masks")
+    with pytest.raises(mf.MultiflowError, match="there is no such file"):
+        mf.Stats.load(tmp_path / "gone")
+
+
+def test_inverted_published_masks_are_noticed_by_the_name_of_their_file(tmp_path):
+    mask = torch.rand(40, 50).argsort(dim=1) < 10  # keeps 20 %
+    for name, warns in [("m_0.8.pth", False), ("m_0.2.pth", True), ("v1.0.25.pth", False), ("m_0.5.pth", False)]:
+        torch.save({"a.weight_pruning_mask": mask}, tmp_path / name)
+        if warns:
+            with pytest.warns(UserWarning, match=r"says 0.2, and its masks keep 0.20 .* inverted"):
+                mf.Masks.load(tmp_path / name)
+        else:
+            mf.Masks.load(tmp_path / name)
+
+
+def test_a_json_without_its_checksum_is_noticed(tmp_path):
+    path = write_json(tmp_path / "x.json", {"a": 1})
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({"a": 1, "chechsum": value["checksum"]}, indent=2) + "\n")
+    with pytest.raises(mf.MultiflowError, match="was altered"):
+        read_json(path, "result", "run again")
+
+
+def test_a_torch_file_in_memory_of_its_own_is_whole(tmp_path):
+    data = io.BytesIO()
+    torch.save({"a": torch.ones(3, 4).T, "b": torch.arange(4).expand(1, 4)}, data)
+    (tmp_path / "x.pth").write_bytes(data.getvalue())
+    assert read_torch(tmp_path / "x.pth", called="it", wanted="it")["a"].shape == (4, 3)
