@@ -36,8 +36,8 @@ def test_a_sparse_model_from_the_mask_file_to_an_ordinary_folder(run: Run, tiny:
     assert run("show", "run").out == ran.out
     again = run(*command, "--resume")
     assert (again.code, again.out) == (0, ran.out)
-    assert run(*command).error == "run already holds a run; resume it (resume=True, --resume) or choose another folder"
-    assert "run was started with seed=0, not 1" in run(*command, "--resume", "--seed", 1).error
+    assert "'run' already holds a run; go on with it with --resume, or" in run(*command).error
+    assert "seed (0 then, 1 now)" in run(*command, "--resume", "--seed", 1).error
 
 
 def test_a_mask_of_the_task_model_goes_on_into_a_second_stage(run: Run, tiny: Path, mask: Path, world: Path) -> None:

@@ -65,8 +65,8 @@ def test_the_task_is_run_and_its_figures_printed(run: Run, monkeypatch: pytest.M
         (["out", "--text-layers", "two"], "--text-layers"),
         (["out", "--device", "cuda:99"], "device 'cuda:99' is not on this machine"),
         (["file/below"], "file/below"),
-        (["run", "--seed", "1"], "run already holds a run"),
-        (["run", "--seed", "1", "--resume"], "run was started with "),
+        (["run", "--seed", "1"], "'run' already holds a run"),
+        (["run", "--seed", "1", "--resume"], "run with other settings: "),
     ],
 )
 def test_bad_input(run: Run, tmp_path: Path, args: list[str], said: str) -> None:

@@ -38,7 +38,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(
         "multiflow: 'cut' keeps what has been done; go on with the same command and --resume\nmultiflow: interrupted\n"
     )
     assert files(Path("cut")) == ["calibration.safetensors", "run.json"]
-    assert "unfinished run; go on with it with --resume" in run(*args, "--out", "cut").error
+    assert "already holds a run; go on with it with --resume" in run(*args, "--out", "cut").error
     assert "other settings: seed (default then, 7 now)" in run(*args, "--seed", 7, "--out", "cut", "--resume").error
     assert "has not ended" in run("show", "cut").error
     ran = run(*args, "--out", "cut", "--resume", "--checkpoint-every", 3)

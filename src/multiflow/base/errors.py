@@ -1,16 +1,58 @@
-"""The one exception of the library, and the sentence parts its messages share."""
+"""The one exception of the library, and the sentence parts its messages share.
+
+A message names arguments in one wording for two doors: users of Python read ``resume=True``, those of the command line
+``--resume``. Such an argument stands in braces and is named as a field::
+
+    raise MultiflowError("'runs/a' holds a run; go on with {resume=True}", field="resume")
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class MultiflowError(Exception):
-    """Bad input: the message repeats what was given, says what was expected and how to fix it."""
+    """Bad input: the message repeats what was given, says what was expected and how to fix it.
+
+    Args:
+        message: one sentence. Arguments may stand in it as ``{name}``, ``{name=}`` or ``{name=value}``.
+        field: the names of those arguments, the one that is wrong first; other braces are left as they are.
+
+    >>> error = MultiflowError("{sparsity} 2 is too large; leave {pattern=} out", field=["sparsity", "pattern"])
+    >>> str(error), error.worded("--{}".format)
+    ('sparsity 2 is too large; leave pattern= out', '--sparsity 2 is too large; leave --pattern out')
+    """
+
+    def __init__(self, message: str, *, field: str | Sequence[str] = ()) -> None:
+        self.fields = (field,) if isinstance(field, str) else tuple(field)
+        self._message = message
+        super().__init__(self._with(lambda name, equals, value: f"{name}{equals}{value}"))
+
+    def worded(self, option: Callable[[str], str]) -> str:
+        """Return the message with each field as ``option(name)`` says, such as ``--name``; the value follows it."""
+
+        def write(name: str, equals: str, value: str) -> str:
+            called = option(name)
+            if not called.startswith("-"):  # no option of this command
+                return f"{called}{equals}{value}"
+            joined = "=" if " " in called else " "  # as --set NAME=VALUE
+            return called if not value or value == "True" else f"{called}{joined}{value}"
+
+        return printable(self._with(write))
+
+    def within(self, place: str) -> MultiflowError:
+        """Return the same error with the place of what is wrong before its message."""
+        return type(self)(f"{place}: {self._message}", field=self.fields)
+
+    def _with(self, write: Callable[[str, str, str], str]) -> str:
+        if not self.fields:
+            return self._message
+        names = "|".join(map(re.escape, self.fields))
+        return re.sub(rf"\{{({names})(=?)([^{{}}]*)\}}", lambda found: write(*found.groups()), self._message)
 
     def __str__(self) -> str:
         return printable(super().__str__())

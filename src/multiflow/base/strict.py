@@ -96,3 +96,13 @@ def changed(settings: Any, leave_out: Collection[str] = ()) -> dict[str, Any]:
         if field.name not in leave_out and value != default:
             found[field.name] = dict(value) if isinstance(value, Mapping) else value
     return found
+
+
+def flags(settings: Any) -> str:
+    """Write the settings that differ from their defaults as options of the command line.
+
+    >>> from multiflow.worlds.shapes.models import PretrainSettings
+    >>> flags(PretrainSettings(family="blip", steps=100))
+    ' --family blip --steps 100'
+    """
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed(settings).items())

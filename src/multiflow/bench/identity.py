@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from multiflow.base.runs import identity
 from multiflow.base.strict import changed
 from multiflow.bench.config import Calibration, Grid, ModelEntry, PrunerEntry, TaskEntry
 from multiflow.bench.make import made_settings
@@ -28,12 +28,8 @@ WEIGHTS = ("config.json", "*.safetensors", "*.bin", "*.pth", "*.th", "*.pt")
 
 
 def hash_settings(settings: Mapping[str, Any]) -> str:
-    """Hash settings, in whatever order they come: sixteen hexadecimal digits.
-
-    >>> hash_settings({"b": 1, "a": 2}) == hash_settings({"a": 2, "b": 1})
-    True
-    """
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:DIGITS]
+    """Hash settings to sixteen hexadecimal digits."""
+    return identity(settings, DIGITS)
 
 
 def model_settings(model: ModelEntry) -> dict[str, Any]:

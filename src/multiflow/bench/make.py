@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.runs import locked
 from multiflow.base.strict import build, changed
-from multiflow.bench.store import locked
 from multiflow.worlds.digits.data import write_digits
 from multiflow.worlds.shapes import write
 

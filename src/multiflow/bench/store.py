@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import plain, write_atomically
+from multiflow.base.runs import locked
 from multiflow.bench.records import Cell, Pruning, read_record
 
 CELLS, PRUNINGS, GRID, CONFIG = "cells.jsonl", "prunings.jsonl", "grid.jsonl", "config.yaml"
@@ -93,33 +91,6 @@ class Results:
             except ValueError as error:
                 raise MultiflowError(f"line {number} of '{path}' is no JSON ({error}); delete the line") from None
             yield read_record(kind, values)
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a file's lock inside the block; yields whether it was got, which without ``wait`` it may not be.
-
-    Raises:
-        MultiflowError: the disk has no locks that end with their process; another kind would outlive a kill.
-    """
-    lock = FileLock(path, timeout=-1 if wait else 0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "flock not supported")  # instead of the other kind
-            lock.acquire()
-    except Timeout:
-        yield False
-        return
-    except (OSError, NotImplementedError, UserWarning) as error:
-        raise MultiflowError(
-            f"'{path}' cannot be locked ({error}); take a folder that can be written, on a disk that locks files "
-            "(NFS 4; Lustre mounted with flock)"
-        ) from error
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _cut_torn(file: Any) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from multiflow.base.artifacts import read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.ranks import exchange, rank, world
+from multiflow.base.runs import check_same
 from multiflow.calibration.stats import Stats, read_stats
 
 
@@ -106,13 +107,8 @@ class Checkpoint:
         return Path(self.path).exists()
 
     def _check(self, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        differ = [name for name in {**saved, **settings} if saved.get(name) != settings.get(name)]
-        if differ:
-            what = ", ".join(f"{name} ({saved.get(name)} then, {settings.get(name)} now)" for name in sorted(differ))
-            raise MultiflowError(
-                f"checkpoint '{self.path}' belongs to a run with other settings: {what}; "
-                "use the same ones, or delete the checkpoint to begin afresh"
-            )
+        fix = "use the same ones, or delete the checkpoint to begin afresh"
+        check_same(f"checkpoint '{self.path}'", saved, settings, fix=fix)
 
     def delete(self) -> None:
         """Remove the file, unless it is to be kept: the run has ended well."""

@@ -54,8 +54,11 @@ def _run(args: list[str]) -> int:
     if command is None:
         print_help(one for one in COMMANDS.values() if one.name.split()[0] == rest[0])
         return 0
-    from multiflow.cli.settings import parse
+    from multiflow.cli.settings import option_of, parse
 
     settings_type, run = command.load()
     settings = parse(settings_type, command, rest)
-    return 0 if settings is None else run(settings) or 0
+    try:
+        return 0 if settings is None else run(settings) or 0
+    except MultiflowError as error:
+        raise MultiflowError(error.worded(option_of(settings))) from error

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +11,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import claim_folder
-from multiflow.base.run_folder import nearest_folder, remove_made
+from multiflow.base.runs import whole_folder
 from multiflow.cli.console import percent, show
 from multiflow.cli.masks import put_on
 from multiflow.cli.settings import Config, Device, Dtype, Family
@@ -30,7 +26,7 @@ from multiflow.families.opening import (
     quiet_transformers,
 )
 from multiflow.masks import Masks, is_original
-from multiflow.pruning.result import RESULT_FILE, changed_weights
+from multiflow.pruning.result import changed_weights
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def apply(settings: ApplySettings) -> None:
     place = find_model(settings.model)
     masks = Masks.load(settings.mask_file)  # what is wrong with it is said before the model is loaded
     changed = changed_weights(Path(settings.mask_file), masks)
-    with new_folder(Path(settings.out)) as folder:
+    with whole_folder(settings.out) as folder:
         model: Any = open_model(place, settings.family, settings.config, settings.device)
         if is_original(Path(settings.mask_file)):
             masks = put_on(model, masks)
@@ -78,25 +74,6 @@ def apply(settings: ApplySettings) -> None:
         f"{settings.out}: {type(model).__name__} with {zeros:,} of {masks.layout.size:,} prunable weights zero "
         f"({percent(masks.sparsity)}; {groups}), read back and checked"
     )
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder beside ``out`` that takes its place when all went well, and vanishes otherwise."""
-    there_before = nearest_folder(out)
-    claim_folder(out, RESULT_FILE)
-    partial = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.tmp")
-    try:
-        partial.mkdir()
-        yield partial
-        out.rmdir()
-        partial.rename(out)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        remove_made(out, there_before)
-        if isinstance(error, OSError):
-            raise MultiflowError(f"cannot write '{out}' ({error.strerror or error}); choose another folder") from error
-        raise
 
 
 def check_zeros(folder: Path, model: Any, masks: Masks) -> None:

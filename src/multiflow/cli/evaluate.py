@@ -16,8 +16,9 @@ from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import claim_folder, plain, write_atomically
+from multiflow.base.files import plain, write_atomically
 from multiflow.base.progress import console_progress, paced
+from multiflow.base.runs import fresh_folder
 from multiflow.cli.console import say, show, table
 from multiflow.cli.settings import Config, Device, Dtype, Family
 from multiflow.families.opening import (
@@ -104,7 +105,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     tokenizer = None if task.name == "classification" else find_tokenizer(settings.tokenizer, place)
     model = ready(model, task, settings.model)
     options = {**pixel_statistics(place), **OPTIONS.get(task.name, lambda s: {})(settings)}
-    save = None if settings.save is None else claim_folder(settings.save, marker=RESULT)
+    save = None if settings.save is None else fresh_folder(settings.save, ended=RESULT)
     if task.name == "captioning" and not settings.metrics:
         say_what_is_left_out()
     if data.unlisted:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +16,10 @@ from multiflow.base.artifacts import write_json
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.ranks import agree, rank, world
 from multiflow.base.registry import import_modules
-from multiflow.base.run_folder import CHECKPOINT_FILE, identity, run_folder
+from multiflow.base.runs import identity, run_folder
 from multiflow.base.types import parse_pattern
 from multiflow.calibration import Checkpoint
-from multiflow.cli.console import announcements
+from multiflow.cli.console import announcements, say
 from multiflow.cli.progress import step_progress
 from multiflow.cli.ranks import processes
 from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, parse_hyper
@@ -31,8 +31,10 @@ from multiflow.families.opening import bundled_models, find_device, find_dtype, 
 from multiflow.masks import hash_weight
 from multiflow.methods import Pruner, find_pruner
 from multiflow.methods.budgets import ALLOCATIONS, find_allocation
-from multiflow.pruning.result import RESULT_FILE, Result
+from multiflow.pruning.result import RESULT_FILE, RUN_FILE, Result
 
+CHECKPOINT = "calibration.safetensors"
+CHECKPOINTS = "calibration*.safetensors"  # methods in steps have one for each sparsity
 FREE_TO_CHANGE = ("out", "checkpoint_every", "resume", "device", "workers")  # these do not alter the masks
 STABLE = 0.995  # the share of the kept weights that --until-stable asks for
 
@@ -110,7 +112,7 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
     what = run_settings(settings)
     out = Path(settings.out or f"runs/prune-{pruner.name}-{identity(what)}")
     agree({name: value for name, value in asdict(settings).items() if name != "device"})
-    with run_folder(out, what, resume=settings.resume) if first else nullcontext():
+    with own_folder(out, what, settings.resume) if first else nullcontext():
         model, hashes = load(settings, place)
         batches = None
         if pruner.needs_data:
@@ -126,7 +128,7 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
                 pattern=settings.pattern,
                 allocation=settings.allocation,
                 seed=settings.seed,
-                checkpoint=Checkpoint(out / CHECKPOINT_FILE, every, keep=True) if every else None,
+                checkpoint=Checkpoint(out / CHECKPOINT, every, keep=True) if every else None,
                 progress=step,
                 until_stable=STABLE if settings.until_stable else None,
                 **hyper,
@@ -137,6 +139,21 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
             save(replace(result, masks=masks), out, {"run": what, "data": data})
     if first:
         show_run(out)
+
+
+@contextmanager
+def own_folder(out: Path, what: Mapping[str, Any], resume: bool) -> Iterator[None]:
+    """Claim the output folder; whoever interrupts a run that can go on is told so."""
+    passing = CHECKPOINTS, RUN_FILE
+    try:
+        with run_folder(
+            out, what, resume=resume, record=RUN_FILE, ended=RESULT_FILE, keep=[CHECKPOINTS], passing=passing
+        ):
+            yield
+    except KeyboardInterrupt:
+        if (out / RUN_FILE).exists():
+            say(f"'{out}' keeps what has been done; go on with the same command and --resume")
+        raise
 
 
 def load(settings: PruneSettings, place: str) -> tuple[nn.Module, dict[str, str]]:

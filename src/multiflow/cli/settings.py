@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
@@ -95,6 +95,18 @@ def _options(settings: Any) -> Iterator[str]:
     for field in fields(settings):
         value = getattr(settings, field.name)
         yield from _options(value) if is_dataclass(value) else [_option(field.name)]
+
+
+def option_of(settings: Any) -> Callable[[str], str]:
+    """Return what names an argument as the option that it is for this command; a hyper-parameter is one of --set."""
+    options = set(_options(settings))
+
+    def option(name: str) -> str:
+        if (own := _option(name)) in options:
+            return own
+        return f"--set {name}" if "--set" in options else name
+
+    return option
 
 
 def _complaint(text: str, prog: str) -> str:

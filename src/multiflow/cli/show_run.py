@@ -8,9 +8,8 @@ from typing import Any
 
 from multiflow.base.artifacts import read_json
 from multiflow.base.errors import MultiflowError
-from multiflow.base.run_folder import RUN_FILE
 from multiflow.cli.console import megabytes, percent, show, table
-from multiflow.pruning.result import RESULT_FILE
+from multiflow.pruning.result import RESULT_FILE, RUN_FILE
 from multiflow.report.values import DEMO_FILE
 
 FIGURES_FILE = "figures.json"

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from multiflow.base.artifacts import check_tensors, read_json, read_tensors, write_json, write_tensors
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import claim_folder
+from multiflow.base.runs import fresh_folder
 from multiflow.base.types import Layout
 from multiflow.calibration import Doubling, Stats, is_stable
 from multiflow.masks import Masks
 from multiflow.methods import Pruner
 
 RESULT_FILE = "result.json"
+RUN_FILE = "run.json"  # the settings, in the folder of a run that has not ended
 MOST_BLOCK = 64  # M of the N:M patterns whose sparsities are written short
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Value = TypeVar("Value")
@@ -171,7 +172,7 @@ class Result:
 
     def save(self, folder: str | Path) -> Path:
         """Write one mask file a sparsity and ``result.json`` into a new or empty folder; return the folder."""
-        folder = claim_folder(folder, RESULT_FILE)
+        folder = fresh_folder(folder, RESULT_FILE)
         self.save_tensors(folder)
         write_json(folder / RESULT_FILE, self.summary())
         return folder

@@ -24,11 +24,11 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from multiflow.base.claim import claimed_run
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.progress import Report, paced
 from multiflow.base.ranks import agree, exchange, rank, world
+from multiflow.base.runs import run_folder
 from multiflow.data.files import NoSuchSplit
 from multiflow.families.blip.momentum import MEMORY
 from multiflow.families.opening import Beside, find_device
@@ -210,8 +210,8 @@ def _claimed(
     mask = None if masks is None else f"{reduce(lambda crc, name: crc32(masks.packed[name].data, crc), masks, 0):08x}"
     given = _Run(**asdict(settings), task=task, model=getattr(model.config, "model_type", ""), mask=mask)
     agree(asdict(given))
-    worth = f"{TRAIN}/step-*", MODEL
-    with claimed_run(out, given, resume=resume, free=FREE_TO_CHANGE, worth=worth) if rank() == 0 else nullcontext():
+    keep = f"{TRAIN}/step-*", MODEL
+    with run_folder(out, given, resume=resume, free=FREE_TO_CHANGE, keep=keep) if rank() == 0 else nullcontext():
         exchange("claimed")
         yield
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.files import claim_folder
+from multiflow.base.runs import fresh_folder
 from multiflow.data import VIT_MEAN, VIT_STD, to_pixels
 
 SPLITS = ("train", "test")
@@ -89,7 +89,7 @@ def write_digits(folder: str | Path) -> Path:
     PosixPath('digits')
     """
     parts = {split: digits(split) for split in SPLITS}
-    folder = claim_folder(folder, marker="train")
+    folder = fresh_folder(folder, ended="train")
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     for split, (images, labels) in parts.items():

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from multiflow.base.claim import claim_run, flags
 from multiflow.base.errors import MultiflowError
 from multiflow.base.progress import Report
+from multiflow.base.runs import run_folder
+from multiflow.base.strict import flags
 from multiflow.calibration.hooks import evaluating
 from multiflow.data import VIT_MEAN, VIT_STD
 from multiflow.training.loop import Batch, Trained, TrainSettings, seed_at, train
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import ViTForImageClassification
 
 FREE_TO_CHANGE = ("checkpoint_every",)
+KEEP = ("vit/step-*", "model")  # what makes a run that failed worth keeping
 INITIALIZER_RANGE = 0.05
 LABEL_SMOOTHING = 0.1
 TURN, SCALE, SHIFT = math.radians(10), 0.1, 0.12  # at most; the shift as a share of the side
@@ -125,34 +127,37 @@ def train_digits(
     out_dir = Path(out_dir)
     (data,) = digit_batches("train", batch_size=len(digits("train")[1]), image_size=settings.image_size)
     model = digits_model(settings)
-    claim_run(out_dir, settings, resume=resume, free=FREE_TO_CHANGE)
-    plan = TrainSettings(
-        settings.steps,
-        settings.lr,
-        weight_decay=settings.weight_decay,
-        warmup=0.05,
-        precision="fp32",
-        seed=settings.seed,
-        checkpoint_every=settings.checkpoint_every,
-    )
+    claimed = run_folder(out_dir, settings, resume=resume, free=FREE_TO_CHANGE, keep=KEEP, allow=["images"])
+    with claimed:
+        plan = TrainSettings(
+            settings.steps,
+            settings.lr,
+            weight_decay=settings.weight_decay,
+            warmup=0.05,
+            precision="fp32",
+            seed=settings.seed,
+            checkpoint_every=settings.checkpoint_every,
+        )
 
-    def batch(position: int) -> Batch:
-        return augmented(data, settings.batch_size, seed_at(settings.seed, position))
+        def batch(position: int) -> Batch:
+            return augmented(data, settings.batch_size, seed_at(settings.seed, position))
 
-    nn.Module.to(model, settings.device)
-    run = train(model, batch, _loss, plan, out_dir / "vit", resume=resume, progress=progress)
+        nn.Module.to(model, settings.device)
+        run = train(model, batch, _loss, plan, out_dir / "vit", resume=resume, progress=progress)
 
-    def evaluate(place: Path) -> dict[str, float]:
-        stored = ViTForImageClassification.from_pretrained(str(place))
-        return {"accuracy": digit_accuracy(stored, digit_batches("test", image_size=settings.image_size))}
+        def evaluate(place: Path) -> dict[str, float]:
+            stored = ViTForImageClassification.from_pretrained(str(place))
+            return {"accuracy": digit_accuracy(stored, digit_batches("test", image_size=settings.image_size))}
 
-    def card(figures: Mapping[str, float], size: str) -> str:
-        return CARD.format(facts=fact_table({**_facts(settings, run), "weights": size}), **_counts(), **figures)
+        def card(figures: Mapping[str, float], size: str) -> str:
+            return CARD.format(facts=fact_table({**_facts(settings, run), "weights": size}), **_counts(), **figures)
 
-    side = {"height": settings.image_size, "width": settings.image_size}
-    processor = ViTImageProcessorPil(size=side, resample=3, image_mean=VIT_MEAN, image_std=VIT_STD, do_convert_rgb=True)
-    figures = write_folder(model, processor, out_dir / "model", evaluate, card)
-    (out_dir / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+        side = {"height": settings.image_size, "width": settings.image_size}
+        processor = ViTImageProcessorPil(
+            size=side, resample=3, image_mean=VIT_MEAN, image_std=VIT_STD, do_convert_rgb=True
+        )
+        figures = write_folder(model, processor, out_dir / "model", evaluate, card)
+        (out_dir / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
 
 

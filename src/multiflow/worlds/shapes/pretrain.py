@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from multiflow.base.claim import claim_run, flags
 from multiflow.base.progress import Report
+from multiflow.base.runs import run_folder
+from multiflow.base.strict import flags
 from multiflow.data import collate_pairs, collate_regions
 from multiflow.data.feed import Batch
 from multiflow.families.blip import BlipForPretraining
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FREE_TO_CHANGE = ("checkpoint_every", "test_scenes")  # these do not alter the weights of a run
+KEEP = ("*/step-*", "model")  # what makes a run that failed worth keeping
 ALPHA_RAMP = 0.5  # share of the joint steps in which BLIP's soft targets come in
 CURRICULUM = ((0.04, 1), (0.10, 2), (1.0, 4))  # until this share of the joint steps: at most so many objects
 
@@ -64,17 +66,17 @@ def pretrain(
     >>> figures = pretrain(PretrainSettings(steps=100), Path("runs/try"))  # doctest: +SKIP
     """
     out_dir = Path(out_dir)
-    claim_run(out_dir, settings, resume=resume, free=FREE_TO_CHANGE)
-    tokenizer = shapes_tokenizer(settings.family)
-    model = shapes_model(settings, len(tokenizer))
-    nn.Module.to(model, settings.device)
-    options: dict[str, Any] = {"resume": resume, "progress": progress}
-    vision = train_vision(model, settings, out_dir / "vision", **options)
-    joint = train_joint(model, tokenizer, settings, out_dir / "joint", **options)
+    with run_folder(out_dir, settings, resume=resume, free=FREE_TO_CHANGE, keep=KEEP):
+        tokenizer = shapes_tokenizer(settings.family)
+        model = shapes_model(settings, len(tokenizer))
+        nn.Module.to(model, settings.device)
+        options: dict[str, Any] = {"resume": resume, "progress": progress}
+        vision = train_vision(model, settings, out_dir / "vision", **options)
+        joint = train_joint(model, tokenizer, settings, out_dir / "joint", **options)
 
-    facts = _facts(settings, vision, joint)
-    figures = release(model, tokenizer, out_dir / "model", facts, scenes=settings.test_scenes, seed=settings.seed)
-    (out_dir / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+        facts = _facts(settings, vision, joint)
+        figures = release(model, tokenizer, out_dir / "model", facts, scenes=settings.test_scenes, seed=settings.seed)
+        (out_dir / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
 
 
