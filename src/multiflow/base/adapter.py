@@ -20,7 +20,9 @@ from multiflow.base.types import Layer, Layout
 
 Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[nn.Module, Any], Tensor]
-TokenMasks = Callable[[Any], Mapping[str, Tensor | None]]
+TokenMask = Tensor | Callable[[str, Tensor], Tensor | None] | None
+"""Which tokens of a stream are real: a bool mask, or ``f(path, input) -> mask`` for masks that depend on the input."""
+TokenMasks = Callable[[Any], Mapping[str, TokenMask]]
 
 STAYS_DENSE = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 NO_PROJECTION = re.compile(
@@ -48,12 +50,14 @@ class Adapter:
         loss: ``f(model, batch) -> scalar``; needed only by pruners that use gradients.
         streams: regex -> stream, searched in module paths: whose padding mask the inputs of those layers follow.
             The first match counts; layers without a stream have no padding.
-        token_masks: ``f(batch) -> {stream: bool (B, L)}``, True = a real token; None for a stream without padding.
+        token_masks: ``f(batch) -> {stream: bool (B, L)}``, True = a real token; None for a stream without padding; a
+            function ``f(path, input)`` of a layer's input for streams in which lengths differ from layer to layer.
         idle: ``f(model)``, only for a loss in which several processes tell each other something: what one without a
             batch does meanwhile, once for each part of a batch.
         forward_moves_buffers: whether ``forward`` may change buffers of the model, which are then put back; False
             spares a copy of them.
         exclude: regex of module paths that stay dense although a group matches them.
+        dense: path of a layer that stays dense -> why, for lists.
         name: what lists and reports call it.
 
     Example:
@@ -69,6 +73,7 @@ class Adapter:
     idle: Callable[[nn.Module], object] | None = None
     forward_moves_buffers: bool = True
     exclude: str | None = None
+    dense: Mapping[str, str] = field(default_factory=dict, repr=False)
     name: str = "custom"
 
     def __post_init__(self) -> None:
@@ -100,6 +105,11 @@ class Adapter:
     def stream(self, path: str) -> str | None:
         """Whose padding mask the input of the module at this path follows."""
         return next((stream for regex, stream in self.streams.items() if re.search(regex, path)), None)
+
+
+def lay_mask(mask: TokenMask, path: str, value: Tensor) -> Tensor | None:
+    """Return the mask of one layer's input ``(..., in)``."""
+    return mask(path, value) if callable(mask) else mask
 
 
 def parts(batch: Any) -> list[Any]:

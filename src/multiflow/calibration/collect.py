@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multiflow.base.adapter import TokenMask, lay_mask
 from multiflow.base.errors import MultiflowError
 from multiflow.base.types import Layout
 from multiflow.calibration.hooks import evaluating, watching
@@ -25,7 +26,7 @@ from multiflow.calibration.stats import Stats, check_start
 from multiflow.calibration.sums import MOMENT, NORM, Sums, check_sums_fit
 from multiflow.calibration.turns import by_number, deal, turns
 
-TokenMasks = Mapping[str, Tensor | None]
+TokenMasks = Mapping[str, TokenMask]
 Progress = Callable[[str, int, int | None], None]
 """``f(what, done, total)``, called after every step; ``total`` is None where it is not known."""
 
@@ -88,7 +89,7 @@ def collect(
                 f"layer '{path}' follows stream '{of}', but token_masks gives {', '.join(masks) or 'nothing'}; "
                 "let it give a mask for every stream, or None for one without padding"
             )
-        sums.add(path, value, masks[of] if of else None, of)
+        sums.add(path, value, lay_mask(masks[of], path, value) if of else None, of)
 
     done = first
     with evaluating(model), watching({path: paths[path] for path in watched.values()}, observe), torch.no_grad():

@@ -1,0 +1,207 @@
+"""The adapter of a transformers model that nobody has written one for, read from the model itself."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multiflow.base.adapter import Adapter, call
+from multiflow.base.errors import MultiflowError
+from multiflow.families.automatic.roles import Roles, find_roles
+from multiflow.families.automatic.streams import find_masks, find_streams
+
+
+def automatic_adapter(
+    model: Any,
+    *,
+    exclude: str | None = None,
+    groups: Mapping[str, str] | None = None,
+    streams: Mapping[str, str] | None = None,
+    tokens: str = "all",
+) -> Adapter:
+    """Build the adapter of any transformers model.
+
+    Args:
+        model: a ``PreTrainedModel``.
+        exclude: regex of module paths that stay dense.
+        groups: group -> regex of module paths, where the model's own place is not what you want.
+        streams: regex of module paths -> stream, likewise: ``text``, ``decoder``, ``source``, ``image``,
+            ``connector`` or ``audio``.
+        tokens: which tokens of the language model's stream count: ``all``, ``text`` or ``image``.
+
+    Raises:
+        MultiflowError: parts that cannot be placed or pruned, all of them at once, with one regex that covers them.
+    """
+    _refuse_quantised(model)
+    roles = _overridden(find_roles(model), model, exclude, groups or {})
+    _refuse_unknown(model, roles)
+    _refuse_empty(model, roles, exclude)
+    paths = [path for path, _ in model.named_modules()]
+    own = find_streams(model, roles)
+    by_stream = {name: [path for path, of in own.items() if of == name] for name in dict.fromkeys(own.values())}
+    return Adapter(
+        groups={group: regex_of(layers, paths) for group, layers in roles.groups.items()},
+        forward=_forward,
+        loss=find_loss(model),
+        streams={**(streams or {}), **{regex_of(layers, paths): name for name, layers in by_stream.items()}},
+        token_masks=find_masks(model, roles.groups, tokens),
+        dense=roles.dense,
+        name=getattr(model.config, "model_type", "") or type(model).__name__,
+    )
+
+
+def _overridden(roles: Roles, model: nn.Module, exclude: str | None, groups: Mapping[str, str]) -> Roles:
+    """Put layers where the user wants them."""
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for what, regex in [*groups.items(), *([("exclude", exclude)] if exclude is not None else [])]:
+        if not any(re.search(regex, path) for path, _ in model.named_modules()):
+            raise MultiflowError(
+                f"'{regex}' of {what} matches no module; modules are called such as '{linear[-1] if linear else ''}'"
+            )
+    group_of = {path: group for group, paths in roles.groups.items() for path in paths}
+    dense, unknown = dict(roles.dense), dict(roles.unknown)
+    for path in linear:
+        found = [group for group, regex in groups.items() if re.search(regex, path)]
+        if len(found) > 1:
+            raise MultiflowError(f"layer '{path}' is in two groups, '{found[0]}' and '{found[1]}'; it may be in one")
+        if found:
+            group_of[path] = found[0]
+            dense.pop(path, None)
+        if exclude is not None and re.search(exclude, path):
+            group_of.pop(path, None)
+            dense[path] = "excluded"
+    for tower in roles.unknown:
+        inside = [path for path in linear if path.startswith(f"{tower}.")]
+        if all(path in group_of or path in dense for path in inside):
+            del unknown[tower]
+    ordered: dict[str, list[str]] = {}
+    for path in linear:
+        if path in group_of:
+            ordered.setdefault(group_of[path], []).append(path)
+    return Roles({group: tuple(paths) for group, paths in ordered.items()}, dense, unknown, roles.towers)
+
+
+def _refuse_quantised(model: Any) -> None:
+    how = getattr(model.config, "quantization_config", None)
+    if how is not None or getattr(model, "is_quantized", False):
+        name = getattr(how, "quant_method", None) or (how.get("quant_method") if isinstance(how, dict) else None)
+        raise MultiflowError(
+            f"the {type(model).__name__} is quantised ({getattr(name, 'value', name) or 'its config says so'}), and "
+            "quantised weights cannot be pruned; load it in float32, bfloat16 or float16"
+        )
+
+
+def _refuse_unknown(model: nn.Module, roles: Roles) -> None:
+    if not roles.unknown:
+        return
+    listed = ", ".join(f"'{path}' ({kind})" for path, kind in roles.unknown.items())
+    regex = "^(" + "|".join(re.escape(path) for path in roles.unknown) + r")\."
+    raise MultiflowError(
+        f"a {type(model).__name__} has parts that are neither vision, text nor what joins them: {listed}; leave them "
+        f"dense with exclude=r'{regex}', or name their group with groups={{'...': r'{regex}'}}"
+    )
+
+
+def _refuse_empty(model: nn.Module, roles: Roles, exclude: str | None) -> None:
+    """A tower in which nothing can be pruned would stay dense without a word."""
+    placed = [path for paths in roles.groups.values() for path in paths]
+    outer = [at for at in roles.towers if not any(at.startswith(f"{other}.") for other in roles.towers)]
+    empty = []
+    for tower in outer:
+        module = model.get_submodule(tower)
+        weights = sum(p.numel() for p in _projections(module))
+        excluded = exclude is not None and any(
+            re.search(exclude, path) for path, _ in model.named_modules() if f"{path}.".startswith(f"{tower}.")
+        )
+        if weights and not excluded and not any(path.startswith(f"{tower}.") or path == tower for path in placed):
+            empty.append((tower, type(module).__name__, weights))
+    if empty or not placed:
+        regex = "^(" + "|".join(re.escape(tower) for tower, _, _ in empty) + r")(\.|$)"
+        listed = ", ".join(f"'{tower}' ({kind}, {weights:,} weights)" for tower, kind, weights in empty)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        share = sum(weights for *_, weights in empty) / max(total, 1)
+        raise MultiflowError(
+            f"a {type(model).__name__} has no linear layer to prune in {listed or 'any of its parts'}"
+            + (f", {share:.1%} of its weights; leave it dense with exclude=r'{regex}'" if empty else "")
+        )
+
+
+def _projections(module: nn.Module) -> Iterable[nn.Parameter]:
+    """Give the parameters of two and more dimensions that are no embeddings."""
+    for part in module.modules():
+        if not isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            yield from (p for p in part._parameters.values() if p is not None and p.dim() >= 2)
+
+
+def regex_of(paths: Iterable[str], all_paths: Iterable[str]) -> str:
+    """Return a regex that finds these module paths and no others, numbers of blocks as ``\\d+`` where that is exact.
+
+    >>> regex_of(["layers.0.fc", "layers.1.fc"], ["layers.0.fc", "layers.1.fc", "layers.1.norm"])
+    '^layers\\\\.\\\\d+\\\\.fc$'
+    """
+    wanted = dict.fromkeys(paths)
+    shapes: dict[str, list[str]] = {}
+    for path in wanted:
+        shapes.setdefault(_numbers(path), []).append(path)
+    there: dict[str, set[str]] = {}
+    for path in all_paths:
+        there.setdefault(_numbers(path), set()).add(path)
+    tails: dict[str, dict[str, None]] = {}
+    for shape, found in shapes.items():
+        exact = set(found) == there[shape]
+        for pattern in [shape] if exact else [re.escape(path) for path in found]:
+            cut = pattern.rfind(r"\d+\.") + 5 if r"\d+\." in pattern else 0
+            tails.setdefault(pattern[:cut], {})[pattern[cut:]] = None
+    parts = [head + (next(iter(of)) if len(of) == 1 else f"({'|'.join(of)})") for head, of in tails.items()]
+    return f"^{parts[0]}$" if len(parts) == 1 else f"^({'|'.join(parts)})$"
+
+
+def _numbers(path: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\\\.|$)", lambda _: r"\d+", re.escape(path))
+
+
+def _forward(model: Any, batch: Any) -> Any:
+    """Run the model on a batch, without its loss and without a cache of keys and values."""
+    if not isinstance(batch, Mapping):
+        return call(model, batch)
+    parameters = inspect.signature(model.forward).parameters
+    needs_labels = "decoder_input_ids" in parameters and "decoder_input_ids" not in batch  # they begin the decoder
+    given = {name: value for name, value in batch.items() if name != "labels" or needs_labels}
+    return model(**given, **({"use_cache": False} if "use_cache" in parameters else {}))
+
+
+def find_loss(model: Any) -> Callable[[nn.Module, Any], Tensor] | None:
+    """Return the loss for gradient methods: LM from ``labels``, or contrastive for a dual encoder; None for none."""
+    parameters = inspect.signature(model.forward).parameters
+    if "labels" in parameters:
+        return _labelled_loss
+    return _contrastive_loss if hasattr(model, "logit_scale") or "return_loss" in parameters else None
+
+
+def _labelled_loss(model: Any, batch: Any) -> Tensor:
+    """The model's own loss."""
+    if not isinstance(batch, Mapping) or "labels" not in batch:
+        raise MultiflowError(
+            f"a batch has no 'labels', of which a {type(model).__name__} makes its loss: the token ids to predict, "
+            "-100 where nothing is; or take a method without gradients, such as multiflow"
+        )
+    return model(
+        **batch, **({"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {})
+    ).loss
+
+
+def _contrastive_loss(model: Any, batch: Any) -> Tensor:
+    """Contrast the pairs of the batch: sigmoid loss for SigLIP, which has a bias of its logits, else softmax (CLIP)."""
+    if not isinstance(batch, Mapping):
+        raise MultiflowError(f"a batch is a {type(batch).__name__}; expected a dict of what the model's forward takes")
+    logits = model(**batch).logits_per_text.float()
+    pairs = 2 * logits.new_ones(len(logits)).diag() - 1
+    if getattr(model, "logit_bias", None) is not None:
+        return -F.logsigmoid(pairs * logits).sum(-1).mean()
+    own = pairs.argmax(-1)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

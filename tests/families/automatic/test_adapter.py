@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import multiflow as mf
+from multiflow.families.automatic.adapter import regex_of
+from multiflow.families.automatic.roles import find_roles
+from tests.families.automatic import tiny
+from tests.families.automatic.contract import (
+    check_pruning,
+    layer_inputs,
+    moved_tokens,
+    real_tokens,
+    with_other_padding,
+)
+
+CROSS_SECTION = {  # a cut through the kinds of model: dual encoders, projectors, packed and padded patches, decoders
+    "clip": ("CLIPModel", {"vision": 12, "text": 12}),
+    "siglip2": ("Siglip2Model", {"vision": 12, "text": 12}),
+    "llava": ("LlavaForConditionalGeneration", {"vision": 6, "connector": 2, "text": 14}),
+    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", {"vision": 10, "connector": 2, "text": 14}),
+    "smolvlm": ("SmolVLMForConditionalGeneration", {"vision": 12, "connector": 1, "text": 14}),
+    "paligemma": ("PaliGemmaForConditionalGeneration", {"vision": 12, "connector": 1, "text": 14}),
+    "florence2": ("Florence2ForConditionalGeneration", {"vision": 16, "connector": 1, "text": 32}),
+    "blip-2": ("Blip2ForConditionalGeneration", {"vision": 8, "connector": 17, "text": 12}),
+    "vision-encoder-decoder": ("VisionEncoderDecoderModel", {"vision": 12, "text": 12, "fusion": 8}),
+    "git": ("GitForCausalLM", {"vision": 12, "connector": 1, "text": 12}),
+    "idefics2": ("Idefics2ForConditionalGeneration", {"vision": 12, "connector": 24, "text": 14}),
+    "vilt": ("ViltForQuestionAnswering", {"fusion": 12}),
+}
+
+
+@pytest.fixture(params=CROSS_SECTION)
+def kind(request):
+    return request.param
+
+
+def built(kind):
+    return tiny.build(kind, CROSS_SECTION[kind][0])
+
+
+def test_a_cross_section_is_pruned_saved_and_trained(kind, tmp_path):
+    model = built(kind)
+    adapter, batch = mf.adapter_for(model), tiny.batch(model)
+    layout = adapter.layout(model)
+    assert {group: len(layers) for group, layers in layout.groups.items()} == CROSS_SECTION[kind][1]
+    check_pruning(model, adapter, [batch, tiny.batch(model, padded=False)], tmp_path)
+
+
+def by_hand(kind, batch, name, shape):
+    """Which tokens of a layer's input ``(*shape, in)`` are real, from what `tiny.batch` pads and nothing else."""
+    ones, text = torch.ones(shape, dtype=torch.bool), batch.get("attention_mask", torch.zeros(0)).bool()
+    rows = torch.tensor([[True] * 16, [True] * 8 + [False] * 8])  # the lower half of the second image's 4 x 4 patches
+    if kind == "git" and ".encoder.layer." in name:
+        return torch.cat([ones[:, text.shape[1] :], text], 1)
+    if kind == "vilt":
+        return torch.cat([text, ones[:, text.shape[1] :]], 1)
+    if name.startswith(("decoder.bert", "model.language_model.decoder")) and not is_source(name):
+        return torch.tensor([[True] * 4, [True] * 3 + [False]])  # begin, 8, end, padding
+    if kind == "vision-encoder-decoder" or ("vision" in name and kind not in ("siglip2", "smolvlm", "idefics2")):
+        return ones
+    if "vision" in name:
+        return rows
+    if "connector" in name or "projector" in name or "qformer" in name or "merger" in name or "_projection" in name:
+        pooled = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
+        return {("smolvlm", 4): pooled, ("idefics2", 16): rows}.get(
+            (kind, shape[1] if len(shape) > 1 else 0),
+            torch.cat([rows, ones[:, 16:]], 1) if (kind, *shape[1:]) == ("idefics2", 20) else ones,
+        )
+    return text.reshape(shape) if shape.numel() == text.numel() else ones  # OPT flattens (B, L, in) to (B L, in)
+
+
+def is_source(name):
+    return re.search(r"(encoder_attn|crossattention)\..*(k_proj|v_proj|key|value)$", name) is not None
+
+
+def test_statistics_equal_those_of_all_inputs_without_the_padding(kind):
+    model = built(kind)
+    adapter, batch = mf.adapter_for(model), tiny.batch(model)
+    stats = mf.calibrate(model, [batch], adapter=adapter, statistics=["input_norm", "input_moment"])
+    for name, inputs in layer_inputs(model, adapter, batch).items():
+        tokens = torch.cat([x[by_hand(kind, batch, name, x.shape[:-1])] for x in inputs])
+        assert stats.counts["input_norm"][name] == len(tokens), name
+        moment = tokens.T @ tokens / len(tokens)
+        torch.testing.assert_close(stats["input_norm"][name].double(), moment.diag().sqrt(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(stats["input_moment"][name].double(), moment, rtol=1e-3, atol=1e-5)
+
+
+def test_what_counts_as_real_does_not_move_with_the_padding_and_all_else_does(kind):
+    model = built(kind).double()
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in tiny.batch(model).items()}
+    adapter = mf.adapter_for(model)
+    moved = moved_tokens(model, adapter, batch, with_other_padding(batch))
+    for name, inputs in moved.items():
+        stream = adapter.stream(name)
+        for tokens in inputs:
+            real = real_tokens(adapter, batch, name, tokens[..., None])
+            if stream == "text" and kind == "smolvlm":
+                continue  # squares of padding alone reach the language model as image tokens, which are real there
+            assert not (tokens & real).any(), name
+            assert stream == "decoder" or (tokens | real).all(), name  # labels are no input to change
+
+
+@pytest.mark.parametrize("tokens", ["text", "image"])
+def test_tokens_of_one_kind_alone_count(tokens):
+    model = built("llava")
+    adapter, batch = mf.adapter_for(model, tokens=tokens), tiny.batch(model)
+    stats = mf.calibrate(model, [batch], adapter=adapter)
+    image = batch["input_ids"] == model.config.image_token_index
+    wanted = batch["attention_mask"].bool() & (image if tokens == "image" else ~image)
+    assert stats.counts["input_norm"]["model.language_model.layers.0.mlp.up_proj"] == int(wanted.sum())
+    assert stats.counts["input_norm"]["model.multi_modal_projector.linear_1"] == int(image.sum())
+
+
+def test_what_stays_dense_says_why():
+    dense = mf.adapter_for(built("llava")).dense
+    assert "output embeddings" in dense["lm_head"]
+    assert "vision_feature_layer is -2" in dense["model.vision_tower.encoder.layers.1.mlp.fc1"]
+    heads = mf.adapter_for(built("siglip2")).dense
+    assert {"head or pooler"} == {why for path, why in heads.items() if ".head." in path}
+
+
+def test_the_user_overrides_one_piece_at_a_time():
+    model = built("llava")
+    adapter = mf.adapter_for(model, exclude=r"mlp\.fc2$", groups={"late": r"language_model\.layers\.1\."})
+    layout = adapter.layout(model)
+    assert {group: len(layers) for group, layers in layout.groups.items()} == {
+        "vision": 5, "connector": 2, "text": 7, "late": 7,
+    }  # fmt: skip
+    assert adapter.dense["model.vision_tower.encoder.layers.0.mlp.fc2"] == "excluded"
+    with pytest.raises(mf.MultiflowError, match="'nowhere' of exclude matches no module"):
+        mf.adapter_for(model, exclude="nowhere")
+
+
+def test_parts_that_cannot_be_placed_are_all_named_with_one_regex():
+    evolla = tiny.build("evolla", "EvollaForProteinText2Text")
+    with pytest.raises(mf.MultiflowError) as caught:
+        mf.adapter_for(evolla)
+    regex = re.search(r"exclude=r'(\S+)'", str(caught.value))[1]
+    assert "EvollaSaProtProteinEncoder" in str(caught.value)
+    assert "text" in mf.adapter_for(evolla, exclude=regex).layout(evolla).groups
+
+
+def test_a_tower_with_nothing_to_prune_is_refused():
+    align = tiny.build("align", "AlignModel")  # its vision tower is an EfficientNet
+    with pytest.raises(mf.MultiflowError, match=r"no linear layer to prune in 'vision_model' .*\d% of its weights"):
+        mf.adapter_for(align)
+    layout = mf.adapter_for(align, exclude="^vision_model").layout(align)
+    assert set(layout.groups) == {"text"}
+
+
+def test_padding_that_no_mask_explains_is_refused():
+    model = built("git")
+    adapter, batch = mf.adapter_for(model), tiny.batch(model)
+    batch["attention_mask"] = batch["attention_mask"][:, :-1]
+    name = next(iter(adapter.layout(model).groups["text"])).name
+    mask = adapter.token_masks(batch | {"attention_mask": batch["attention_mask"][1:]})["text"]
+    with pytest.raises(mf.MultiflowError, match="no mask of its stream 'text' fits"):
+        mask(name, torch.ones(2, 4, 8))
+
+
+def test_losses():
+    model = built("clip")
+    batch = tiny.batch(model)
+    ours = mf.adapter_for(model).loss(model, batch)
+    torch.testing.assert_close(ours, model(**batch, return_loss=True).loss)
+    siglip = tiny.build("siglip", "SiglipModel")
+    batch = tiny.batch(siglip)
+    torch.testing.assert_close(mf.adapter_for(siglip).loss(siglip, batch), siglip(**batch, return_loss=True).loss)
+    llava = built("llava")
+    batch = tiny.batch(llava)
+    torch.testing.assert_close(mf.adapter_for(llava).loss(llava, batch), llava(**batch).loss)
+    del batch["labels"]
+    with pytest.raises(mf.MultiflowError, match="no 'labels'"):
+        mf.adapter_for(llava).loss(llava, batch)
+
+
+def test_groups_at_full_size():
+    with torch.device("meta"):
+        model = transformers.MllamaForConditionalGeneration(transformers.MllamaConfig())
+    layout = mf.adapter_for(model).layout(model)
+    cross = {int(layer.name.split(".")[3]) for layer in layout.groups["fusion"]}
+    assert cross == set(model.config.text_config.cross_attention_layers)
+    assert len(layout.groups["text"]) == 7 * 32
+    assert {layer.name for layer in layout.groups["connector"]} == {"model.multi_modal_projector"}
+    assert find_roles(model).towers == {"model.vision_model": "vision", "model.language_model": "text"}
+
+
+def test_regexes_find_the_paths_and_no_others():
+    paths = ["a.0.fc", "a.1.fc", "a.1.norm", "b", "c.0.x", "c.1.x"]
+    for wanted in (["a.0.fc", "a.1.fc"], ["a.0.fc"], ["b", "c.1.x"], paths):
+        regex = regex_of(wanted, paths)
+        assert [path for path in paths if re.search(regex, path)] == wanted
+
+
+def test_a_model_of_no_library_is_refused():
+    with pytest.raises(mf.MultiflowError, match="no adapter for a Linear without config"):
+        mf.adapter_for(nn.Linear(2, 2))
