@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.base.artifacts import check_tensors, read_json, read_tensors, read_torch, write_json, write_tensors
+from multiflow.base.artifacts import check_tensors, read_facts, read_tensors, read_torch, write_facts, write_tensors
 from multiflow.calibration import Checkpoint
 from multiflow.pruning.result import changed_weights
 from tests.small import ADAPTER, towers_batches, two_towers
@@ -91,7 +91,7 @@ def test_files_without_a_checksum_open(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "old", metadata={"multiflow": '{"step": 1}'})
     assert read_tensors(tmp_path / "old", "state")[1] == {"step": 1}
     (tmp_path / "old.json").write_text('{"settings": {"a": 1}}')
-    assert read_json(tmp_path / "old.json", "result", "") == {"settings": {"a": 1}}
+    assert read_facts(tmp_path / "old.json", "result", "") == {"settings": {"a": 1}}
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, '{"a": ' + "1" * 5000 + "}", '"\ud800"'])
@@ -100,7 +100,7 @@ def test_headers_and_json_that_hold_no_names(tmp_path, text):
 
     (tmp_path / "x.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(mf.MultiflowError, match="x.json' is damaged"):
-        read_json(tmp_path / "x.json", "result", "run again")
+        read_facts(tmp_path / "x.json", "result", "run again")
     if text.isascii():
         save_file({"a": torch.ones(2)}, tmp_path / "x", metadata={"multiflow": text})
         with pytest.raises(mf.MultiflowError, match="holds no state, or is damaged"):
@@ -231,11 +231,11 @@ def test_inverted_published_masks_are_noticed_by_the_name_of_their_file(tmp_path
 
 
 def test_a_json_without_its_checksum_is_noticed(tmp_path):
-    path = write_json(tmp_path / "x.json", {"a": 1})
+    path = write_facts(tmp_path / "x.json", {"a": 1})
     value = json.loads(path.read_text())
     path.write_text(json.dumps({"a": 1, "chechsum": value["checksum"]}, indent=2) + "\n")
     with pytest.raises(mf.MultiflowError, match="was altered"):
-        read_json(path, "result", "run again")
+        read_facts(path, "result", "run again")
 
 
 def test_a_torch_file_in_memory_of_its_own_is_whole(tmp_path):

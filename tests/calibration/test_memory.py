@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from multiflow.base.errors import MultiflowError
-from multiflow.calibration import check_loaded, check_rows_fit, gradients, memory
+from multiflow.base.guards import check_values
+from multiflow.calibration import check_rows_fit, gradients, memory
 
 CPU = torch.device("cpu")
 
@@ -94,6 +95,6 @@ def test_what_the_allocator_holds_of_a_gpu_and_nobody_uses_is_free(monkeypatch):
 
 def test_weights_without_values_are_refused():
     weights = {"a": nn.Parameter(torch.ones(1)), "b": nn.Parameter(torch.empty(2, device="meta"))}
-    check_loaded({"a": weights["a"]})
+    check_values({"a": weights["a"]})
     with pytest.raises(MultiflowError, match="layer 'b' is on the meta device, without values"):
-        check_loaded(weights)
+        check_values(weights)

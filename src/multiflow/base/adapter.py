@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from multiflow.base.errors import MultiflowError, did_you_mean
+from multiflow.base.guards import check_layer, exactly, is_factor
 from multiflow.base.registry import resolve
 from multiflow.base.types import Layer, Layout
 
@@ -23,12 +23,6 @@ Loss = Callable[[nn.Module, Any], Tensor]
 TokenMask = Tensor | Callable[[str, Tensor], Tensor | None] | None
 """Which tokens of a stream are real: a bool mask, or ``f(path, input) -> mask`` for masks that depend on the input."""
 TokenMasks = Callable[[Any], Mapping[str, TokenMask]]
-
-STAYS_DENSE = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
-NO_PROJECTION = re.compile(
-    r"(^|_)(embed|pos|cls|class|token|quer|prompt|mask|scale|gamma|bias|table|prototype|queue)", re.I
-)
-"""Parameters of two and more dimensions that are no projections by their own name: embeddings, tokens, tables."""
 
 
 def call(model: nn.Module, batch: Any) -> Any:
@@ -44,7 +38,8 @@ class Adapter:
 
     Args:
         groups: group name -> regex, searched in module paths (without ``.weight``); every ``nn.Linear`` it finds is
-            prunable. Layers in no group stay dense.
+            prunable; factors that an adapter has added beside a layer, such as ``lora_A``, never are. Layers in no
+            group stay dense.
         forward: ``f(model, batch)`` that runs the model for calibration; by default the model is called with the
             batch (a mapping as keyword arguments, a tuple as arguments).
         loss: ``f(model, batch) -> scalar``; needed only by pruners that use gradients.
@@ -147,13 +142,21 @@ def _find_layout(
     modules = dict(model.named_modules(remove_duplicate=False))
     owners = _weight_owners(modules)
     group_of: dict[str, str] = {}
+    factors: dict[str, str] = {}  # group -> the first factor of an adapter that it covers
+    unfit: set[str] = set()  # what is left dense as a whole, with all that it is made of
     for path, module in modules.items():
-        if exclude is not None and re.search(exclude, path):
-            continue
         matches = [group for group, regex in groups.items() if re.search(regex, path)]
-        if not matches:
+        if exclude is not None and re.search(exclude, path):
+            if matches and not _is_fit(path, module, modules):
+                unfit.add(path)
             continue
-        _refuse_unsupported(path, module, modules)
+        if not matches or any(path.startswith(f"{one}.") for one in unfit):
+            continue
+        if is_factor(path, modules):
+            if isinstance(module, nn.Linear):
+                factors = dict.fromkeys(matches, path) | factors
+            continue
+        check_layer(path, module, modules)
         if not isinstance(module, nn.Linear):
             continue
         if len(matches) > 1:
@@ -179,8 +182,18 @@ def _find_layout(
         layers.append(Layer(path, (weight.shape[0], weight.shape[1]), group, stream(path), others))
     for group, regex in groups.items():
         if not any(layer.group == group for layer in layers):
+            if group in factors:
+                check_layer(factors[group], modules[factors[group]], modules)
             raise _empty_group(group, regex, layers, modules)
     return Layout(tuple(layers))
+
+
+def _is_fit(path: str, module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
+    try:
+        check_layer(path, module, modules)
+    except MultiflowError:
+        return False
+    return True
 
 
 def _weight_owners(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
@@ -193,51 +206,11 @@ def _weight_owners(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
     return owners
 
 
-def _refuse_unsupported(path: str, module: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Refuse what holds projections but is no plain ``nn.Linear``, rather than leave it dense without a word."""
-    kind = type(module).__name__
-    fix = f"leave it dense with Adapter(exclude={_exactly(path)})"
-    if isinstance(module, nn.Linear):
-        if not isinstance(module._parameters.get("weight"), nn.Parameter):
-            raise MultiflowError(
-                f"'{path}' computes its weight from other tensors (a parametrization, or torch.nn.utils.prune); "
-                f"make the weight a parameter again, or {fix}"
-            )
-        parent = modules.get(path.rpartition(".")[0])
-        if isinstance(parent, nn.MultiheadAttention):
-            raise MultiflowError(f"'{path}' belongs to a fused nn.MultiheadAttention, which cannot be pruned; {fix}")
-        if isinstance(module.weight, UninitializedParameter):
-            raise MultiflowError(f"'{path}' is a {kind} without a shape yet; run the model on a batch first, or {fix}")
-        if not module.weight.is_floating_point() or module.weight.element_size() < 2:
-            raise MultiflowError(
-                f"'{path}' has weights of {module.weight.dtype}; expected floating point of 16 bits or more; {fix}"
-            )
-        if module.weight.is_inference():
-            raise MultiflowError(
-                f"the weight of '{path}' was made inside torch.inference_mode(), so that nobody can tell when it "
-                f"changes; make or load the model outside of it, or {fix}"
-            )
-        return
-    if isinstance(module, STAYS_DENSE):
-        return
-    for name, parameter in module._parameters.items():
-        looked_up = "Embed" in kind or NO_PROJECTION.search(name)
-        if parameter is not None and parameter.dim() >= 2 and not looked_up:
-            raise MultiflowError(
-                f"'{path}' is a {kind} with the weight '{name}' {tuple(parameter.shape)}, which is no nn.Linear; {fix}"
-            )
-
-
-def _exactly(path: str) -> str:
-    """The regex of a module path and no other, as it is written in Python."""
-    return f"r'^{re.escape(path)}$'"
-
-
 def _check_alias(path: str, group: str, other: str, module: nn.Module, other_group: str) -> None:
     if not isinstance(module, nn.Linear):
         raise MultiflowError(
             f"layer '{path}' shares its weight with '{other}', a {type(module).__name__}, which stays dense; "
-            f"leave it out with Adapter(exclude={_exactly(path)})"
+            f"leave it out with Adapter(exclude={exactly(path)})"
         )
     if other_group != group:
         raise MultiflowError(

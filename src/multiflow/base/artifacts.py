@@ -104,14 +104,14 @@ def read_tensors(
     return tensors, header
 
 
-def write_json(path: str | Path, value: Mapping[str, Any]) -> Path:
+def write_facts(path: str | Path, value: Mapping[str, Any]) -> Path:
     """Write plain values as JSON with a checksum, whole or not at all; return the path."""
     full = json.loads(json.dumps(dict(value), default=plain))
     return write_atomically(path, _indented({**full, "checksum": _checksum(full)}))
 
 
-def read_json(path: str | Path, what: str, fix: str) -> dict[str, Any]:
-    """Read what `write_json` wrote, without the checksum.
+def read_facts(path: str | Path, what: str, fix: str) -> dict[str, Any]:
+    """Read what `write_facts` wrote, without the checksum.
 
     Raises:
         MultiflowError: no such file, a damaged or an altered one, or one that holds no names with values.

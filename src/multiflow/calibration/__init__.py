@@ -12,7 +12,7 @@ from multiflow.calibration.gradients import (
     loss_of,
     mean_gradient,
 )
-from multiflow.calibration.memory import announce, check_fits, check_loaded, free_memory
+from multiflow.calibration.memory import announce, check_fits, free_memory
 from multiflow.calibration.restore import buffers_restored, differentiable, put_buffers, weights_replaced
 from multiflow.calibration.stats import STATISTICS, Statistic, Stats
 from multiflow.calibration.sums import MOMENT, NORM, sums_size
@@ -31,7 +31,6 @@ __all__ = [
     "announce",
     "buffers_restored",
     "check_fits",
-    "check_loaded",
     "check_precision",
     "check_rows_fit",
     "collect",

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import TokenMask, lay_mask
 from multiflow.base.errors import MultiflowError
+from multiflow.base.guards import check_values
 from multiflow.base.types import Layout
 from multiflow.calibration.hooks import evaluating, watching
-from multiflow.calibration.memory import check_loaded
 from multiflow.calibration.stats import Stats, check_start
 from multiflow.calibration.sums import MOMENT, NORM, Sums, check_sums_fit
 from multiflow.calibration.turns import by_number, deal, turns
@@ -70,7 +70,7 @@ def collect(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     streams = {path: stream(path) for path in paths}
     weights = {name: paths[name].weight for name in layout}
-    check_loaded(weights)
+    check_values(weights)
     devices = {name: weight.device for name, weight in weights.items()}
     check_sums_fit(layout, names, devices)
     total = length(batches)

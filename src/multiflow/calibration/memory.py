@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
 
@@ -25,16 +23,6 @@ def check_fits(what: str, need: int, free: int | None, advice: str) -> None:
     """Refuse what needs more bytes than are free; ``None`` are free where nobody knows."""
     if free is not None and need > free:
         raise MultiflowError(f"{what} need {need / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free; {advice}")
-
-
-def check_loaded(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not in memory: those on the meta device have a shape and no values."""
-    for name, weight in weights.items():
-        if weight.is_meta:
-            raise MultiflowError(
-                f"the weight of layer '{name}' is on the meta device, without values (offloaded, or never loaded); "
-                "load the whole model into memory"
-            )
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -58,7 +58,12 @@ def _run(args: list[str]) -> int:
 
     settings_type, run = command.load()
     settings = parse(settings_type, command, rest)
+    if settings is None:
+        return 0
+    from multiflow.base.guards import naming_memory
+
     try:
-        return 0 if settings is None else run(settings) or 0
+        with naming_memory(f"multiflow {command.name}"):
+            return run(settings) or 0
     except MultiflowError as error:
         raise MultiflowError(error.worded(option_of(settings))) from error

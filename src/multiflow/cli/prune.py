@@ -12,7 +12,7 @@ from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow import pruning
-from multiflow.base.artifacts import write_json
+from multiflow.base.artifacts import write_facts
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.ranks import agree, rank, world
 from multiflow.base.registry import import_modules
@@ -204,4 +204,4 @@ def run_settings(settings: PruneSettings) -> dict[str, Any]:
 def save(result: Result, out: Path, extra: Mapping[str, Any]) -> None:
     """Write masks and changed weights, and ``result.json`` when they are all there."""
     result.save_tensors(out)
-    write_json(out / RESULT_FILE, {**result.summary(), **extra})
+    write_facts(out / RESULT_FILE, {**result.summary(), **extra})

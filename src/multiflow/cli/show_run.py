@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from multiflow.base.artifacts import read_json
+from multiflow.base.artifacts import read_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.cli.console import megabytes, percent, show, table
 from multiflow.pruning.result import RESULT_FILE, RUN_FILE
@@ -26,7 +26,7 @@ def show_run(folder: Path) -> None:
     if name is None:
         raise MultiflowError(f"the run in '{folder}' has not ended; go on with it by its own command and --resume")
     try:
-        PRINTERS[name](read_json(folder / name, "result of a run", "run the command again"), folder)
+        PRINTERS[name](read_facts(folder / name, "result of a run", "run the command again"), folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MultiflowError(f"'{folder / name}' is damaged ({error!r}); run the command again") from error
 

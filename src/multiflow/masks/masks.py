@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.guards import check_layer, check_values
 from multiflow.base.types import Layer, Layout
 from multiflow.masks import files
 from multiflow.masks.files import pack, unpack
@@ -266,6 +267,8 @@ def hash_weight(weight: Tensor) -> str:
 def _weights(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[nn.Parameter, ...]:
     found: dict[int, nn.Parameter] = {}
     for path in layer.paths:
+        if path in modules:
+            check_layer(path, modules[path], modules)
         weight = getattr(modules.get(path), "weight", None)
         if not isinstance(weight, nn.Parameter):
             raise MultiflowError(
@@ -277,6 +280,7 @@ def _weights(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[nn.Paramet
                 f"the masks are those of another model: layer '{path}' has shape {tuple(weight.shape)}, "
                 f"its mask {layer.shape}"
             )
+        check_values({path: weight})
         found[id(weight)] = weight
     return tuple(found.values())
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from multiflow.base.adapter import Adapter, of_families
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.guards import check_device, check_values
 from multiflow.base.types import Layout, NofM, Pattern, PerRow, Unstructured
-from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_loaded, check_precision
+from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_precision
 from multiflow.methods import PROVIDED, STEPWISE, Pruner
 from multiflow.methods.budgets import SCHEDULES, check_pattern, find_allocation
 from multiflow.pruning.result import Weights, short, versions
@@ -106,7 +107,8 @@ class Job:
 def check_job(job: Job) -> Job:
     """Check what can be checked without running the model; return the job."""
     pruner = job.pruner
-    check_device(job.weights)
+    check_values(job.weights.parameters)
+    check_device(job.weights.parameters)
     known = (*(STATISTICS if pruner.kind in ("scorer", "fitter") else ()), *PROVIDED[pruner.kind])
     check_pattern(job.pattern, job.layout)
     for name in pruner.needs:
@@ -141,17 +143,6 @@ def check_job(job: Job) -> Job:
     if pruner.stepwise:
         _check_schedule(job)
     return job
-
-
-def check_device(weights: Weights) -> None:
-    """Refuse weights that are nowhere, or where there is no float64, in which statistics and ranks are computed."""
-    check_loaded(weights.parameters)
-    for name, weight in weights.parameters.items():
-        if weight.device.type == "mps":
-            raise MultiflowError(
-                f"the weight of layer '{name}' is on device 'mps', which has no float64; prune on the CPU: "
-                "model.to('cpu'), or --device cpu"
-            )
 
 
 def _ranks_scores(allocation: Share) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from multiflow.base.artifacts import check_tensors, read_json, read_tensors, write_json, write_tensors
+from multiflow.base.artifacts import check_tensors, read_facts, read_tensors, write_facts, write_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.runs import fresh_folder
 from multiflow.base.types import Layout
@@ -174,7 +174,7 @@ class Result:
         """Write one mask file a sparsity and ``result.json`` into a new or empty folder; return the folder."""
         folder = fresh_folder(folder, RESULT_FILE)
         self.save_tensors(folder)
-        write_json(folder / RESULT_FILE, self.summary())
+        write_facts(folder / RESULT_FILE, self.summary())
         return folder
 
     @classmethod
@@ -188,7 +188,7 @@ class Result:
         """
         path = Path(folder) / RESULT_FILE
         fix = "give a folder that result.save or 'multiflow prune' wrote"
-        said = read_json(path, "result", fix)
+        said = read_facts(path, "result", fix)
         try:
             files = [Path(folder) / entry["file"] for entry in said["masks"].values()]
             settings, timings = dict(said["settings"]), {name: float(s) for name, s in said["timings"].items()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, of_families
 from multiflow.base.errors import MultiflowError
+from multiflow.base.guards import check_device, check_values, exclusively
 from multiflow.base.parallel import in_parallel
 from multiflow.base.ranks import agree, rank, together, world
 from multiflow.base.types import Pattern, parse_pattern
@@ -27,7 +28,7 @@ from multiflow.methods import find_pruner
 from multiflow.pruning import measure
 from multiflow.pruning.choose import Packed, Pruned, choose
 from multiflow.pruning.fit import check_memory, fit_layers
-from multiflow.pruning.job import Job, check_device, check_job, check_sparsities, choose_allocation, find_adapter
+from multiflow.pruning.job import Job, check_job, check_sparsities, choose_allocation, find_adapter
 from multiflow.pruning.learn import prune_by_learning
 from multiflow.pruning.memory import check_gradient, check_held
 from multiflow.pruning.result import Result, Scores, Weights
@@ -36,6 +37,7 @@ from multiflow.pruning.steps import prune_in_steps
 
 
 @together()
+@exclusively("pruning")
 def prune(
     model: nn.Module,
     method: str | Callable[..., Tensor] = "multiflow",
@@ -181,6 +183,7 @@ def _checkpoint(given: str | Path | Checkpoint) -> Checkpoint:
 
 
 @together()
+@exclusively("calibration")
 def calibrate(
     model: nn.Module,
     batches: Iterable[Any],
@@ -204,7 +207,8 @@ def calibrate(
     place = None if checkpoint is None else _checkpoint(checkpoint)
     layout = adapter.layout(model)
     weights = Weights(model, layout)
-    check_device(weights)
+    check_values(weights.parameters)
+    check_device(weights.parameters)
     if world() > 1:
         agree(measure.identity(adapter, layout, weights, statistics=names, batches=length(batches) or 0))
     going: dict[str, Any] = {"checkpoint": place, "progress": progress if rank() == 0 else None}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.guards import check_values
 from multiflow.base.types import Layer, Layout
 from multiflow.families import adapter_for
 from multiflow.families.task_models import Places, find_builder
@@ -42,6 +43,9 @@ def task_model(model: nn.Module, task: str, masks: Masks | None = None, **option
         if not isinstance(masks, Masks):
             raise MultiflowError(f"masks is a {type(masks).__name__}; expected mf.Masks, such as mf.Masks.load(file)")
         masks.find_weights(model)
+    else:  # the same guards: nothing unfit goes on into a task
+        layers = adapter_for(model).layout(model)
+        check_values({name: model.get_submodule(name).weight for name in layers})  # type: ignore[misc]
     built, places = build_task_model(model, task, **options)
     if masks is not None:
         task_masks(masks, places, built).apply_(built)

@@ -1,0 +1,253 @@
+"""Guards: what no door of the library lets in, in one list with one sentence each.
+
+`prune`, `calibrate`, ``masks.apply_``, `keep_sparse` and `task_model` ask `check_layer` of every layer that they touch,
+and `check_values` of its weight; what measures or trains runs inside `exclusively`, one at a time for each model.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from multiflow.base.errors import MultiflowError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STAYS_DENSE = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+NO_PROJECTION = re.compile(
+    r"(^|_)(embed|pos|cls|class|token|quer|prompt|mask|scale|gamma|bias|table|prototype|queue)", re.I
+)
+"""Parameters of two and more dimensions that are no projections by their own name: embeddings, tokens, tables."""
+QUANTISED = re.compile(r"quant(?!um|i[lt])|gptq|awq|hqq|eetq|bitnet|bitlinear|fp8|[48]bit", re.I)
+"""Names of classes whose weights are packed numbers."""
+QUANTISERS = re.compile(
+    r"^(torch\.ao\.nn|torchao|bitsandbytes|auto_gptq|gptqmodel|awq|hqq|eetq|optimum\.quanto|quanto)\b"
+)
+"""Packages whose layers hold them."""
+PACKED = re.compile(r"^(q_?weight|weight|w_?q|weight_?packed|packed_?weight)$", re.I)
+"""Buffers that hold them."""
+FACTORS = re.compile(r"^(lora|vera|dora|hada|lokr|loha|oft|boft|ia3)_\w+$", re.I)
+"""Names under which libraries of adapters add small factors beside a layer, such as ``lora_A``."""
+PEFT_LAYER = "BaseTunerLayer"
+PLAIN = ("Tensor", "Parameter", "DTensor")
+"""Types of weights, by name: those of a model that is split among processes are DTensors."""
+
+
+def check_layer(path: str, module: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse what holds projections but is no ordinary ``nn.Linear``, rather than leave it dense without a word.
+
+    Args:
+        path: of the module.
+        module: any module that a group covers, or that a mask is for.
+        modules: all of the model, by path.
+
+    Raises:
+        MultiflowError: it is quantised, parametrised, sparse, fused, a factor of an adapter, not made yet, ...
+    """
+    kind = type(module).__name__
+    fix = f"leave it dense with Adapter(exclude={exactly(path)})"
+    if is_factor(path, modules):
+        raise MultiflowError(
+            f"'{path}' is a factor that an adapter (LoRA, say) adds to a layer, and is never pruned; name the layer "
+            f"itself in a group, or {fix}"
+        )
+    if isinstance(module, nn.Linear):
+        _check_linear(path, module, modules, fix)
+        return
+    if isinstance(module, STAYS_DENSE):
+        return
+    packed = any(
+        PACKED.match(name) and buffer is not None and buffer.dim() > 1 for name, buffer in module._buffers.items()
+    )
+    if (_is_quantised(module) and module.state_dict()) or packed:
+        raise MultiflowError(f"'{path}' is a {kind} with quantised weights, which cannot be pruned; {fix}")
+    for name, parameter in module._parameters.items():
+        looked_up = "Embed" in kind or NO_PROJECTION.search(name)
+        if parameter is not None and parameter.dim() >= 2 and not looked_up:
+            raise MultiflowError(
+                f"'{path}' is a {kind} with the weight '{name}' {tuple(parameter.shape)}, which is no nn.Linear; {fix}"
+            )
+
+
+def _check_linear(path: str, module: nn.Linear, modules: Mapping[str, nn.Module], fix: str) -> None:
+    weight = module._parameters.get("weight")
+    if not isinstance(weight, nn.Parameter):
+        raise MultiflowError(
+            f"'{path}' computes its weight from other tensors (a parametrization, or torch.nn.utils.prune); "
+            f"make the weight a parameter again, or {fix}"
+        )
+    if isinstance(modules.get(path.rpartition(".")[0]), nn.MultiheadAttention):
+        raise MultiflowError(f"'{path}' belongs to a fused nn.MultiheadAttention, which cannot be pruned; {fix}")
+    if isinstance(weight, UninitializedParameter):
+        raise MultiflowError(
+            f"'{path}' is a {type(module).__name__} without a shape yet; run the model on a batch first, or {fix}"
+        )
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        raise MultiflowError(
+            f"'{path}' has weights of {weight.dtype}; expected floating point of 16 bits or more; {fix}"
+        )
+    if _is_quantised(module):
+        raise MultiflowError(
+            f"'{path}' is a {type(module).__name__} with quantised weights, which cannot be pruned; {fix}"
+        )
+    if (form := type(weight.data).__name__) not in PLAIN:
+        raise MultiflowError(
+            f"'{path}' has a weight of type {form}, quantised or packed in another way, which cannot be pruned; {fix}"
+        )
+    if weight.layout != torch.strided:
+        raise MultiflowError(
+            f"'{path}' has a weight of layout {weight.layout}; make it dense with weight.to_dense(), or {fix}"
+        )
+    if weight.is_inference():
+        raise MultiflowError(
+            f"the weight of '{path}' was made inside torch.inference_mode(), so that nobody can tell when it "
+            f"changes; make or load the model outside of it, or {fix}"
+        )
+    for name, parameter in module._parameters.items():
+        if name != "weight" and parameter is not None and parameter.dim() >= 2:
+            raise MultiflowError(
+                f"'{path}' is a {type(module).__name__} that holds '{name}' {tuple(parameter.shape)} beside its "
+                f"weight, so it is no ordinary nn.Linear; merge the two, or {fix}"
+            )
+
+
+def is_factor(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module is a small factor that a library of adapters has put beside a layer."""
+    parts = path.split(".")
+    for at, part in enumerate(parts[1:], start=1):
+        if FACTORS.match(part):
+            return True
+        owner = modules.get(".".join(parts[:at]))
+        if any(base.__name__ == PEFT_LAYER for base in type(owner).__mro__) and part != "base_layer":
+            return True
+    return bool(FACTORS.match(parts[0]))
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    homes = {base.__name__: base.__module__ for base in type(module).__mro__}
+    return any(
+        QUANTISERS.match(home) or (QUANTISED.search(name) and not home.startswith("torch.nn."))
+        for name, home in homes.items()
+    )
+
+
+def exactly(path: str) -> str:
+    """Write the regex of a module path and no other, as it stands in Python."""
+    return f"r'^{re.escape(path)}$'"
+
+
+def check_values(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not in memory: those on the meta device have a shape and no values."""
+    for name, weight in weights.items():
+        if weight.is_meta:
+            raise MultiflowError(
+                f"the weight of layer '{name}' is on the meta device, without values (offloaded, or never loaded); "
+                "load the whole model into memory"
+            )
+
+
+def check_device(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights where there is no float64, in which statistics and ranks are computed."""
+    for name, weight in weights.items():
+        if weight.device.type == "mps":
+            raise MultiflowError(
+                f"the weight of layer '{name}' is on device 'mps', which has no float64; prune on the CPU: "
+                "model.to('cpu'), or --device cpu"
+            )
+
+
+# one at a time, eager, and with a sentence where memory ends
+
+_turn = threading.Condition()
+_busy: dict[int, tuple[int, int]] = {}
+"""Identity of a parameter -> the thread that works on it, and how often it has entered."""
+_eager = 0
+_stance: Any = None
+
+
+def exclusively(what: str) -> Callable[[F], F]:
+    """Let a function ``f(model, ...)`` run alone with the model's weights, in eager mode.
+
+    A second thread with the same weights waits until the first is done. A model that was compiled runs as it is
+    written, for compiled code calls no hooks. Memory that runs out is a `MultiflowError`, not what an allocator says.
+
+    Args:
+        what: the function does, for errors.
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def guarded(model: Any, *args: Any, **options: Any) -> Any:
+            if not isinstance(model, nn.Module):
+                raise MultiflowError(f"model is a {type(model).__name__}; expected an nn.Module")
+            with _alone(model), _running_eagerly(), naming_memory(what):
+                return function(model, *args, **options)
+
+        return guarded  # type: ignore[return-value]
+
+    return decorate
+
+
+@contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    mine, me = {id(parameter) for parameter in model.parameters()}, threading.get_ident()
+    with _turn:
+        _turn.wait_for(lambda: all(_busy.get(one, (me, 0))[0] == me for one in mine))
+        for one in mine:
+            _busy[one] = me, _busy.get(one, (me, 0))[1] + 1
+    try:
+        yield
+    finally:
+        with _turn:
+            for one in mine:
+                times = _busy[one][1] - 1
+                if times:
+                    _busy[one] = me, times
+                else:
+                    del _busy[one]
+            _turn.notify_all()
+
+
+@contextmanager
+def _running_eagerly() -> Iterator[None]:
+    """Force eager mode while any thread is in here: it is one for the whole process."""
+    global _eager, _stance
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+        yield
+        return
+    with _turn:
+        _eager += 1
+        if _eager == 1:
+            _stance = torch.compiler.set_stance("force_eager")
+    try:
+        yield
+    finally:
+        with _turn:
+            _eager -= 1
+            if not _eager:
+                _stance.__exit__(None, None, None)
+
+
+@contextmanager
+def naming_memory(what: str) -> Iterator[None]:
+    """Turn what allocators say when memory runs out into a sentence that says what was being done."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not short and not re.search(r"not enough memory|can't allocate memory|out of memory", said):
+            raise
+        raise MultiflowError(
+            f"{what} ran out of memory ({said[:160] or 'MemoryError'}); free some, take smaller batches or fewer "
+            "layers and sparsities at a time, or use a machine with more"
+        ) from error
