@@ -154,7 +154,8 @@ def _find_layout(
             continue
         if is_factor(path, modules):
             if isinstance(module, nn.Linear):
-                factors = dict.fromkeys(matches, path) | factors
+                for group in matches:
+                    factors.setdefault(group, path)
             continue
         check_layer(path, module, modules)
         if not isinstance(module, nn.Linear):
