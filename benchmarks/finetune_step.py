@@ -28,8 +28,8 @@ from rich.table import Table
 import multiflow as mf
 from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
 from multiflow.masks.keep import buffer_places
-from multiflow.training.loop import TrainSettings
 from multiflow.training.optimizer import make_optimizer
+from multiflow.training.settings import TrainSettings
 
 GOAL = 1.03
 SPARSITY = 0.75

@@ -1,8 +1,9 @@
 """Metrics of the tasks, in percent, equal to those of the official tools: reached as ``mf.metrics``."""
 
 from multiflow.tasks.captioning.metrics import CAPTION_METRICS, caption_scores, missing_caption_metrics
-from multiflow.tasks.figures import Figures
-from multiflow.tasks.ranking import recall, top1
+from multiflow.tasks.classification.task import top1
+from multiflow.tasks.retrieval.rerank import recall
+from multiflow.tasks.task import Figures
 from multiflow.tasks.vqa.metric import vqa_accuracy, write_vqa_results
 
 __all__ = [

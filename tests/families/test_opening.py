@@ -9,11 +9,11 @@ from transformers.utils import logging
 from multiflow.base.errors import MultiflowError
 from multiflow.families import opening
 from multiflow.families.opening import (
-    beside_model,
     bundled_models,
     find_device,
     find_dtype,
     find_model,
+    model_files,
     naming_options,
     open_model,
     pixel_statistics,
@@ -66,8 +66,8 @@ def test_a_model_comes_in_the_dtype_that_is_asked_for(tiny: Path, capfd: pytest.
 
 def test_files_beside_a_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("tokenizer.json", "vocab.txt")
-    assert beside_model(str(tiny), names) == [tiny / "tokenizer.json"]
-    assert beside_model(str(tiny / "model.safetensors"), names) == []
+    assert model_files(str(tiny), names) == [tiny / "tokenizer.json"]
+    assert model_files(str(tiny / "model.safetensors"), names) == []
     fetched = tmp_path / "tokenizer.json"
 
     def download(source: str, name: str) -> str:
@@ -76,7 +76,7 @@ def test_files_beside_a_model(tiny: Path, tmp_path: Path, monkeypatch: pytest.Mo
         return str(fetched)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert beside_model("someone/model", names) == [fetched]
+    assert model_files("someone/model", names) == [fetched]
 
 
 def test_pixel_statistics(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from multiflow.tasks.inputs import (
     Pixels,
     TaskInputs,
     clean,
-    drawn,
     labels_of,
-    made_of,
+    make_samples,
+    samples_at,
     text_inputs,
     training_picture,
 )
@@ -30,7 +30,7 @@ HALVES[:, 8:] = 255  # black on the left, white on the right
 
 def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own():
     inputs = TaskInputs(8, seed=3)
-    line = [sample for position in range(6) for sample in drawn(10, inputs, 5, position)]
+    line = [sample for position in range(6) for sample in samples_at(10, inputs, 5, position)]
     assert [number for number, _ in line] == list(range(30))
     epochs = [[index for _, index in line[i : i + 10]] for i in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -53,16 +53,16 @@ def test_an_evaluation_leaves_no_image_out():
 
 def test_what_is_drawn_depends_on_seed_and_position_alone():
     inputs = TaskInputs(8)
-    assert drawn(7, inputs, 3, 5) == drawn(7, inputs, 3, 5)
-    assert drawn(7, inputs, 3, 5) != drawn(7, TaskInputs(8, seed=1), 3, 5)
-    together = drawn(7, inputs, 6, 2)
-    assert together == drawn(7, inputs, 3, 4) + drawn(7, inputs, 3, 5)
+    assert samples_at(7, inputs, 3, 5) == samples_at(7, inputs, 3, 5)
+    assert samples_at(7, inputs, 3, 5) != samples_at(7, TaskInputs(8, seed=1), 3, 5)
+    together = samples_at(7, inputs, 6, 2)
+    assert together == samples_at(7, inputs, 3, 4) + samples_at(7, inputs, 3, 5)
 
 
 def test_batches_are_full_even_of_less_data_than_that():
-    assert len(drawn(2, TaskInputs(8), 5, 0)) == 5
+    assert len(samples_at(2, TaskInputs(8), 5, 0)) == 5
     with pytest.raises(MultiflowError, match="batch_size 0 and position 0 were given"):
-        drawn(2, TaskInputs(8), 0, 0)
+        samples_at(2, TaskInputs(8), 0, 0)
 
 
 @pytest.mark.parametrize(("text", "flips"), [("a dog", True), ("a dog, left of a cat", False)])
@@ -113,12 +113,12 @@ def test_broken_images_are_left_out_of_a_batch_with_a_warning():
         return index
 
     with pytest.warns(UserWarning, match=r"'1.jpg' is left out of a batch: cut off"):
-        assert made_of(make, [(0, 0), (1, 1), (2, 2)]) == [0, 2]
+        assert make_samples(make, [(0, 0), (1, 1), (2, 2)]) == [0, 2]
     with (
         pytest.warns(UserWarning, match="left out"),
         pytest.raises(MultiflowError, match="no image of a batch can be read"),
     ):
-        made_of(make, [(0, 1)])
+        make_samples(make, [(0, 1)])
 
 
 def test_an_image_that_cannot_be_decoded_is_a_broken_item(tmp_path):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
+import pickle
 
 import pytest
 
 from multiflow.base.errors import MultiflowError
 from multiflow.families.task_models import BUILDERS
+from multiflow.metrics import Figures
 from multiflow.tasks.task import TASKS
 
 
@@ -18,15 +19,8 @@ def test_every_task_is_in_the_table_under_its_name():
 
 def test_an_unknown_task_is_named():
     assert "vqq" not in TASKS
-    with pytest.raises(MultiflowError, match="unknown task 'vqq'; known: retrieval, captioning, vqa, .*did you mean"):
+    with pytest.raises(MultiflowError, match="unknown task 'vqq'; known: .*, retrieval, vqa; did you mean"):
         TASKS["vqq"]
-
-
-def test_the_table_imports_no_task():
-    code = (
-        "import sys, multiflow.tasks.task; print([n for n in sys.modules if n.startswith('multiflow.tasks.vqa.task')])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_models_that_a_task_takes_as_they_are_have_a_builder_for_it():
@@ -50,3 +44,16 @@ def test_the_main_figure_is_found_under_either_name():
         MultiflowError, match="task 'retrieval' has no figure 'mean R@1' to compare by, only none; give"
     ):
         TASKS["retrieval"].main_of({})
+
+
+def test_figures_are_a_dict_that_knows_each_item():
+    figures = Figures({"accuracy": 75.0, "listed": 80.0}, (x for x in (100, 50)))
+    assert figures == {"accuracy": 75.0, "listed": 80.0}
+    assert figures.each == (100.0, 50.0)
+    assert all(type(x) is float for x in figures.each)
+    assert json.loads(json.dumps(figures)) == figures
+
+
+def test_figures_travel_between_processes():
+    figures = pickle.loads(pickle.dumps(Figures({"top-1": 50.0}, [0, 100])))
+    assert (type(figures), figures, figures.each) == (Figures, {"top-1": 50.0}, (0.0, 100.0))

@@ -11,9 +11,11 @@ import torch.distributed as dist
 from torch import nn
 
 import multiflow as mf
+from multiflow.base.progress import Progress
 from multiflow.base.ranks import leave
-from multiflow.training.loop import TrainSettings, Validation, train
+from multiflow.training.loop import Validation, train
 from multiflow.training.processes import full_state
+from multiflow.training.settings import TrainSettings
 from tests.small import every
 
 PLAIN = TrainSettings(8, 0.05, weight_decay=0.1, precision="fp32", checkpoint_every=3, log_every=2, evaluate_every=4)
@@ -57,8 +59,8 @@ def run(folder: Path, settings: TrainSettings, stop: int = 0) -> dict[str, torch
         model = make_model()
         masks = make_masks(model)
 
-        def maybe_stop(step: int, resume: bool = resume) -> None:
-            if step == stop and not resume:
+        def maybe_stop(progress: Progress, resume: bool = resume) -> None:
+            if progress.step == stop and not resume:
                 raise Stopped
 
         def evaluate(model: nn.Module = model) -> dict[str, float]:
@@ -67,7 +69,7 @@ def run(folder: Path, settings: TrainSettings, stop: int = 0) -> dict[str, torch
         look = Validation(evaluate, lambda step, figures: None)
         try:
             train(
-                model, batch, loss, settings, folder, resume=resume, after_step=maybe_stop, masks=masks, validation=look
+                model, batch, loss, settings, folder, resume=resume, progress=maybe_stop, masks=masks, validation=look
             )
         except Stopped:
             continue

@@ -16,13 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 import multiflow as mf
-from multiflow.families.presets import Preset
+from multiflow.families.opening import Preprocessing
 from multiflow.tasks.task import TASKS
 from multiflow.training.checkpoint import checkpoints, load_checkpoint
-from multiflow.training.finetune import Beside, FinetuneSettings, build, finetune, new_parameters
-from multiflow.training.loop import TrainSettings
+from multiflow.training.finetune import build, finetune, new_parameters
 from multiflow.training.optimizer import make_optimizer
-from multiflow.training.settings import adjust, plan_of
+from multiflow.training.settings import FinetuneSettings, TrainSettings, plan_finetuning
 from multiflow.training.tracking import read_metrics
 from multiflow.worlds.shapes import write
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
@@ -33,11 +32,11 @@ ROOT = Path(__file__).parents[2]
 STEPS = 32
 
 
-def made(family: str):
+def pretrained(family: str):
     """A small model with random weights, its tokenizer, and masks of it."""
     tokenizer = shapes_tokenizer(family)
     model = shapes_model(FAMILIES[family], len(tokenizer)).eval()
-    return model, Beside(tokenizer), mf.prune(model, "random", 0.5).masks[0.5]
+    return model, Preprocessing(tokenizer), mf.prune(model, "random", 0.5).masks[0.5]
 
 
 def settings_for(data: object, **changes: object) -> FinetuneSettings:
@@ -56,8 +55,8 @@ def shapes(tmp_path_factory):
 def sparse(shapes, tmp_path_factory):
     """BLIP, whose momentum copies follow, fine-tuned for retrieval: folder, figures, progress."""
     out, seen = tmp_path_factory.mktemp("sparse") / "run", []
-    model, beside, masks = made("blip")
-    figures = finetune("retrieval", model, masks, settings_for(shapes / "coco"), out, beside, progress=seen.append)
+    model, inputs, masks = pretrained("blip")
+    figures = finetune("retrieval", model, masks, settings_for(shapes / "coco"), out, inputs, progress=seen.append)
     return out, figures, seen
 
 
@@ -78,7 +77,7 @@ def test_the_best_checkpoint_is_an_ordinary_folder(sparse):
 
 
 def test_zeros_stay_in_weights_optimizer_and_momentum_copies_and_the_rest_trains(sparse):
-    model, _, masks = made("blip")
+    model, _, masks = pretrained("blip")
     built, places = mf.build_task_model(model, "retrieval", queue_size=1024)
     before = {name: value.clone() for name, value in built.state_dict().items()}
     optimizer = make_optimizer(built, TrainSettings(1))
@@ -98,9 +97,9 @@ def test_zeros_stay_in_weights_optimizer_and_momentum_copies_and_the_rest_trains
 
 KILLED = """
 import sys
-from tests.training.test_finetune import finetune, made, settings_for
-model, beside, masks = made("blip")
-finetune("retrieval", model, masks, settings_for(sys.argv[1]), sys.argv[2], beside, resume=True,
+from tests.training.test_finetune import finetune, pretrained, settings_for
+model, inputs, masks = pretrained("blip")
+finetune("retrieval", model, masks, settings_for(sys.argv[1]), sys.argv[2], inputs, resume=True,
          progress=lambda p: print(p.stage, p.step, flush=True))
 """
 
@@ -116,8 +115,8 @@ def test_a_run_killed_three_times_at_a_random_moment_ends_with_the_same_weights(
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    model, beside, masks = made("blip")
-    figures = finetune("retrieval", model, masks, settings_for(shapes / "coco"), out, beside, resume=True)
+    model, inputs, masks = pretrained("blip")
+    figures = finetune("retrieval", model, masks, settings_for(shapes / "coco"), out, inputs, resume=True)
     assert figures == sparse[1]
     for name in ("model", f"train/step-{STEPS:08d}"):
         ours, theirs = (load_file(run / name / "model.safetensors") for run in (out, sparse[0]))
@@ -127,30 +126,28 @@ def test_a_run_killed_three_times_at_a_random_moment_ends_with_the_same_weights(
 
 @pytest.mark.parametrize("task", ["captioning", "vqa"])
 def test_dense_fine_tuning_of_the_other_tasks(shapes, tmp_path, task):
-    model, beside, _ = made("xvlm")
+    model, inputs, _ = pretrained("xvlm")
     data = shapes / ("vqa" if task == "vqa" else "coco")
     settings = settings_for(data, steps=2, limit=6, accumulate=2, precision="bf16", optimizer="sgd", lr=1e-3)
     with pytest.warns(UserWarning, match="answers in .* to choose from") if task == "vqa" else nullcontext():
-        figures = finetune(task, model, None, settings, tmp_path / "run", beside)
+        figures = finetune(task, model, None, settings, tmp_path / "run", inputs)
     assert figures["step"] in (1, 2)
     assert not (tmp_path / "run" / "mask.safetensors").exists()
     stored = mf.load_model(tmp_path / "run" / "model")
     assert type(stored) is type(mf.task_model(model, task))
     if task == "captioning":
-        assert stored.config.eos_token_id == beside.tokenizer.sep_token_id
+        assert stored.config.eos_token_id == inputs.tokenizer.sep_token_id
 
 
 def test_masks_of_a_changed_decoder_and_new_parameters(shapes):
-    model, beside, masks = made("xvlm")
+    model, inputs, masks = pretrained("xvlm")
     data = TASKS["vqa"].open(shapes / "vqa", "train", limit=4)
-    preset = Preset(1e-4, 8, image_size=None)
-    kind = TASKS["vqa"]
     for mask_decoder in (True, False):
-        settings = settings_for(shapes, mask_decoder=mask_decoder)
-        _, moved, copies, new = build(kind, model, masks, data, preset, settings, beside)
-        assert any(name.startswith("text_decoder.") for name in moved) == mask_decoder
-        assert copies == {}
-        assert new == set()
+        plan = plan_finetuning("vqa", model, settings_for(shapes, mask_decoder=mask_decoder))
+        built = build(plan, model, masks, data, inputs)
+        assert any(name.startswith("text_decoder.") for name in built.masks) == mask_decoder
+        assert built.copies == {}
+        assert built.new == set()
 
 
 def test_only_what_starts_from_nothing_is_new():
@@ -179,32 +176,32 @@ def test_only_what_starts_from_nothing_is_new():
     ],
 )
 def test_bad_settings_are_one_sentence_and_leave_nothing(shapes, tmp_path, changes, message):
-    model, beside, masks = made("blip")
+    model, inputs, masks = pretrained("blip")
     with pytest.raises(mf.MultiflowError, match=message):
-        finetune("retrieval", model, masks, settings_for(shapes / "coco", **changes), tmp_path / "run", beside)
+        finetune("retrieval", model, masks, settings_for(shapes / "coco", **changes), tmp_path / "run", inputs)
     assert not (tmp_path / "run").exists()
 
 
 def test_masks_of_other_layers_or_of_another_model(shapes, tmp_path):
-    model, beside, _ = made("xvlm")
+    model, inputs, _ = pretrained("xvlm")
     wide = mf.prune(model, "random", 0.5, adapter=every(model, exclude="decoder$")).masks[0.5]
     with pytest.raises(mf.MultiflowError, match="the masks cover layer '.*', which is none that the model takes into"):
-        finetune("retrieval", model, wide, settings_for(shapes / "coco"), tmp_path / "run", beside)
+        finetune("retrieval", model, wide, settings_for(shapes / "coco"), tmp_path / "run", inputs)
     with pytest.raises(mf.MultiflowError, match="the masks are those of another model: it has no layer"):
-        finetune("retrieval", model, made("blip")[2], settings_for(shapes / "coco"), tmp_path / "run", beside)
+        finetune("retrieval", model, pretrained("blip")[2], settings_for(shapes / "coco"), tmp_path / "run", inputs)
     assert not (tmp_path / "run").exists()
 
 
 def test_the_folder_of_another_run_is_refused(sparse, shapes):
-    model, beside, masks = made("blip")
+    model, inputs, masks = pretrained("blip")
     settings = settings_for(shapes / "coco")
     with pytest.raises(mf.MultiflowError, match="already holds a run; go on with it with resume=True"):
-        finetune("retrieval", model, masks, settings, sparse[0], beside)
+        finetune("retrieval", model, masks, settings, sparse[0], inputs)
     with pytest.raises(mf.MultiflowError, match=r"lr \(None then, 0.1 now\)"):
-        finetune("retrieval", model, masks, replace(settings, lr=0.1), sparse[0], beside, resume=True)
+        finetune("retrieval", model, masks, replace(settings, lr=0.1), sparse[0], inputs, resume=True)
     other = mf.prune(model, "random", 0.6).masks[0.6]
     with pytest.raises(mf.MultiflowError, match=r"other settings: mask \("):
-        finetune("retrieval", model, other, settings, sparse[0], beside, resume=True)
+        finetune("retrieval", model, other, settings, sparse[0], inputs, resume=True)
 
 
 def test_what_is_missing_is_left_out_with_a_warning(shapes, tmp_path):
@@ -212,25 +209,30 @@ def test_what_is_missing_is_left_out_with_a_warning(shapes, tmp_path):
         shutil.copytree(shapes / part, tmp_path / part)
     gone = sorted((tmp_path / "images" / "train2014").iterdir())[0]
     gone.unlink()
-    model, beside, _ = made("xvlm")
+    model, inputs, _ = pretrained("xvlm")
     settings = settings_for(tmp_path / "coco", steps=1, skip_missing=True)
     with pytest.warns(UserWarning, match=rf"1 items are left out, such as {gone.name} \(no such file\)"):
-        finetune("retrieval", model, None, settings, tmp_path / "run", beside)
+        finetune("retrieval", model, None, settings, tmp_path / "run", inputs)
 
 
 def test_a_finished_run_resumes_to_its_end(sparse, shapes):
-    model, beside, masks = made("blip")
-    again = finetune("retrieval", model, masks, settings_for(shapes / "coco"), sparse[0], beside, resume=True)
+    model, inputs, masks = pretrained("blip")
+    again = finetune("retrieval", model, masks, settings_for(shapes / "coco"), sparse[0], inputs, resume=True)
     assert again == sparse[1]
 
 
 def test_what_is_given_takes_the_place_of_the_preset():
-    preset = Preset(1e-5, 64, epochs=3, image_size=384)
-    kind = TASKS["classification"]
-    changed = adjust(preset, FinetuneSettings("data", lr=1e-3, epochs=5, image_size=0, weight_decay=0.0))
-    assert (changed.lr, changed.epochs, changed.image_size, changed.weight_decay) == (1e-3, 5, None, 0.0)
-    plan = plan_of(kind, range(200), changed, FinetuneSettings("data", accumulate=2))
-    assert (plan.steps, plan.evaluate_every, plan.accumulate) == (15, 3, 2)
-    stepped = adjust(preset, FinetuneSettings("data", steps=100))
-    plan = plan_of(kind, range(200), stepped, FinetuneSettings("data"))
-    assert (plan.steps, plan.evaluate_every) == (100, 25)
+    vit = mf.load_model("vit-digits")
+    given = FinetuneSettings("data", lr=1e-3, epochs=5, weight_decay=0.0, batch_size=64, accumulate=2)
+    plan = plan_finetuning("classification", vit, given)
+    assert (plan.preset.lr, plan.preset.epochs, plan.preset.weight_decay) == (1e-3, 5, 0.0)
+    found = plan.train_settings(range(200))
+    assert (found.steps, found.evaluate_every, found.accumulate, found.lr) == (15, 3, 2, 1e-3)
+    found = plan_finetuning("classification", vit, replace(given, epochs=None, steps=100)).train_settings(range(200))
+    assert (found.steps, found.evaluate_every) == (100, 25)
+
+
+def test_an_image_size_of_zero_is_that_of_the_pretrained_model():
+    model = pretrained("xvlm")[0]
+    sizes = [plan_finetuning("vqa", model, FinetuneSettings("data", image_size=n)).preset.image_size for n in (None, 0)]
+    assert sizes == [384, None]

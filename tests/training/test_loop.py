@@ -13,8 +13,10 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.progress import Progress
+from multiflow.data.seeds import seed_at
 from multiflow.training.checkpoint import checkpoints
-from multiflow.training.loop import TrainSettings, Validation, compute_in, seed_at, train
+from multiflow.training.loop import Validation, compute_in, train
+from multiflow.training.settings import TrainSettings
 from multiflow.training.tracking import FILE, read_metrics
 
 SETTINGS = TrainSettings(steps=12, lr=0.05, precision="fp32", checkpoint_every=5, log_every=2)
@@ -52,7 +54,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.training.test_loop import SETTINGS, batch, loss, make_model, train
 train(make_model(), batch, loss, SETTINGS, Path(sys.argv[1]),
-      after_step=lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 8 else None)
+      progress=lambda p: os.kill(os.getpid(), signal.SIGKILL) if p.step == 7 else None)
 """
 
 
@@ -119,21 +121,6 @@ def test_the_seed_decides_the_dropout(tmp_path):
     assert not same_bits(weights(one), weights(two))
 
 
-def test_after_step_runs_before_the_checkpoint(tmp_path):
-    model, steps = make_model(), []
-
-    @torch.no_grad()
-    def prune(step: int) -> None:
-        steps.append(step)
-        model[0].weight[:, 0] = 0
-
-    train(model, batch, loss, SETTINGS, tmp_path, after_step=prune)
-    assert steps == list(range(1, 13))
-    other = make_model()
-    train(other, batch, loss, SETTINGS, tmp_path, resume=True)
-    assert (other[0].weight[:, 0] == 0).all()
-
-
 def test_a_loss_that_is_not_a_number_stops_the_run_and_saves_nothing(tmp_path):
     model = make_model()
 
@@ -162,7 +149,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     train(make_model(), batch, loss, SETTINGS, tmp_path)
     with pytest.raises(MultiflowError, match=r"already holds a run \(step-00000012\)"):
         train(make_model(), batch, loss, SETTINGS, tmp_path)
-    with pytest.raises(MultiflowError, match=r"trained with lr=0.05, not 0.01"):
+    with pytest.raises(MultiflowError, match=r"lr \(0.05 then, 0.01 now\)"):
         train(make_model(), batch, loss, replace(SETTINGS, lr=0.01), tmp_path, resume=True)
     free = replace(SETTINGS, checkpoint_every=3, log_every=1, prefetch=1)
     train(make_model(), batch, loss, free, tmp_path, resume=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
+from multiflow.base.progress import Progress
 from multiflow.training.checkpoint import checkpoints
 from multiflow.training.loop import Validation, train
 from tests.small import every
@@ -35,12 +36,12 @@ def test_no_weight_is_revived_and_the_kept_ones_train_also_after_a_resumption(tm
     before, masks = weights(whole), random_masks(whole)
     train(whole, batch, loss, settings, tmp_path / "whole", masks=masks)
 
-    def stop(step: int) -> None:
-        if step == 8:
+    def stop(progress: Progress) -> None:
+        if progress.step == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(make_model(), batch, loss, settings, tmp_path / "stopped", masks=masks, after_step=stop)
+        train(make_model(), batch, loss, settings, tmp_path / "stopped", masks=masks, progress=stop)
     resumed = make_model()
     train(resumed, batch, loss, settings, tmp_path / "stopped", masks=masks, resume=True)
     assert same_bits(weights(whole), weights(resumed))
@@ -55,15 +56,15 @@ def test_a_revived_weight_stops_the_run_before_it_is_saved(tmp_path):
     masks = random_masks(model)
 
     @torch.no_grad()
-    def revive(step: int) -> None:
-        if step == 7:
-            model[4].weight[:, :] = 1.0
+    def revive() -> dict[str, float]:
+        model[4].weight[:, :] = 1.0
+        return {"figure": 1.0}
 
     stored = []
-    look = Validation(lambda: {"figure": 1.0}, lambda step, figures: stored.append(step))
+    look = Validation(revive, lambda step, figures: stored.append(step))
     settings = replace(SETTINGS, evaluate_every=7)
     count = masks.dropped("4")
     with pytest.raises(MultiflowError, match=f"{count} of the {count} dropped weights of layer '4' are no longer 0.0"):
-        train(model, batch, loss, settings, tmp_path, masks=masks, after_step=revive, validation=look)
+        train(model, batch, loss, settings, tmp_path, masks=masks, validation=look)
     assert stored == []
     assert [c.name for c in checkpoints(tmp_path)] == ["step-00000005"]

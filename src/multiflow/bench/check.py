@@ -17,14 +17,12 @@ from multiflow.bench.make import is_missing, made_settings
 from multiflow.bench.sources import calibration_batches, load, load_beside
 from multiflow.data.layouts.huggingface import PREFIX
 from multiflow.families import adapter_for
-from multiflow.families.presets import find_preset
-from multiflow.families.task_models import find_builder
 from multiflow.methods import find_pruner
 from multiflow.pruning.job import Job as PruningJob
 from multiflow.pruning.job import check_job, check_sparsities, choose_allocation
 from multiflow.pruning.result import Weights
 from multiflow.tasks.task import TASKS
-from multiflow.training.settings import adjust
+from multiflow.training.settings import plan_finetuning
 
 ELSEWHERE = {
     "data": "the task's own key data",
@@ -111,9 +109,7 @@ def _check_model(plans: Sequence[Plan]) -> None:
     load_beside(plans[0].model, model)
     for task in {plan.cell.task: plan.task for plan in plans}.values():
         assert task.kind is not None
-        find_builder(model, task.kind)
-        settings = task.training()
-        adjust(find_preset(settings.preset, model, task.kind), settings)
+        plan_finetuning(task.kind, model, task.training())
     adapter = adapter_for(model)
     layout = adapter.layout(model)
     prunings: Mapping[str | None, Plan] = {plan.cell.pruning: plan for plan in plans if plan.pruner}

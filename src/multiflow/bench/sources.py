@@ -12,7 +12,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.bench.config import ModelEntry
 from multiflow.families import opening
 from multiflow.families.batches import Counted, Source, open_batches
-from multiflow.families.opening import Beside, find_device, find_model, open_model, quiet_transformers
+from multiflow.families.opening import Preprocessing, find_device, find_model, open_model, quiet_transformers
 
 __all__ = ["calibration_batches", "find_device", "find_model", "load", "load_beside", "quiet_transformers"]
 
@@ -32,9 +32,9 @@ def _load(model: ModelEntry, files: tuple[tuple[str, int, int], ...]) -> nn.Modu
     return open_model(find_model(model.source), model.family, model.config)
 
 
-def load_beside(entry: ModelEntry, model: Any) -> Beside:
+def load_beside(entry: ModelEntry, model: Any) -> Preprocessing:
     """Load what belongs to a model of the grid beside its weights."""
-    return opening.load_beside(entry.tokenizer, find_model(entry.source), model)
+    return opening.load_preprocessing(entry.tokenizer, find_model(entry.source), model)
 
 
 def calibration_batches(entry: ModelEntry, model: nn.Module, seed: int) -> Counted:

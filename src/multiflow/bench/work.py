@@ -28,12 +28,11 @@ from multiflow.bench.records import Cell
 from multiflow.bench.sources import find_device, load_beside, quiet_transformers
 from multiflow.bench.store import Results
 from multiflow.families import load_model
-from multiflow.families.opening import Beside
+from multiflow.families.opening import Preprocessing
 from multiflow.families.presets import find_preset
 from multiflow.masks import Masks
 from multiflow.pruning.result import versions
-from multiflow.tasks.figures import Figures
-from multiflow.tasks.task import TASKS
+from multiflow.tasks.task import TASKS, Figures
 from multiflow.training.checkpoint import checkpoints
 from multiflow.training.finetune import FREE_TO_CHANGE, MODEL, TRAIN, finetune
 from multiflow.training.settings import FinetuneSettings
@@ -150,7 +149,7 @@ def compute(order: Order, results: Results, run: Path) -> Cell:
 
 
 def fine_tune(
-    task: str, model: nn.Module, masks: Masks | None, settings: FinetuneSettings, run: Path, beside: Beside
+    task: str, model: nn.Module, masks: Masks | None, settings: FinetuneSettings, run: Path, beside: Preprocessing
 ) -> float:
     """Fine-tune the model of a cell, or go on with it after a kill; return the seconds that all of it took.
 
@@ -192,7 +191,7 @@ def evaluation_options(plan: Plan, model: nn.Module) -> dict[str, Any]:
     return {**preset.evaluate, **task.evaluate}
 
 
-def evaluate(plan: Plan, model: nn.Module, beside: Beside, options: Mapping[str, Any]) -> Figures:
+def evaluate(plan: Plan, model: nn.Module, beside: Preprocessing, options: Mapping[str, Any]) -> Figures:
     """Return the figures of a model on the test data of a cell."""
     task, kind = plan.task, TASKS[plan.task.kind or plan.cell.task]
     data = kind.open(

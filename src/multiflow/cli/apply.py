@@ -18,10 +18,10 @@ from multiflow.cli.settings import Config, Device, Dtype, Family
 from multiflow.families.opening import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
-    beside_model,
     find_device,
     find_dtype,
     find_model,
+    model_files,
     open_model,
     quiet_transformers,
 )
@@ -65,7 +65,7 @@ def apply(settings: ApplySettings) -> None:
             model.save_pretrained(folder)
         for path in folder.glob("*.safetensors"):  # safetensors makes its files readable by their owner alone
             shutil.copymode(folder / "config.json", path)
-        for path in beside_model(place, TOKENIZER_FILES + PROCESSOR_FILES):
+        for path in model_files(place, TOKENIZER_FILES + PROCESSOR_FILES):
             shutil.copyfile(path, folder / path.name)
         check_zeros(folder, model, masks)
     zeros = sum(map(masks.dropped, masks))

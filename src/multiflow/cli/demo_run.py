@@ -21,7 +21,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.cli.progress import Step
 from multiflow.data import to_pixels
 from multiflow.families.batches import Source, open_batches
-from multiflow.families.opening import OWN_TOKENIZER, beside_model, fitting_tokenizer, open_model
+from multiflow.families.opening import OWN_TOKENIZER, fitting_tokenizer, model_files, open_model
 from multiflow.families.xvlm import XVLMForPretraining
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
@@ -122,7 +122,7 @@ def open_xvlm(place: str, settings: DemoSettings) -> XVLMForPretraining:
 def open_tokenizer(place: str, settings: DemoSettings, vocabulary: int) -> PreTrainedTokenizerBase:
     """Load the tokenizer that lies beside the model: the demo knows no other."""
     try:
-        if not beside_model(place, OWN_TOKENIZER):
+        if not model_files(place, OWN_TOKENIZER):
             raise MultiflowError(f"it has no {' or '.join(OWN_TOKENIZER)}")
         return fitting_tokenizer(None, place, vocabulary)
     except MultiflowError as error:

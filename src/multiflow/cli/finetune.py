@@ -18,12 +18,12 @@ from multiflow.cli.pretrain import check_values
 from multiflow.cli.ranks import processes
 from multiflow.cli.settings import Config, Family, Resume
 from multiflow.cli.show_run import print_figures
-from multiflow.families.opening import find_device, find_model, load_beside, open_model, quiet_transformers
+from multiflow.families.opening import find_device, find_model, load_preprocessing, open_model, quiet_transformers
 from multiflow.families.task_models import find_builder
 from multiflow.masks import Masks, is_original
 from multiflow.tasks.task import TASKS
-from multiflow.training.finetune import FinetuneSettings as TrainingSettings
 from multiflow.training.finetune import finetune as train
+from multiflow.training.settings import FinetuneSettings as TrainingSettings
 
 MAY_BE_ZERO = ("seed", "image_size", "skip_missing", "mask_decoder", "shard")
 
@@ -74,10 +74,10 @@ def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     if settings.mask is not None and mask is not None:
         mask = put_on(model, mask) if is_original(Path(settings.mask)) else mask
         write_changed_(model, mask, Path(settings.mask))
-    beside = load_beside(settings.tokenizer, place, model)
+    preprocessing = load_preprocessing(settings.tokenizer, place, model)
     training = replace(settings.training, device=device)
     with quiet_transformers(), ExitStack() as stack:
         progress = stack.enter_context(console_progress(Console(stderr=True))) if rank() == 0 else None
         return train(
-            settings.task, model, mask, training, settings.out, beside, resume=settings.resume, progress=progress
+            settings.task, model, mask, training, settings.out, preprocessing, resume=settings.resume, progress=progress
         )

@@ -32,3 +32,8 @@ def random_at(seed: int, stream: Stream, position: int) -> np.random.Generator:
     if seed < 0 or position < 0:
         raise MultiflowError(f"seed {seed} and position {position} were given; expected integers of at least 0")
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, int(stream), position))))
+
+
+def seed_at(seed: int, position: int) -> int:
+    """Mix a seed and a position into one seed; neighbours have nothing in common."""
+    return int(np.random.SeedSequence((seed, position)).generate_state(1)[0])

@@ -107,7 +107,7 @@ def find_dtype(name: str) -> torch.dtype | None:
 
 def find_tokenizer(given: str | None, source: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer that was given, the one in the model's own folder, or ``bert-base-uncased``."""
-    own = given is None and beside_model(source, OWN_TOKENIZER)
+    own = given is None and model_files(source, OWN_TOKENIZER)
     with quiet_transformers():
         return load_tokenizer(given or (source if own else DEFAULT_TOKENIZER))
 
@@ -123,7 +123,7 @@ def fitting_tokenizer(given: str | None, source: str, vocabulary: int) -> PreTra
     return tokenizer
 
 
-def beside_model(source: str, names: tuple[str, ...]) -> list[Path]:
+def model_files(source: str, names: tuple[str, ...]) -> list[Path]:
     """Return those of the named files that come with a model, from its folder or the Hugging Face cache."""
     if Path(source).is_dir():
         return [Path(source) / name for name in names if (Path(source) / name).is_file()]
@@ -142,7 +142,7 @@ def beside_model(source: str, names: tuple[str, ...]) -> list[Path]:
 
 def pixel_statistics(source: str) -> dict[str, Any]:
     """Return ``mean`` and ``std`` of the pixels that a model expects, where its folder says so."""
-    for path in beside_model(source, PROCESSOR_FILES[:1]):
+    for path in model_files(source, PROCESSOR_FILES[:1]):
         says = json.loads(path.read_text(encoding="utf-8"))
         if "image_mean" in says and "image_std" in says:
             return {"mean": tuple(says["image_mean"]), "std": tuple(says["image_std"])}
@@ -150,8 +150,8 @@ def pixel_statistics(source: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What belongs to a model beside its weights.
+class Preprocessing:
+    """How a model's inputs are made, and the files that say so.
 
     Args:
         tokenizer: the model's; None for models of images alone.
@@ -164,8 +164,8 @@ class Beside:
     pixels: Mapping[str, Any] | None = None
 
 
-def load_beside(given: str | None, source: str, model: Any) -> Beside:
-    """Load what belongs to a model beside its weights; a model of images alone has no tokenizer.
+def load_preprocessing(given: str | None, source: str, model: Any) -> Preprocessing:
+    """Load how the inputs of a model are made; a model of images alone has no tokenizer.
 
     Args:
         given: folder or Hugging Face id of the tokenizer, where the model comes without its own.
@@ -174,7 +174,7 @@ def load_beside(given: str | None, source: str, model: Any) -> Beside:
     """
     text = getattr(model.config, "text", None)
     tokenizer = None if text is None else fitting_tokenizer(given, source, text["vocab_size"])
-    return Beside(tokenizer, beside_model(source, PROCESSOR_FILES), pixel_statistics(source))
+    return Preprocessing(tokenizer, model_files(source, PROCESSOR_FILES), pixel_statistics(source))
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.training.loop import Schedule
+
+Schedule: TypeAlias = Literal["cosine", "linear"]
 
 FAMILY_OF = {"xvlm": "xvlm", "blip": "blip", "vit": "dino", "dinov2": "dino"}
 """Beginning of ``config.model_type`` -> the family whose hyper-parameters are taken."""

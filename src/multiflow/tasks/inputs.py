@@ -95,7 +95,7 @@ def clean(text: str) -> str:
     return DROPPED.sub(" ", text.lower()).strip()
 
 
-def drawn(count: int, inputs: TaskInputs, batch_size: int, position: int) -> list[tuple[int, int]]:
+def samples_at(count: int, inputs: TaskInputs, batch_size: int, position: int) -> list[tuple[int, int]]:
     """Return (number of the sample in the run, which of ``count`` it is) for the training batch at a position.
 
     Epochs follow each other without a gap, each in an order of its own: every batch is full.
@@ -109,7 +109,7 @@ def drawn(count: int, inputs: TaskInputs, batch_size: int, position: int) -> lis
     ]
 
 
-def made_of(make: Callable[[int, int], Made], samples: Sequence[tuple[int, int]]) -> list[Made]:
+def make_samples(make: Callable[[int, int], Made], samples: Sequence[tuple[int, int]]) -> list[Made]:
     """Return ``make(number, index)`` of every sample; one whose image cannot be read is left out, with a warning.
 
     Raises:

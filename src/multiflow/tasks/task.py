@@ -1,21 +1,46 @@
-"""What a task is, and the table of all tasks: `evaluate` and `finetune` know them by these records alone.
+"""What a task is, the figures that it is measured by, and the registry of all tasks.
 
-The task ``NAME`` is the record ``TASK`` in ``multiflow/tasks/NAME/task.py``, which is imported when it is asked for.
+A task is one folder ``multiflow/tasks/NAME``, whose ``__init__`` registers its record with ``TASKS.add``; a task from
+outside does the same. `evaluate` and `finetune` know the tasks by these records alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias, final
 
 from torch import Tensor, nn
 
-from multiflow.base.errors import MultiflowError, unknown
-from multiflow.data.feed import Batch
-from multiflow.families.task_models import TASKS as NAMES
-from multiflow.tasks.figures import Figures
+from multiflow.base.errors import MultiflowError
+from multiflow.base.registry import Registry
+
+Batch: TypeAlias = Mapping[str, Any]
+Loss: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
+"""``loss(model, batch, position)`` -> scalar to minimise and figures to log."""
+
+
+@final
+class Figures(dict[str, float]):
+    """Figures in percent by name, and how much of the main one each test item brings in.
+
+    It equals, prints and is written as its figures alone.
+
+    Args:
+        figures: name -> value.
+        each: the main figure of each item, in the order of the items: their mean is the figure up to rounding. Two
+            models can be compared item by item with it. Empty where the main figure was not computed.
+
+    >>> Figures({"accuracy": 75.0}, [100, 50]).each
+    (100.0, 50.0)
+    """
+
+    __slots__ = ("each",)
+
+    def __init__(self, figures: Mapping[str, float], each: Iterable[float] = ()) -> None:
+        """Take over the figures."""
+        super().__init__(figures)
+        self.each: tuple[float, ...] = tuple(map(float, each))
 
 
 @dataclass(frozen=True)
@@ -23,7 +48,7 @@ class Task:
     """One task.
 
     Args:
-        name: ``retrieval``, ``captioning``, ``vqa`` or ``classification``.
+        name: by which it is called, such as ``vqa``.
         open: ``open(source, split, *, images=None, limit=None, skip_missing=False)`` -> the data, see
             `multiflow.data.items.TaskData`. Another layout, images that are missing and an image path that leaves its
             folder are errors.
@@ -34,7 +59,7 @@ class Task:
             function of its arguments: the items in an order that the seed and the epoch decide, without end.
         loss: ``loss(model, batch, position)`` -> scalar to minimise and figures to log, as `train` takes it.
         evaluate: ``evaluate(model, tokenizer, data, *, batch_size=32, progress=None, save=None, **options)`` ->
-            figures in percent, see `multiflow.metrics.Figures`. ``progress`` is called with (items done, items in all);
+            figures in percent, see `Figures`. ``progress`` is called with (items done, items in all);
             ``save`` is a folder for what the model says.
         main: the figure that results are compared by; ``each`` of the figures is this one of each item, in the order
             of the data.
@@ -42,6 +67,8 @@ class Task:
         models: types of models that can be evaluated as they are.
         untrained: types of pretrained models whose task model needs no training to be evaluated.
         epoch: ``epoch(data)`` -> how many samples are one epoch of training.
+        finish: ``finish(model, data)`` writes into a task model that was built for these data what it has to keep of
+            them, such as the names of their classes.
         check: ``check(data, val_data, **options)`` raises, before a run starts, where something is lacking for it: in
             the data to train on, in those to choose the best checkpoint by, or for an evaluation with these options.
     """
@@ -51,13 +78,14 @@ class Task:
     options: Callable[[Any], dict[str, Any]]
     inputs: Callable[..., Any]
     batch: Callable[[Any, Any, int, int], dict[str, Any]]
-    loss: Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
+    loss: Loss
     evaluate: Callable[..., Figures]
     main: str
     best: str
     models: tuple[str, ...]
     untrained: tuple[str, ...] = ()
     epoch: Callable[[Any], int] = len
+    finish: Callable[[Any, Any], None] = lambda model, data: None
     check: Callable[..., None] = lambda data, val_data, **options: None
 
     def score(self, figures: Mapping[str, float]) -> float:
@@ -89,27 +117,14 @@ class Task:
         )
 
 
-class _Tasks(Mapping[str, Task]):
-    """The tasks by name; each module is imported at its first use."""
-
-    def __getitem__(self, name: str) -> Task:
-        if name not in NAMES:
-            raise unknown("task", str(name), NAMES)
-        return import_module(f"multiflow.tasks.{name}.task").TASK
-
-    def __contains__(self, name: object) -> bool:
-        return name in NAMES
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(NAMES)
-
-    def __len__(self) -> int:
-        return len(NAMES)
-
-
-TASKS: Mapping[str, Task] = _Tasks()
+TASKS: Registry[Task] = Registry("task", "multiflow.tasks", folders=True)
 """Every task by its name.
 
 >>> list(TASKS)
-['retrieval', 'captioning', 'vqa', 'classification']
+['captioning', 'classification', 'retrieval', 'vqa']
 """
+
+
+def model_loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+    """Return the loss that a model computes of a batch, and no figures: a `Loss`."""
+    return model(**batch).loss, {}

@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.errors import MultiflowError
 from multiflow.base.progress import Progress, Report
 from multiflow.base.ranks import rank, world
+from multiflow.base.runs import check_same
 from multiflow.calibration import to_device
-from multiflow.data.feed import Batch, batch_size, prefetched
+from multiflow.data.seeds import seed_at
 from multiflow.masks import Masks, keep_sparse
+from multiflow.tasks.task import Batch, Loss
 from multiflow.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from multiflow.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from multiflow.training.processes import (
@@ -38,12 +41,8 @@ from multiflow.training.processes import (
     split_model,
     whole,
 )
+from multiflow.training.settings import Precision, TrainSettings
 from multiflow.training.tracking import Meter, track_metrics
-
-Loss: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
-Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
-Schedule: TypeAlias = Literal["cosine", "linear"]
-Optimizer: TypeAlias = Literal["adamw", "sgd"]
 
 FREE_TO_CHANGE = (
     "checkpoint_every",
@@ -52,64 +51,6 @@ FREE_TO_CHANGE = (
     "prefetch",
     "wandb",
 )  # these do not alter the weights of a run
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train; equal settings, model and data give equal weights.
-
-    Args:
-        steps: optimizer steps.
-        lr: highest learning rate.
-        weight_decay: AdamW's decay, applied to matrices and embeddings but not to norms, biases and scalars.
-        betas: AdamW's decay rates of the two moments.
-        warmup: share of the steps during which the learning rate rises.
-        schedule: how it falls to zero afterwards, ``cosine`` or ``linear``.
-        clip: largest norm of the gradient; a larger one is scaled down to it.
-        optimizer: ``adamw``, or ``sgd`` with momentum.
-        new_lr: factor on the learning rate of parameters that are new.
-        accumulate: batches whose gradients are averaged in a step, in each process.
-        shard: split weights, gradients and the optimizer's state among the processes (FSDP).
-        precision: ``fp32``, ``bf16`` (weights stay float32), or ``auto``: bf16 where the device computes it faster.
-        seed: seeds dropout and whatever else the loss draws.
-        checkpoint_every: steps between checkpoints.
-        evaluate_every: steps between two evaluations; there is one after the last step too.
-        log_every: steps between two lines of metrics.
-        prefetch: batches made ahead of time in the background.
-        wandb: project of Weights & Biases that gets the metrics too.
-    """
-
-    steps: int
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup: float = 0.1
-    schedule: Schedule = "cosine"
-    clip: float = 1.0
-    optimizer: Optimizer = "adamw"
-    new_lr: float = 1.0
-    accumulate: int = 1
-    shard: bool = False
-    precision: Precision = "auto"
-    seed: int = 0
-    checkpoint_every: int = 500
-    evaluate_every: int = 500
-    log_every: int = 20
-    prefetch: int = 4
-    wandb: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "checkpoint_every", "evaluate_every", "log_every", "prefetch"):
-            if (value := getattr(self, name)) < 1:
-                raise MultiflowError(f"{name} {value} was given; expected at least 1")
-        if not (self.lr > 0 and 0 <= self.warmup < 1 and self.clip > 0):
-            raise MultiflowError(
-                f"lr {self.lr}, warmup {self.warmup} and clip {self.clip} were given; expected lr and clip "
-                f"above 0 and a warmup in [0, 1)"
-            )
-        for kind, known in (("schedule", Schedule), ("precision", Precision), ("optimizer", Optimizer)):
-            if getattr(self, kind) not in get_args(known):
-                raise unknown(kind, getattr(self, kind), get_args(known))
 
 
 @dataclass(frozen=True)
@@ -149,7 +90,6 @@ def train(
     *,
     resume: bool = False,
     progress: Report | None = None,
-    after_step: Callable[[int], None] | None = None,
     validation: Validation | None = None,
     masks: Masks | None = None,
     copies: Mapping[str, Sequence[str]] | None = None,
@@ -166,7 +106,6 @@ def train(
         run_dir: holds ``step-*`` checkpoints, ``metrics.jsonl`` and TensorBoard's files; its name is the stage shown.
         resume: go on from the latest checkpoint of ``run_dir``, or start if there is none.
         progress: called with a `Progress` after every step.
-        after_step: called with the number of steps done, after the optimizer and before a checkpoint.
         validation: what to do every ``evaluate_every`` steps and after the last one, before a checkpoint.
         masks: weights that are zero and stay so, checked after every evaluation and before every save.
         copies: buffers that follow masked weights, see `keep_sparse`.
@@ -214,8 +153,6 @@ def train(
             norm = clip_gradients(model, settings.clip)
             _check_finite(run_dir.name, step, value, norm, settings)
             optimizer.step()
-            if after_step is not None:
-                after_step(step)
 
             meter.add({"grad_norm": norm}, 0)
             seconds = time.monotonic() - began
@@ -267,18 +204,35 @@ def _start(
     if not resume:
         raise MultiflowError(f"{run_dir} already holds a run ({found[-1].name}); resume it or choose another folder")
     state = load_checkpoint(found[-1], model, optimizer)
-    for name, value in identity.items():
-        if state["settings"].get(name) != value:
-            raise MultiflowError(
-                f"{run_dir} was trained with {name}={state['settings'].get(name)}, not {value}; "
-                f"resume it with its own settings or choose another folder"
-            )
+    fix = "resume it with its own settings, or choose another folder"
+    check_same(f"'{run_dir}'", state["settings"], identity, fix=fix)
     return state
 
 
-def seed_at(seed: int, position: int) -> int:
-    """Mix a seed and a position into one seed; neighbours have nothing in common."""
-    return int(np.random.SeedSequence((seed, position)).generate_state(1)[0])
+@contextmanager
+def prefetched(batch: Callable[[int], Batch], positions: range, ahead: int) -> Iterator[Iterator[Batch]]:
+    """Yield the batches of ``positions`` in order, made in a background thread.
+
+    At least one and at most ``ahead`` batches are made early; an error in ``batch`` is raised where that batch is due.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+
+    def stream() -> Iterator[Batch]:
+        waiting = deque(pool.submit(batch, position) for position in positions[:ahead])
+        for upcoming in range(ahead, ahead + len(positions)):
+            if upcoming < len(positions):
+                waiting.append(pool.submit(batch, positions[upcoming]))
+            yield waiting.popleft().result()
+
+    try:
+        yield stream()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def batch_size(batch: Batch) -> int:
+    """Number of rows of the first tensor of a batch."""
+    return next((len(value) for value in batch.values() if isinstance(value, Tensor)), 1)
 
 
 @contextmanager

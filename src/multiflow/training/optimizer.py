@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from multiflow.training.loop import TrainSettings
+from multiflow.training.settings import TrainSettings
 
 MOMENTUM = 0.9
 
@@ -56,7 +55,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def learning_rate(settings: TrainSettings, step: int) -> float:
     """Learning rate of a step, counted from 1: linear warm-up, then down to zero just after the last step.
 
-    >>> from multiflow.training.loop import TrainSettings
     >>> settings = TrainSettings(steps=4, lr=1.0, warmup=0.5, schedule="linear")
     >>> [round(learning_rate(settings, step), 2) for step in (1, 2, 3, 4)]
     [0.5, 1.0, 0.67, 0.33]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import doctest
 import json
 
 import pytest
@@ -8,6 +9,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from multiflow.base.errors import MultiflowError
 from multiflow.data import VIT_MEAN, VIT_STD, to_pixels
+from multiflow.metrics import top1
+from multiflow.tasks.classification import task as classification
 from multiflow.tasks.classification.task import RESULTS
 from multiflow.tasks.task import TASKS
 from tests.data.layouts.test_labelled import write_cifar10
@@ -104,3 +107,20 @@ def test_another_number_of_classes(tmp_path, model):
     write_images(tmp_path / "test" / "cat", ["0.png"])
     with pytest.raises(MultiflowError, match="the model knows 3 classes and .* has 1; give the data"):
         TASK.evaluate(model, None, TASK.open(tmp_path, "test"))
+
+
+def test_top1_by_hand():
+    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, -1.0], [0.0, 0.0, -1.0], [1.0, 2.0, 3.0]])
+    assert top1(logits, torch.tensor([0, 0, 1, 2])) == 75.0
+    assert top1(logits[:1].bfloat16(), torch.tensor([2])) == 0.0
+
+
+@pytest.mark.parametrize(("logits", "labels"), [((2, 3), (3,)), ((2, 3), (2, 1)), ((2,), (2,)), ((0, 3), (0,))])
+def test_shapes_that_do_not_fit_are_named(logits, labels):
+    with pytest.raises(MultiflowError) as error:
+        top1(torch.zeros(logits), torch.zeros(labels, dtype=torch.long))
+    assert f"logits of shape {logits} and labels of shape {labels}" in str(error.value)
+
+
+def test_examples_in_docstrings_are_true():
+    assert doctest.testmod(classification, extraglobs={"torch": torch}).failed == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import doctest
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +9,13 @@ from torch.nn.functional import one_hot
 
 from multiflow.base.errors import MultiflowError
 from multiflow.data import build_word_tokenizer, encode_texts
+from multiflow.metrics import recall
+from multiflow.tasks.retrieval import rerank
 from multiflow.tasks.retrieval.rerank import UNFOUND, Recall, evaluate_retrieval
+from multiflow.tasks.task_model import task_model
 from multiflow.worlds.shapes import describe, make_scenes
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
-from tests.tiny import FAMILIES, SMALL, pictures
+from tests.tiny import FAMILIES, SMALL, SMALL_BLIP, pictures
 
 TOKENIZER = shapes_tokenizer("blip")  # X-VLM's, and two tokens more
 SCENES = make_scenes("test", 9)
@@ -163,3 +167,35 @@ def test_other_models_are_refused():
 def test_nothing_to_search_is_refused(model):
     with pytest.raises(MultiflowError, match="0 images"):
         evaluate_retrieval(model, PIXELS[:0], [], TOKENIZER)
+
+
+def test_the_retrieval_model_finds_what_the_pretraining_model_finds():
+    tokenizer, scenes = shapes_tokenizer("blip"), make_scenes("test", 7)
+    captions, pixels = [describe(scene, 1 + i % 3) for i, scene in enumerate(scenes)], pictures(scenes, 24)
+    pretrained = shapes_model(SMALL_BLIP, len(tokenizer)).eval()
+    model = task_model(pretrained, "retrieval")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found, expected = (evaluate_retrieval(m, pixels, captions, tokenizer, shortlist=4) for m in (model, pretrained))
+    assert torch.equal(found.top_texts, expected.top_texts)
+    assert torch.equal(found.top_images, expected.top_images)
+    assert found.reranked == expected.reranked
+    assert found.itc == expected.itc
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_recall_by_hand():
+    ranks = torch.tensor([0, 0, 1, 4, 5, 9, 10, 2**31 - 1])
+    assert recall(ranks) == (25.0, 50.0, 75.0)
+    assert recall(ranks, [2]) == (37.5,)
+    assert recall(torch.tensor([0, 3, 3])) == pytest.approx((100 / 3, 100, 100))
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 3)])
+def test_ranks_that_are_no_list_are_named(shape):
+    with pytest.raises(MultiflowError, match="one rank per query") as error:
+        recall(torch.zeros(shape, dtype=torch.long))
+    assert str(shape) in str(error.value)
+
+
+def test_examples_in_docstrings_are_true():
+    assert doctest.testmod(rerank, extraglobs={"torch": torch}).failed == 0

@@ -18,7 +18,7 @@ from typing import Literal
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.tasks.captioning import java
-from multiflow.tasks.figures import Figures
+from multiflow.tasks.task import Figures
 
 Tokenizer = Literal["ptb", "words"]
 Tokens = dict[int, list[str]]

@@ -19,22 +19,20 @@ from torch import Tensor
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import write_atomically
 from multiflow.calibration.hooks import evaluating
-from multiflow.data.feed import model_loss
 from multiflow.data.items import TaskData, open_items
 from multiflow.tasks.captioning.metrics import CAPTION_METRICS, caption_scores, missing_caption_metrics
-from multiflow.tasks.figures import Figures
 from multiflow.tasks.inputs import (
     TaskInputs,
     clean,
-    drawn,
     in_batches,
     labels_of,
-    made_of,
+    make_samples,
+    samples_at,
     text_inputs,
     to_tensor,
     training_picture,
 )
-from multiflow.tasks.task import Task
+from multiflow.tasks.task import Figures, Task, model_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +49,7 @@ def caption_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position:
         item, text = data.pair(index)
         return training_picture(data[item], (text,), inputs, number), f"{PROMPT} {clean(text)}"
 
-    pictures, texts = zip(*made_of(make, drawn(data.pairs, inputs, batch_size, position)), strict=True)
+    pictures, texts = zip(*make_samples(make, samples_at(data.pairs, inputs, batch_size, position)), strict=True)
     ids, mask = inputs.encode(texts, end=True)
     labels = labels_of(ids, mask, prompt_ids(inputs).shape[1])
     return {"pixel_values": to_tensor(pictures, inputs), "input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -14,26 +14,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.calibration.hooks import evaluating
 from multiflow.data import Skip
-from multiflow.data.feed import Batch
 from multiflow.data.items import TaskData, refuse_broken
 from multiflow.data.layouts.labelled import open_labelled
-from multiflow.tasks.figures import Figures
 from multiflow.tasks.inputs import (
     TaskInputs,
-    drawn,
     in_batches,
-    made_of,
+    make_samples,
+    samples_at,
     to_tensor,
     training_picture,
 )
-from multiflow.tasks.ranking import top1
-from multiflow.tasks.task import Task
+from multiflow.tasks.task import Batch, Figures, Task
 
 RESULTS = "classes.json"
 
@@ -83,7 +81,7 @@ def image_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position: i
     def make(number: int, index: int) -> tuple[Any, int]:
         return training_picture(data[index], (), inputs, number), data.choices.index(data.texts[index][0])
 
-    made = made_of(make, drawn(len(data), inputs, batch_size, position))
+    made = make_samples(make, samples_at(len(data), inputs, batch_size, position))
     pixels = to_tensor([picture for picture, _ in made], inputs)
     return {"pixel_values": pixels, "labels": torch.tensor([label for _, label in made])}
 
@@ -139,6 +137,23 @@ def evaluate_classification(
     return Figures({"top-1": top1(said, truth)}, (100 * (said.argmax(1) == truth)).tolist())
 
 
+def top1(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:
+    """Return the share of the images, in percent, whose highest logit (the first of equals) is that of their class.
+
+    Raises:
+        MultiflowError: there are no images, or the shapes do not fit.
+
+    >>> top1(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+    50.0
+    """
+    if logits.ndim != 2 or not len(logits) or labels.shape != logits.shape[:1]:
+        raise MultiflowError(
+            f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} were given; "
+            "expected (images, classes) and (images,)"
+        )
+    return 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
+
+
 def class_numbers(model: Any, data: TaskData) -> dict[str, int]:
     """Return the model's number of each class: by name where it knows them all, else in order."""
     known = getattr(model.config, "label2id", None) or {}
@@ -152,6 +167,12 @@ def class_numbers(model: Any, data: TaskData) -> dict[str, int]:
     return {name: number for number, name in enumerate(data.choices)}
 
 
+def name_classes(model: Any, data: TaskData) -> None:
+    """Write the names of the classes into the model's config, in the form of transformers."""
+    model.config.id2label = dict(enumerate(data.choices))
+    model.config.label2id = {name: number for number, name in enumerate(data.choices)}
+
+
 TASK = Task(
     name="classification",
     open=open_classes,
@@ -163,4 +184,5 @@ TASK = Task(
     main="top-1",
     best="top-1",
     models=("vit", "dinov2"),
+    finish=name_classes,
 )

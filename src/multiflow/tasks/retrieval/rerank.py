@@ -25,7 +25,6 @@ from multiflow.calibration.hooks import evaluating
 from multiflow.data import encode_texts
 from multiflow.families.reading import Family, VisionLanguageModel, family_of
 from multiflow.tasks.inputs import Pixels
-from multiflow.tasks.ranking import recall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -234,6 +233,24 @@ def _sorted(answers: Tensor, keys: Tensor, pairs: Tensor, scores: Tensor) -> Ten
 def _ranks(right: Tensor) -> Tensor:
     """Return the place of the first right answer in each row."""
     return torch.where(right.any(1), right.int().argmax(1), UNFOUND)
+
+
+def recall(ranks: Int[Tensor, " queries"], ks: Sequence[int] = (1, 5, 10)) -> tuple[float, ...]:
+    """Return for each ``k`` the share of the queries, in percent, that found a right answer among their first ``k``.
+
+    Args:
+        ranks: place of the best right answer of each query, counted from 0; any large number = not found.
+        ks: how many answers are looked at.
+
+    Raises:
+        MultiflowError: there are no queries.
+
+    >>> recall(torch.tensor([0, 4, 5, 100]))
+    (25.0, 50.0, 75.0)
+    """
+    if ranks.ndim != 1 or not len(ranks):
+        raise MultiflowError(f"ranks of shape {tuple(ranks.shape)} were given; expected one rank per query")
+    return tuple(100 * int((ranks < k).sum()) / len(ranks) for k in ks)
 
 
 def _recall(text_ranks: Tensor, image_ranks: Tensor) -> Recall:

@@ -17,18 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.files import write_atomically
-from multiflow.data.feed import Batch
 from multiflow.data.items import TaskData, open_items
-from multiflow.tasks.figures import Figures
-from multiflow.tasks.inputs import Pixels, TaskInputs, clean, drawn, made_of, text_inputs, to_tensor, training_picture
-from multiflow.tasks.retrieval.rerank import UNFOUND, Recall, RetrievalResult, evaluate_retrieval
-from multiflow.tasks.task import Task
-from multiflow.training.loop import seed_at
+from multiflow.data.seeds import seed_at
+from multiflow.tasks.inputs import (
+    Pixels,
+    TaskInputs,
+    clean,
+    make_samples,
+    samples_at,
+    text_inputs,
+    to_tensor,
+    training_picture,
+)
+from multiflow.tasks.retrieval.rerank import Recall, RetrievalResult, evaluate_retrieval
+from multiflow.tasks.task import Batch, Figures, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["TASK", "UNFOUND", "Recall", "RetrievalResult", "evaluate_pairs", "evaluate_retrieval"]
 
 SHORTLIST = 256  # as published
 RESULTS = "retrieval.json"
@@ -44,7 +49,7 @@ def pair_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position: in
         item, text = data.pair(index)
         return training_picture(data[item], (text,), inputs, number), clean(text), item
 
-    made = made_of(make, drawn(data.pairs, inputs, batch_size, position))
+    made = make_samples(make, samples_at(data.pairs, inputs, batch_size, position))
     ids, mask = inputs.encode([text for _, text, _ in made])
     return {
         "pixel_values": to_tensor([picture for picture, *_ in made], inputs),

@@ -19,20 +19,18 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.ranks import rank
 from multiflow.calibration.hooks import evaluating
 from multiflow.data import Dataset, answer_list, answer_weights
-from multiflow.data.feed import model_loss
 from multiflow.data.items import TaskData, open_kind, take_items
-from multiflow.tasks.figures import Figures
 from multiflow.tasks.inputs import (
     TaskInputs,
     clean,
-    drawn,
     in_batches,
-    made_of,
+    make_samples,
+    samples_at,
     text_inputs,
     to_tensor,
     training_picture,
 )
-from multiflow.tasks.task import Task
+from multiflow.tasks.task import Figures, Task, model_loss
 from multiflow.tasks.vqa.metric import vqa_accuracy, write_vqa_results
 
 if TYPE_CHECKING:
@@ -133,7 +131,7 @@ def question_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position
         weights = {answer: much * share for answer, share in answer_weights(item.answers).items()}
         return training_picture(item, (item.question, *weights), inputs, number), clean(item.question), weights
 
-    made = made_of(make, drawn(len(data), inputs, batch_size, position))
+    made = make_samples(make, samples_at(len(data), inputs, batch_size, position))
     ids, mask = inputs.encode([question for _, question, _ in made])
     answers = [answer for *_, weights in made for answer in weights]
     answer_ids, answer_mask = inputs.encode(answers, end=True)

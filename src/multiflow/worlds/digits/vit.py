@@ -24,7 +24,10 @@ from multiflow.base.runs import run_folder
 from multiflow.base.strict import flags
 from multiflow.calibration.hooks import evaluating
 from multiflow.data import VIT_MEAN, VIT_STD
-from multiflow.training.loop import Batch, Trained, TrainSettings, seed_at, train
+from multiflow.data.seeds import seed_at
+from multiflow.tasks.task import Batch
+from multiflow.training.loop import Trained, train
+from multiflow.training.settings import TrainSettings
 from multiflow.worlds.digits.data import CLASSES, IMAGE_SIZE, SPLITS, digit_batches, digits
 from multiflow.worlds.folder import fact_table, trained_on, write_folder
 

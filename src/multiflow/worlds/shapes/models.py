@@ -16,7 +16,7 @@ from multiflow.data import build_word_tokenizer
 from multiflow.families.blip import BlipForPretraining, BlipPretrainingConfig
 from multiflow.families.reading import VisionLanguageModel
 from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
-from multiflow.training.loop import Precision, TrainSettings
+from multiflow.training.settings import Precision, TrainSettings
 from multiflow.worlds.shapes import VOCABULARY
 
 if TYPE_CHECKING:

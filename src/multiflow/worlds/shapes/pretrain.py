@@ -19,11 +19,12 @@ from multiflow.base.progress import Report
 from multiflow.base.runs import run_folder
 from multiflow.base.strict import flags
 from multiflow.data import collate_pairs, collate_regions
-from multiflow.data.feed import Batch
+from multiflow.data.seeds import seed_at
 from multiflow.families.blip import BlipForPretraining
 from multiflow.families.blip.momentum import follow
 from multiflow.families.reading import VisionLanguageModel
-from multiflow.training.loop import Trained, seed_at, train
+from multiflow.tasks.task import Batch
+from multiflow.training.loop import Trained, train
 from multiflow.worlds.folder import trained_on
 from multiflow.worlds.shapes import describe, make_scenes, regions, render
 from multiflow.worlds.shapes.models import (

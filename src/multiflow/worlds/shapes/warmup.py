@@ -24,9 +24,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from multiflow.data import to_pixels
-from multiflow.data.feed import Batch
 from multiflow.families.blip.towers import ContrastiveBlip
 from multiflow.families.reading import VisionLanguageModel
+from multiflow.tasks.task import Batch
 from multiflow.training.loop import Trained, train
 from multiflow.worlds.shapes import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, Scene, make_scenes, render
 from multiflow.worlds.shapes.models import PretrainSettings

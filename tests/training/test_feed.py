@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from multiflow.calibration import to_device
-from multiflow.data.feed import batch_size, prefetched
+from multiflow.training.loop import batch_size, prefetched
 
 
 def test_batches_come_in_order_and_at_most_ahead_of_time():
