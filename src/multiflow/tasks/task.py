@@ -117,7 +117,7 @@ class Task:
         )
 
 
-TASKS: Registry[Task] = Registry("task", "multiflow.tasks", folders=True)
+TASKS: Registry[Task] = Registry("task", "multiflow.tasks", folders=True, order=lambda name, task: name)
 """Every task by its name.
 
 >>> list(TASKS)
