@@ -11,9 +11,17 @@ import pytest
 import transformers
 
 from multiflow.data import load_tokenizer
+from multiflow.methods import PRUNERS
 from multiflow.worlds.shapes import write
 from multiflow.worlds.shapes.models import PretrainSettings, shapes_model, shapes_tokenizer
 from tests.tiny import SMALL
+
+
+@pytest.fixture(autouse=True)
+def _forget_pruners_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the registry as it was: the one place that reaches into it, which nobody else has a reason to do."""
+    assert len(PRUNERS)  # all of ours are there
+    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
 
 
 @pytest.fixture(scope="session")

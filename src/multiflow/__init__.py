@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from multiflow.families import Adapter, adapter_for, load_model, original_names
     from multiflow.families.batches import calibration_batches
     from multiflow.masks import Masks, keep_sparse
-    from multiflow.methods import PRUNERS, fitter, learner, scorer, solver
+    from multiflow.methods import PRUNERS, STEPWISE, fitter, learner, scorer, solver, variant
     from multiflow.methods.budgets import ALLOCATIONS
     from multiflow.pruning import calibrate, prune
     from multiflow.pruning.result import Result
@@ -35,7 +35,7 @@ _HOMES = {
     "masks": ("Masks", "keep_sparse"),
     "families": ("adapter_for", "load_model", "original_names"),
     "families.batches": ("calibration_batches",),
-    "methods": ("PRUNERS", "fitter", "learner", "scorer", "solver"),
+    "methods": ("PRUNERS", "STEPWISE", "fitter", "learner", "scorer", "solver", "variant"),
     "methods.budgets": ("ALLOCATIONS",),
     "pruning": ("calibrate", "prune"),
     "pruning.result": ("Result",),
@@ -77,6 +77,7 @@ def list_pruners() -> dict[str, str]:
 __all__ = [
     "ALLOCATIONS",
     "PRUNERS",
+    "STEPWISE",
     "Adapter",
     "Budget",
     "Checkpoint",
@@ -106,4 +107,5 @@ __all__ = [
     "solver",
     "task_masks",
     "task_model",
+    "variant",
 ]

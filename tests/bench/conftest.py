@@ -13,7 +13,6 @@ import yaml
 from multiflow.bench.config import read_grid
 from multiflow.bench.records import Cell
 from multiflow.bench.run import RunOptions, prepare, run_grid
-from multiflow.methods import PRUNERS
 from tests.cli.conftest import world
 
 __all__ = ["world"]
@@ -48,11 +47,10 @@ def compute(path: Path, folder: Path, **options: Any) -> list[Cell]:
 
 
 @pytest.fixture(autouse=True)
-def own_pruners() -> Iterator[None]:
-    """Forget the pruners that a test registers."""
-    before, modules = dict(PRUNERS), set(sys.modules)
+def own_modules() -> Iterator[None]:
+    """Forget the modules of pruners that a test writes."""
+    modules = set(sys.modules)
     yield
-    PRUNERS._records = before
     for name in set(sys.modules) - modules:
         if "pytest-of" in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]

@@ -14,7 +14,7 @@ from multiflow.bench.config import read_grid
 from multiflow.bench.machine import git_revision
 from multiflow.bench.records import Pruning
 from multiflow.bench.store import Results
-from multiflow.pruning.result import versions
+from multiflow.pruning.plan import versions
 from tests.bench.conftest import compute, config, write_config
 
 NORM, MOMENT = ("multiflow", "wanda", "ria"), ("multiflow-refit", "lobs")

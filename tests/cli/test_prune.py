@@ -11,7 +11,6 @@ import multiflow as mf
 from multiflow.cli.prune import PruneSettings, check, run_settings
 from multiflow.data import Batches, Inputs, load_tokenizer, open_data
 from multiflow.families import load_model
-from multiflow.methods import PRUNERS
 from tests.cli.conftest import Run, files
 
 
@@ -132,8 +131,7 @@ def test_check_gives_the_pruner_and_all_its_hyper_parameters() -> None:
     assert hyper == {"alpha": 0.5}
 
 
-def test_a_pruner_of_the_users_own(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+def test_a_pruner_of_the_users_own(run: Run, tiny: Path) -> None:
     Path("mine.py").write_text(
         "import multiflow as mf\n\n@mf.scorer\ndef upside_down(weight, *, power=1.0):\n"
         '    """Largest magnitude."""\n    return -weight.abs() ** power\n'

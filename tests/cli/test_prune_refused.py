@@ -35,7 +35,7 @@ from tests.cli.conftest import Run, files
         (["--device", "cpuu"], "unknown device 'cpuu'; known: auto, cpu, cuda, cuda:N, mps; did you mean 'cpu'?"),
         (["--dtype", "float"], "unknown dtype 'float'"),
         (["--until-stable"], "watches the masks of one running calibration, but pruner 'magnitude' needs no data"),
-        (["--method", "itersnip", "--until-stable"], "prunes in steps; leave --until-stable out, or take one of: snip"),
+        (["--method", "itersnip", "--until-stable"], "prunes in steps; leave --until-stable out, or take one of: m"),
         (["--augment", "papers"], "unknown augmentation 'papers'; known: paper; did you mean 'paper'?"),
         (["--split", "val"], "--split val was given without data; name them with --data SOURCE"),
         (["--checkpoint-every", "-1"], "--checkpoint-every -1 was given; expected 0 (none) or more"),
@@ -153,7 +153,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_embeds(run: Run, tiny: Path
 
 def test_a_pattern_that_does_not_fit_offers_what_the_command_line_can_do(run: Run, tiny: Path) -> None:
     error = run("prune", tiny, "--method", "magnitude", "--pattern", "2:5").error
-    assert error.endswith("has 16 inputs; choose another N:M")
+    assert error.endswith("has 16 inputs; choose another N:M or leave the layer dense")
 
 
 def test_infinite_activations_name_layer_and_batch(run: Run, tiny: Path, pairs: Path, tmp_path: Path) -> None:

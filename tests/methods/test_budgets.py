@@ -5,7 +5,15 @@ import torch
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.types import Budget, Layer, Layout, NofM, PerRow
-from multiflow.methods.budgets import ALLOCATIONS, check_pattern, find_allocation, fit_budget, pattern_budget
+from multiflow.methods.budgets import (
+    ALLOCATIONS,
+    SCHEDULES,
+    check_pattern,
+    find_allocation,
+    fit_budget,
+    pattern_budget,
+    sparsities_of,
+)
 
 LAYOUT = Layout((Layer("a", (50, 7), "x"), Layer("b", (30, 11), "y"), Layer("c", (20, 20), "x")))
 SPARSITIES = [0.0, 0.63, 0.9]
@@ -26,19 +34,19 @@ def dropped_by_sorting(values: dict[str, torch.Tensor], names: list[str], sparsi
 
 def test_global_ranks_all_scores_together():
     scores = tensors()
-    budgets = find_allocation("global")(LAYOUT, SPARSITIES, {}, scores)
+    budgets = find_allocation("global").budgets(LAYOUT, SPARSITIES, scores=scores)
     assert budgets == [dropped_by_sorting(scores, list(LAYOUT), s) for s in SPARSITIES]
 
 
 def test_uniform_gives_every_layer_its_share():
-    for s, budget in zip(SPARSITIES, find_allocation("uniform")(LAYOUT, SPARSITIES, {}, {}), strict=True):
+    for s, budget in zip(SPARSITIES, find_allocation("uniform").budgets(LAYOUT, SPARSITIES), strict=True):
         assert budget == {layer.name: round(s * layer.size) for layer in LAYOUT.layers}
 
 
 def test_multimodal_ranks_magnitudes_in_every_group_apart():
     weights = tensors()
     magnitudes = {name: weight.abs() for name, weight in weights.items()}
-    budgets = find_allocation("multimodal")(LAYOUT, SPARSITIES, weights, {})
+    budgets = find_allocation("multimodal").budgets(LAYOUT, SPARSITIES, weights=weights)
     for s, budget in zip(SPARSITIES, budgets, strict=True):
         assert list(budget) == list(LAYOUT)
         assert budget == dropped_by_sorting(magnitudes, ["a", "c"], s) | dropped_by_sorting(magnitudes, ["b"], s)
@@ -53,7 +61,7 @@ def test_your_function_asks_for_what_it_wants_by_keyword():
         return {layer.name: 1 for layer in layout.layers}
 
     scores = tensors()
-    assert find_allocation(mine)(LAYOUT, [0.5, 0.6], {}, scores) == [{"a": 1, "b": 1, "c": 1}] * 2
+    assert find_allocation(mine).budgets(LAYOUT, [0.5, 0.6], scores=scores) == [{"a": 1, "b": 1, "c": 1}] * 2
     assert seen == {0.5: scores, 0.6: scores}
 
 
@@ -69,7 +77,7 @@ def test_your_function_asks_for_what_it_wants_by_keyword():
 )
 def test_a_wrong_budget_names_the_layer(budget, message):
     with pytest.raises(MultiflowError, match=message):
-        find_allocation(lambda layout, sparsity: budget)(LAYOUT, [0.5], {}, {})
+        find_allocation(lambda layout, sparsity: budget).budgets(LAYOUT, [0.5])
 
 
 def test_an_unknown_name_is_told_with_the_known_ones():
@@ -104,7 +112,7 @@ def test_n_of_m_must_divide_the_inputs():
 )
 def test_what_is_no_budget_is_one_sentence(budget, message):
     with pytest.raises(MultiflowError, match=message):
-        find_allocation(lambda layout, sparsity: budget)(LAYOUT, [0.5], {}, {})
+        find_allocation(lambda layout, sparsity: budget).budgets(LAYOUT, [0.5])
 
 
 def test_an_empty_layer_drops_nothing():
@@ -117,4 +125,30 @@ def test_weights_that_cannot_be_ranked_name_their_layer(bad):
     weights = tensors()
     weights["b"][3, 2] = bad
     with pytest.raises(MultiflowError, match="the weight of layer 'b' holds NaN or Inf"):
-        find_allocation("multimodal")(LAYOUT, [0.4], weights, {})
+        find_allocation("multimodal").budgets(LAYOUT, [0.4], weights=weights)
+
+
+def test_exp_drops_the_same_share_of_what_is_left_in_every_step():
+    kept = [1 - s for s in sparsities_of("exp", 0.9, 60)]
+    assert kept == pytest.approx([0.1 ** (t / 60) for t in range(1, 61)])
+
+
+def test_linear_drops_the_same_number_in_every_step_and_ends_at_the_target():
+    assert sparsities_of("linear", 0.75, 3) == pytest.approx([0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("target", [0.0, 0.1, 0.63, 0.9, 2 / 3, 0.999])
+@pytest.mark.parametrize("steps", [1, 2, 7, 60])
+def test_every_schedule_grows_to_the_target_itself(schedule, target, steps):
+    found = sparsities_of(schedule, target, steps)
+    assert len(found) == steps
+    assert found[-1] == target
+    assert found == sorted(found)
+
+
+def test_bad_schedules():
+    with pytest.raises(MultiflowError, match="unknown schedule 'expp'; known: exp, linear; did you mean 'exp'"):
+        sparsities_of("expp", 0.5, 2)
+    with pytest.raises(MultiflowError, match="steps 0 was given; expected at least 1"):
+        sparsities_of("exp", 0.5, 0)

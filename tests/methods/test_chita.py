@@ -169,7 +169,7 @@ def test_weights_come_in_the_precision_of_the_model(method, dtype):
     assert min(same) > (0.99 if dtype == torch.float64 else 0.9)
 
 
-def test_rows_are_the_gradients_of_single_batches_and_samples_their_mean_size(monkeypatch):
+def test_rows_are_the_gradients_of_single_batches_and_samples_their_mean_size():
     seen = {}
 
     def spy(weights, count, select, *, gradient_rows, batch_samples, ridge=1e-5):
@@ -177,7 +177,6 @@ def test_rows_are_the_gradients_of_single_batches_and_samples_their_mean_size(mo
         seen.update(rows=gradient_rows, samples=batch_samples, count=count, ridge=ridge)
         return chita(weights, count, select, gradient_rows=gradient_rows, batch_samples=batch_samples, ridge=ridge)
 
-    monkeypatch.setattr(mf.PRUNERS, "_records", dict(mf.PRUNERS._records))
     mf.solver("spy")(spy)
     model, batches = two_towers(), towers_batches(4, 4, 3, 1)
     result = prune("spy", 0.63, model, ridge=0.5)
@@ -189,7 +188,7 @@ def test_rows_are_the_gradients_of_single_batches_and_samples_their_mean_size(mo
             torch.testing.assert_close(seen["rows"][name][row], gradient.flatten())
 
 
-def test_plus_plus_goes_on_from_the_weights_of_the_step_before_and_nothing_comes_back(monkeypatch):
+def test_plus_plus_goes_on_from_the_weights_of_the_step_before_and_nothing_comes_back():
     steps = []
 
     def spy(weights, count, select, *, gradient_rows, batch_samples, ridge=1e-5):
@@ -199,7 +198,6 @@ def test_plus_plus_goes_on_from_the_weights_of_the_step_before_and_nothing_comes
         steps.append((dict(weights), rows, *found))
         return found
 
-    monkeypatch.setattr(mf.PRUNERS, "_records", dict(mf.PRUNERS._records))
     mf.solver("spy", steps=3)(spy)
     result = prune("spy", 0.75, batches_per_step=2)
     assert len(steps) == 3

@@ -2,18 +2,15 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 import multiflow as mf
 from multiflow.base.types import NofM, PerRow, Unstructured
-from multiflow.methods import PRUNERS, STEPWISE, find_pruner, variant
+from multiflow.methods import PRUNERS, find_pruner, variant
+from multiflow.methods.declare import typed_as
 from tests.small import ADAPTER, towers_batches, two_towers
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_registry_as_it_was(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
 
 
 def test_the_signature_is_the_declaration():
@@ -68,9 +65,7 @@ def test_a_function_that_is_no_pruner_says_how_to_make_it_one():
 
 
 def test_an_unknown_name_is_told_with_the_closest():
-    with pytest.raises(
-        mf.MultiflowError, match="unknown pruner 'mutliflow'; known: random, .*did you mean 'multiflow'"
-    ):
+    with pytest.raises(mf.MultiflowError, match="unknown pruner 'mutliflow'; known: l2, .*did you mean 'multiflow'"):
         find_pruner("mutliflow")
 
 
@@ -89,11 +84,19 @@ def test_a_variant_differs_in_its_record_alone():
     assert PRUNERS["ria"].hyper == {"alpha": 0.5}
 
 
+def test_a_hyper_parameter_that_a_variant_cannot_have():
+    for given, said in (({"beta": 1}, "is given 'beta', which 'ria' does not"), ({"steps": 2}, "need stepwise=True")):
+        with pytest.raises(mf.MultiflowError, match=said):
+            variant("ria-b", "ria", "No.", hyper=given)
+    assert "ria-b" not in PRUNERS
+
+
 def test_names_and_order_of_the_list():
     ours = [name for name in mf.list_pruners() if PRUNERS[name].function.__module__.startswith("multiflow.")]
     assert ours == [
-        *("random", "magnitude", "magnitude-layer", "magnitude-modality", "l2", "lamp", "snip", "itersnip"),
-        *("chita", "chita++", "tamt", "wanda", "ria", "multiflow", "multiflow-refit", "lobs"),
+        *("l2", "lamp", "magnitude", "magnitude-layer", "magnitude-modality", "random"),  # without data
+        *("multiflow", "ria", "wanda", "snip", "itersnip"),  # scores: forward, backward, in steps
+        *("lobs", "multiflow-refit", "chita", "chita++", "tamt"),
     ]
     assert all(mf.list_pruners().values())
 
@@ -178,7 +181,7 @@ def test_scores_of_a_learner_that_cannot_be_ranked_name_pruner_and_layer():
 
 
 def test_a_scorer_with_a_schedule_is_repeated():
-    variant("ria-60", "ria", "RIA in steps.", hyper={**PRUNERS["ria"].hyper, **STEPWISE, "steps": 2})
+    variant("ria-60", "ria", "RIA in steps.", stepwise=True, hyper={"steps": 2})
     assert PRUNERS["ria-60"].stepwise
     assert not PRUNERS["ria"].stepwise
     result = prune("ria-60", alpha=0.25, batches_per_step=2)
@@ -234,3 +237,63 @@ def test_a_check_of_hyper_parameters_comes_before_anything_is_computed():
         with pytest.raises(mf.MultiflowError, match="power -1.0"):
             mf.prune(two_towers(), name, 0.5, never(), adapter=ADAPTER, power=-1)
     assert prune("checked", power=0.1).settings["hyper"] == {"power": 0.1, "other": 1}
+
+
+@pytest.mark.parametrize(("declare", "function", "said"), [
+    (mf.scorer, lambda weight, input_norm: weight, "scorer 'mine' takes weight, input_norm by position, but is given "
+     r"weight; statistics and hyper-parameters come after a star: def mine\(weight, \*, ...\)"),
+    (mf.fitter, lambda weight, *, input_norm: weight, "takes weight by position, but is given weight, choose;"),
+    (mf.solver, lambda weights, count: weights, "solver 'mine' takes weights, count by position"),
+    (mf.learner, lambda model, weights, loss: weights, "learner 'mine' takes model, weights, loss by position"),
+    (mf.learner, lambda *, lr=1.0: {}, "learner 'mine' takes nothing by position"),
+])  # fmt: skip
+def test_a_function_that_cannot_be_called_is_refused_when_it_is_registered(declare, function, said):
+    with pytest.raises(mf.MultiflowError, match=said):
+        declare("mine")(function)
+    assert "mine" not in PRUNERS
+
+
+def test_what_can_be_called_is_taken():
+    mf.scorer("any")(lambda *args, input_norm: args[0])
+    mf.scorer("bound")(lambda weight, scale=2: weight * scale)
+    mf.fitter("named")(lambda w, c, /, *, input_norm, ridge=1.0: (c(w), w))
+    assert {"any", "bound", "named"} <= set(PRUNERS)
+    assert (PRUNERS["named"].needs, PRUNERS["named"].hyper) == (("input_norm",), {"ridge": 1.0})
+
+
+DEFAULTS = {"steps": 60, "ridge": 1e-5, "schedule": "exp", "keep": True, "free": None}
+
+
+@pytest.mark.parametrize(("name", "given", "expected"), [
+    ("steps", 3, 3),
+    ("steps", 3.0, 3),
+    ("steps", np.int64(3), 3),
+    ("ridge", 1, 1.0),
+    ("ridge", np.float32(0.5), 0.5),
+    ("schedule", "linear", "linear"),
+    ("keep", False, False),
+    ("free", "x", "x"),
+    ("free", None, None),
+])  # fmt: skip
+def test_values_get_the_type_of_their_default(name, given, expected):
+    value = typed_as(DEFAULTS[name], name, given, "p")
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(("name", "given", "said"), [
+    ("steps", "x", "steps='x' of pruner 'p' is a str; expected a whole number, such as its default 60"),
+    ("steps", 2.5, "steps=2.5 of pruner 'p' is a float; expected a whole number"),
+    ("steps", True, "steps=True of pruner 'p' is a bool; expected a whole number"),
+    ("steps", None, "steps=None of pruner 'p' is a NoneType; expected a whole number"),
+    ("steps", float("inf"), "steps=inf of pruner 'p' is a float; expected a whole number"),
+    ("ridge", "1e-5", "ridge='1e-5' of pruner 'p' is a str; expected a finite number, such as its default 1e-05"),
+    ("ridge", float("nan"), "ridge=nan of pruner 'p' is a float; expected a finite number"),
+    ("ridge", [1.0], "ridge=[1.0] of pruner 'p' is a list; expected a finite number"),
+    ("schedule", 3, "schedule=3 of pruner 'p' is a int; expected a word, such as its default 'exp'"),
+    ("keep", 1, "keep=1 of pruner 'p' is a int; expected True or False"),
+])  # fmt: skip
+def test_values_of_another_type_are_refused(name, given, said):
+    with pytest.raises(mf.MultiflowError) as caught:
+        typed_as(DEFAULTS[name], name, given, "p")
+    assert str(caught.value).startswith(said)

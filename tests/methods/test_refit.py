@@ -14,7 +14,7 @@ from multiflow.methods import find_pruner
 from multiflow.methods.lobs import lobs
 from multiflow.methods.multiflow import multiflow
 from multiflow.methods.refit import damped, multiflow_refit, refit
-from multiflow.pruning.fit import choose_part
+from multiflow.pruning.fitter import choose_part
 
 
 def problem(rows=6, columns=12, seed=0):

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 import multiflow as mf
-from multiflow.pruning import steps as pipeline
 from tests import golden_data
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
@@ -26,22 +26,22 @@ def test_one_step_over_all_batches_is_snip_bit_for_bit(family):
         assert iterated.masks == snip.masks
 
 
-def steps_of(monkeypatch, **options):
-    """The masks after each step, unpacked, of a run."""
-    seen, choose = [], pipeline.choose
+def steps_of(**options):
+    """The masks after each step of a run, flat: what the loss finds in the model, and the result's."""
 
-    def spy(*args):
-        packed = choose(*args)
-        seen.append({name: pipeline.unpack(bits, args[0].layout[name].size) for name, bits in packed[0].items()})
-        return packed
+    def seen(model):
+        found.append({name: model.get_submodule(name).weight.flatten() != 0 for name in ADAPTER.layout(model)})
 
-    monkeypatch.setattr(pipeline, "choose", spy)
-    return prune(**options), seen
+    found = []
+    adapter = replace(ADAPTER, loss=lambda model, batch: seen(model) or ADAPTER.loss(model, batch))
+    result = prune(adapter=adapter, **options)
+    last = {name: mask.flatten() for masks in result.masks.values() for name, mask in masks.items()}
+    return result, [*found[:: options["batches_per_step"]][1:], last]
 
 
 @pytest.mark.parametrize("schedule", ["exp", "linear"])
-def test_weights_that_are_gone_stay_gone_and_every_step_drops_its_exact_number(monkeypatch, schedule):
-    result, seen = steps_of(monkeypatch, steps=5, batches_per_step=2, schedule=schedule)
+def test_weights_that_are_gone_stay_gone_and_every_step_drops_its_exact_number(schedule):
+    result, seen = steps_of(steps=5, batches_per_step=2, schedule=schedule)
     size = result.masks[0.75].layout.size
     shares = {"exp": [1 - 0.25 ** (t / 5) for t in range(1, 6)], "linear": [0.15, 0.3, 0.45, 0.6, 0.75]}[schedule]
     assert [sum(int((~mask).sum()) for mask in of.values()) for of in seen] == [round(s * size) for s in shares]
@@ -95,8 +95,8 @@ def test_fewer_batches_than_a_step_asks_for_are_taken_once_each():
     )
 
 
-def test_the_pattern_holds_in_every_step(monkeypatch):
-    result, seen = steps_of(monkeypatch, sparsity=0.5, steps=3, batches_per_step=1, pattern="per-row")
+def test_the_pattern_holds_in_every_step():
+    result, seen = steps_of(sparsity=0.5, steps=3, batches_per_step=1, pattern="per-row")
     for layer in result.masks[0.5].layout.layers:
         for of, share in zip(seen, [1 - 0.5 ** (1 / 3), 1 - 0.5 ** (2 / 3), 0.5], strict=True):
             dropped = (~of[layer.name].view(layer.shape)).sum(1).tolist()

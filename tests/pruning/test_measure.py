@@ -4,15 +4,10 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.methods import PRUNERS, STEPWISE, variant
+from multiflow.methods import variant
 from multiflow.pruning.measure import identity
-from multiflow.pruning.result import Weights
+from multiflow.pruning.plan import Weights
 from tests.small import ADAPTER, towers_batches, two_towers
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_registry_as_it_was(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
 
 
 def never():
@@ -111,7 +106,7 @@ def test_a_run_with_a_tuple_among_its_settings_goes_on(tmp_path):
         """Say."""
         return (weight * gradient).abs() * scales[1]
 
-    variant("scaled++", "scaled", "In steps.", hyper={**STEPWISE, "steps": 4, "batches_per_step": 1})
+    variant("scaled++", "scaled", "In steps.", stepwise=True, hyper={"steps": 4, "batches_per_step": 1})
     options = {"adapter": ADAPTER, "scales": (1, 3)}
     going = options | {"checkpoint": tmp_path / "checkpoint"}
     with pytest.raises(Stop):

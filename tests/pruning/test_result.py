@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.methods import PRUNERS
 from multiflow.pruning.result import changed_weights
 from tests.pruning.test_run import prune
 from tests.small import chain, every, two_towers
@@ -53,8 +52,7 @@ def nan_scores(weight):
     return weight / 0 * 0
 
 
-def test_scores_that_are_not_finite_or_of_the_wrong_shape_name_pruner_and_layer(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+def test_scores_that_are_not_finite_or_of_the_wrong_shape_name_pruner_and_layer():
     mf.scorer("bad")(nan_scores)
     with pytest.raises(mf.MultiflowError, match=r"pruner 'bad' gave NaN or Inf scores for layer 'text.0'"):
         prune("bad")
@@ -72,8 +70,7 @@ def test_sparsities_are_plain_floats_and_close_ones_have_files_of_their_own(tmp_
     assert len(list(result.save(tmp_path / "run").glob("mask-*"))) == 4
 
 
-def test_scores_in_half_precision_and_a_pruner_that_changes_its_weight(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+def test_scores_in_half_precision_and_a_pruner_that_changes_its_weight():
     mf.scorer("coarse")(lambda weight: weight.abs().bfloat16())
     assert prune("coarse").masks[0.5].sparsity == 0.5
     mf.scorer("infinite")(lambda weight: weight / 0)

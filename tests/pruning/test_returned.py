@@ -6,13 +6,7 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.methods import PRUNERS
 from tests.small import ADAPTER, towers_batches, two_towers
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_registry_as_it_was(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
 
 
 def solve(change, **options):

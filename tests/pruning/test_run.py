@@ -113,9 +113,7 @@ def test_your_own_allocation():
     assert set(dropped(masks).values()) == {3}
 
 
-def test_a_pruner_from_outside_in_under_ten_lines(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
-
+def test_a_pruner_from_outside_in_under_ten_lines():
     @mf.scorer(allocation="multimodal")
     def root_flow(weight, *, input_norm, power=0.5):
         """Magnitude times a power of the input's norm."""
@@ -196,8 +194,7 @@ def test_random_masks_of_layers_of_one_shape_are_independent():
     assert abs(float(torch.corrcoef(both)[0, 1])) < 0.1
 
 
-def test_n_of_m_of_the_method_itself_holds_in_every_layer_whatever_its_allocation(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+def test_n_of_m_of_the_method_itself_holds_in_every_layer_whatever_its_allocation():
     model = chain(8, 8, 8)
     model[0].weight.data.mul_(1000)  # a global ranking would leave this layer dense
     mf.scorer("blocks", allocation="global", pattern="2:4")(lambda weight: weight.abs())

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import multiflow as mf
 from multiflow.methods import PRUNERS
-from multiflow.pruning import run as pipeline
-from multiflow.pruning import steps
 from multiflow.pruning.steps import count_samples
 from tests.small import ADAPTER, QUICK, chain, every, towers_batches, two_towers
 
@@ -106,60 +106,54 @@ def test_an_error_in_a_later_step_leaves_the_model_as_it_was():
         assert model.training
 
 
-@pytest.mark.parametrize("method", ["itersnip", "chita++"])
-def test_the_model_is_itself_again_between_two_sparsities(method, monkeypatch):
-    model, seen = two_towers(), []
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-
-    def watched(job):
-        for found in steps.prune_in_steps(job):
-            seen.append(all(torch.equal(value, before[name]) for name, value in model.state_dict().items()))
-            yield found
-
-    monkeypatch.setattr(pipeline, "prune_in_steps", watched)
-    prune(method, [0.5, 0.9], model)
-    assert seen == [True, True]
+def looked_at(method, sparsities, seen):
+    """Prune a model, and call ``seen(model)`` with every batch, as a loss finds the model."""
+    adapter = replace(ADAPTER, loss=lambda model, batch: seen(model) or ADAPTER.loss(model, batch))
+    return prune(method, sparsities, adapter=adapter)
 
 
 @pytest.mark.parametrize("method", ["itersnip", "chita++"])
-def test_pruned_weights_are_plus_zero_and_the_users_ones_are_never_written_to(method, monkeypatch):
-    model, seen, install = two_towers(), [], steps._Run._install
-    users = {p.data_ptr() for p in model.parameters()}
-
-    def spy(run):
-        install(run)
-        for parameter in run._job.weights.parameters.values():
-            assert parameter.data_ptr() not in users
-            zeros = parameter[parameter == 0]
-            assert not zeros.signbit().any()
-            seen.append(len(zeros))
-
-    monkeypatch.setattr(steps._Run, "_install", spy)
-    prune(method, model=model)
-    assert len(seen) == 10
-    assert all(seen)
+def test_every_sparsity_starts_from_the_model_as_it_was(method):
+    before, found = two_towers().state_dict(), []
+    looked_at(method, [0.5, 0.9], lambda model: found.append(
+        all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    ))  # fmt: skip
+    assert found == [True, True, False, False] * 2  # two steps of two batches each
 
 
-def test_a_scorer_in_steps_that_needs_two_statistics_measures_them_on_the_same_batches(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+@pytest.mark.parametrize("method", ["itersnip", "chita++"])
+def test_pruned_weights_are_plus_zero_and_the_users_ones_are_never_written_to(method):
+    zeros, places = [], []
 
-    @mf.scorer("both")
-    def both(weight, *, gradient, input_norm, steps=2, batches_per_step=2, schedule="exp"):
+    def seen(model):
+        layers = [model.get_submodule(name).weight for name in ADAPTER.layout(model)]
+        places.append({weight.data_ptr() for weight in layers})
+        gone = [weight[weight == 0] for weight in layers]
+        assert not any(of.signbit().any() for of in gone)
+        zeros.append(sum(map(len, gone)))
+
+    looked_at(method, 0.5, seen)
+    assert not zeros[0]
+    assert zeros[-1]
+    assert not places[0] & places[-1]
+
+
+def test_a_scorer_in_steps_that_needs_two_statistics_measures_them_on_the_same_batches():
+    @mf.scorer("both", stepwise=True)
+    def both(weight, *, gradient, input_norm):
         """Two statistics."""
         return (weight * gradient).abs() * input_norm
 
     model = chain(4, 4)
     adapter = every(model, loss=lambda m, x: m(x).square().mean())
     batches = list(torch.randn(4, 8, 4, generator=torch.Generator().manual_seed(0)))
-    masks = mf.prune(model, "both", 0.5, batches, adapter=adapter, steps=1).masks[0.5]
+    masks = mf.prune(model, "both", 0.5, batches, adapter=adapter, steps=1, batches_per_step=2).masks[0.5]
     stats = mf.calibrate(model, batches[:2], adapter=adapter, statistics=["gradient", "input_norm"])
     score = (model[0].weight * stats["gradient"]["0"]).abs() * stats["input_norm"]["0"]
     assert torch.equal(masks["0"], score > score.flatten().sort().values[7])
 
 
-def test_a_solver_that_changes_its_weights_in_place_is_told(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
-
+def test_a_solver_that_changes_its_weights_in_place_is_told():
     @mf.solver("impure solver")
     def impure(weights, count, select, *, gradient_rows):
         masks = select({name: weight.abs() for name, weight in weights.items()}, count)

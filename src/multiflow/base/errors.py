@@ -28,7 +28,7 @@ class MultiflowError(Exception):
     """
 
     def __init__(self, message: str, *, field: str | Sequence[str] = ()) -> None:
-        self.fields = (field,) if isinstance(field, str) else tuple(field)
+        self.fields = tuple(filter(None, (field,) if isinstance(field, str) else field))
         self._message = message
         super().__init__(self._with(lambda name, equals, value: f"{name}{equals}{value}"))
 

@@ -10,17 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.types import parse_pattern
 from multiflow.bench.config import Grid, PrunerEntry, TaskEntry
 from multiflow.bench.grid import Plan
 from multiflow.bench.make import is_missing, made_settings
 from multiflow.bench.sources import calibration_batches, load, load_beside
 from multiflow.data.layouts.huggingface import PREFIX
-from multiflow.families import adapter_for
 from multiflow.methods import find_pruner
-from multiflow.pruning.job import Job as PruningJob
-from multiflow.pruning.job import check_job, check_sparsities, choose_allocation
-from multiflow.pruning.result import Weights
+from multiflow.pruning.plan import Request, make_plan, request
 from multiflow.tasks.task import TASKS
 from multiflow.training.settings import plan_finetuning
 
@@ -47,7 +43,7 @@ def check_settings(grid: Grid) -> None:
             entry = grid.pruners.get(name, PrunerEntry(name))
             if name != "dense":
                 with named(f"pruner '{name}' in tier '{tier.name}'"):
-                    _job_settings(entry, tier.sparsities)
+                    _request(entry, tier.sparsities)
     for path in data_paths(grid):
         if made_settings(path, grid.make) is None and not Path(path).expanduser().exists():
             raise MultiflowError(f"no data at '{path}': no such file or folder; check the path, or make the data")
@@ -66,18 +62,11 @@ def _check_task(task: TaskEntry, place: str) -> None:
             raise unknown(f"option of {place}.evaluate", key, known)
 
 
-def _job_settings(entry: PrunerEntry, sparsities: Sequence[float]) -> dict[str, Any]:
-    """Return what a pruning job asks for, checked."""
-    pruner = find_pruner(entry.method)
-    hyper = pruner.settings(entry.hyper)
-    pattern = pruner.pattern if entry.pattern is None else parse_pattern(entry.pattern)
-    return {
-        "pruner": pruner,
-        "hyper": hyper,
-        "pattern": pattern,
-        "allocation": choose_allocation(pruner, hyper, pattern, entry.allocation, own_pattern=entry.pattern is None),
-        "sparsities": check_sparsities(sparsities, pattern),
-    }
+def _request(entry: PrunerEntry, sparsities: Sequence[float]) -> Request:
+    """What a pruning asks for, checked."""
+    return request(
+        entry.method, sparsities, pattern=entry.pattern, allocation=entry.allocation, hyper=dict(entry.hyper)
+    )
 
 
 def data_paths(grid: Grid) -> Iterator[str]:
@@ -110,14 +99,11 @@ def _check_model(plans: Sequence[Plan]) -> None:
     for task in {plan.cell.task: plan.task for plan in plans}.values():
         assert task.kind is not None
         plan_finetuning(task.kind, model, task.training())
-    adapter = adapter_for(model)
-    layout = adapter.layout(model)
     prunings: Mapping[str | None, Plan] = {plan.cell.pruning: plan for plan in plans if plan.pruner}
     for plan in prunings.values():
         assert plan.pruner is not None
         with named(f"pruner '{plan.cell.pruner}'"):
-            asked = _job_settings(plan.pruner, plan.sparsities)
-            check_job(PruningJob(model, adapter, layout, Weights(model, layout), **asked, batches=[]))
+            make_plan(_request(plan.pruner, plan.sparsities), model, batches=[])
 
 
 def check_data(plans: Iterable[Plan], make: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> None:
@@ -155,4 +141,4 @@ def named(what: str) -> Iterator[None]:
     try:
         yield
     except MultiflowError as error:
-        raise MultiflowError(f"{what}: {error}") from error
+        raise error.within(what) from error

@@ -29,7 +29,8 @@ from multiflow.calibration.stats import read_stats
 from multiflow.masks import Masks
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
-from multiflow.pruning.result import Result, changed_weights, mask_file, versions
+from multiflow.pruning.plan import versions
+from multiflow.pruning.result import Result, changed_weights, mask_file
 
 
 def pruned(plan: Plan, results: Results, device: str, git: str | None = None) -> tuple[nn.Module, Masks | None]:
@@ -94,7 +95,7 @@ def shares_pass(plan: Plan) -> bool:
     """Return whether a pruning takes its statistics from a pass that it shares, or measures its own in steps."""
     assert plan.pruner is not None
     pruner = find_pruner(plan.pruner.method)
-    return bool(pruner.statistics) and (pruner.one_pass or pruner.kind == "fitter")
+    return bool(pruner.statistics) and pruner.shares_pass
 
 
 def _prune(

@@ -31,7 +31,7 @@ from multiflow.families import load_model
 from multiflow.families.opening import Preprocessing
 from multiflow.families.presets import find_preset
 from multiflow.masks import Masks
-from multiflow.pruning.result import versions
+from multiflow.pruning.plan import versions
 from multiflow.tasks.task import TASKS, Figures
 from multiflow.training.checkpoint import checkpoints
 from multiflow.training.finetune import FREE_TO_CHANGE, MODEL, TRAIN, finetune

@@ -155,8 +155,8 @@ def check_rows_fit(weights: Mapping[str, nn.Parameter], rows: int, steps: int = 
     more = HEADROOM + (LATER if steps > 1 else 0)
     fit = (free or 0) // row - more
     what = f"{rows} gradient rows of {row / GIB:.2f} GiB and {more} more to work with"
-    advice = f"at most {fit} rows fit: set batches_per_step={fit}" if fit > 0 else "not even one row fits"
-    check_fits(what, (rows + more) * row, free, advice)
+    advice = f"at most {fit} rows fit: give {{batches_per_step={fit}}}" if fit > 0 else "not even one row fits"
+    check_fits(what, (rows + more) * row, free, advice, field="batches_per_step")
     return f"{rows} gradient rows and {more} more to work with", (rows + more) * row
 
 

@@ -19,10 +19,11 @@ def announce(what: str, size: int) -> None:
     logger.info("%s: %s", what, f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB")
 
 
-def check_fits(what: str, need: int, free: int | None, advice: str) -> None:
+def check_fits(what: str, need: int, free: int | None, advice: str, *, field: str = "") -> None:
     """Refuse what needs more bytes than are free; ``None`` are free where nobody knows."""
     if free is not None and need > free:
-        raise MultiflowError(f"{what} need {need / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free; {advice}")
+        said = f"{what} need {need / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free; {advice}"
+        raise MultiflowError(said, field=field)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import arg
 
-from multiflow import pruning
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.cli.console import show
@@ -21,7 +20,7 @@ from multiflow.cli.demo_run import measure
 from multiflow.cli.progress import step_progress
 from multiflow.cli.settings import Device, Dtype, Seed
 from multiflow.families.opening import find_device, find_dtype, find_model
-from multiflow.methods import find_pruner
+from multiflow.pruning.plan import request
 from multiflow.report.demo import demo_page
 from multiflow.report.values import COLLAPSED, DEMO_FILE, REPORT_FILE, Demo
 from multiflow.report.words import collapses, headline
@@ -90,7 +89,7 @@ def check(settings: DemoSettings) -> DemoSettings:
     if not settings.method:
         raise MultiflowError("--method names no method; give at least one of 'multiflow show pruners'")
     for method in settings.method:
-        pruning.check_sparsities(settings.sparsity, find_pruner(method).pattern)
+        request(method, settings.sparsity)
     find_device(settings.device)
     find_dtype(settings.dtype)
     return replace(settings, method=tuple(dict.fromkeys(settings.method)))

@@ -25,7 +25,8 @@ from multiflow.families.opening import OWN_TOKENIZER, fitting_tokenizer, model_f
 from multiflow.families.xvlm import XVLMForPretraining
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
-from multiflow.pruning.result import Result, mask_file, versions
+from multiflow.pruning.plan import versions
+from multiflow.pruning.result import Result, mask_file
 from multiflow.report.values import Demo, Example, Find, Pruned, most_telling
 from multiflow.tasks.retrieval.task import RetrievalResult, evaluate_retrieval
 from multiflow.worlds.shapes import describe, make_scenes, render
@@ -53,13 +54,13 @@ def measure(settings: DemoSettings, place: str, folder: Path, command: str, step
         source = Source(None, batches=settings.batches, batch_size=settings.batch_size, seed=settings.seed)
         batches = open_batches(model, place, source)
     with timed(phases, "calibrate"):
-        shared = [find_pruner(method) for method in settings.method if find_pruner(method).one_pass]
+        shared = [find_pruner(method) for method in settings.method if find_pruner(method).shares_pass]
         needs = dict.fromkeys(name for pruner in shared for name in pruner.statistics)
         stats = calibrate(model, batches, statistics=list(needs), progress=step) if needs else None
     with timed(phases, "prune"):
         results = {}
         for method in settings.method:
-            data = stats if find_pruner(method).one_pass else batches
+            data = stats if find_pruner(method).shares_pass else batches
             results[method] = prune(model, method, settings.sparsity, data, seed=settings.seed, progress=step)
     with timed(phases, "save"):
         for method, result in results.items():

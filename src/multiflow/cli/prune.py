@@ -11,13 +11,10 @@ from typing import Annotated, Any
 from torch import nn
 from tyro.conf import Positional, arg
 
-from multiflow import pruning
-from multiflow.base.artifacts import write_facts
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.ranks import agree, rank, world
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
-from multiflow.base.types import parse_pattern
 from multiflow.calibration import Checkpoint
 from multiflow.cli.console import announcements, say
 from multiflow.cli.progress import step_progress
@@ -27,11 +24,13 @@ from multiflow.cli.show_run import show_run
 from multiflow.data.augment import AUGMENTATIONS
 from multiflow.families import adapter_for
 from multiflow.families.batches import Source, open_batches
-from multiflow.families.opening import bundled_models, find_device, find_dtype, find_model, naming_options, open_model
+from multiflow.families.opening import bundled_models, find_device, find_dtype, find_model, open_model
 from multiflow.masks import hash_weight
-from multiflow.methods import Pruner, find_pruner
-from multiflow.methods.budgets import ALLOCATIONS, find_allocation
-from multiflow.pruning.result import RESULT_FILE, RUN_FILE, Result
+from multiflow.methods import find_pruner
+from multiflow.methods.budgets import ALLOCATIONS
+from multiflow.pruning import prune as prune_model
+from multiflow.pruning.plan import Request, request
+from multiflow.pruning.result import RESULT_FILE, RUN_FILE
 
 CHECKPOINT = "calibration.safetensors"
 CHECKPOINTS = "calibration*.safetensors"  # methods in steps have one for each sparsity
@@ -107,23 +106,23 @@ def prune(settings: PruneSettings) -> None:
 
 
 def _prune(settings: PruneSettings, *, first: bool) -> None:
-    pruner, hyper = check(settings)
+    asked = check(settings)
     place = find_model(settings.model)
     what = run_settings(settings)
-    out = Path(settings.out or f"runs/prune-{pruner.name}-{identity(what)}")
+    out = Path(settings.out or f"runs/prune-{asked.pruner.name}-{identity(what)}")
     agree({name: value for name, value in asdict(settings).items() if name != "device"})
     with own_folder(out, what, settings.resume) if first else nullcontext():
         model, hashes = load(settings, place)
         batches = None
-        if pruner.needs_data:
+        if asked.needs_data:
             source = Source(**{field.name: getattr(settings, field.name) for field in fields(Source)})
             batches = open_batches(model, place, source)
         every = settings.checkpoint_every
-        with naming_options(), step_progress() if first else nullcontext() as step:
-            result = pruning.prune(
+        with step_progress() if first else nullcontext() as step:
+            result = prune_model(
                 model,
-                pruner.name,
-                settings.sparsity or None,
+                settings.method,
+                asked.sparsities,
                 batches,
                 pattern=settings.pattern,
                 allocation=settings.allocation,
@@ -131,12 +130,12 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
                 checkpoint=Checkpoint(out / CHECKPOINT, every, keep=True) if every else None,
                 progress=step,
                 until_stable=STABLE if settings.until_stable else None,
-                **hyper,
+                **asked.hyper,
             )
         masks = {s: replace(m, weights=hashes or m.weights) for s, m in result.masks.items()}
         data = batches.summary() if batches else None
         if first:
-            save(replace(result, masks=masks), out, {"run": what, "data": data})
+            replace(result, masks=masks).save(out, run=what, data=data)
     if first:
         show_run(out)
 
@@ -165,30 +164,30 @@ def load(settings: PruneSettings, place: str) -> tuple[nn.Module, dict[str, str]
     return model.to(device=find_device(settings.device), dtype=dtype), hashes
 
 
-def check(settings: PruneSettings) -> tuple[Pruner, dict[str, Any]]:
-    """Check what can be checked before anything is loaded; return the pruner and its hyper-parameters."""
+def check(settings: PruneSettings) -> Request:
+    """Check what can be checked before anything is loaded; return what is asked for."""
     import_modules(settings.modules)
-    pruner = find_pruner(settings.method)
-    hyper = pruner.settings(parse_hyper(settings.set, pruner.hyper))
-    pattern = pruner.pattern if settings.pattern is None else parse_pattern(settings.pattern)
-    pruning.check_sparsities(settings.sparsity or None, pattern)
-    if settings.allocation is not None:
-        find_allocation(settings.allocation)
+    asked = request(
+        settings.method,
+        settings.sparsity or None,
+        pattern=settings.pattern,
+        allocation=settings.allocation,
+        until_stable=STABLE if settings.until_stable else None,
+        hyper=parse_hyper(settings.set, find_pruner(settings.method).hyper),
+    )
     if settings.augment not in (None, *AUGMENTATIONS):
         raise unknown("augmentation", settings.augment, AUGMENTATIONS)
-    with naming_options():
-        pruning.check_until_stable(STABLE if settings.until_stable else None, pruner)
     find_device(settings.device)
     find_dtype(settings.dtype)
     if settings.checkpoint_every < 0:
         raise MultiflowError(f"--checkpoint-every {settings.checkpoint_every} was given; expected 0 (none) or more")
     if settings.split is not None and settings.data is None:
         raise MultiflowError(f"--split {settings.split} was given without data; name them with --data SOURCE")
-    if pruner.needs_data and settings.data is None and settings.model not in bundled_models():
+    if asked.needs_data and settings.data is None and settings.model not in bundled_models():
         raise MultiflowError(
-            f"method '{pruner.name}' needs calibration data and none were given; name some with --data SOURCE"
+            f"method '{settings.method}' needs calibration data and none were given; name some with --data SOURCE"
         )
-    return pruner, hyper
+    return asked
 
 
 def run_settings(settings: PruneSettings) -> dict[str, Any]:
@@ -199,9 +198,3 @@ def run_settings(settings: PruneSettings) -> dict[str, Any]:
         if field.name not in FREE_TO_CHANGE and (value := asdict(settings)[field.name]) != field.default
     }
     return changed | ({"processes": world()} if world() > 1 else {})
-
-
-def save(result: Result, out: Path, extra: Mapping[str, Any]) -> None:
-    """Write masks and changed weights, and ``result.json`` when they are all there."""
-    result.save_tensors(out)
-    write_facts(out / RESULT_FILE, {**result.summary(), **extra})

@@ -21,15 +21,17 @@ changes what it keeps, a *solver* chooses masks and new weights of all layers to
     def tamt(model, weights, loss, select, *, lr=5e-5, steps=3000):
         return scores
 
-A scorer or solver that is registered with `STEPWISE` hyper-parameters is repeated along a schedule, each time measured
-on the model as it is pruned by then.
+A scorer or solver that is declared ``stepwise`` is repeated along a schedule, each time measured on the model as it is
+pruned by then; `STEPWISE` are the hyper-parameters of the schedule.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -38,37 +40,77 @@ from torch import Tensor
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.registry import Registry
 from multiflow.base.types import Pattern, parse_pattern
-from multiflow.methods.hyper import typed
-from multiflow.methods.signature import check_positional, taken
 
 Function = Callable[..., Any]
-Kind = Literal["scorer", "fitter", "solver", "learner"]
+KindName = Literal["scorer", "fitter", "solver", "learner"]
 Choose = Callable[..., Tensor]
 """``f(scores, done=1.0) -> mask``: drop a layer's lowest scores, as many as its budget says once ``done`` is 1."""
-
-PROVIDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "scorer": ("generator",),
-        "fitter": (),
-        "solver": ("gradient_rows", "batch_samples"),
-        "learner": ("sparsity", "seed", "checkpoint", "progress"),
-    }
-)
-"""Keywords that are no statistics and come from the pipeline itself, by the kind of the pruner.
-
-``generator``: a ``torch.Generator`` seeded by the run's seed and the layer's name. For solvers, ``gradient_rows`` and
-``batch_samples``: the gradient of each batch, and the mean number of samples in one. For learners, ``sparsity``,
-``seed``, ``checkpoint`` (or None) and ``progress`` (or None).
-"""
 
 STEPWISE: Mapping[str, Any] = MappingProxyType({"steps": 60, "batches_per_step": 50, "schedule": "exp"})
 """Hyper-parameters of the schedule, which the pipeline reads: steps, batches measured in each, growth of sparsity."""
 
-MEASURED: Mapping[str, tuple[str, ...]] = {"solver": ("gradient of each batch",), "learner": ("loss",)}
-"""What the pipeline runs the model for, by the kind of the pruner, beside statistics."""
-
 SCOPES = {"layer": "uniform", "global": "global"}
 """What a hyper-parameter ``threshold`` means as an allocation."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the functions of one kind of pruner take and give; how they are run stands in `multiflow.pruning`.
+
+    Args:
+        positional: what they are given by position.
+        keywords: keywords without a default that are no statistics. ``generator``: a ``torch.Generator`` seeded by the
+            run's seed and the layer's name; ``gradient_rows`` and ``batch_samples``: the gradient of each batch, and
+            the mean number of samples in one; ``sparsity``, ``seed``, ``checkpoint`` (or None), ``progress`` (or None).
+        statistics: whether other keywords may be statistics.
+        measures: what the model is run for beside statistics, in words.
+        changes_weights: whether they return new weights.
+        gradients: whether they look at gradients, whatever their keywords.
+        budgets_first: whether a layer's budget must be known before it has scores.
+        shares_out: whether they share the sparsity out over the layers themselves.
+        never_settles: why nobody can watch its masks settle while data come in; None where one can.
+    """
+
+    positional: tuple[str, ...]
+    keywords: tuple[str, ...] = ()
+    statistics: bool = False
+    measures: tuple[str, ...] = ()
+    changes_weights: bool = False
+    gradients: bool = False
+    budgets_first: bool = False
+    shares_out: bool = False
+    never_settles: str | None = None
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "scorer": Kind(("weight",), ("generator",), statistics=True),
+        "fitter": Kind(
+            ("weight", "choose"),
+            statistics=True,
+            changes_weights=True,
+            budgets_first=True,
+            never_settles="changes what it keeps",
+        ),
+        "solver": Kind(
+            ("weights", "count", "select"),
+            ("gradient_rows", "batch_samples"),
+            measures=("gradient of each batch",),
+            changes_weights=True,
+            gradients=True,
+            shares_out=True,
+            never_settles="prunes in steps",
+        ),
+        "learner": Kind(
+            ("model", "weights", "loss", "select"),
+            ("sparsity", "seed", "checkpoint", "progress"),
+            measures=("loss",),
+            gradients=True,
+            never_settles="learns its masks",
+        ),
+    }
+)
+"""The kinds of pruners, in the order in which lists show them."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +133,11 @@ class Pruner:
         pattern: the pattern it uses unless told otherwise.
         check: ``f(<hyper-parameters it looks at>)``, which raises where one is out of range; called before anything is
             computed.
+        stepwise: whether it runs along a schedule, measuring anew in every step.
     """
 
     name: str
-    kind: Kind
+    kind: KindName
     function: Function
     summary: str
     needs: tuple[str, ...]
@@ -102,36 +145,51 @@ class Pruner:
     allocation: str
     pattern: Pattern
     check: Function | None = None
+    stepwise: bool = False
 
     @property
     def statistics(self) -> tuple[str, ...]:
         """The statistics it needs from calibration data."""
-        return tuple(name for name in self.needs if name not in PROVIDED[self.kind])
+        return tuple(name for name in self.needs if name not in KINDS[self.kind].keywords)
 
     @property
-    def stepwise(self) -> bool:
-        """Whether it runs along a schedule, measuring anew in every step."""
-        return self.kind != "learner" and self.hyper.keys() >= STEPWISE.keys()
+    def own_hyper(self) -> tuple[str, ...]:
+        """The hyper-parameters that its function takes, without those of the schedule."""
+        return tuple(name for name in self.hyper if not (self.stepwise and name in STEPWISE))
 
     @property
     def needs_data(self) -> bool:
         """Whether it needs calibration data at all."""
-        return bool(self.statistics) or self.stepwise or self.kind == "learner"
+        return bool(self.looks_at) or self.stepwise
 
     @property
     def looks_at(self) -> tuple[str, ...]:
         """What it takes from calibration data, in words: statistics, or what its kind runs the model for."""
-        return (*self.statistics, *MEASURED.get(self.kind, ()))
+        return (*self.statistics, *KINDS[self.kind].measures)
 
     @property
-    def one_pass(self) -> bool:
-        """Whether one measurement serves it at every sparsity."""
-        return self.kind == "scorer" and not self.stepwise
+    def takes_gradients(self) -> bool:
+        """Whether the model is run backwards for it."""
+        return KINDS[self.kind].gradients or "gradient" in self.statistics
+
+    @property
+    def shares_pass(self) -> bool:
+        """Whether statistics measured once, on the dense model, serve it at every sparsity."""
+        return KINDS[self.kind].statistics and not self.stepwise
+
+    @property
+    def never_settles(self) -> str | None:
+        """Why nobody can watch its masks settle while data come in; None where one can."""
+        if why := KINDS[self.kind].never_settles or ("prunes in steps" if self.stepwise else None):
+            return why
+        if len(self.statistics) > 1:
+            return f"needs a pass of its own for each of {', '.join(self.statistics)}"
+        return None if self.needs_data else "needs no data"
 
     @property
     def changes_weights(self) -> bool:
         """Whether it changes the weights that it keeps."""
-        return self.kind in ("fitter", "solver")
+        return KINDS[self.kind].changes_weights
 
     def scope(self, hyper: Mapping[str, Any]) -> str:
         """Return the allocation it uses with these hyper-parameters, unless told otherwise."""
@@ -143,7 +201,7 @@ class Pruner:
 
     def call(self, *args: Any, **keywords: Any) -> Any:
         """Call the function with those keywords that it takes."""
-        return self.function(*args, **taken(self.function, keywords))
+        return self.function(*args, **_accepted(self.function, keywords))
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Merge hyper-parameters over the defaults; an unknown one, or one out of range, is an error that names it."""
@@ -154,13 +212,20 @@ class Pruner:
                     f"pruner '{self.name}' has no hyper-parameter '{name}'; it has: {known}"
                     f"{did_you_mean(name, self.hyper)}"
                 )
-        settings = {**self.hyper, **typed(self.name, given, self.hyper)}
+        typed = {name: typed_as(self.hyper[name], name, value, self.name) for name, value in given.items()}
+        settings = {**self.hyper, **typed}
         if self.check:
-            self.check(**taken(self.check, settings))
+            self.check(**_accepted(self.check, settings))
         return settings
 
 
-PRUNERS: Registry[Pruner] = Registry("pruner")
+def list_order(name: str, pruner: Pruner) -> tuple[Any, ...]:
+    """Sort by kind, then by what it costs: without data, forward passes, backward passes, in steps; then by name."""
+    cost = (pruner.takes_gradients, bool(pruner.statistics), pruner.stepwise)
+    return (list(KINDS).index(pruner.kind), *cost, name)
+
+
+PRUNERS: Registry[Pruner] = Registry("pruner", "multiflow.methods", order=list_order)
 
 
 def scorer(
@@ -169,6 +234,7 @@ def scorer(
     allocation: str = "uniform",
     pattern: str | Pattern = "unstructured",
     check: Function | None = None,
+    stepwise: bool = False,
 ) -> Any:
     """Register a function of one layer's weight as a pruner; the function itself is returned unchanged.
 
@@ -179,8 +245,9 @@ def scorer(
         pattern: which weights may go together: ``unstructured``, ``per-row`` or ``N:M``.
         check: ``f(<hyper-parameters it looks at>)``, which raises where one is out of range; called before anything is
             computed.
+        stepwise: whether it is repeated along a schedule; it has the hyper-parameters of `STEPWISE` then.
     """
-    return _register("scorer", name, allocation, pattern, check)
+    return _register("scorer", name, allocation, pattern, check, STEPWISE if stepwise else None)
 
 
 def fitter(
@@ -220,19 +287,19 @@ def learner(
 
 
 def _register(
-    kind: Kind,
+    kind: KindName,
     name: str | Function | None,
     allocation: str,
     pattern: str | Pattern,
     check: Function | None,
-    schedule: Mapping[str, Any] = MappingProxyType({}),
+    schedule: Mapping[str, Any] | None = None,
 ) -> Any:
     if callable(name):
         return _register(kind, None, allocation, pattern, check, schedule)(name)
 
     def register(function: Function) -> Function:
         called = name or function.__name__
-        check_positional(called, kind, function)
+        _check_positional(called, kind, function)
         keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         own = {p.name: p.default for p in keywords if p.default is not p.empty}
         record = Pruner(
@@ -241,10 +308,11 @@ def _register(
             function=function,
             summary=(inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " "),
             needs=tuple(p.name for p in keywords if p.default is p.empty),
-            hyper=MappingProxyType({**own, **schedule}),
+            hyper=MappingProxyType({**own, **(schedule or {})}),
             allocation=allocation,
             pattern=parse_pattern(pattern),
             check=check,
+            stepwise=schedule is not None,
         )
         PRUNERS.add(called, record, replace=_redefined(called, function))
         return function
@@ -253,9 +321,26 @@ def _register(
 
 
 def variant(name: str, of: str, summary: str, **changes: Any) -> Pruner:
-    """Register a pruner that differs from another in its record alone: allocation, pattern or hyper-parameters."""
-    hyper = {**PRUNERS[of].hyper, **changes.pop("hyper", {})}
-    record = replace(PRUNERS[of], name=name, summary=summary, hyper=MappingProxyType(hyper), **changes)
+    """Register a pruner that differs from another in its record alone.
+
+    Args:
+        name: how users call it.
+        of: the pruner that it is a variant of.
+        summary: one line for lists.
+        **changes: ``allocation``, ``pattern``, ``stepwise=True`` to repeat it along a schedule, ``hyper`` (defaults
+            of hyper-parameters, those of `STEPWISE` included where it is repeated).
+
+    Raises:
+        MultiflowError: a hyper-parameter that neither the function nor its schedule has.
+    """
+    base = PRUNERS[of]
+    schedule = STEPWISE if changes.get("stepwise", base.stepwise) else {}
+    hyper, given = {**base.hyper}, changes.pop("hyper", {})
+    hyper |= {key: value for key, value in schedule.items() if key not in hyper} | given
+    for unfit in given.keys() - schedule.keys() - base.hyper.keys():
+        steps = "; those of a schedule need stepwise=True" if unfit in STEPWISE else ""
+        raise MultiflowError(f"pruner '{name}' is given '{unfit}', which '{of}' does not have{steps}")
+    record = replace(base, name=name, summary=summary, hyper=MappingProxyType(hyper), **changes)
     PRUNERS.add(name, record)
     return record
 
@@ -268,8 +353,7 @@ def find_pruner(method: str | Function | Pruner) -> Pruner:
         for record in PRUNERS.values():
             if record.function is method:
                 return record
-        name = getattr(method, "__name__", type(method).__name__)
-        raise MultiflowError(f"function '{name}' is not a pruner; decorate it with @multiflow.scorer")
+        raise MultiflowError(f"function '{function_name(method)}' is not a pruner; decorate it with @multiflow.scorer")
     return PRUNERS[method]
 
 
@@ -279,3 +363,56 @@ def _redefined(name: str, function: Function) -> bool:
         return False
     old = PRUNERS[name].function
     return (old.__module__, old.__qualname__) == (function.__module__, function.__qualname__)
+
+
+def function_name(function: Function) -> str:
+    """Return what a function is called, or the class of an object that can be called."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _check_positional(name: str, kind: str, function: Callable[..., Any]) -> None:
+    given, signature = KINDS[kind].positional, inspect.signature(function)
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in signature.parameters.values() if p.kind in by_position and p.default is p.empty]
+    try:
+        signature.bind_partial(*given)
+        fits = len(needed) <= len(given)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise MultiflowError(
+            f"{kind} '{name}' takes {', '.join(needed) or 'nothing'} by position, but is given {', '.join(given)}; "
+            f"statistics and hyper-parameters come after a star: def {name}({', '.join(given)}, *, ...)"
+        )
+
+
+def _accepted(function: Function, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in keywords.items() if name in parameters}
+
+
+WORDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a word"}
+
+
+def typed_as(default: Any, name: str, value: Any, pruner: str) -> Any:
+    """Return the value of a hyper-parameter as the type of its default; a default that is None takes anything.
+
+    A whole number does for a number, a number without a fraction for a whole one; numpy's numbers are numbers.
+
+    >>> typed_as(10, "steps", 60.0, "itersnip"), typed_as(0.5, "ratio", 1, "mine")
+    (60, 1.0)
+
+    Raises:
+        MultiflowError: a value of another type than the default.
+    """
+    kind = type(default)
+    if kind not in WORDS or (kind in (bool, str) and isinstance(value, kind)):
+        return value
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if number and (kind is float or (kind is int and value == int(value))):
+        return kind(value)
+    raise MultiflowError(
+        f"{{{name}={value!r}}} of pruner '{pruner}' is a {type(value).__name__}; expected {WORDS[kind]}, such as its "
+        f"default {default!r}",
+        field=name,
+    )

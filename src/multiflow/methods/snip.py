@@ -14,7 +14,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from multiflow.methods.declare import STEPWISE, scorer, variant
+from multiflow.methods.declare import scorer, variant
 
 
 @scorer(allocation="global")
@@ -23,4 +23,4 @@ def snip(weight: Float[Tensor, "out in"], *, gradient: Float[Tensor, "out in"]) 
     return (weight * gradient).abs_()
 
 
-variant("itersnip", "snip", "SNIP in steps, each on the network pruned so far.", hyper=STEPWISE)
+variant("itersnip", "snip", "SNIP in steps, each on the network pruned so far.", stepwise=True)

@@ -1,7 +1,9 @@
-"""The pipeline: from a model, a method and data to masks."""
+"""Pruning: from a model, a method and data to masks; checks in `plan`, one runner for each kind of pruner.
 
-from multiflow.pruning.job import SPARSITIES, check_sparsities
+What is measured, scored and masked lives in the packages below; families, tasks and the command line may not be known.
+"""
+
+from multiflow.pruning.plan import SPARSITIES
 from multiflow.pruning.run import calibrate, prune
-from multiflow.pruning.stable import check_until_stable
 
-__all__ = ["SPARSITIES", "calibrate", "check_sparsities", "check_until_stable", "prune"]
+__all__ = ["SPARSITIES", "calibrate", "prune"]

@@ -2,54 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from multiflow.base.errors import MultiflowError
 from multiflow.base.order import smallest
 from multiflow.base.parallel import in_parallel
 from multiflow.base.types import Budget, NofM, Pattern, PerRow
-from multiflow.calibration import Progress
+from multiflow.calibration import Doubling, Progress, Stats
 from multiflow.masks import keep_above, pack, select
-from multiflow.methods.budgets import find_allocation, fit_budget, pattern_budget
-from multiflow.pruning.job import Job
+from multiflow.methods.budgets import ALLOCATIONS, fit_budget, pattern_budget
+from multiflow.pruning.plan import PruningPlan
+from multiflow.pruning.returned import check_scores
 
 Packed = dict[str, np.ndarray]
 
 
-class Pruned(NamedTuple):
-    """What a method that works anew for every sparsity gives at one of them.
+@dataclass(frozen=True)
+class Outcome:
+    """What a runner gives: masks, and what came with them.
 
     Args:
-        packed: layer name -> its mask.
-        weights: layer name -> its new weight, of methods that change weights.
-        batches: how many it has taken; one that came again counts again.
+        packed: for each sparsity, layer name -> its mask.
+        batches: for each sparsity, how many it has taken; one that came again counts again.
+        timings: seconds of each phase.
+        weights: for each sparsity, layer name -> its new weight, on the CPU, of methods that change weights.
+        scores, stats, curve: see `Result`.
     """
 
-    packed: Packed
-    weights: Mapping[str, Tensor] | None
-    batches: int
+    packed: Sequence[Packed]
+    batches: Sequence[int]
+    timings: Mapping[str, float]
+    weights: Sequence[Mapping[str, Tensor]] | None = None
+    scores: Mapping[str, Tensor] | None = None
+    stats: Stats | None = None
+    curve: tuple[Doubling, ...] | None = None
+
+
+class Scores(Mapping[str, Tensor]):
+    """Layer name -> the scores of its weights ``(out, in)``, computed when looked up.
+
+    Nothing is stored: the scores of a large model would take as much memory as the model. They come from the weights as
+    they were; once those were written to in place (masks applied, an optimizer's step), looking a score up is an error.
+    What is done through ``weight.data`` is the exception: torch does not count it, and the scores are those of the
+    weights as they are by then.
+    """
+
+    def __init__(self, plan: PruningPlan, stats: Stats | None) -> None:
+        self._pruner, self._weights, self._stats = plan.pruner, plan.weights, stats
+        self._hyper, self._seed = plan.request.own_hyper, plan.seed
+        self._versions = {name: weight._version for name, weight in plan.weights.parameters.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._weights.parameters[name]._version != self._versions[name]:
+            raise MultiflowError(
+                f"the weight of layer '{name}' has changed since it was pruned, so its scores cannot be computed any "
+                "more; read result.scores before applying masks or training"
+            )
+        weight = self._weights[name]
+        scores = self._pruner.function(weight, **self._provided(name, weight), **self._hyper)
+        if self._weights.parameters[name]._version != self._versions[name]:
+            raise MultiflowError(
+                f"pruner '{self._pruner.name}' changed the weight of layer '{name}' in place; compute its scores from "
+                "a copy (weight.abs(), not weight.abs_()), and load the model anew"
+            )
+        return check_scores(self._pruner, name, scores, tuple(weight.shape))
+
+    def _provided(self, name: str, weight: Tensor) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for need in self._pruner.needs:
+            if need == "generator":  # the generator looks at 32 bits of its seed, no more
+                given[need] = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
+            else:
+                assert self._stats is not None
+                given[need] = self._stats.get_layer(need, name).to(weight)
+        return given
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def choose(
-    job: Job, scores: Mapping[str, Tensor], sparsities: Sequence[float], progress: Progress | None = None
+    plan: PruningPlan,
+    scores: Mapping[str, Tensor],
+    sparsities: Sequence[float],
+    stats: Stats | None = None,
+    progress: Progress | None = None,
 ) -> list[Packed]:
     """Choose the weights that each layer keeps, for each sparsity, and pack them."""
     # a global ranking looks at all scores several times: then they are held, unless gradients as large are held already
-    hold = job.allocation == "global" and "gradient" not in job.pruner.statistics
+    hold = plan.ranks_all and "gradient" not in plan.pruner.statistics
     ranked: Mapping[str, Tensor] = dict(scores) if hold else scores
-    return make_masks(ranked, budgets(job, ranked, sparsities), job.pattern, progress)
+    return make_masks(ranked, budgets(plan, ranked, sparsities, stats), plan.request.pattern, progress)
 
 
-def budgets(job: Job, scores: Mapping[str, Tensor], sparsities: Sequence[float]) -> list[Budget]:
+def budgets(
+    plan: PruningPlan, scores: Mapping[str, Tensor], sparsities: Sequence[float], stats: Stats | None = None
+) -> list[Budget]:
     """Decide how many weights each layer drops, for each sparsity."""
-    if isinstance(job.pattern, PerRow | NofM) and job.allocation == "uniform":
-        return [pattern_budget(job.layout, s, job.pattern) for s in sparsities]
-    found = find_allocation(job.allocation)(job.layout, sparsities, job.weights, scores)
-    return [fit_budget(budget, job.layout) for budget in found] if isinstance(job.pattern, PerRow) else found
+    pattern, allocation, layout = plan.request.pattern, plan.request.allocation, plan.layout
+    if isinstance(pattern, PerRow | NofM) and allocation is ALLOCATIONS["uniform"]:
+        return [pattern_budget(layout, s, pattern) for s in sparsities]
+    given: dict[str, Any] = {"weights": plan.weights, "scores": scores}
+    for name in allocation.statistics:
+        assert stats is not None
+        given[name] = {layer: stats.get_layer(name, layer) for layer in layout}
+    found = allocation.budgets(layout, sparsities, **given)
+    return [fit_budget(budget, layout) for budget in found] if isinstance(pattern, PerRow) else found
 
 
 def make_masks(
@@ -69,10 +138,10 @@ def make_masks(
     return packed
 
 
-def choose_masks(job: Job, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+def choose_masks(plan: PruningPlan, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
     """Choose the weights that each layer keeps at one sparsity, unpacked: a learner does so in every step."""
-    budget = budgets(job, scores, [sparsity])[0]
-    masks = in_parallel(lambda name: select(scores[name], [budget[name]], job.pattern)[0], scores)
+    budget = budgets(plan, scores, [sparsity])[0]
+    masks = in_parallel(lambda name: select(scores[name], [budget[name]], plan.request.pattern)[0], scores)
     return dict(zip(scores, masks, strict=True))
 
 

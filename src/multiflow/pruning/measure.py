@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, parts
 from multiflow.base.errors import MultiflowError
@@ -16,33 +16,49 @@ from multiflow.base.files import plain
 from multiflow.base.parallel import in_parallel
 from multiflow.base.ranks import exchange, world
 from multiflow.base.types import Layout
-from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, buffers_restored, collect, mean_gradient
+from multiflow.calibration import (
+    STATISTICS,
+    Checkpoint,
+    Progress,
+    Stats,
+    announce,
+    buffers_restored,
+    check_fits,
+    collect,
+    free_memory,
+    mean_gradient,
+)
 from multiflow.masks import hash_weight
-from multiflow.pruning.job import Job, no_loss
-from multiflow.pruning.result import Weights, versions
+from multiflow.pruning.plan import PruningPlan, Weights, check_loss, versions
 
 
-def statistics(job: Job) -> Stats | None:
-    """Measure, or take over, the statistics that a pruner needs; None for a data-free one."""
-    names = job.pruner.statistics
+def statistics(plan: PruningPlan) -> Stats | None:
+    """Measure, or take over, the statistics that a request needs; None if it needs none."""
+    names, batches = plan.request.statistics, plan.batches
     if not names:
         return None
-    assert job.batches is not None
-    if not isinstance(job.batches, Stats):
-        going: dict[str, Any] = {"checkpoint": job.checkpoint, "progress": job.progress}
-        return calibrate(job.model, job.layout, job.batches, job.adapter, names, **going)
+    assert batches is not None
+    if not isinstance(batches, Stats):
+        going: dict[str, Any] = {"checkpoint": plan.checkpoint, "progress": plan.progress}
+        return calibrate(plan.model, plan.layout, batches, plan.adapter, names, **going)
     for name in names:
-        for layer in job.layout:
-            if layer not in job.batches.sums.get(name, {}):
+        for layer in plan.layout:
+            if layer not in batches.sums.get(name, {}):
                 raise MultiflowError(f"the statistics given have no '{name}' of layer '{layer}'; calibrate this model")
-            rows, inputs = job.layout[layer].shape
+            rows, inputs = plan.layout[layer].shape
             fitting = [(inputs,), (inputs, inputs), (rows, inputs)]
-            if (given := tuple(job.batches.sums[name][layer].shape)) not in fitting:
+            if (given := tuple(batches.sums[name][layer].shape)) not in fitting:
                 raise MultiflowError(
                     f"the statistics given are of another model: '{name}' of layer '{layer}' has shape {given}, "
                     f"the layer {(rows, inputs)}"
                 )
-    return job.batches
+    return batches
+
+
+def forget(plan: PruningPlan) -> None:
+    """Delete the checkpoint of a calibration, once there are masks: scoring may fail too."""
+    if plan.checkpoint and plan.request.statistics and not isinstance(plan.batches, Stats):
+        plan.checkpoint.of_process().delete()
 
 
 def calibrate(
@@ -62,8 +78,8 @@ def calibrate(
     passes = in_passes([STATISTICS[name].name for name in names])
     if not passes:
         raise MultiflowError(f"statistics is empty; name at least one of: {', '.join(STATISTICS)}")
-    if "gradient" in names and adapter.loss is None:
-        raise no_loss(adapter)
+    if "gradient" in names:
+        check_loss(adapter)
     if len(passes) > 1 and checkpoint is not None:
         raise MultiflowError(f"a checkpoint holds one pass, not {' and '.join(names)}; leave checkpoint out")
     if len(passes) > 1 and isinstance(batches, Iterator):
@@ -137,3 +153,23 @@ def identity(adapter: Adapter, layout: Layout, weights: Weights, /, **more: Any)
         "weights_hash": hashlib.sha256(repr((layout.layers, hashes)).encode()).hexdigest()[:16],
     }
     return json.loads(json.dumps(settings, default=plain))
+
+
+def plan_identity(plan: PruningPlan, **more: Any) -> Mapping[str, Any]:
+    """Return the settings on which a checkpoint of a pruning depends."""
+    return identity(plan.adapter, plan.layout, plan.weights, **plan.record(0), **more)
+
+
+def check_gradient(who: str, weights: Mapping[str, Tensor]) -> None:
+    """Announce the bytes of the mean gradient, which is held in float32; more than are free is an error."""
+    check_held(f"{who} holds the gradients of {len(weights)} layers", weights, lambda weight: 4 * weight.numel())
+
+
+def check_held(what: str, weights: Mapping[str, Tensor], size: Callable[[Tensor], int]) -> None:
+    """Announce the bytes that are held for each weight on its device; more than are free there is an error."""
+    sizes = dict.fromkeys((weight.device for weight in weights.values()), 0)
+    for weight in weights.values():
+        sizes[weight.device] += size(weight)
+    for device, need in sizes.items():
+        check_fits(f"{what}, which", need, free_memory(device), "leave layers dense with Adapter(exclude=...)")
+    announce(what, sum(sizes.values()))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,101 +14,14 @@ from torch import Tensor, nn
 from multiflow.base.artifacts import check_tensors, read_facts, read_tensors, write_facts, write_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.runs import fresh_folder
-from multiflow.base.types import Layout
 from multiflow.calibration import Doubling, Stats, is_stable
 from multiflow.masks import Masks
-from multiflow.methods import Pruner
 
 RESULT_FILE = "result.json"
 RUN_FILE = "run.json"  # the settings, in the folder of a run that has not ended
 MOST_BLOCK = 64  # M of the N:M patterns whose sparsities are written short
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Value = TypeVar("Value")
-
-
-class Weights(Mapping[str, Tensor]):
-    """Layer name -> its weight, detached, in float32 or better, converted when looked up."""
-
-    def __init__(self, model: nn.Module, layout: Layout) -> None:
-        modules = dict(model.named_modules(remove_duplicate=False))
-        self.parameters: dict[str, nn.Parameter] = {name: modules[name].weight for name in layout}
-
-    def __getitem__(self, name: str) -> Tensor:
-        weight = self.parameters[name].detach()
-        return weight.to(torch.promote_types(weight.dtype, torch.float32))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.parameters)
-
-    def __len__(self) -> int:
-        return len(self.parameters)
-
-
-class Scores(Mapping[str, Tensor]):
-    """Layer name -> the scores of its weights ``(out, in)``, computed when looked up.
-
-    Nothing is stored: the scores of a large model would take as much memory as the model. They come from the weights as
-    they were; once those were written to in place (masks applied, an optimizer's step), looking a score up is an error.
-    What is done through ``weight.data`` is the exception: torch does not count it, and the scores are those of the
-    weights as they are by then.
-    """
-
-    def __init__(
-        self, pruner: Pruner, weights: Weights, stats: Stats | None, hyper: Mapping[str, Any], seed: int
-    ) -> None:
-        self._pruner, self._weights, self._stats, self._hyper, self._seed = pruner, weights, stats, dict(hyper), seed
-        self._versions = {name: weight._version for name, weight in weights.parameters.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if self._weights.parameters[name]._version != self._versions[name]:
-            raise MultiflowError(
-                f"the weight of layer '{name}' has changed since it was pruned, so its scores cannot be computed any "
-                "more; read result.scores before applying masks or training"
-            )
-        weight = self._weights[name]
-        scores = self._pruner.function(weight, **self._provided(name, weight), **self._hyper)
-        if self._weights.parameters[name]._version != self._versions[name]:
-            raise MultiflowError(
-                f"pruner '{self._pruner.name}' changed the weight of layer '{name}' in place; compute its scores from "
-                "a copy (weight.abs(), not weight.abs_()), and load the model anew"
-            )
-        return check_scores(self._pruner, name, scores, tuple(weight.shape))
-
-    def _provided(self, name: str, weight: Tensor) -> dict[str, Any]:
-        given: dict[str, Any] = {}
-        for need in self._pruner.needs:
-            if need == "generator":  # the generator looks at 32 bits of its seed, no more
-                given[need] = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
-            else:
-                assert self._stats is not None
-                given[need] = self._stats.get_layer(need, name).to(weight)
-        return given
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-
-def check_scores(pruner: Pruner, layer: str, scores: Any, shape: tuple[int, ...], *, some_gone: bool = False) -> Tensor:
-    """Return the scores of a layer in float32 or better; those that cannot be ranked are an error that names it.
-
-    With ``some_gone`` a score may be -Inf: that of a weight that is gone already.
-    """
-    if not isinstance(scores, Tensor) or scores.shape != shape:
-        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise MultiflowError(f"pruner '{pruner.name}' gave scores {given} for layer '{layer}'; expected {shape}")
-    scores = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
-    if some_gone:
-        fine = not scores.numel() or bool(scores.max() < torch.inf)  # false for NaN as well
-    else:
-        fine = bool(scores.sum().isfinite() or scores.isfinite().all())
-    if not fine:
-        raise MultiflowError(
-            f"pruner '{pruner.name}' gave NaN or Inf scores for layer '{layer}'; check its weights and data"
-        )
-    return scores
 
 
 @dataclass(frozen=True)
@@ -170,11 +81,18 @@ class Result:
             **({} if self.curve is None else {"stable": self.stable, "curve": list(map(_plain, self.curve))}),
         }
 
-    def save(self, folder: str | Path) -> Path:
-        """Write one mask file a sparsity and ``result.json`` into a new or empty folder; return the folder."""
-        folder = fresh_folder(folder, RESULT_FILE)
+    def save(self, folder: str | Path, **facts: Any) -> Path:
+        """Write one mask file a sparsity and at the end ``result.json``; return the folder.
+
+        Args:
+            folder: a new or empty folder, or that of the run that is going on, see `multiflow.base.runs.run_folder`.
+            **facts: what else ``result.json`` is to say, as plain values.
+        """
+        folder = Path(folder)
+        if not (folder / RUN_FILE).is_file():
+            fresh_folder(folder, RESULT_FILE)
         self.save_tensors(folder)
-        write_facts(folder / RESULT_FILE, self.summary())
+        write_facts(folder / RESULT_FILE, {**self.summary(), **facts})
         return folder
 
     @classmethod
@@ -268,14 +186,3 @@ def short(sparsity: float) -> str:
     """
     digits, ratio = f"{sparsity:g}", Fraction(sparsity).limit_denominator(MOST_BLOCK)
     return digits if float(digits) == sparsity or abs(ratio - sparsity) < 1e-15 else repr(float(sparsity))
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what a result is."""
-    found = {}
-    for name in ("multiflow", "torch", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found

@@ -59,3 +59,23 @@ def check_fitted(
             f"pruner '{pruner.name}' gave NaN or Inf weights for layer '{layer}'; check its weights and data"
         )
     return weight.detach().masked_fill(~mask.to(weight.device), 0.0)
+
+
+def check_scores(pruner: Pruner, layer: str, scores: Any, shape: tuple[int, ...], *, some_gone: bool = False) -> Tensor:
+    """Return the scores of a layer in float32 or better; those that cannot be ranked are an error that names it.
+
+    With ``some_gone`` a score may be -Inf: that of a weight that is gone already.
+    """
+    if not isinstance(scores, Tensor) or scores.shape != shape:
+        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise MultiflowError(f"pruner '{pruner.name}' gave scores {given} for layer '{layer}'; expected {shape}")
+    scores = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
+    if some_gone:
+        fine = not scores.numel() or bool(scores.max() < torch.inf)  # false for NaN as well
+    else:
+        fine = bool(scores.sum().isfinite() or scores.isfinite().all())
+    if not fine:
+        raise MultiflowError(
+            f"pruner '{pruner.name}' gave NaN or Inf scores for layer '{layer}'; check its weights and data"
+        )
+    return scores

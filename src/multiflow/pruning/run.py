@@ -1,16 +1,15 @@
-"""From a model and a method to masks.
+"""`prune` and `calibrate`: from a model and a method to masks.
 
     layout -> statistics -> scores -> budgets -> masks
 
 Everything is checked before anything is computed, and the model is never changed. This package is the one place that
-knows adapters, calibration, pruners, allocation and masks: `job` says what was asked for, `measure` brings statistics,
-`choose` makes masks of scores, `steps` and `learn` run the methods that look at the model more than once.
+knows adapters, calibration, pruners and masks: `plan` says what was asked for, `measure` brings statistics, `choose`
+makes masks of scores, and each kind of pruner has a runner of its own.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,21 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.guards import check_device, check_values, exclusively
 from multiflow.base.parallel import in_parallel
 from multiflow.base.ranks import agree, rank, together, world
-from multiflow.base.types import Pattern, parse_pattern
+from multiflow.base.types import Pattern
 from multiflow.calibration import Checkpoint, Progress, Stats, length
 from multiflow.masks import Masks, hash_weight
-from multiflow.methods import find_pruner
-from multiflow.pruning import measure
-from multiflow.pruning.choose import Packed, Pruned, choose
-from multiflow.pruning.fit import check_memory, fit_layers
-from multiflow.pruning.job import Job, check_job, check_sparsities, choose_allocation, find_adapter
-from multiflow.pruning.learn import prune_by_learning
-from multiflow.pruning.memory import check_gradient, check_held
-from multiflow.pruning.result import Result, Scores, Weights
-from multiflow.pruning.stable import HALF, calibrate_until_stable, check_until_stable
-from multiflow.pruning.steps import prune_in_steps
+from multiflow.pruning import fitter, learner, measure, scorer, solver
+from multiflow.pruning.choose import Outcome
+from multiflow.pruning.plan import PruningPlan, Weights, find_adapter, make_plan, request
+from multiflow.pruning.result import Result
+
+RUNNERS: Mapping[str, Callable[[PruningPlan], Outcome]] = {
+    "scorer": scorer.run,
+    "fitter": fitter.run,
+    "solver": solver.run,
+    "learner": learner.run,
+}
+"""Kind of a pruner -> what runs it."""
 
 
 @together()
@@ -87,95 +88,44 @@ def prune(
         >>> result = mf.prune(model, "multiflow", sparsity=[0.63, 0.75], batches=batches)       # doctest: +SKIP
         >>> result.apply_(model, 0.75)                                                           # doctest: +SKIP
     """
-    pruner = find_pruner(method)
-    settings = pruner.settings(hyper)
-    kind = pruner.pattern if pattern is None else parse_pattern(pattern)
-    sparsities = check_sparsities(sparsity, kind)
-    share = choose_allocation(pruner, settings, kind, allocation, own_pattern=pattern is None)
-    check_until_stable(until_stable, pruner, batches)
-    adapter = find_adapter(model, adapter)
-    layout = adapter.layout(model)
-    place = None if checkpoint is None else _checkpoint(checkpoint)
-    weights = Weights(model, layout)
-    progress = progress if rank() == 0 else None
-    plan = (model, adapter, layout, weights, pruner, settings, kind, share, sparsities, seed, batches, place, progress)
-    job = check_job(Job(*plan, until_stable))
+    asked = request(method, sparsity, pattern=pattern, allocation=allocation, until_stable=until_stable, hyper=hyper)
+    plan = make_plan(
+        asked,
+        model,
+        batches,
+        adapter=adapter,
+        seed=seed,
+        checkpoint=None if checkpoint is None else _checkpoint(checkpoint),
+        progress=progress if rank() == 0 else None,
+    )
     if world() > 1:
-        known = {**job.record(length(batches) or 0), "sparsity": sparsities}
-        agree(measure.identity(adapter, layout, weights, **known))
-    check_held(job)
-    return _once(job) if pruner.one_pass else _again_and_again(job)
+        known = {**plan.record(length(batches) or 0), "sparsity": asked.sparsities}
+        agree(measure.identity(plan.adapter, plan.layout, plan.weights, **known))
+    found = RUNNERS[asked.pruner.kind](plan)
+    masks = _masks(plan, found)
+    settings = {**plan.record(max(found.batches)), "sparsity": list(asked.sparsities)}
+    changed = None if found.weights is None else dict(zip(asked.sparsities, found.weights, strict=True))
+    return Result(masks, changed, found.scores, found.stats, settings, found.timings, found.curve)
 
 
-def _once(job: Job) -> Result:
-    """Prune with statistics measured once for all sparsities."""
-    begun = time.perf_counter()
-    watched = None if job.until_stable is None else calibrate_until_stable(job)
-    stats = watched.stats if watched else measure.statistics(job)
-    calibrated = time.perf_counter() - (watched.seconds if watched else 0.0)
-    scores = Scores(job.pruner, job.weights, stats, job.own_hyper, job.seed)
-    packed = watched.packed if watched else choose(job, scores, job.sparsities, job.progress)
-    masks = _masks(job, packed, [stats.batches if stats else 0] * len(packed))
-    timings = {"calibrate": calibrated - begun, "select": time.perf_counter() - calibrated}
-    settings = _settings(job, stats.batches if stats else 0)
-    _forget(job)
-    return Result(masks, None, scores, stats, settings, timings, watched.curve if watched else None)
-
-
-def _again_and_again(job: Job) -> Result:
-    """Prune with a method that runs the model anew for every sparsity."""
-    begun = time.perf_counter()
-    changed: dict[float, Mapping[str, Tensor]] = {}
-    packed, batches = [], []
-    runs: Iterator[Pruned]
-    stats = None
-    if job.pruner.kind == "fitter":
-        check_memory(job)
-        stats = measure.statistics(job)
-        runs = fit_layers(job, stats)
-    else:
-        runs = prune_by_learning(job) if job.pruner.kind == "learner" else prune_in_steps(job)
-    for sparsity, pruned in zip(job.sparsities, runs, strict=True):
-        packed.append(pruned.packed)
-        batches.append(pruned.batches)
-        if pruned.weights is not None:
-            changed[sparsity] = {n: w.to("cpu", job.weights.parameters[n].dtype) for n, w in pruned.weights.items()}
-    timings = {"steps": time.perf_counter() - begun}
-    masks, settings = _masks(job, packed, batches), _settings(job, max(batches))
-    _forget(job)
-    return Result(masks, changed or None, None, stats, settings, timings)
-
-
-def _masks(job: Job, packed: Sequence[Packed], batches: Sequence[int]) -> dict[float, Masks]:
+def _masks(plan: PruningPlan, found: Outcome) -> dict[float, Masks]:
     """Wrap packed masks, with a hash of the weights they are made for and how many batches each has taken."""
-    hashed = in_parallel(hash_weight, job.weights.parameters.values())
-    hashes = dict(zip(job.layout, hashed, strict=True))
-    names = _names(job)
+    hashed = in_parallel(hash_weight, plan.weights.parameters.values())
+    hashes = dict(zip(plan.layout, hashed, strict=True))
+    names = _names(plan)
     return {
-        s: Masks(job.layout, masks, hashes, {**job.record(number), "sparsity": s}, names)
-        for s, masks, number in zip(job.sparsities, packed, batches, strict=True)
+        s: Masks(plan.layout, packed, hashes, {**plan.record(batches), "sparsity": s}, names)
+        for s, packed, batches in zip(plan.sparsities, found.packed, found.batches, strict=True)
     }
 
 
-def _names(job: Job) -> dict[str, str]:
+def _names(plan: PruningPlan) -> dict[str, str]:
     """Layer name -> name in the original release; empty for models of no known release."""
     try:
-        names = of_families("original_names")(job.model)
+        names = of_families("original_names")(plan.model)
     except MultiflowError:
         return {}
-    return {name: names[name] for name in job.layout if name in names}
-
-
-def _settings(job: Job, batches: int) -> dict[str, Any]:
-    return {**job.record(batches), "sparsity": list(job.sparsities)}
-
-
-def _forget(job: Job) -> None:
-    """Delete the checkpoint of a calibration, once there are masks: scoring may fail too."""
-    if job.checkpoint and job.pruner.statistics and not isinstance(job.batches, Stats) and not job.pruner.stepwise:
-        job.checkpoint.of_process().delete()
-        if job.until_stable is not None:
-            job.checkpoint.part(HALF).delete()
+    return {name: names[name] for name in plan.layout if name in names}
 
 
 def _checkpoint(given: str | Path | Checkpoint) -> Checkpoint:
@@ -213,7 +163,7 @@ def calibrate(
         agree(measure.identity(adapter, layout, weights, statistics=names, batches=length(batches) or 0))
     going: dict[str, Any] = {"checkpoint": place, "progress": progress if rank() == 0 else None}
     if "gradient" in names:
-        check_gradient("calibration", weights.parameters)
+        measure.check_gradient("calibration", weights.parameters)
     stats = measure.calibrate(model, layout, batches, adapter, names, **going)
     if place:
         place.of_process().delete()

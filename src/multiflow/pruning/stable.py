@@ -11,7 +11,7 @@ curve.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,10 @@ import numpy as np
 import torch
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.ranks import world
 from multiflow.calibration import Doubling, Stats, buffers_restored, is_stable, iterate
-from multiflow.methods import PRUNERS, Pruner
-from multiflow.pruning.choose import Packed, choose
-from multiflow.pruning.job import Job
-from multiflow.pruning.measure import identity, measure
-from multiflow.pruning.result import Scores
+from multiflow.pruning.choose import Packed, Scores, choose
+from multiflow.pruning.measure import measure, plan_identity
+from multiflow.pruning.plan import PruningPlan
 from multiflow.pruning.steps import count_samples
 
 HALF = "half"  # the part of a checkpoint that holds the masks of the last doubling
@@ -48,50 +45,12 @@ class Stable:
     seconds: float
 
 
-def check_until_stable(
-    until_stable: float | None, pruner: Pruner, batches: Iterable[Any] | Stats | None = None
-) -> None:
-    """Check that a run can watch its masks settle, if it is to."""
-    if until_stable is None:
-        return
-    number = isinstance(until_stable, int | float) and not isinstance(until_stable, bool)
-    if not number or not 0 < until_stable <= 1:
-        raise MultiflowError(
-            f"until_stable {until_stable!r} was given; expected the share of the kept weights that is to agree, "
-            "in (0, 1], such as 0.995"
-        )
-    if why := _unfit(pruner):
-        fit = ", ".join(name for name, record in PRUNERS.items() if not _unfit(record))
-        raise MultiflowError(
-            f"until_stable watches the masks of one running calibration, but pruner '{pruner.name}' {why}; "
-            f"leave until_stable out, or take one of: {fit}"
-        )
-    if isinstance(batches, Stats):
-        raise MultiflowError(
-            "until_stable watches the masks while batches are measured, but statistics measured before were given; "
-            "pass the batches themselves, or leave until_stable out"
-        )
-    if world() > 1:
-        raise MultiflowError(
-            f"until_stable works in one process, and there are {world()}; start one, or leave until_stable out"
-        )
-
-
-def _unfit(pruner: Pruner) -> str:
-    """Say why a pruner has no running calibration to watch; nothing if it has one."""
-    if not pruner.one_pass:
-        return {"learner": "learns its masks", "fitter": "changes what it keeps"}.get(pruner.kind, "prunes in steps")
-    if len(pruner.statistics) > 1:
-        return f"needs a pass of its own for each of {', '.join(pruner.statistics)}"
-    return "" if pruner.statistics else "needs no data"
-
-
-def calibrate_until_stable(job: Job) -> Stable:
+def calibrate_until_stable(plan: PruningPlan) -> Stable:
     """Measure the statistic of a job batch by batch until its masks are stable, or the batches are spent."""
-    run = _Watched(job)
-    with buffers_restored(job.model):
-        going: dict[str, Any] = {"progress": job.progress, "start": run.go_on(), "after_batch": run.note}
-        stats = measure(job.model, job.layout, run, job.adapter, job.pruner.statistics[0], **going)
+    run = _Watched(plan)
+    with buffers_restored(plan.model):
+        going: dict[str, Any] = {"progress": plan.progress, "start": run.go_on(), "after_batch": run.note}
+        stats = measure(plan.model, plan.layout, run, plan.adapter, plan.pruner.statistics[0], **going)
     if stats.batches > run.looked:
         run.look(stats)
     return Stable(stats, run.packed, tuple(run.curve), run.seconds)
@@ -100,8 +59,8 @@ def calibrate_until_stable(job: Job) -> Stable:
 class _Watched:
     """The batches of a job, which end when the masks are stable."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, plan: PruningPlan) -> None:
+        self._plan = plan
         self.packed: list[Packed] = []  # masks of the last doubling
         self.looked = 0  # the batches they come from
         self.curve: list[Doubling] = []
@@ -109,44 +68,44 @@ class _Watched:
         self._stats: Stats | None = None  # as of the batch that was measured last
         self._samples: int | None = 0
         self._settings: Mapping[str, Any] = {}
-        if job.checkpoint:
-            more = {"sparsities": list(job.sparsities), "statistic": job.pruner.statistics[0]}
-            self._settings = identity(job.adapter, job.layout, job.weights, **job.record(0), **more)
+        if plan.checkpoint:
+            more = {"sparsities": list(plan.sparsities), "statistic": plan.pruner.statistics[0]}
+            self._settings = plan_identity(plan, **more)
 
     def __len__(self) -> int:
-        return len(self._job.batches)  # type: ignore[arg-type]
+        return len(self._plan.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
         self._samples = 0
-        for number, batch in enumerate(iterate(self._job.batches), start=1):
+        for number, batch in enumerate(iterate(self._plan.batches), start=1):
             self._count(batch)
             yield batch
             if self._stats and self._stats.batches == number > self.looked and is_doubling(number):
                 self.look(self._stats)
-            if self.looked == number and is_stable(self.curve, self._job.until_stable):  # type: ignore[arg-type]
+            if self.looked == number and is_stable(self.curve, self._plan.request.until_stable):  # type: ignore[arg-type]
                 return
 
     def note(self, stats: Stats) -> None:
         """Take the statistics after a batch; at a doubling they are written before its masks are."""
         self._stats = stats
-        if self._job.checkpoint:
-            self._job.checkpoint.save(stats, self._settings, now=is_doubling(stats.batches))
+        if self._plan.checkpoint:
+            self._plan.checkpoint.save(stats, self._settings, now=is_doubling(stats.batches))
 
     def look(self, stats: Stats) -> None:
         """Choose masks, and compare them with the ones before."""
-        begun, job = time.perf_counter(), self._job
+        begun, plan = time.perf_counter(), self._plan
         packed = []
         if all(all(of.values()) for of in stats.counts.values()):  # else a layer has seen nothing so far
-            scores = Scores(job.pruner, job.weights, stats, job.own_hyper, job.seed)
-            packed = choose(job, scores, job.sparsities)
+            scores = Scores(plan, stats)
+            packed = choose(plan, scores, plan.sparsities, stats)
         if packed and self.packed:
             shares = map(kept_alike, packed, self.packed)
-            agreement = dict(zip(job.sparsities, shares, strict=True))
+            agreement = dict(zip(plan.sparsities, shares, strict=True))
             self.curve.append(Doubling(stats.batches, self.looked, agreement, self._samples))
         self.packed, self.looked = packed, stats.batches
         self.seconds += time.perf_counter() - begun
-        if job.checkpoint and is_doubling(stats.batches):
-            self._save(job.checkpoint.part(HALF))
+        if plan.checkpoint and is_doubling(stats.batches):
+            self._save(plan.checkpoint.part(HALF))
 
     def _save(self, place: Any) -> None:
         tensors = {f"{i}/{n}": torch.from_numpy(bits) for i, of in enumerate(self.packed) for n, bits in of.items()}
@@ -155,21 +114,21 @@ class _Watched:
 
     def go_on(self) -> Stats | None:
         """Stand where a checkpoint stood; return its statistics, None to begin afresh."""
-        start = self._job.checkpoint.load(self._settings) if self._job.checkpoint else None
+        start = self._plan.checkpoint.load(self._settings) if self._plan.checkpoint else None
         if start is None:
             return None
-        assert self._job.checkpoint is not None
-        tensors, facts = self._job.checkpoint.part(HALF).load_state(self._settings) or ({}, {"looked": 0, "curve": []})
+        assert self._plan.checkpoint is not None
+        tensors, facts = self._plan.checkpoint.part(HALF).load_state(self._settings) or ({}, {"looked": 0, "curve": []})
         last = 1 << (start.batches.bit_length() - 1)
         if facts["looked"] != last and not (start.batches == last == max(1, 2 * facts["looked"])):
             return None  # the two files are not of one run
-        packed: list[Packed] = [{} for _ in self._job.sparsities] if tensors else []
+        packed: list[Packed] = [{} for _ in self._plan.sparsities] if tensors else []
         for key, bits in tensors.items():
             number, _, name = key.partition("/")
             packed[int(number)][name] = bits.numpy()
         self.packed, self.looked, self._stats = packed, facts["looked"], start
         for batches, before, shares, samples in facts["curve"]:
-            agreement = dict(zip(self._job.sparsities, shares, strict=True))
+            agreement = dict(zip(self._plan.sparsities, shares, strict=True))
             self.curve.append(Doubling(batches, before, agreement, samples))
         return start
 

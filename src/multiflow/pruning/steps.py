@@ -7,7 +7,9 @@ the parameters point to other memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,139 +17,121 @@ from torch import Tensor
 
 from multiflow.base.adapter import parts
 from multiflow.base.errors import MultiflowError
-from multiflow.calibration import (
-    Cycle,
-    Stats,
-    announce,
-    buffers_restored,
-    check_rows_fit,
-    gradient_rows,
-    length,
-    put_buffers,
-    weights_replaced,
-)
+from multiflow.calibration import Cycle, Progress, buffers_restored, length, put_buffers, weights_replaced
 from multiflow.masks import pack, unpack
 from multiflow.methods.budgets import sparsities_of
-from multiflow.pruning.choose import Packed, Pruned, choose, select_lowest
-from multiflow.pruning.job import Job
-from multiflow.pruning.measure import identity, measure
-from multiflow.pruning.result import Scores, short
-from multiflow.pruning.returned import check_fitted, check_named, check_pair
+from multiflow.pruning.choose import Outcome, Packed
+from multiflow.pruning.measure import plan_identity
+from multiflow.pruning.plan import PruningPlan
+from multiflow.pruning.result import short
 
 Tensors = Mapping[str, Tensor]
 
 
-def prune_in_steps(job: Job) -> Iterator[Pruned]:
-    """Yield for each sparsity the packed masks and, where the pruner changes weights, the new weights."""
-    if job.pruner.kind == "solver":
-        what, size = check_rows_fit(job.weights.parameters, _most_rows(job), int(job.hyper["steps"]))
-        announce(f"{job.pruner.name} takes {what}", size)
-    settings = identity(job.adapter, job.layout, job.weights, **job.record(0)) if job.checkpoint else {}
-    for sparsity in job.sparsities:
-        place = job.checkpoint.part(short(sparsity)) if job.checkpoint else None
-        with buffers_restored(job.model), weights_replaced(job.weights.parameters):
-            run = _Run(job, sparsity)
-            if place and (state := place.load_state(settings)):
-                run.go_on(*state)
+@dataclass(frozen=True)
+class State:
+    """Where the steps of one sparsity stand.
+
+    Args:
+        packed: layer name -> mask; what is gone stays gone.
+        weights: layer name -> weight, of which the masked part is what the model computes with.
+    """
+
+    packed: Packed
+    weights: Tensors
+
+    def frozen(self, scores: Tensors) -> Tensors:
+        """Return the scores, among which the weights that are gone already rank lowest."""
+        return _Frozen(scores, self.packed)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a method in steps.
+
+    Args:
+        target: the sparsity after it.
+        batches: what it measures on; iterated once.
+        most: the batches there are at most.
+        progress: told of every batch.
+    """
+
+    target: float
+    batches: Iterable[Any]
+    most: int
+    progress: Progress
+
+
+Take = Callable[[PruningPlan, State, Step], State]
+"""``f(plan, state, step)``: measure on the model as it is by now, prune up to the target, return the new state."""
+
+
+def prune_in_steps(plan: PruningPlan, take: Take) -> Outcome:
+    """Give the masks of each sparsity and, where the pruner changes weights, the new weights."""
+    begun = time.perf_counter()
+    settings = plan_identity(plan) if plan.checkpoint else {}
+    packed, taken, changed = [], [], []
+    for sparsity in plan.sparsities:
+        place = plan.checkpoint.part(short(sparsity)) if plan.checkpoint else None
+        with buffers_restored(plan.model), weights_replaced(plan.weights.parameters):
+            run = _Run(plan, take, sparsity)
+            if place and (saved := place.load_state(settings)):
+                run.go_on(*saved)
             for _ in run.steps():
                 if place:
                     place.save_state(run.tensors(), settings, run.facts())
-        yield Pruned(run.packed, run.current if job.pruner.changes_weights else None, run.taken)
-    if job.checkpoint:
-        for sparsity in job.sparsities:
-            job.checkpoint.part(short(sparsity)).delete()
+        packed.append(run.state.packed)
+        taken.append(run.taken)
+        if plan.pruner.changes_weights:
+            parameters = plan.weights.parameters
+            changed.append({n: weight.to("cpu", parameters[n].dtype) for n, weight in run.state.weights.items()})
+    if plan.checkpoint:
+        for sparsity in plan.sparsities:
+            plan.checkpoint.part(short(sparsity)).delete()
+    return Outcome(packed, taken, {"steps": time.perf_counter() - begun}, changed or None)
 
 
-def _most_rows(job: Job) -> int:
-    """The batches of a step: those asked for, or fewer where there are fewer."""
-    asked = int(job.hyper["batches_per_step"])
-    return min(asked, length(job.batches) or asked)
+def most_batches(plan: PruningPlan) -> int:
+    """Return the batches of a step: those asked for, or fewer where there are fewer."""
+    asked = int(plan.request.hyper["batches_per_step"])
+    return min(asked, length(plan.batches) or asked)
 
 
 class _Run:
     """The steps of one sparsity."""
 
-    def __init__(self, job: Job, sparsity: float) -> None:
-        self._job = job
-        self._tell = job.progress_of(sparsity)
-        self._targets = sparsities_of(job.hyper["schedule"], sparsity, job.hyper["steps"])
+    def __init__(self, plan: PruningPlan, take: Take, sparsity: float) -> None:
+        hyper, parameters = plan.request.hyper, plan.weights.parameters
+        self._plan, self._take, self._tell = plan, take, plan.progress_of(sparsity)
+        self._targets = sparsities_of(hyper["schedule"], sparsity, hyper["steps"])
         self._done = 0
-        self._cycle = Cycle(job.batches, job.hyper["batches_per_step"])  # type: ignore[arg-type]
-        self.packed: Packed = {layer.name: pack(torch.ones(layer.shape).bool()) for layer in job.layout.layers}
-        solves = job.pruner.changes_weights
-        self.current: Tensors = dict(job.weights) if solves else {n: w.data for n, w in job.weights.parameters.items()}
+        self._cycle = Cycle(plan.batches, hyper["batches_per_step"])  # type: ignore[arg-type]
+        changes = plan.pruner.changes_weights
+        self.state = State(
+            {layer.name: pack(torch.ones(layer.shape).bool()) for layer in plan.layout.layers},
+            dict(plan.weights) if changes else {name: weight.data for name, weight in parameters.items()},
+        )
 
     def steps(self) -> Iterator[int]:
         """Take the steps that are left, yielding after each."""
-        job = self._job
-        step = self._solve if job.pruner.kind == "solver" else self._score
+        most = most_batches(self._plan)
         for target in self._targets[self._done :]:
-            batches = self._cycle.take()
-            step(list(batches) if len(job.pruner.statistics) > 1 else batches, target)
+            step = Step(target, self._cycle.take(), most, self._progress)
+            self.state = self._take(self._plan, self.state, step)
             self._done += 1
             self._install()
             yield self._done
 
-    def _score(self, batches: Iterable[Any], target: float) -> None:
-        job = self._job
-        options = {"progress": self._progress}
-        found = [measure(job.model, job.layout, batches, job.adapter, n, **options) for n in job.pruner.statistics]
-        scores = Scores(job.pruner, job.weights, Stats.join(found) if found else None, job.own_hyper, job.seed)
-        before, self.packed = self.packed, choose(job, _Frozen(scores, self.packed), [target])[0]
-        for name, bits in self.packed.items():
-            if (bits & ~before[name]).any():
-                raise MultiflowError(
-                    f"at sparsity {target:g} the allocation drops fewer weights of layer '{name}' than a step before; "
-                    "in steps a layer can only lose more"
-                )
-
-    def _solve(self, batches: Iterable[Any], target: float) -> None:
-        job = self._job
-        rows, samples = gradient_rows(
-            job.model,
-            job.weights.parameters,
-            batches,
-            job.adapter.loss,  # type: ignore[arg-type]
-            most=_most_rows(job),
-            samples=count_samples,
-            split=parts,
-            idle=job.adapter.idle,
-            progress=self._progress,
-        )
-        for name, of in rows.items():  # a weight that is gone has no gradient: it stays gone
-            of *= unpack(self.packed[name], of.shape[1]).to(of.device)
-        given = {"gradient_rows": rows, "batch_samples": samples}
-        count = round(target * job.layout.size)
-        versions = {name: weight._version for name, weight in self.current.items()}
-        found = job.pruner.function(
-            self.current, count, select_lowest, **{name: given[name] for name in job.pruner.needs}, **job.own_hyper
-        )
-        for name, weight in self.current.items():
-            if weight._version != versions[name]:
-                raise MultiflowError(
-                    f"pruner '{job.pruner.name}' changed the weight of layer '{name}' in place; let it return new "
-                    "tensors (weight * mask, not weight.mul_(mask)), and load the model anew"
-                )
-        pair = check_pair(job.pruner, found)
-        masks, solved = check_named(job.pruner, "mask", pair[0]), check_named(job.pruner, "weight", pair[1])
-        self.current = {
-            name: check_fitted(job.pruner, name, masks.get(name), solved.get(name), layer.shape).to(self.current[name])
-            for name, layer in job.layout.items()
-        }
-        self.packed = {name: pack(masks[name]) for name in job.layout}
-        if (dropped := sum(int((~masks[name]).sum()) for name in job.layout)) != count:
-            raise MultiflowError(f"pruner '{job.pruner.name}' drops {dropped} weights; it was asked for {count}")
-
     def _progress(self, what: str, done: int, total: int | None) -> None:
         if self._tell:
-            each = _most_rows(self._job)
+            each = most_batches(self._plan)
             self._tell(what, self._done * each + done, len(self._targets) * each)
 
     def _install(self) -> None:
         """Point the parameters to the weights as they are now."""
-        for name, parameter in self._job.weights.parameters.items():
-            kept = unpack(self.packed[name], parameter.numel()).view(parameter.shape).to(parameter.device)
-            parameter.data = self.current[name].to(parameter.dtype).masked_fill(~kept, 0.0)
+        for name, parameter in self._plan.weights.parameters.items():
+            kept = unpack(self.state.packed[name], parameter.numel()).view(parameter.shape).to(parameter.device)
+            parameter.data = self.state.weights[name].to(parameter.dtype).masked_fill(~kept, 0.0)
 
     @property
     def taken(self) -> int:
@@ -156,12 +140,10 @@ class _Run:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint."""
-        kept = {f"mask/{name}": torch.from_numpy(bits) for name, bits in self.packed.items()}
-        moved = {f"buffer/{name}": buffer for name, buffer in self._job.model.named_buffers()}
-        solved = (
-            {f"weight/{n}": weight for n, weight in self.current.items()} if self._job.pruner.changes_weights else {}
-        )
-        return {**kept, **moved, **solved}
+        kept = {f"mask/{name}": torch.from_numpy(bits) for name, bits in self.state.packed.items()}
+        moved = {f"buffer/{name}": buffer for name, buffer in self._plan.model.named_buffers()}
+        changed = self.state.weights if self._plan.pruner.changes_weights else {}
+        return {**kept, **moved, **{f"weight/{name}": weight for name, weight in changed.items()}}
 
     def facts(self) -> dict[str, int]:
         """Return the numbers of a checkpoint."""
@@ -169,16 +151,18 @@ class _Run:
 
     def go_on(self, tensors: Tensors, facts: Mapping[str, int]) -> None:
         """Stand where a checkpoint stood."""
-        job = self._job
+        plan = self._plan
         of: dict[str, dict[str, Tensor]] = {"mask": {}, "buffer": {}, "weight": {}}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             of[kind][name] = tensor
-        self.packed = {name: bits.numpy() for name, bits in of["mask"].items()}
-        self.current = {n: of["weight"].get(n, weight).to(weight.device) for n, weight in self.current.items()}
-        put_buffers(job.model, of["buffer"])
+        self.state = State(
+            {name: bits.numpy() for name, bits in of["mask"].items()},
+            {name: of["weight"].get(name, old).to(old.device) for name, old in self.state.weights.items()},
+        )
+        put_buffers(plan.model, of["buffer"])
         self._done = facts["step"]
-        self._cycle = Cycle(job.batches, job.hyper["batches_per_step"], facts["taken"])  # type: ignore[arg-type]
+        self._cycle = Cycle(plan.batches, plan.request.hyper["batches_per_step"], facts["taken"])  # type: ignore[arg-type]
         self._install()
 
 

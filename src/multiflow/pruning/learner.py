@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from multiflow.base.ranks import world
 from multiflow.calibration import (
     Checkpoint,
     Cycle,
+    announce,
     buffers_restored,
     differentiable,
     keep_up,
@@ -26,64 +27,71 @@ from multiflow.calibration import (
     weights_replaced,
 )
 from multiflow.masks import hash_weight, pack
-from multiflow.pruning.choose import Packed, Pruned, choose_masks
-from multiflow.pruning.job import Job
-from multiflow.pruning.measure import identity
-from multiflow.pruning.result import check_scores, short
-from multiflow.pruning.returned import check_named
+from multiflow.pruning.choose import Outcome, Packed, choose_masks
+from multiflow.pruning.measure import plan_identity
+from multiflow.pruning.plan import PruningPlan
+from multiflow.pruning.result import short
+from multiflow.pruning.returned import check_named, check_scores
 
+TRAINED = 5 * 4  # bytes a weight while scores are trained: score, its gradient and two moments, room for a step
 SLOW = 1.0  # seconds to write a checkpoint from which on it is written less often
 SHARE = 0.1  # of the time, at most, that slow ones take
 
 
-def prune_by_learning(job: Job) -> Iterator[Pruned]:
-    """Yield for each sparsity the packed masks; a learner that writes to the user's weights is an error."""
-    settings = identity(job.adapter, job.layout, job.weights, **job.record(0)) if job.checkpoint else {}
-    before = _hashes(job)
-    for sparsity in job.sparsities:
+def run(plan: PruningPlan) -> Outcome:
+    """Give the masks of each sparsity, learned anew; a learner that writes to the user's weights is an error."""
+    begun, parameters = time.perf_counter(), plan.weights.parameters
+    size = sum(TRAINED * weight.numel() + 2 * weight.nbytes for weight in parameters.values())
+    announce(f"{plan.pruner.name} trains scores, which with masked weights and their gradients take up to", size)
+    settings = plan_identity(plan) if plan.checkpoint else {}
+    before = _hashes(plan)
+    packed, batches = [], []
+    for sparsity in plan.sparsities:
         with (
-            buffers_restored(job.model),
-            weights_replaced(job.weights.parameters),
-            differentiable(job.model, job.weights.parameters),
-            torch.random.fork_rng(_devices(job)),
+            buffers_restored(plan.model),
+            weights_replaced(parameters),
+            differentiable(plan.model, parameters),
+            torch.random.fork_rng(_devices(plan)),
         ):
-            packed, batches = _learn(job, sparsity, settings)
-        if changed := [name for name, now in _hashes(job).items() if now != before[name]]:
+            masks, taken = _learn(plan, sparsity, settings)
+        if changed := [name for name, now in _hashes(plan).items() if now != before[name]]:
             raise MultiflowError(
-                f"pruner '{job.pruner.name}' changed the weight of layer '{changed[0]}' in place; let it put other "
+                f"pruner '{plan.pruner.name}' changed the weight of layer '{changed[0]}' in place; let it put other "
                 "memory there (weight.data = weight * mask, not weight.mul_(mask)), and load the model anew"
             )
-        yield Pruned(packed, None, batches)
-    if job.checkpoint:
-        for sparsity in job.sparsities:
-            job.checkpoint.part(short(sparsity)).delete()
+        packed.append(masks)
+        batches.append(taken)
+    if plan.checkpoint:
+        for sparsity in plan.sparsities:
+            plan.checkpoint.part(short(sparsity)).delete()
+    return Outcome(packed, batches, {"steps": time.perf_counter() - begun})
 
 
-def _hashes(job: Job) -> dict[str, str]:
+def _hashes(plan: PruningPlan) -> dict[str, str]:
     """Layer name -> hash of its weight: a learner may point ``weight.data`` elsewhere, so versions say nothing."""
-    return dict(zip(job.layout, in_parallel(hash_weight, job.weights.parameters.values()), strict=True))
+    return dict(zip(plan.layout, in_parallel(hash_weight, plan.weights.parameters.values()), strict=True))
 
 
-def _learn(job: Job, sparsity: float, settings: Mapping[str, Any]) -> tuple[Packed, int]:
+def _learn(plan: PruningPlan, sparsity: float, settings: Mapping[str, Any]) -> tuple[Packed, int]:
     """Return the packed masks of a sparsity, and how many batches were taken."""
-    place = job.checkpoint.part(short(sparsity)) if job.checkpoint else None
-    feed = _Feed(job, Cycle(job.batches, world()))  # type: ignore[arg-type]
+    place = plan.checkpoint.part(short(sparsity)) if plan.checkpoint else None
+    feed = _Feed(plan, Cycle(plan.batches, world()))  # type: ignore[arg-type]
 
     def select(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        given = check_named(job.pruner, "scores", scores)
-        checked = {n: check_scores(job.pruner, n, given.get(n), layer.shape) for n, layer in job.layout.items()}
-        return choose_masks(job, checked, sparsity)
+        given = check_named(plan.pruner, "scores", scores)
+        checked = {n: check_scores(plan.pruner, n, given.get(n), layer.shape) for n, layer in plan.layout.items()}
+        return choose_masks(plan, checked, sparsity)
 
-    scores = job.pruner.call(
-        job.model,
-        job.weights.parameters,
+    scores = plan.pruner.call(
+        plan.model,
+        plan.weights.parameters,
         feed.loss,
         select,
         sparsity=sparsity,
-        seed=job.seed,
+        seed=plan.seed,
         checkpoint=LearnerCheckpoint(place, settings, feed) if place else None,
-        progress=job.progress_of(sparsity),
-        **job.own_hyper,
+        progress=plan.progress_of(sparsity),
+        **plan.request.own_hyper,
     )
     return {name: pack(mask) for name, mask in select(scores).items()}, feed.cycle.taken
 
@@ -92,18 +100,18 @@ def _learn(job: Job, sparsity: float, settings: Mapping[str, Any]) -> tuple[Pack
 class _Feed:
     """The loss of the model on one batch after another; of several processes each has one of its own."""
 
-    job: Job
+    plan: PruningPlan
     cycle: Cycle
 
     def loss(self) -> Tensor:
         """Return the loss on the next batch, with its graph; the mean over all processes is that of their batches."""
-        job, before = self.job, self.cycle.taken
-        device = next(iter(job.weights.parameters.values())).device
+        plan, before = self.plan, self.cycle.taken
+        device = next(iter(plan.weights.parameters.values())).device
         value = torch.zeros((), device=device, requires_grad=True)  # of a process without a batch
         for turn in turns(self.cycle.take(), split=parts):
             for number, batch in turn.own:
-                value = loss_of(job.model, batch, before + number, job.adapter.loss, device)  # type: ignore[arg-type]
-            keep_up(job.model, turn, job.adapter.idle)
+                value = loss_of(plan.model, batch, before + number, plan.adapter.loss, device)  # type: ignore[arg-type]
+            keep_up(plan.model, turn, plan.adapter.idle)
             value = value * (world() / max(turn.takers, 1))
         return value
 
@@ -126,7 +134,7 @@ class LearnerCheckpoint:
         if step % self.place.every or begun < self.wait_until:
             return
         tensors = {f"score/{name}": value for name, value in scores.items()}
-        tensors |= {f"buffer/{name}": value for name, value in self.feed.job.model.named_buffers()}
+        tensors |= {f"buffer/{name}": value for name, value in self.feed.plan.model.named_buffers()}
         for name, value in scores.items():
             tensors |= {f"{key}/{name}": torch.as_tensor(moment) for key, moment in optimizer.state[value].items()}
         self.place.save_state(tensors, self.settings, {"step": step, "taken": self.feed.cycle.taken})
@@ -145,14 +153,14 @@ class LearnerCheckpoint:
                 if kind == "score":
                     scores[name].copy_(tensor)
                 elif kind == "buffer":
-                    put_buffers(self.feed.job.model, {name: tensor})
+                    put_buffers(self.feed.plan.model, {name: tensor})
                 else:
                     device = scores[name].device if tensor.ndim else tensor.device
                     optimizer.state[scores[name]][kind] = tensor.to(device)
-        self.feed.cycle = Cycle(self.feed.job.batches, world(), facts["taken"])  # type: ignore[arg-type]
+        self.feed.cycle = Cycle(self.feed.plan.batches, world(), facts["taken"])  # type: ignore[arg-type]
         return int(facts["step"])
 
 
-def _devices(job: Job) -> list[torch.device]:
-    device = next(iter(job.weights.parameters.values())).device
+def _devices(plan: PruningPlan) -> list[torch.device]:
+    device = next(iter(plan.weights.parameters.values())).device
     return [device] if device.type == "cuda" else []

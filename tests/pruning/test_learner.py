@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.methods import PRUNERS
-from multiflow.pruning import learn
-from multiflow.pruning.learn import LearnerCheckpoint
+from multiflow.pruning import learner
+from multiflow.pruning.learner import LearnerCheckpoint
 from tests.small import ADAPTER, QUICK, towers_batches, two_towers
 
 
@@ -60,8 +59,7 @@ def test_the_pattern_holds():
     assert all(bool((mask.view(-1, 4).sum(1) == 2).all()) for mask in masks.values())
 
 
-def test_the_loss_is_that_of_the_next_batch_with_its_graph(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+def test_the_loss_is_that_of_the_next_batch_with_its_graph():
     seen, model, batches = [], two_towers(), towers_batches(2, 3)
 
     @mf.learner("looks")
@@ -81,9 +79,7 @@ def test_the_loss_is_that_of_the_next_batch_with_its_graph(monkeypatch):
 
 
 @pytest.mark.parametrize("change", [lambda weight: weight.mul_(0.5), lambda weight: weight.data.mul_(0.5)])
-def test_a_learner_that_writes_to_the_users_weights_is_told(change, monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
-
+def test_a_learner_that_writes_to_the_users_weights_is_told(change):
     @mf.learner("impure")
     def impure(model, weights, loss, select):
         """Say."""
@@ -96,9 +92,7 @@ def test_a_learner_that_writes_to_the_users_weights_is_told(change, monkeypatch)
         mf.prune(two_towers(), "impure", 0.5, towers_batches(), adapter=ADAPTER)
 
 
-def test_a_learner_may_train_weights_of_its_own(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
-
+def test_a_learner_may_train_weights_of_its_own():
     @mf.learner("trains")
     def trains(model, weights, loss, select):
         """Say."""
@@ -125,12 +119,12 @@ def test_a_checkpoint_that_takes_long_is_written_less_often(seconds, written, mo
             now[0] += seconds
             steps.append(facts["step"])
 
-    monkeypatch.setattr(learn.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(learner.time, "monotonic", lambda: now[0])
     scores = {"a": torch.zeros(2, 2, requires_grad=True)}
     optimizer = torch.optim.AdamW(scores.values())
-    job = SimpleNamespace(model=two_towers())
+    plan = SimpleNamespace(model=two_towers())
     checkpoint = LearnerCheckpoint(
-        Slow(tmp_path, every=2), {}, SimpleNamespace(job=job, cycle=SimpleNamespace(taken=0))
+        Slow(tmp_path, every=2), {}, SimpleNamespace(plan=plan, cycle=SimpleNamespace(taken=0))
     )
     for step in range(1, 11):
         now[0] += 3.0

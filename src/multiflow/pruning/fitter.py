@@ -6,7 +6,8 @@ All of it is known from the layout: it is announced before the first batch, and 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -16,34 +17,34 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.types import Layer, NofM, Pattern, PerRow
 from multiflow.calibration import MOMENT, Stats, announce, check_fits, free_memory, sums_size
 from multiflow.masks import pack, select
-from multiflow.pruning.choose import Packed, Pruned, budgets
-from multiflow.pruning.job import Job
-from multiflow.pruning.result import check_scores
-from multiflow.pruning.returned import check_fitted, check_pair
+from multiflow.pruning import measure
+from multiflow.pruning.choose import Outcome, Packed, budgets
+from multiflow.pruning.plan import PruningPlan
+from multiflow.pruning.returned import check_fitted, check_pair, check_scores
 
 ON_WEIGHT = 30  # bytes for each weight of a layer while it is fitted: seven float32 tensors and two masks
 ON_MOMENT = 8  # bytes for each number of its moment meanwhile: the float32 moment, and the damped one
 ON_INVERSE = 24  # bytes for each number of its moment before, while it is inverted: two matrices in float64 more
 
 
-def check_memory(job: Job) -> None:
+def check_memory(plan: PruningPlan) -> None:
     """Announce the bytes that a fitter takes beside its statistics: new weights, and one layer's work.
 
     Raises:
         MultiflowError: more than are free, with the statistics that are still to be measured.
     """
-    parameters = list(job.weights.parameters.values())
-    device, number = parameters[0].device, len(job.sparsities)
+    parameters = list(plan.weights.parameters.values())
+    device, number = parameters[0].device, len(plan.sparsities)
     kept = number * sum(weight.nbytes for weight in parameters)
-    work = max(work_size(layer, job.pruner.needs) for layer in job.layout.layers)
+    work = max(work_size(layer, plan.pruner.needs) for layer in plan.layout.layers)
     what = f"new weights of {number} sparsities" if number > 1 else "new weights"
     what += " and one layer to work with"
-    measured = () if isinstance(job.batches, Stats) else job.pruner.statistics
-    need = work + sums_size(job.layout, measured) + (kept if device.type == "cpu" else 0)
+    measured = () if isinstance(plan.batches, Stats) else plan.request.statistics
+    need = work + sums_size(plan.layout, measured) + (kept if device.type == "cpu" else 0)
     fewer = "ask for fewer sparsities at a time, or " if number > 1 else ""
     advice = f"{fewer}leave wide layers dense with Adapter(exclude=...)"
     check_fits(", ".join((*measured, what)), need, free_memory(device), advice)
-    announce(f"{job.pruner.name} holds {what}", kept + work)
+    announce(f"{plan.pruner.name} holds {what}", kept + work)
 
 
 def work_size(layer: Layer, needs: Collection[str]) -> int:
@@ -54,37 +55,46 @@ def work_size(layer: Layer, needs: Collection[str]) -> int:
     return max(ON_INVERSE * square, ON_MOMENT * square + ON_WEIGHT * layer.size)
 
 
-def fit_layers(job: Job, stats: Stats | None) -> Iterator[Pruned]:
-    """Yield for each sparsity the packed masks and the new weights."""
-    for sparsity, budget in zip(job.sparsities, budgets(job, {}, job.sparsities), strict=True):
-        progress = job.progress_of(sparsity)
-        packed: Packed = {}
+def run(plan: PruningPlan) -> Outcome:
+    """Give for each sparsity the masks and the new weights, layer by layer, from statistics measured once."""
+    begun = time.perf_counter()
+    check_memory(plan)
+    stats = measure.statistics(plan)
+    packed: list[Packed] = []
+    changed: list[dict[str, Tensor]] = []
+    for sparsity, budget in zip(plan.sparsities, budgets(plan, {}, plan.sparsities, stats), strict=True):
+        progress = plan.progress_of(sparsity)
+        masks: Packed = {}
         weights: dict[str, Tensor] = {}
-        for name in job.layout:  # one at a time, not in threads: the work on a layer takes several times its size
-            packed[name], weights[name] = _fit(job, stats, name, budget[name])
+        for name in plan.layout:  # one at a time, not in threads: the work on a layer takes several times its size
+            masks[name], weights[name] = _fit(plan, stats, name, budget[name])
             if progress:
-                progress("fit", len(packed), len(job.layout))
-        yield Pruned(packed, weights, stats.batches if stats else 0)
+                progress("fit", len(masks), len(plan.layout))
+        packed.append(masks)
+        changed.append(weights)
+    measure.forget(plan)
+    batches = [stats.batches if stats else 0] * len(packed)
+    return Outcome(packed, batches, {"steps": time.perf_counter() - begun}, changed, stats=stats)
 
 
-def _fit(job: Job, stats: Stats | None, name: str, count: int) -> tuple[np.ndarray, Tensor]:
+def _fit(plan: PruningPlan, stats: Stats | None, name: str, count: int) -> tuple[np.ndarray, Tensor]:
     """Return the packed mask and the new weight of a layer that drops ``count``."""
-    weight, parameter = job.weights[name], job.weights.parameters[name]
+    weight, parameter = plan.weights[name], plan.weights.parameters[name]
     version = parameter._version
 
     def choose(scores: Any, done: float = 1.0) -> Tensor:
-        checked = check_scores(job.pruner, name, scores, job.layout[name].shape, some_gone=True)
-        return choose_part(checked, done, count=count, pattern=job.pattern)
+        checked = check_scores(plan.pruner, name, scores, plan.layout[name].shape, some_gone=True)
+        return choose_part(checked, done, count=count, pattern=plan.request.pattern)
 
-    given = {need: stats.get_layer(need, name).to(weight) for need in job.pruner.needs} if stats else {}
-    found = job.pruner.function(weight, choose, **given, **job.own_hyper)
+    given = {need: stats.get_layer(need, name).to(weight) for need in plan.pruner.needs} if stats else {}
+    found = plan.pruner.function(weight, choose, **given, **plan.request.own_hyper)
     if parameter._version != version:
         raise MultiflowError(
-            f"pruner '{job.pruner.name}' changed the weight of layer '{name}' in place; let it return a new "
+            f"pruner '{plan.pruner.name}' changed the weight of layer '{name}' in place; let it return a new "
             "tensor, and load the model anew"
         )
-    mask, fitted = check_pair(job.pruner, found)
-    fitted = check_fitted(job.pruner, name, mask, fitted, job.layout[name].shape, count)
+    mask, fitted = check_pair(plan.pruner, found)
+    fitted = check_fitted(plan.pruner, name, mask, fitted, plan.layout[name].shape, count)
     return pack(mask), fitted.to("cpu", parameter.dtype)
 
 

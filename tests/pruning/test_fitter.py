@@ -11,15 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 import multiflow as mf
 from multiflow.calibration import sums_size
-from multiflow.methods import PRUNERS, find_pruner
-from multiflow.pruning import fit
-from multiflow.pruning.fit import work_size
+from multiflow.methods import find_pruner
+from multiflow.pruning import fitter
+from multiflow.pruning.fitter import work_size
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_registry_as_it_was(monkeypatch):
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
 
 
 def prune(method, sparsity, **options):
@@ -203,7 +198,7 @@ def test_more_than_is_free_is_refused_before_the_first_batch(method, monkeypatch
     need = 4 * layout.size + max(work_size(layer, needs) for layer in layout.layers)
     stats = mf.calibrate(two_towers(), towers_batches(), adapter=ADAPTER, statistics=needs)
     for given, size in ((never(), need + sums_size(layout, needs)), (stats, need)):
-        monkeypatch.setattr(fit, "free_memory", lambda device, size=size: size - 1)
+        monkeypatch.setattr(fitter, "free_memory", lambda device, size=size: size - 1)
         what = f"{needs[0]}, new" if given is not stats else "new"
         said = f"^{what} weights and one layer to work with need .* are free; leave wide layers dense"
         with pytest.raises(mf.MultiflowError, match=said):
@@ -212,7 +207,7 @@ def test_more_than_is_free_is_refused_before_the_first_batch(method, monkeypatch
         mf.MultiflowError, match=r"of 2 sparsities and .* free; ask for fewer sparsities at a time, or leave"
     ):
         mf.prune(two_towers(), method, [0.5, 0.75], stats, adapter=ADAPTER)
-    monkeypatch.setattr(fit, "free_memory", lambda device: need)
+    monkeypatch.setattr(fitter, "free_memory", lambda device: need)
     assert mf.prune(two_towers(), method, 0.5, stats, adapter=ADAPTER).masks[0.5].sparsity == 0.5
 
 

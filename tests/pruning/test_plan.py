@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.base.types import NofM, Unstructured
 from multiflow.calibration import gradients
-from multiflow.pruning import check_sparsities
+from multiflow.pruning.plan import request
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
 AGAIN = ["itersnip", "chita", "chita++", "tamt"]
@@ -57,9 +56,9 @@ def test_no_loss(method):
 @pytest.mark.parametrize(("given", "said"), [
     ({"steps": 0}, "steps 0 was given; expected a whole number of at least 1"),
     ({"batches_per_step": -3}, "batches_per_step -3 was given; expected a whole number of at least 1"),
-    ({"steps": 2.5}, "'steps' of pruner '.*' is 2.5 .float.; expected a whole number"),
-    ({"steps": True}, "'steps' of pruner '.*' is True .bool.; expected a whole number"),
-    ({"batches_per_step": "4"}, "'batches_per_step' of pruner '.*' is '4' .str.; expected a whole number"),
+    ({"steps": 2.5}, "steps=2.5 of pruner '.*' is a float; expected a whole number"),
+    ({"steps": True}, "steps=True of pruner '.*' is a bool; expected a whole number"),
+    ({"batches_per_step": "4"}, "batches_per_step='4' of pruner '.*' is a str; expected a whole number"),
     ({"schedule": "expp"}, "unknown schedule 'expp'; known: exp, linear; did you mean 'exp'"),
     ({"schedule": "lineal"}, "unknown schedule 'lineal'; known: exp, linear; did you mean 'linear'"),
     ({"step": 3}, "has no hyper-parameter 'step'; it has: .*; did you mean 'steps'"),
@@ -107,7 +106,7 @@ def test_a_generator_serves_one_sparsity(method):
 def test_too_little_memory_says_how_many_rows_fit(method, monkeypatch):
     row = 4 * ADAPTER.layout(two_towers()).size
     monkeypatch.setattr(gradients, "free_memory", lambda device: row * (gradients.HEADROOM + 3))
-    said = r"^50 gradient rows of .* GiB are free; at most {0} rows fit: set batches_per_step={0}$"
+    said = r"^50 gradient rows of .* GiB are free; at most {0} rows fit: give batches_per_step={0}$"
     fit = 3 if method == "chita" else 3 - gradients.LATER
     refused(method, said.format(fit))  # how many batches there are is not known
     options = {"adapter": ADAPTER, "steps": 1}
@@ -157,6 +156,10 @@ def test_a_loss_that_is_no_scalar(method):
         mf.prune(model, method, 0.5, [torch.ones(2, 4)], adapter=every(model, loss=lambda m, b: m(b)))
 
 
+def sparsities(given, pattern=None):
+    return request("magnitude", given, pattern=pattern).sparsities
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -172,26 +175,26 @@ def test_a_loss_that_is_no_scalar(method):
 )
 def test_sparsity_outside_its_range(given, message):
     with pytest.raises(mf.MultiflowError, match=message):
-        check_sparsities(given, Unstructured())
+        sparsities(given)
 
 
 def test_sparsities_as_arrays_and_doubles():
-    assert check_sparsities(np.array([0.5, 0.75]), Unstructured()) == (0.5, 0.75)
-    assert check_sparsities([0.5, 0.5], Unstructured()) == (0.5,)
+    assert sparsities(np.array([0.5, 0.75])) == (0.5, 0.75)
+    assert sparsities([0.5, 0.5]) == (0.5,)
     with pytest.raises(mf.MultiflowError, match=r"pattern '2:4' means sparsity 0.5, not 0.63"):
-        check_sparsities(0.63, NofM(2, 4))
+        sparsities(0.63, "2:4")
 
 
 def test_a_sparsity_rounded_to_three_digits_names_an_n_of_m_pattern():
-    assert check_sparsities(0.667, NofM(1, 3)) == (0.667,)
+    assert sparsities(0.667, "1:3") == (0.667,)
     with pytest.raises(mf.MultiflowError, match="means sparsity 0.666667, not 0.66"):
-        check_sparsities(0.66, NofM(1, 3))
+        sparsities(0.66, "1:3")
 
 
 def test_sparsities_whose_files_would_have_one_name():
-    assert check_sparsities([1 / 3, 0.33333], Unstructured()) == (1 / 3, 0.33333)
+    assert sparsities([1 / 3, 0.33333]) == (1 / 3, 0.33333)
     with pytest.raises(mf.MultiflowError, match=r"sparsities 0\.3333333333333333, 0\.333333 two are the same to six"):
-        check_sparsities([1 / 3, 0.333333], Unstructured())
+        sparsities([1 / 3, 0.333333])
 
 
 def test_weights_on_a_device_without_float64_are_refused():

@@ -1,0 +1,384 @@
+"""What a pruning was asked for, checked in one place for Python, the command line and the benchmark.
+
+`request` checks what needs no model: pruner, hyper-parameters, pattern, sparsities, allocation. `make_plan` checks it
+against a model and its data. Errors name the argument that is wrong as their field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from multiflow.base.adapter import Adapter, of_families
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.guards import check_device, check_values
+from multiflow.base.ranks import world
+from multiflow.base.types import Layout, NofM, Pattern, PerRow, Unstructured, parse_pattern
+from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_precision
+from multiflow.methods import KINDS, PRUNERS, Pruner, find_pruner
+from multiflow.methods.budgets import ALLOCATIONS, PROVIDED, SCHEDULES, Allocation, check_pattern, find_allocation
+from multiflow.pruning.result import short
+
+Share = str | Callable[..., Mapping[str, int]]
+
+SPARSITIES = (0.63, 0.75, 0.9)
+"""The sparsities of the paper, used when none are given."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to prune, whatever the model.
+
+    Args:
+        pruner: the method.
+        hyper: all its hyper-parameters.
+        pattern: which weights may go together.
+        allocation: how many go in each layer.
+        sparsities: shares of weights to drop.
+        until_stable: the agreement of masks at which calibration stops, or None.
+    """
+
+    pruner: Pruner
+    hyper: Mapping[str, Any]
+    pattern: Pattern
+    allocation: Allocation
+    sparsities: tuple[float, ...]
+    until_stable: float | None = None
+
+    @property
+    def own_hyper(self) -> dict[str, Any]:
+        """The hyper-parameters that the pruner's function takes."""
+        return {name: self.hyper[name] for name in self.pruner.own_hyper}
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The statistics that pruner and allocation need, measured on the dense model."""
+        return tuple(dict.fromkeys((*self.pruner.statistics, *self.allocation.statistics)))
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it needs calibration data at all."""
+        return self.pruner.needs_data or bool(self.allocation.statistics)
+
+
+def request(
+    method: str | Callable[..., Any] | Pruner,
+    sparsity: float | Sequence[float] | None = None,
+    *,
+    pattern: str | Pattern | None = None,
+    allocation: Share | None = None,
+    until_stable: float | None = None,
+    hyper: Mapping[str, Any] | None = None,
+) -> Request:
+    """Check what `prune` is asked for as far as no model is needed; arguments as there."""
+    pruner = find_pruner(method)
+    settings = pruner.settings(hyper or {})
+    kind = pruner.pattern if pattern is None else parse_pattern(pattern)
+    sparsities = _sparsities(sparsity, kind)
+    if isinstance(kind, NofM) and allocation not in (None, "uniform"):
+        raise MultiflowError(
+            f"pattern '{kind}' fixes the budget of every layer; leave {{allocation={allocation!r}}} out",
+            field="allocation",
+        )
+    fixed = isinstance(kind, NofM) or (isinstance(kind, PerRow) and pattern is not None)
+    share = find_allocation(allocation if allocation is not None else "uniform" if fixed else pruner.scope(settings))
+    asked = Request(pruner, settings, kind, share, sparsities, until_stable)
+    _check_needs(pruner, share)
+    _check_allocation(asked)
+    if pruner.stepwise:
+        _check_schedule(asked)
+    if until_stable is not None:
+        _check_until_stable(until_stable, pruner, share)
+    return asked
+
+
+def _sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern) -> tuple[float, ...]:
+    """The sparsities asked for, each in [0, 1) and, for an N:M pattern, the one that it means."""
+    if sparsity is None:
+        return (pattern.sparsity,) if isinstance(pattern, NofM) else SPARSITIES
+    several = isinstance(sparsity, Sequence | np.ndarray) and not isinstance(sparsity, str)
+    given: tuple[Any, ...] = tuple(sparsity) if several else (sparsity,)  # type: ignore[arg-type]
+    if not given:
+        raise MultiflowError(
+            "{sparsity} is an empty list; give at least one share of zeros, such as 0.75", field="sparsity"
+        )
+    for s in given:
+        if isinstance(s, bool | str) or not isinstance(s, int | float | np.floating) or not 0 <= s < 1:
+            percent = f"; did you mean {s / 100:g}?" if isinstance(s, int | float) and 1 < s < 100 else ""
+            raise MultiflowError(
+                f"{{sparsity}} {s!r} is not in [0, 1); it is the share of weights to drop, such as 0.75{percent}",
+                field="sparsity",
+            )
+        if isinstance(pattern, NofM) and not math.isclose(s, pattern.sparsity, abs_tol=1e-3):
+            raise MultiflowError(
+                f"pattern '{pattern}' means sparsity {pattern.sparsity:g}, not {s:g}; leave {{sparsity}} out",
+                field="sparsity",
+            )
+    sparsities = tuple(dict.fromkeys(map(float, given)))
+    if len({short(s) for s in sparsities}) < len(sparsities):  # their files would have one name
+        raise MultiflowError(
+            f"of sparsities {', '.join(map(repr, sparsities))} two are the same to six digits; drop one",
+            field="sparsity",
+        )
+    return sparsities
+
+
+def _check_needs(pruner: Pruner, allocation: Allocation) -> None:
+    """Refuse what asks for something that nobody brings, by a keyword without a default."""
+    kind = KINDS[pruner.kind]
+    wishes = (
+        (f"pruner '{pruner.name}'", pruner.needs, (*(STATISTICS if kind.statistics else ()), *kind.keywords)),
+        (f"allocation '{allocation.name}'", allocation.needs, (*PROVIDED, *STATISTICS)),
+    )
+    for who, needs, known in wishes:
+        for name in needs:
+            if name not in known:
+                whom = f"no {pruner.kind}" if who.startswith("pruner") else "no allocation"
+                raise MultiflowError(
+                    f"{who} needs '{name}', which {whom} is given; there are: {', '.join(known)} "
+                    "(a hyper-parameter needs a default)"
+                )
+
+
+def _check_allocation(asked: Request) -> None:
+    pruner, allocation, kind = asked.pruner, asked.allocation, KINDS[asked.pruner.kind]
+    if kind.shares_out and not (isinstance(asked.pattern, Unstructured) and _ranks_all(asked)):
+        raise MultiflowError(
+            f"pruner '{pruner.name}' shares the sparsity out itself, whatever the pattern; leave {{pattern}} and "
+            "{allocation} out",
+            field=["pattern", "allocation"],
+        )
+    if kind.budgets_first and "scores" in allocation.needs:
+        raise MultiflowError(
+            f"pruner '{pruner.name}' needs the budget of a layer before it scores it, which allocation "
+            f"'{allocation.name}' cannot give; pass {{allocation='uniform'}}, 'multimodal' or a function that takes no "
+            "scores",
+            field="allocation",
+        )
+    if allocation.statistics and not pruner.shares_pass:
+        raise MultiflowError(
+            f"allocation '{allocation.name}' needs {', '.join(allocation.statistics)} of the dense model, but pruner "
+            f"'{pruner.name}' measures the model as it is pruned by then; choose another {{allocation}}",
+            field="allocation",
+        )
+
+
+def _check_schedule(asked: Request) -> None:
+    hyper = asked.hyper
+    for name in ("steps", "batches_per_step"):
+        if isinstance(hyper[name], bool) or not isinstance(hyper[name], int) or hyper[name] < 1:
+            raise MultiflowError(
+                f"{{{name}}} {hyper[name]!r} was given; expected a whole number of at least 1", field=name
+            )
+    if hyper["schedule"] not in SCHEDULES:
+        raise unknown("schedule", hyper["schedule"], SCHEDULES)
+    if isinstance(asked.pattern, NofM) and hyper["steps"] > 1:
+        raise MultiflowError(
+            f"pattern '{asked.pattern}' cannot be reached in steps; pass {{steps=1}}, or another method", field="steps"
+        )
+
+
+def _check_until_stable(share: Any, pruner: Pruner, allocation: Allocation) -> None:
+    field = "until_stable"
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise MultiflowError(
+            f"{{until_stable}} {share!r} was given; expected the share of the kept weights that is to agree, "
+            "in (0, 1], such as 0.995",
+            field=field,
+        )
+    if pruner.never_settles:
+        fit = ", ".join(name for name, record in PRUNERS.items() if not record.never_settles)
+        raise MultiflowError(
+            f"{{until_stable}} watches the masks of one running calibration, but pruner '{pruner.name}' "
+            f"{pruner.never_settles}; leave {{until_stable}} out, or take one of: {fit}",
+            field=field,
+        )
+    if more := [name for name in allocation.statistics if name not in pruner.statistics]:
+        raise MultiflowError(
+            f"{{until_stable}} watches one statistic, but allocation '{allocation.name}' needs {', '.join(more)} too; "
+            "leave {until_stable} out, or choose another {allocation}",
+            field=[field, "allocation"],
+        )
+    if world() > 1:
+        raise MultiflowError(
+            f"{{until_stable}} works in one process, and there are {world()}; start one, or leave {{until_stable}} out",
+            field=field,
+        )
+
+
+def _ranks_all(asked: Request) -> bool:
+    return asked.allocation is ALLOCATIONS["global"]
+
+
+class Weights(Mapping[str, Tensor]):
+    """Layer name -> its weight, detached, in float32 or better, converted when looked up."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self.parameters: dict[str, nn.Parameter] = {name: modules[name].weight for name in layout}
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self.parameters[name].detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """A pruning run, checked.
+
+    Args:
+        request: how to prune.
+        model: what to prune; left as it is.
+        adapter: how to run it.
+        layout: its layers.
+        weights: their weights.
+        seed: of whatever is random.
+        batches: calibration batches, statistics measured before, or None.
+        checkpoint: where a killed run goes on.
+        progress: told of every step.
+    """
+
+    request: Request
+    model: nn.Module
+    adapter: Adapter
+    layout: Layout
+    weights: Weights
+    seed: int = 0
+    batches: Iterable[Any] | Stats | None = None
+    checkpoint: Checkpoint | None = None
+    progress: Progress | None = None
+
+    @property
+    def pruner(self) -> Pruner:
+        """The method."""
+        return self.request.pruner
+
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        """Shares of weights to drop."""
+        return self.request.sparsities
+
+    @property
+    def ranks_all(self) -> bool:
+        """Whether the scores of all layers are ranked together."""
+        return _ranks_all(self.request)
+
+    def progress_of(self, sparsity: float) -> Progress | None:
+        """Return what to tell of the work for one sparsity, of methods that work anew for each: it counts them all."""
+        if self.progress is None:
+            return None
+        tell, before, of = self.progress, self.sparsities.index(sparsity), len(self.sparsities)
+
+        def tell_of_all(what: str, done: int, total: int | None) -> None:
+            if total is None:
+                tell(what, done, None)
+            else:
+                tell(what, before * total + done, of * total)
+
+        return tell_of_all
+
+    def record(self, batches: int) -> dict[str, Any]:
+        """Settings as results and mask files tell them, with the number of batches that were taken."""
+        asked = self.request
+        return {
+            "method": self.pruner.name,
+            "hyper": dict(asked.hyper),
+            "pattern": str(asked.pattern),
+            "allocation": asked.allocation.name,
+            "seed": self.seed,
+            "batches": batches,
+            "adapter": self.adapter.name,
+            "model": type(self.model).__name__,
+            "versions": versions(),
+            **({"changes_weights": True} if self.pruner.changes_weights else {}),
+            **({} if asked.until_stable is None else {"until_stable": asked.until_stable}),
+        }
+
+
+def make_plan(
+    asked: Request,
+    model: nn.Module,
+    batches: Iterable[Any] | Stats | None = None,
+    *,
+    adapter: Adapter | None = None,
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> PruningPlan:
+    """Check a request against a model and its data, without running the model.
+
+    Raises:
+        MultiflowError: the model has no adapter, its weights or layers do not suit the request, or the data do not.
+    """
+    adapter = find_adapter(model, adapter)
+    layout = adapter.layout(model)
+    weights = Weights(model, layout)
+    check_values(weights.parameters)
+    check_device(weights.parameters)
+    check_pattern(asked.pattern, layout)
+    _check_batches(asked, batches)
+    if asked.pruner.takes_gradients and not isinstance(batches, Stats):
+        check_loss(adapter)
+        check_precision(weights.parameters)
+    return PruningPlan(asked, model, adapter, layout, weights, seed, batches, checkpoint, progress)
+
+
+def find_adapter(model: nn.Module, given: Adapter | None) -> Adapter:
+    """Return the adapter given, or that of the model's family."""
+    if given is not None and not isinstance(given, Adapter):
+        raise MultiflowError(f"adapter is a {type(given).__name__}; expected an mf.Adapter(groups={{...}})")
+    return given or of_families("adapter_for")(model)
+
+
+def check_loss(adapter: Adapter) -> None:
+    """Refuse an adapter that lacks what gradients need."""
+    if adapter.loss is None:
+        raise MultiflowError(f"adapter '{adapter.name}' has no loss, which gradients need; pass Adapter(loss=...)")
+
+
+def _check_batches(asked: Request, batches: Iterable[Any] | Stats | None) -> None:
+    pruner = asked.pruner
+    if asked.needs_data and batches is None:
+        raise MultiflowError(
+            f"pruner '{pruner.name}' needs calibration data; pass {{batches=}}, an iterable of batches", field="batches"
+        )
+    if not pruner.shares_pass and isinstance(batches, Stats):
+        raise MultiflowError(
+            f"pruner '{pruner.name}' runs the model anew in every step; pass batches, not statistics", field="batches"
+        )
+    if not pruner.shares_pass and isinstance(batches, Iterator) and len(asked.sparsities) > 1:
+        raise MultiflowError(
+            f"pruner '{pruner.name}' begins anew for each of {len(asked.sparsities)} sparsities, but batches is a "
+            f"{type(batches).__name__}, which can be gone through once; pass a list or a DataLoader",
+            field="batches",
+        )
+    if asked.until_stable is not None and isinstance(batches, Stats):
+        raise MultiflowError(
+            "{until_stable} watches the masks while batches are measured, but statistics measured before were given; "
+            "pass the batches themselves, or leave {until_stable} out",
+            field="until_stable",
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a result is."""
+    found = {}
+    for name in ("multiflow", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
