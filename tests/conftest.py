@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -18,10 +19,18 @@ from tests.tiny import SMALL
 
 
 @pytest.fixture(autouse=True)
-def _forget_pruners_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the registry as it was: the one place that reaches into it, which nobody else has a reason to do."""
+def _forget_pruners_of_the_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave the registry as it was, and forget modules that the test wrote.
+
+    The one place that reaches into the registry: nobody but a test has a reason to take a pruner out of it.
+    """
     assert len(PRUNERS)  # all of ours are there
     monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+    modules = set(sys.modules)
+    yield
+    for name in set(sys.modules) - modules:
+        if "pytest-of" in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

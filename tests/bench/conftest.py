@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +42,6 @@ def compute(path: Path, folder: Path, **options: Any) -> list[Cell]:
     how = RunOptions(device="cpu", **options)
     plans, chosen = prepare(grid, how)
     return list(run_grid(grid, text, plans, chosen, folder, how, lambda line: None))
-
-
-@pytest.fixture(autouse=True)
-def own_modules() -> Iterator[None]:
-    """Forget the modules of pruners that a test writes."""
-    modules = set(sys.modules)
-    yield
-    for name in set(sys.modules) - modules:
-        if "pytest-of" in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 @pytest.fixture

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.bench.conftest import config, own_pruners, write_config
+from tests.bench.conftest import config, write_config
 from tests.cli.conftest import Run
-
-__all__ = ["own_pruners"]
 
 
 @pytest.fixture
