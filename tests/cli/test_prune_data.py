@@ -70,6 +70,6 @@ def test_splits_augmentation_and_workers_reach_the_batches(run: Run, tiny: Path,
 
 def test_a_split_that_is_not_there(run: Run, tiny: Path, world: Path, pairs: Path) -> None:
     error = run("prune", tiny, "--data", world / "coco", "--split", "vall").error
-    assert "give split= (--split), one of" in error
+    assert "give --split NAME, one of" in error
     assert "did you mean 'val'?" in error
-    assert "has no splits; leave it out" in run("prune", tiny, "--data", pairs, "--split", "val").error
+    assert "has no splits, so there is no split 'val'" in run("prune", tiny, "--data", pairs, "--split", "val").error

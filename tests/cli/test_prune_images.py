@@ -11,7 +11,8 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 import multiflow as mf
-from multiflow.data.image_batches import ImageBatches, open_images
+from multiflow.data.batches import ImageBatches
+from multiflow.data.source import open_images
 from tests.cli.conftest import Run
 from tests.data.test_image_batches import SIZE, make_noise, write_classes
 
@@ -89,7 +90,7 @@ def test_augmented_images(run: Run, vit: Path, classes: Path) -> None:
 
 def test_splits_of_images(run: Run, vit: Path, classes: Path, world: Path) -> None:
     error = run("prune", vit, "--data", classes, "--split", "val").error
-    assert f"split 'val' was given, and '{classes}' has none" in error
+    assert "has no splits, so there is no split 'val'" in error
     error = run("prune", vit, "--data", classes / "cat", "--split", "val").error
-    assert f"split 'val' was given, but '{classes / 'cat'}' is a folder of images; leave it out" in error
+    assert f"'{classes / 'cat'}', a folder of images, has no splits, so there is no split 'val'" in error
     assert "split 'vall' is unknown" in run("prune", vit, "--data", world / "coco", "--split", "vall").error

@@ -5,10 +5,9 @@ import pickle
 import pytest
 
 from multiflow.base.errors import MultiflowError
+from multiflow.data import open_data
 from multiflow.data.dataset import BrokenItem, Mixed, Skip, SkipReport, from_memory
-from multiflow.data.layouts.captions import open_list
-from multiflow.data.layouts.regions import open_visual_genome
-from tests.data.worlds import picture, write_images, write_visual_genome
+from tests.data.worlds import picture, write_images, write_json
 
 
 def test_a_data_set_is_a_sequence_of_items():
@@ -32,7 +31,7 @@ def test_memory_must_hold_something():
 
 def test_data_sets_travel_to_other_processes(tmp_path):
     write_images(tmp_path, ["a.png"])
-    data = open_list([{"image": "a.png", "caption": "x"}], tmp_path / "list.json", None)
+    data = open_data(write_json(tmp_path / "list.json", [{"image": "a.png", "caption": "x"}]))
     assert pickle.loads(pickle.dumps(data))[0].captions == ("x",)
 
 
@@ -53,8 +52,9 @@ def test_the_report_names_the_first_five():
 
 
 def test_mixed_data_are_as_long_as_their_pairs(tmp_path):
-    path = write_visual_genome(tmp_path)
-    regions = open_visual_genome([{"id": 0, "regions": [REGION]}, {"id": 77, "regions": [REGION]}], path, None)
+    write_images(tmp_path, ["0.png"])
+    described = [{"id": 0, "regions": [REGION]}, {"id": 77, "regions": [REGION]}]
+    regions = open_data(write_json(tmp_path / "region_descriptions.json", described))
     mixed = Mixed(from_memory([(picture(0), "x")] * 5), regions)
     assert len(mixed) == 5
     assert mixed.skipped == (Skip("77", "no such image file"),)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from multiflow.base.errors import MultiflowError
+from multiflow.data.dataset import BrokenItem
 from multiflow.data.images import BICUBIC, BILINEAR, CLIP_MEAN, CLIP_STD, VIT_MEAN, VIT_STD, decode, resize, to_pixels
 
 
@@ -72,10 +73,10 @@ def test_grey_arrays_get_three_channels():
     np.testing.assert_array_equal(pixels[0, 0], pixels[0, 2])
 
 
-def test_a_cut_file_is_an_os_error():
+def test_a_cut_file_is_a_broken_item():
     buffer = io.BytesIO()
     Image.fromarray(noise(40, 40)).save(buffer, "JPEG")
-    with pytest.raises(OSError, match=r"truncated"):
+    with pytest.raises(BrokenItem, match=r"truncated"):
         decode(buffer.getvalue()[:-200])
 
 

@@ -4,9 +4,8 @@ import pytest
 
 from multiflow.base.errors import MultiflowError
 from multiflow.data import open_data
-from multiflow.data.dataset import from_memory
+from multiflow.data.dataset import from_memory, join
 from multiflow.data.items import entries_of, missing_images, open_items, take_items
-from multiflow.data.join import join
 from tests.data.worlds import number_of, picture, samples, write_images, write_json, write_shard
 
 
@@ -44,7 +43,7 @@ def test_missing_images_are_counted_and_the_first_five_named(tmp_path):
     assert said.startswith("6 of 8 items of ")
     assert "1.png (no such file), 2.png (no such file), 3.png" in said
     assert "6.png (no such file) and 1 more; " in said
-    assert "--skip-missing" in said
+    assert "skip_missing=True" in said
 
 
 def test_missing_images_are_left_out_where_that_is_allowed(tmp_path):
@@ -68,7 +67,7 @@ def test_without_any_image_nothing_can_be_left_out(tmp_path):
         (tmp_path / f"{i}.png").unlink()
     with pytest.raises(MultiflowError, match="8 of 8 items") as raised:
         take_items(data, skip_missing=True)
-    assert "--skip-missing" not in str(raised.value)
+    assert "skip_missing" not in str(raised.value)
 
 
 def test_captions_that_are_empty_are_an_error_that_names_them(tmp_path):
@@ -88,17 +87,21 @@ def test_data_of_another_kind(world, tmp_path):
 
 def test_a_layout_that_lacks_something_is_named(tmp_path):
     path = write_json(tmp_path / "x.json", {"images": [{"sentences": [], "filename": "a.png"}]})
-    with pytest.raises(MultiflowError, match=r"image 0 of .* has no 'split' \(it has 'sentences', 'filename'\)"):
+    with pytest.raises(MultiflowError, match=r"images\[0\] of .* has no 'split' \(it has 'sentences', 'filename'\)"):
         opened(path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("dataset_x.json", {"images": [{"filename": "a.png", "split": "test"}]}, r"image 0 of .* has no 'sentences'"),
+        (
+            "dataset_x.json",
+            {"images": [{"filename": "a.png", "split": "test"}]},
+            r"images\[0\] of .* has no 'sentences'",
+        ),
         ("dataset_x.json", {"pictures": []}, r"dataset_x.json' has no 'images' \(it has 'pictures'\)"),
-        ("dataset_x.json", ["a", "b"], "dataset_x.json' is list; expected an object with 'images'"),
-        ("pairs.json", [{"img": "a.png", "caption": "x"}], r"\('pairs.json' holds a list of \{img, caption\}\)"),
+        ("dataset_x.json", ["a", "b"], "dataset_x.json' does not fit its layout: expected object, got list"),
+        ("pairs.json", [{"foto": "a.png", "caption": "x"}], r"\('pairs.json' holds a list of \{foto, caption\}\)"),
         ("pairs.json", [], r"\('pairs.json' holds list\)"),
     ],
 )
@@ -121,7 +124,7 @@ def test_data_without_splits_are_taken_whole_when_asked_to(tmp_path):
     write_images(tmp_path, ["a.png"])
     path = write_json(tmp_path / "pairs.json", [{"image": "a.png", "caption": "a dog"}])
     assert len(open_items("retrieval", "pairs", path, "all")) == 1
-    with pytest.raises(MultiflowError, match="has no splits.*'all' takes data without splits whole"):
+    with pytest.raises(MultiflowError, match="has no splits, .* no split 'test'; take it whole with split=all"):
         opened(path)
 
 
@@ -147,7 +150,7 @@ def test_joined_sources_know_their_texts_and_files(tmp_path):
 def test_of_joined_sources_only_those_without_files_are_read(tmp_path, monkeypatch):
     path, shard = karpathy(tmp_path / "a", count=2), write_shard(tmp_path / "b.tar", samples(range(2)))
     data = join([open_data(path, split="test"), open_data(shard)])
-    monkeypatch.setattr("multiflow.data.layouts.captions.load_image", None)  # a call would fail
+    monkeypatch.setattr("multiflow.data.files.load_image", None)  # a call would fail
     assert [data.known(i) is None for i in range(4)] == [False, False, True, True]
     assert [entry.texts for entry in entries_of(data)[1:]] == [("1.png one",) * 2, ("picture 0",), ("picture 1",)]
     assert missing_images(data) == []
@@ -169,8 +172,7 @@ def test_no_image_of_a_file_is_opened_for_its_texts(world, monkeypatch, part, sp
     def refuse(path, key):
         raise AssertionError(path)
 
-    for reader in ("captions", "vqa", "regions"):
-        monkeypatch.setattr(f"multiflow.data.layouts.{reader}.load_image", refuse)
+    monkeypatch.setattr("multiflow.data.files.load_image", refuse)
     assert len(entries_of(data)) == len(data)
     assert missing_images(data) == []
 

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiflow.data.masking import IGNORE, mask_tokens
-from multiflow.data.seeds import Stream
-from multiflow.data.text import build_word_tokenizer, encode_texts
+from multiflow.data.sampling import Stream
+from multiflow.data.text import IGNORE, build_word_tokenizer, encode_texts, mask_tokens
 
 MASK = 4
 

@@ -60,8 +60,9 @@ def test_several_data_sets_must_be_told_apart(tmp_path):
 def test_nothing_found_lists_the_layouts(tmp_path):
     (tmp_path / "notes.md").write_text("x")
     for source in (tmp_path, tmp_path / "notes.md"):
-        with pytest.raises(MultiflowError, match=r"no data found in .*img2dataset.*Karpathy.*Visual Genome.*VQA v2"):
+        with pytest.raises(MultiflowError, match="no data found in") as error:
             open_data(source)
+        assert all(name in str(error.value) for name in ("img2dataset", "Karpathy", "Visual Genome", "VQA v2"))
 
 
 def test_a_missing_path_suggests_a_neighbour(tmp_path):

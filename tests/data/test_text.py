@@ -36,7 +36,7 @@ def test_an_empty_vocabulary_is_refused():
 
 
 def test_a_missing_tokenizer_names_the_option(tmp_path):
-    with pytest.raises(MultiflowError, match=r"--tokenizer") as caught:
+    with pytest.raises(MultiflowError, match=r"tokenizer=") as caught:
         load_tokenizer(tmp_path / "none")
     assert str(tmp_path / "none") in str(caught.value)
 
@@ -49,13 +49,13 @@ def test_an_id_that_cannot_be_had_names_the_option_at_once(monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
-    with pytest.raises(MultiflowError, match=r"no tokenizer found at 'someone/nothing' .* Hub .*--tokenizer DIR_OR_ID"):
+    with pytest.raises(MultiflowError, match=r"no tokenizer found at 'someone/nothing' .* Hub .*tokenizer=DIR_OR_ID"):
         load_tokenizer("someone/nothing")
     assert asked == [("someone/nothing", 5)]
 
 
 def test_a_folder_without_tokenizer_names_the_option(tmp_path):
-    with pytest.raises(MultiflowError, match=r"--tokenizer"):
+    with pytest.raises(MultiflowError, match=r"tokenizer="):
         load_tokenizer(tmp_path)
 
 

@@ -170,8 +170,8 @@ def test_only_what_starts_from_nothing_is_new():
             {"mask_decoder": False},
             r"mask_decoder=False \(--no-mask-decoder\) was given, and for task 'retrieval'",
         ),
-        ({"train_split": "nix"}, r"split 'nix' is unknown in .*; give train_split= \(--train-split\), one of"),
-        ({"val_split": "nix"}, r"split 'nix' is unknown in .*; give val_split= \(--val-split\), one of"),
+        ({"train_split": "nix"}, r"split 'nix' is unknown in .*; give train_split=NAME, one of"),
+        ({"val_split": "nix"}, r"split 'nix' is unknown in .*; give val_split=NAME, one of"),
         ({"lr": 1e30, "steps": 4}, "expected finite numbers; lower the learning rate"),
     ],
 )

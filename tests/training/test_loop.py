@@ -13,7 +13,7 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.progress import Progress
-from multiflow.data.seeds import seed_at
+from multiflow.data.sampling import seed_at
 from multiflow.training.checkpoint import checkpoints
 from multiflow.training.loop import Validation, compute_in, train
 from multiflow.training.settings import TrainSettings

@@ -5,6 +5,7 @@ Whatever bytes a file holds, the outcome is a value or one `MultiflowError` that
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -27,27 +28,37 @@ MERGE = "tag:yaml.org,2002:merge"
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
+def open_regular(path: str | Path) -> io.FileIO:
+    """Open a regular file to read it, without a buffer; a pipe, a device or a folder does not block.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file; also for names that no file can have.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a zero byte in the name, or half of a character
+        raise OSError(f"no file can have this name: {error}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError("it is no regular file")
+    return io.FileIO(handle)
+
+
 def read_regular(path: str | Path, most: int | None = None) -> bytes:
-    """Return the bytes of a regular file; a pipe, a device or a folder is an error and does not block.
+    """Return the bytes of a regular file.
 
     Args:
         path: the file.
         most: bytes at most.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger; also for names that no file can have.
+        OSError: it cannot be read, is no regular file, or is larger.
     """
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except ValueError as error:  # a zero byte in the name, or half of a character
-        raise OSError(f"no file can have this name: {error}") from error
-    with open(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is no regular file")
-        if most is not None and status.st_size > most:
-            raise OSError(f"it has {status.st_size} bytes, more than the {most} that are read")
-        return file.read() if most is None else file.read(most)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise OSError(f"it has {size} bytes, more than the {most} that are read")
+        return file.readall()
 
 
 def read_text(path: Path, wanted: str, most: int | None = None) -> str:

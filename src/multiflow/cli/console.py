@@ -108,6 +108,7 @@ def one_line_warnings() -> Iterator[None]:
     """Show warnings inside the block as one clean line each."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        warnings.filterwarnings("ignore", r"\d+ of \d+ items skipped")  # the account of a run says so
         yield
 
 

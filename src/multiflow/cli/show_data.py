@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from multiflow.base.errors import MultiflowError
 from multiflow.cli.console import show, table
 from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
 from multiflow.data.dataset import AnyData
-from multiflow.data.files import NoSuchSplit
-from multiflow.data.items import WHOLE, missing_images
-from multiflow.data.layouts.labelled import is_labelled, open_labelled
+from multiflow.data.files import WHOLE, NoSuchSplit
+from multiflow.data.items import missing_images
+from multiflow.data.source import is_labelled, open_labelled
 
 SPLITS = ("train", "val", "test")
 SAMPLES = 3
@@ -60,8 +61,7 @@ def labelled(path: Path) -> list[tuple[str, Dataset[Any]]]:
     for split in (*SPLITS, WHOLE):
         with suppress(NoSuchSplit):
             data = open_labelled(path, split)
-            classes = f"{len(data.choices)} classes"
-            found.append((split, Dataset("pairs", classes, data.source, len(data), data.read, known=data.known)))
+            found.append((split, replace(data, layout=f"{len(data.classes)} classes")))
     return found
 
 

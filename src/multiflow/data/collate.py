@@ -1,23 +1,30 @@
-"""From images and texts to batches: dicts of tensors with the names that X-VLM's forward takes."""
+"""From images and texts to batches: dicts of tensors with the names that X-VLM's forward takes.
+
+`collate_pairs` and `collate_regions` take images and texts; `assemble_pairs` and `assemble_regions` read chosen items
+of a data set, leave out what cannot be read, and name it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.random import Generator
 
-from multiflow.base.errors import MultiflowError
-from multiflow.data.dataset import Box
-from multiflow.data.images import CLIP_MEAN, CLIP_STD, Picture, decode, size_of, to_pixels
-from multiflow.data.masking import mask_tokens
-from multiflow.data.seeds import Stream
-from multiflow.data.text import encode_texts
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.data.augment import AUGMENTATIONS, augment_image, augment_regions
+from multiflow.data.dataset import Box, BrokenItem, Dataset, Pair, RegionItem, Skip
+from multiflow.data.images import CLIP_MEAN, CLIP_STD, Picture, decode, resize, size_of, to_pixels
+from multiflow.data.sampling import RegionPlan, Stream, random_at
+from multiflow.data.text import encode_texts, mask_tokens
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+Batch: TypeAlias = Mapping[str, Any]
 WHOLE_IMAGE = (0.5, 0.5, 1.0, 1.0)
 
 
@@ -177,3 +184,121 @@ def _tensors(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     import torch
 
     return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model takes: the arguments that `collate_pairs` and `collate_regions` share.
+
+    Args:
+        tokenizer: with [CLS], [PAD] and (for MLM) [MASK].
+        image_size: height and width in pixels.
+        patch_size: height and width of a patch; needed for regions.
+        mean: channel means for values in [0, 1].
+        std: channel standard deviations.
+        max_length: tokens at most, [CLS] and [SEP] counted.
+        mlm: whether batches hold the ``mlm_*`` entries.
+        end: whether texts end with [SEP], as BLIP's do.
+        augment: None, or ``paper``: crops, flips and RandAugment as in the published calibration (see `augment`).
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_size: int
+    patch_size: int | None = None
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
+    max_length: int = 40
+    mlm: bool = True
+    end: bool = False
+    augment: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.augment not in (None, *AUGMENTATIONS):
+            raise unknown("augmentation", self.augment, AUGMENTATIONS)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The arguments that both collate functions take."""
+        names = ("tokenizer", "image_size", "mean", "std", "max_length", "mlm", "end")
+        return {name: getattr(self, name) for name in names}
+
+
+class Made(NamedTuple):
+    """A batch, or None if all its images are broken; how many items were looked at; what was skipped."""
+
+    batch: Batch | None
+    seen: int
+    skips: tuple[Skip, ...] = ()
+    error: str | None = None
+
+
+def assemble_pairs(
+    data: Dataset[Pair],
+    chosen: Sequence[int],
+    inputs: Inputs,
+    seed: int,
+    position: int,
+    of_regions: bool = False,
+) -> Made:
+    """Make a batch of pairs, with one of the captions of each image; `of_regions` draws for the region batch."""
+    caption_stream = Stream.REGION_CAPTION if of_regions else Stream.CAPTION
+    pick = random_at(seed, caption_stream, position).random(len(chosen)).tolist()
+    stream = Stream.REGION_AUGMENT if of_regions else Stream.AUGMENT
+    randomness = chances(inputs.augment, seed, stream, position, len(chosen))
+    images, captions, skips = [], [], []
+    for index, share, chance in zip(chosen, pick, randomness, strict=True):
+        try:
+            pair = data[index]
+            caption = pair.captions[int(share * len(pair.captions))]
+            images.append(read_pixels(pair, caption, inputs.image_size, chance))
+        except BrokenItem as error:
+            skips.append(error.skip)
+            continue
+        captions.append(caption)
+    batch = collate_pairs(images, captions, seed=seed, position=position, **inputs.shared) if images else None
+    return Made(batch, len(chosen), tuple(skips))
+
+
+def assemble_regions(
+    data: Dataset[RegionItem], plan: RegionPlan, epoch: int, number: int, inputs: Inputs, position: int
+) -> Made:
+    """Make a batch of regions; boxes that lie outside of their image are left out and named."""
+    assert inputs.patch_size is not None
+    slots = plan.slots(epoch, number)
+    pick = random_at(plan.seed, Stream.REGION_CAPTION, position)
+    randomness = chances(inputs.augment, plan.seed, Stream.REGION_AUGMENT, position, len(slots))
+    images, regions, skips = [], [], []
+    for (index, numbers), chance in zip(slots, randomness, strict=True):
+        try:
+            item = data[index]
+            image = decode(item.image, item.key)
+        except BrokenItem as error:
+            skips.append(error.skip)
+            continue
+        kept: list[tuple[str, Box | None]] = []
+        for text in plan.texts(index, epoch, first=int(item.regions[0].box is None))[numbers].tolist():
+            captions, box = item.regions[text]
+            if box is not None and clip_box(box, size_of(image)) is None:
+                skips.append(Skip(f"{item.key}, region {text}", f"its box {box} lies outside the image or has no area"))
+                continue
+            kept.append((captions[int(pick.integers(len(captions)))], box))
+        if kept and chance is not None:
+            image, kept = augment_regions(image, kept, inputs.image_size, chance)
+        if kept:
+            images.append(image)
+            regions.append(kept)
+    shared = inputs.shared | {"patch_size": inputs.patch_size, "seed": plan.seed, "position": position}
+    seen = sum(len(numbers) for _, numbers in slots)
+    return Made(collate_regions(images, regions, **shared) if images else None, seen, tuple(skips))
+
+
+def chances(augment: str | None, seed: int, stream: Stream, position: int, count: int) -> Sequence[Generator | None]:
+    """Return a generator of its own for each image of a batch, or None for each where nothing is augmented."""
+    return [None] * count if augment is None else random_at(seed, stream, position).spawn(count)
+
+
+def read_pixels(item: Any, text: str, size: int, chance: Generator | None) -> np.ndarray:
+    """Return the image of an item as a uint8 array (size, size, 3), augmented where there is something to draw from."""
+    if chance is None:
+        return resize(item.image, size, key=item.key)
+    return augment_image(decode(item.image, item.key), text, size, chance)

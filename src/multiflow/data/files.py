@@ -1,81 +1,131 @@
-"""Reading the files of a data set: JSON with positions in its errors, image paths that stay inside their folder."""
+"""Data sets whose images are files: names of images to paths inside their folder, splits, texts."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import re
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from PIL import Image
 
 from multiflow.base.errors import MultiflowError, did_you_mean
-from multiflow.data.dataset import BrokenItem
-from multiflow.data.images import UNREADABLE
+from multiflow.data.dataset import Dataset, Item, Kind, Known, Pair, Skip
+from multiflow.data.images import load_image
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+WHOLE = "all"
 SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|validation|val|test-dev|test)(?![a-z])")
+TRAIN_FILES = ("vg_qa",)  # the questions of Visual Genome, beside those of VQA v2
 
 
 class WrongLayout(MultiflowError):
     """A file of annotations lacks something that its layout has."""
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file, or one with a JSON value on every line (then a list).
+class NoSuchSplit(MultiflowError):
+    """The data lack the split that was asked for."""
 
-    Errors: MultiflowError with line and column.
+    def __init__(self, message: str, *, field: str | Sequence[str] = "split") -> None:
+        super().__init__(message, field=field)
+
+    def called(self, name: str) -> NoSuchSplit:
+        """Return the same error for a split that was given by another argument, such as ``val_split``."""
+        return NoSuchSplit(self._message.replace("{split", f"{{{name}"), field=name)
+
+
+def data_of_files(
+    kind: Kind,
+    layout: str,
+    source: Path,
+    paths: Sequence[str],
+    names: Sequence[str],
+    make: Callable[..., Item],
+    parts: Sequence[tuple[Any, ...]],
+    texts: Sequence[tuple[str, ...]],
+    *,
+    counts: np.ndarray | None = None,
+    skipped: Sequence[Skip] = (),
+    classes: Sequence[str] = (),
+) -> Dataset[Item]:
+    """Make a data set whose images are files.
+
+    Args:
+        kind: of its items.
+        layout: in words.
+        source: the file or folder that was opened.
+        paths: of the image of each item.
+        names: what errors call each item.
+        make: ``make(image, name, *parts[i])`` -> item i.
+        parts: what each item holds beside its image.
+        texts: captions, answers or class of each item.
+        counts: for regions, how many each item has.
+        skipped: what was left out.
+        classes: of labelled images.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MultiflowError(f"'{path}' is not UTF-8 text (byte {error.start}); expected a JSON file") from error
-    except OSError as error:
-        raise MultiflowError(f"cannot read '{path}': {error.strerror or error}; check the path") from error
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and "\n" in text[: error.pos]:
-            return [_parse_line(path, i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        raise _json_error(path, error.lineno, error) from error
+    read = partial(_read, paths, names, make, parts)
+    known = partial(_known, paths, texts)
+    return Dataset(kind, layout, str(source), len(paths), read, counts, known, tuple(skipped), tuple(classes))
 
 
-def _parse_line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _json_error(path, number, error) from error
+def pairs_of_files(
+    layout: str,
+    path: Path,
+    images: Path | None,
+    records: Sequence[tuple[str, tuple[str, ...]]],
+    *,
+    other_names: Sequence[Sequence[str]] = (),
+    skipped: Sequence[Skip] = (),
+) -> Dataset[Pair]:
+    """Make the data set of image files with captions; those without a caption are noted as skipped.
 
-
-def _json_error(path: Path, line: int, error: json.JSONDecodeError) -> MultiflowError:
-    return MultiflowError(
-        f"'{path}' is not valid JSON: {error.msg} at line {line}, column {error.colno}; repair it or fetch it again"
+    Args:
+        layout: in words.
+        path: the file or folder that was opened.
+        images: folder of the images, or None to look around `path`.
+        records: name of each image, and its captions.
+        other_names: other ways to name the same images, tried first.
+        skipped: what was left out before.
+    """
+    good = [i for i, (_, texts) in enumerate(records) if texts]
+    if not good:
+        first = f"; the first was left out: {skipped[0].key} ({skipped[0].reason})" if skipped else ""
+        raise MultiflowError(
+            f"captions are missing: none of the {len(records) + len(skipped)} images in '{path}' has a caption; "
+            f"every image needs at least one{first}"
+        )
+    skipped = [*skipped, *(Skip(name, "no caption") for name, texts in records if not texts)]
+    named = [[names[i] for i in good] for names in (*other_names, [name for name, _ in records])]
+    paths = locate(named, path if path.is_dir() else path.parent, images, f"'{path}'")
+    texts = [records[i][1] for i in good]
+    return data_of_files(
+        "pairs", layout, path, paths, named[-1], _make_pair, [(of,) for of in texts], texts, skipped=skipped
     )
 
 
-def field(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """Return one field of a JSON record, or raise an error that says which record lacks it."""
-    if not isinstance(record, dict):
-        raise WrongLayout(f"{where} is {type(record).__name__}; expected an object with '{name}'")
-    if name not in record:
-        held = ", ".join(f"'{key}'" for key in islice(record, 8)) or "nothing"
-        raise WrongLayout(f"{where} has no '{name}' (it has {held}); every entry needs one")
-    if not isinstance(record[name], kind):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        expected = " or ".join(k.__name__ for k in kinds)
-        raise WrongLayout(f"{where} has '{name}' of type {type(record[name]).__name__}; expected {expected}")
-    return record[name]
+def _make_pair(image: Image.Image, name: str, captions: tuple[str, ...]) -> Pair:
+    return Pair(image, captions, name)
 
 
-def texts_of(value: Any, where: str) -> tuple[str, ...]:
-    """Return the non-blank texts of a string or a list of strings, stripped."""
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        raise MultiflowError(f"{where} holds {value!r}; expected a text or a list of texts")
+def _read(
+    paths: Sequence[str], names: Sequence[str], make: Callable[..., Item], parts: Sequence[tuple[Any, ...]], index: int
+) -> Item:
+    return make(load_image(paths[index], names[index]), names[index], *parts[index])
+
+
+def _known(paths: Sequence[str], texts: Sequence[tuple[str, ...]], index: int) -> Known:
+    return Known(paths[index], texts[index])
+
+
+def texts_of(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the texts of a string or several, stripped; blank ones are left out.
+
+    >>> texts_of(["a dog ", " "])
+    ('a dog',)
+    """
+    values = [value] if isinstance(value, str) else value or ()
     return tuple(stripped for text in values if (stripped := text.strip()))
 
 
@@ -91,11 +141,11 @@ def locate(manners: Sequence[Sequence[str]], folder: Path, images: Path | None, 
     Errors: MultiflowError if nothing is found, or if a name leads out of its folder.
     """
     if images is not None and not images.is_dir():
-        raise MultiflowError(f"the image folder '{images}' does not exist; give the folder with images=, --images")
+        raise MultiflowError(f"the image folder '{images}' does not exist; give it with {{images=DIR}}", field="images")
     roots = [images] if images is not None else [folder, folder / "images", folder.parent, folder.parent / "images"]
     for names in manners:
         for root in roots:
-            if any((path := _inside(root, name)) and os.path.exists(path) for name in names[:50]):
+            if any((path := _inside(root, name)) and exists(path) for name in names[:50]):
                 return [_inside(root, name) or _refuse(root, name, where) for name in names]
     astray = next((name for name in manners[0] if not any(_inside(root, name) for root in roots)), None)
     if astray is not None:
@@ -103,8 +153,17 @@ def locate(manners: Sequence[Sequence[str]], folder: Path, images: Path | None, 
     looked = ", ".join(f"'{root}'" for root in roots)
     raise MultiflowError(
         f"none of the {len(manners[0])} images that {where} names were found, such as '{manners[0][0]}'; looked in "
-        f"{looked}; give their folder with images=, --images"
+        f"{looked}; give their folder with {{images=DIR}}",
+        field="images",
     )
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is something at a path; nothing is at one that no file system takes."""
+    try:
+        return os.path.exists(path)
+    except (OSError, ValueError):  # too long, or not to be encoded
+        return False
 
 
 def _inside(root: Path, name: str) -> str | None:
@@ -119,38 +178,9 @@ def _inside(root: Path, name: str) -> str | None:
 def _refuse(root: Path, name: str, where: str) -> NoReturn:
     raise MultiflowError(
         f"{where} names the image '{name}', outside of the data folder '{root}'; expected a path inside it "
-        "(name another folder with images=, --images)"
+        "(name another folder with {images=DIR})",
+        field="images",
     )
-
-
-def open_image(data: bytes, key: str) -> Image.Image:
-    """Open an image from the bytes of its file; pixels are decoded later."""
-    try:
-        return Image.open(io.BytesIO(data))
-    except UNREADABLE as error:
-        reason = "not an image file" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise BrokenItem(key, reason) from error
-
-
-def load_image(path: str, key: str) -> Image.Image:
-    """Open an image file; pixels are decoded later, the file is closed at once."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise BrokenItem(key, error.strerror or str(error)) from error
-    return open_image(data, key)
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name ends like an image's."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def image_files(folder: Path) -> list[str]:
-    """Return the names of the image files in a folder, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_image(entry.name) and entry.is_file())
 
 
 def split_in_name(path: Path) -> str | None:
@@ -159,12 +189,10 @@ def split_in_name(path: Path) -> str | None:
     >>> split_in_name(Path("v2_OpenEnded_mscoco_train2014_questions.json"))
     'train'
     """
+    if path.stem in TRAIN_FILES:
+        return "train"
     match = SPLIT_IN_NAME.search(path.stem.lower())
     return {"validation": "val"}.get(match[0], match[0]) if match else None
-
-
-class NoSuchSplit(MultiflowError):
-    """The data lack the split that was asked for."""
 
 
 def choose_split(given: str | None, held: Sequence[str], where: str) -> str:
@@ -173,4 +201,13 @@ def choose_split(given: str | None, held: Sequence[str], where: str) -> str:
         return given or "train"
     what = "no split was given, and there is no 'train'" if given is None else f"split '{given}' is unknown"
     guess = did_you_mean(given or "", held)
-    raise NoSuchSplit(f"{what} in {where}; give split= (--split), one of {', '.join(held)}{guess}")
+    raise NoSuchSplit(f"{what} in {where}; give {{split=NAME}}, one of {', '.join(held)}{guess}")
+
+
+def refuse_split(split: str | None, what: str) -> None:
+    """Raise an error if a split is asked for of data that have none; ``all`` takes them whole."""
+    if split not in (None, WHOLE):
+        raise NoSuchSplit(
+            f"{what} has no splits, so there is no split '{split}'; take it whole with {{split={WHOLE}}}, "
+            "or give data that have this split"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.data import BrokenItem, Dataset, Skip, open_data
-from multiflow.data.dataset import Kind, Known, nothing_known
-from multiflow.data.files import NoSuchSplit, WrongLayout
+from multiflow.base.reading import read_json
+from multiflow.data.dataset import BrokenItem, Dataset, Kind, Known, Question, Skip, nothing_known
+from multiflow.data.files import WrongLayout, exists, texts_of
+from multiflow.data.source import open_data
 
 WHAT = {"pairs": "images with captions", "questions": "questions about images", "regions": "described regions"}
 EXAMPLES = {
@@ -22,7 +24,7 @@ EXAMPLES = {
     "questions": '[{"image": "a.jpg", "question": "what is it?", "answer": ["dog", "cat"]}], or the files of VQA v2',
 }
 SHOWN = 5
-WHOLE = "all"
+MOST_ANSWERS = 3128  # as many as the published list of candidates has
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,6 @@ def open_kind(
         data = open_data(source, images=images, split=split)
     except WrongLayout as error:
         raise WrongLayout(f"{error}; an example: {EXAMPLES[kind]}") from error
-    except NoSuchSplit as error:
-        if split != WHOLE:
-            raise NoSuchSplit(f"{error} (split 'all' takes data without splits whole)") from error
-        data = open_data(source, images=images)
     if not isinstance(data, Dataset) or data.kind != kind:
         raise MultiflowError(
             f"task '{task}' takes {WHAT[kind]}, and '{source}' holds {data}; give a source such as {EXAMPLES[kind]}"
@@ -159,10 +157,11 @@ def refuse_broken(skipped: Sequence[Skip], usable: int, source: str, *, allowed:
         return
     listed = ", ".join(f"{skip.key} ({skip.reason})" for skip in skipped[:SHOWN])
     more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-    fix = ", or leave these out with skip_missing=True (--skip-missing)" if usable else ""
+    fix = ", or leave these out with {skip_missing=True}" if usable else ""
     raise MultiflowError(
         f"{len(skipped)} of {len(skipped) + usable} items of '{source}' cannot be used: {listed}{more}; mend them, or "
-        f"give the folder of the images with images= (--images){fix}"
+        f"give the folder of the images with {{images=DIR}}{fix}",
+        field=["images", "skip_missing"],
     )
 
 
@@ -183,7 +182,7 @@ def missing_images(data: Dataset[Any]) -> list[Skip]:
 
 def _checked(entries: Sequence[Entry]) -> list[Entry]:
     """Note of every entry whether its file is there."""
-    is_there = cache(os.path.exists)
+    is_there = cache(exists)
     return [
         entry
         if entry.path is None or is_there(entry.path)
@@ -198,3 +197,46 @@ def _read_entry(read: Callable[[int], Any], index: int) -> Entry:
     except BrokenItem as error:
         return Entry(None, (), error.skip)
     return Entry(None, item.captions if hasattr(item, "captions") else item.answers)
+
+
+def answer_weights(answers: Sequence[str]) -> dict[str, float]:
+    """Return each answer with the share of people who gave it.
+
+    >>> answer_weights(["yes", "yes", "no", "yes"])
+    {'yes': 0.75, 'no': 0.25}
+    """
+    return {answer: count / len(answers) for answer, count in Counter(answers).items()}
+
+
+def answer_list(data: Dataset[Question], path: str | Path | None = None, most: int = MOST_ANSWERS) -> list[str]:
+    """Return the candidates that a model ranks to answer a question.
+
+    Args:
+        data: training questions with their answers.
+        path: ``answer_list.json``; None = the one beside the questions or, where there is none, the answers in `data`.
+        most: answers taken from `data`: those given most often, counted in shares of a question.
+
+    Errors: MultiflowError if there are no answers, or the file holds no list of texts, or an empty one.
+    """
+    beside = [Path(source) for source in data.source.split(" + ")] if path is None else []
+    files = [Path(path)] if path is not None else [place.with_name("answer_list.json") for place in beside]
+    for file in files:
+        if path is not None or file.is_file():
+            content = read_json(file)
+            if not isinstance(content, str | list) or not all(isinstance(answer, str) for answer in content):
+                raise MultiflowError(f"'{file}' holds {content!r:.100}; expected a text or a list of texts")
+            answers = list(dict.fromkeys(texts_of(content)))
+            if not answers:
+                raise MultiflowError(
+                    f"'{file}' lists no answers to choose from; write them into it, or take it away to choose from "
+                    "those of the training questions"
+                )
+            break
+    else:
+        shares: Counter[str] = Counter()
+        for known in map(data.known, range(len(data))):
+            shares.update(answer_weights(known.texts if known else ()))
+        answers = [answer for answer, _ in shares.most_common(most)]
+    if not answers:
+        raise MultiflowError(f"{data} have no answers; give the candidates in a file answer_list.json beside them")
+    return answers

@@ -11,8 +11,9 @@ from torch import nn
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.ranks import exchange, rank
 from multiflow.data import Batches, Inputs, open_data, whole_images
-from multiflow.data.dataset import AnyData, from_memory
-from multiflow.data.image_batches import ImageBatches, label_classes, open_images
+from multiflow.data.batches import ImageBatches
+from multiflow.data.dataset import AnyData, SkipReport, from_memory
+from multiflow.data.source import label_classes, open_images
 from multiflow.families.opening import fitting_tokenizer, pixel_statistics
 
 MOST_BATCHES = 3000  # as published, like the lengths of the texts
@@ -80,6 +81,11 @@ class Counted:
                 rows = part.get("input_ids", part.get("pixel_values"))
                 self.seen += 0 if rows is None else len(rows)
             yield batch
+
+    @property
+    def skipped(self) -> SkipReport:
+        """What could not be read in the latest pass, as far as it has come."""
+        return self.batches.skipped
 
     def summary(self) -> dict[str, Any]:
         """What was read by all processes, as plain values."""
@@ -194,7 +200,7 @@ def _images(model: Any, place: str, source: Source) -> Counted:
     labels = label_classes(classes, getattr(model.config, "label2id", None) or {})
     options = {**source.options, **pixel_statistics(place), "augment": source.augment}
     batches = ImageBatches(data, model.config.image_size, classes=labels, **options)
-    return Counted(batches, "images", batches.source)
+    return Counted(batches, "images", str(batches))
 
 
 MAKERS: dict[str, Callable[[Any, str, Source], Counted]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ import torch
 from torch import nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
-from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer
+from multiflow.data.images import read_statistics
+from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, token_count
 from multiflow.families import load_model
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ def find_tokenizer(given: str | None, source: str) -> PreTrainedTokenizerBase:
 def fitting_tokenizer(given: str | None, source: str, vocabulary: int) -> PreTrainedTokenizerBase:
     """Load a tokenizer as `find_tokenizer` does; one with more tokens than the model embeds is another model's."""
     tokenizer = find_tokenizer(given, source)
-    if len(tokenizer) > vocabulary:
+    if token_count(tokenizer) > vocabulary:
         raise MultiflowError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {vocabulary}; "
+            f"the tokenizer has {token_count(tokenizer)} tokens, the model embeds {vocabulary}; "
             "give the tokenizer that belongs to the model with --tokenizer DIR_OR_ID"
         )
     return tokenizer
@@ -143,9 +143,7 @@ def model_files(source: str, names: tuple[str, ...]) -> list[Path]:
 def pixel_statistics(source: str) -> dict[str, Any]:
     """Return ``mean`` and ``std`` of the pixels that a model expects, where its folder says so."""
     for path in model_files(source, PROCESSOR_FILES[:1]):
-        says = json.loads(path.read_text(encoding="utf-8"))
-        if "image_mean" in says and "image_std" in says:
-            return {"mean": tuple(says["image_mean"]), "std": tuple(says["image_std"])}
+        return read_statistics(path)
     return {}
 
 

@@ -20,10 +20,9 @@ from torch import Tensor
 from multiflow.base.errors import MultiflowError
 from multiflow.data import CLIP_MEAN, CLIP_STD, BrokenItem, SkipReport, encode_texts, to_pixels
 from multiflow.data.augment import augment_image
-from multiflow.data.images import UNREADABLE, decode, resize
+from multiflow.data.images import decode, resize
 from multiflow.data.items import TaskData
-from multiflow.data.plan import item_order
-from multiflow.data.seeds import Stream, random_at
+from multiflow.data.sampling import Stream, item_order, random_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,12 +135,9 @@ def training_picture(item: Any, texts: Sequence[str], inputs: TaskInputs, number
         inputs: of the task.
         number: of the sample in the run: decides what is drawn.
     """
-    try:
-        if not inputs.augment:
-            return resize(item.image, inputs.image_size)
-        image = decode(item.image)
-    except UNREADABLE as error:
-        raise BrokenItem(item.key, str(error)) from error
+    if not inputs.augment:
+        return resize(item.image, inputs.image_size, key=item.key)
+    image = decode(item.image, item.key)
     chance = random_at(inputs.seed, Stream.AUGMENT, number)
     return augment_image(image, " ".join(texts), inputs.image_size, chance, crop=CROP)
 

@@ -152,8 +152,7 @@ def _naming_split(name: str) -> Iterator[None]:
     try:
         yield
     except NoSuchSplit as error:
-        option = name.replace("_", "-")
-        raise NoSuchSplit(str(error).replace("split= (--split)", f"{name}= (--{option})")) from error
+        raise error.called(name) from error
 
 
 class Built(NamedTuple):

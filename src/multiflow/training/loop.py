@@ -28,7 +28,7 @@ from multiflow.base.progress import Progress, Report
 from multiflow.base.ranks import rank, world
 from multiflow.base.runs import check_same
 from multiflow.calibration import to_device
-from multiflow.data.seeds import seed_at
+from multiflow.data.sampling import seed_at
 from multiflow.masks import Masks, keep_sparse
 from multiflow.tasks.task import Batch, Loss
 from multiflow.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint

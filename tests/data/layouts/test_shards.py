@@ -6,14 +6,15 @@ import tarfile
 import pytest
 
 from multiflow.base.errors import MultiflowError
+from multiflow.data import open_data
 from multiflow.data.dataset import BrokenItem
-from multiflow.data.layouts.shards import open_shards
 from tests.data.worlds import number_of, png, samples, write_shard
 
 
 def test_pairs_of_all_shards_in_order_and_at_random(tmp_path):
-    paths = [write_shard(tmp_path / f"{i:05d}.tar", samples(range(5 * i, 5 * i + 5))) for i in range(2)]
-    data = open_shards(paths, tmp_path)
+    for i in range(2):
+        write_shard(tmp_path / f"{i:05d}.tar", samples(range(5 * i, 5 * i + 5)))
+    data = open_data(tmp_path)
     assert len(data) == 10
     for i in (7, 0, 9, 3, 7):
         pair = data[i]
@@ -25,14 +26,14 @@ def test_pairs_of_all_shards_in_order_and_at_random(tmp_path):
 
 def test_the_caption_of_the_json_stands_in_for_a_missing_text(tmp_path):
     members = {name: content for name, content in samples(range(2)).items() if not name.endswith(".txt")}
-    data = open_shards([write_shard(tmp_path / "a.tar", members)], tmp_path)
+    data = open_data(write_shard(tmp_path / "a.tar", members))
     assert [pair.captions for pair in data] == [("picture 0",), ("picture 1",)]
 
 
 def test_samples_without_image_or_caption_are_noted(tmp_path):
     members = samples(range(3))
     del members["000000000.jpg"], members["000000001.txt"], members["000000001.json"]
-    data = open_shards([write_shard(tmp_path / "a.tar", members)], tmp_path)
+    data = open_data(write_shard(tmp_path / "a.tar", members))
     assert len(data) == 1
     assert data.skipped == (("a.tar/000000000", "no image"), ("a.tar/000000001", "no caption"))
 
@@ -40,7 +41,7 @@ def test_samples_without_image_or_caption_are_noted(tmp_path):
 def test_no_captions_at_all(tmp_path):
     path = write_shard(tmp_path / "a.tar", {"0.jpg": png(0), "1.jpg": png(1)})
     with pytest.raises(MultiflowError, match=r"captions are missing: .* holds 2 images and no caption"):
-        open_shards([path], tmp_path)
+        open_data(path)
 
 
 @pytest.mark.parametrize("where", ["in an image", "in a header"])
@@ -49,8 +50,8 @@ def test_a_shard_cut_in_the_middle_gives_what_comes_before(tmp_path, where):
     content = path.read_bytes()
     start = content.index(b"000000004.jpg")
     path.write_bytes(content[: start + (520 if where == "in an image" else 100)])
-    whole = write_shard(tmp_path / "b.tar", samples(range(6, 8)))
-    data = open_shards([path, whole], tmp_path)
+    write_shard(tmp_path / "b.tar", samples(range(6, 8)))
+    data = open_data(tmp_path)
     assert [pair.captions[0] for pair in data] == [f"picture {i}" for i in (0, 1, 2, 3, 6, 7)]
     assert [skip.key for skip in data.skipped] == ["a.tar"]
     assert "cut or damaged" in data.skipped[0].reason
@@ -61,7 +62,7 @@ def test_a_cut_within_a_sample_is_reported_once(tmp_path):
     content = path.read_bytes()
     for member, kept in (("000000002.txt", 2), ("000000002.json", 3)):
         path.write_bytes(content[: content.index(member.encode()) + 100])
-        data = open_shards([path], tmp_path)
+        data = open_data(path)
         assert [pair.captions[0] for pair in data] == [f"picture {i}" for i in range(kept)]
         assert [skip.key for skip in data.skipped] == ["a.tar"]
 
@@ -76,7 +77,7 @@ def test_every_format_of_tar(tmp_path, form):
                 member = tarfile.TarInfo(f"{folder}/{'n' * 60}{i}.{suffix}")
                 member.size, member.mtime = len(content), 1.5  # a fraction of a second needs an extended header
                 tar.addfile(member, io.BytesIO(content))
-    data = open_shards([tmp_path / "a.tar"], tmp_path)
+    data = open_data(tmp_path / "a.tar")
     assert [(pair.captions[0], number_of(pair.image)) for pair in data] == [(f"picture {i}", i) for i in range(3)]
     assert data[1].key == f"a.tar/{folder}/{'n' * 60}1"
     assert [skip.reason for skip in data.skipped if skip.key == "a.tar"] == []
@@ -91,10 +92,8 @@ def directory(name):
 def test_a_file_that_is_no_tar(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(b"not a tar" * 200)
-    with pytest.raises(
-        MultiflowError, match=r"no image-caption pair can be read .*a\.tar: the shard is cut or damaged"
-    ):
-        open_shards([path], path)
+    with pytest.raises(MultiflowError, match=r"no image-caption pair can be read .*a.tar: the shard is cut or damaged"):
+        open_data(path)
 
 
 def test_broken_items_say_why(tmp_path):
@@ -102,7 +101,7 @@ def test_broken_items_say_why(tmp_path):
     members["000000000.jpg"] = b"no image"
     members["000000001.txt"] = b" \n"
     members["000000002.txt"] = b"\xff\xfe\xfa"
-    data = open_shards([write_shard(tmp_path / "a.tar", members)], tmp_path)
+    data = open_data(write_shard(tmp_path / "a.tar", members))
     for index, reason in enumerate(("not an image file", "its caption is empty", "not UTF-8")):
         with pytest.raises(BrokenItem, match=reason) as caught:
             data[index]
@@ -111,7 +110,7 @@ def test_broken_items_say_why(tmp_path):
 
 def test_a_shard_that_vanished_is_a_broken_item(tmp_path):
     path = write_shard(tmp_path / "a.tar", samples(range(2)))
-    data = open_shards([path], path)
+    data = open_data(path)
     path.unlink()
     with pytest.raises(BrokenItem, match=r"No such file"):
         data[0]

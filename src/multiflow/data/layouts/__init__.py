@@ -1,1 +1,121 @@
-"""How data sets lie on disk, one file a layout."""
+"""How data sets lie on disk: one file a layout, found by being here.
+
+A module of this package adds one or more records to `LAYOUTS`. Nothing else knows a layout by name, and no module here
+knows another one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from multiflow.base.reading import read_json
+from multiflow.base.registry import Registry
+from multiflow.data.dataset import AnyData
+from multiflow.data.files import WrongLayout
+
+Schema = TypeVar("Schema")
+JSON_SUFFIXES = (".json", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder in which data may lie, and what the user said about it.
+
+    Args:
+        path: the file or folder.
+        images: folder that image names are relative to; None = looked for around the file.
+        split: which split to read; None = the usual one.
+        image_column: name of the column or key that holds the images; None = told by its name and content.
+        text_column: as `image_column`, of the texts.
+        source: what the user wrote, where that is no path.
+    """
+
+    path: Path
+    images: Path | None = None
+    split: str | None = None
+    image_column: str | None = None
+    text_column: str | None = None
+    source: str = ""
+
+    @cached_property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+        return self.path.is_dir()
+
+    @cached_property
+    def content(self) -> Any:
+        """What a JSON file holds; None for other files and for folders."""
+        return None if self.is_folder or self.path.suffix not in JSON_SUFFIXES else read_json(self.path)
+
+    def as_(self, schema: type[Schema], content: Any = None, path: Path | None = None) -> Schema:
+        """Return the content of the file as a schema wants it, or other content, read from another path.
+
+        Raises:
+            WrongLayout: a field is missing or of another type; the error names its place.
+        """
+        content = self.content if path is None else content
+        try:
+            return msgspec.convert(content, schema)
+        except (msgspec.ValidationError, OverflowError) as error:
+            raise _misfit(str(error), content, path or self.path) from error
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layout of data sets.
+
+    Args:
+        form: what it looks like, for users: file names, keys.
+        recognise: whether a file or a folder is in this layout, by its content.
+        read: opens the data; called only for what was recognised.
+        files: patterns of the names that its files have; in a folder that has some, these alone are opened.
+        companions: patterns of files that belong to it and hold no data of their own.
+        splits: whether it has splits.
+        joins: whether several files of it in one folder are one data set.
+        labelled: whether it holds labelled images, which are opened for classification alone.
+        prefix: what a source that is no path begins with.
+        order: the lower, the earlier it is asked; from 10 on only where no file of a folder is recognised.
+    """
+
+    form: str
+    recognise: Callable[[Place], bool]
+    read: Callable[[Place], AnyData]
+    files: Sequence[str] = ()
+    companions: Sequence[str] = ()
+    splits: bool = field(default=False, kw_only=True)
+    joins: bool = field(default=False, kw_only=True)
+    labelled: bool = field(default=False, kw_only=True)
+    prefix: str | None = field(default=None, kw_only=True)
+    order: int = field(default=5, kw_only=True)
+
+    @property
+    def late(self) -> bool:
+        """Whether it is asked of a folder only where none of the folder's files is recognised."""
+        return self.order >= 10
+
+
+LAYOUTS: Registry[Layout] = Registry("layout", __name__, order=lambda name, layout: layout.order)
+"""Every layout, in the order in which they are asked."""
+
+
+def _misfit(said: str, content: Any, path: Path) -> WrongLayout:
+    """Say in a sentence what msgspec says, such as ``Object missing required field `split` - at `$.images[3]```."""
+    what, _, place = said.partition(" - at `$")
+    place = place.rstrip("`")
+    where = re.sub(r"^\[(\d+)\]\.?", r"entry \1, ", place.lstrip(".")).replace("[...]", "").removesuffix(", ")
+    where = f"{where} of '{path}'" if where else f"'{path}'"
+    if lacks := re.search(r"missing required field `(.*)`", what):
+        for step in re.findall(r"\.(\w+)|\[(\d+)\]", place):
+            content = content[step[0] or int(step[1])]
+        held = ", ".join(f"'{key}'" for key in islice(content, 8)) or "nothing"
+        return WrongLayout(f"{where} has no '{lacks[1]}' (it has {held}); every entry needs one")
+    what = what.replace("`", "").replace("Expected", "expected").replace("array", "list").replace(" |", " or")
+    return WrongLayout(f"{where} does not fit its layout: {what}; correct it")

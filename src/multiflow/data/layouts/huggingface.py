@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.data.dataset import BrokenItem, Dataset, Pair
-from multiflow.data.files import NoSuchSplit, choose_split, load_image, open_image, split_in_name
+from multiflow.data.files import choose_split, exists, refuse_split, split_in_name, texts_of
+from multiflow.data.images import load_image, open_image
+from multiflow.data.layouts import LAYOUTS, Layout, Place
 
 PREFIX = "hf:"
-LAYOUT = "Hugging Face data set"
 IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "webp")
 TEXT_NAMES = ("caption", "captions", "text", "texts", "txt", "sentence", "sentences", "description")
 TEXT_TYPES = ("string", "large_string", "string_view")
@@ -30,49 +31,63 @@ class Choice:
     split: str | None = None
 
 
-def open_named(source: str, split: str | None) -> Dataset[Pair]:
+def _recognise(place: Place) -> bool:
+    if place.source:
+        return True
+    return _is_saved(place.path) or bool(_parquet_files(place.path))
+
+
+def _open(place: Place) -> Dataset[Pair]:
+    if place.source:
+        return _open_named(place)
+    choice = Choice(place.image_column, place.text_column)
+    if _is_saved(place.path):
+        return _open_saved(place.path, place.split, choice)
+    return _open_parquet(_parquet_files(place.path), place.path, place.split, choice)
+
+
+def _open_named(place: Place) -> Dataset[Pair]:
     """Open ``hf:NAME,image=COLUMN,text=COLUMN,config=CONFIG,split=SPLIT``; NAME is on the Hub, or a folder or file.
 
-    Args:
-        source: the name and, where they are not plain from the data, the options.
-        split: goes before the split that `source` names.
+    What is given beside the name goes before what it says.
     """
-    name, *options = source.removeprefix(PREFIX).split(",")
+    name, *options = place.source.removeprefix(PREFIX).split(",")
     known = [field.name for field in fields(Choice)]
     given = {}
     for option in options:
         key, _, value = option.partition("=")
         if key not in known or not value:
             raise MultiflowError(
-                f"'{option}' in '{source}' is not understood; expected hf:NAME and options of "
+                f"'{option}' in '{place.source}' is not understood; expected hf:NAME and options of "
                 f"{', '.join(f'{word}=' for word in known)} after commas, such as hf:owner/name,text=caption"
             )
         given[key] = value
     choice = Choice(**given)
-    split, path = split or choice.split, Path(name).expanduser()
+    choice = replace(choice, image=place.image_column or choice.image, text=place.text_column or choice.text)
+    split, path = place.split or choice.split, Path(name).expanduser()
     if not name:
-        raise MultiflowError(f"'{source}' names no data set; expected hf:OWNER/NAME or hf:FOLDER")
-    if not path.exists():
+        raise MultiflowError(f"'{place.source}' names no data set; expected hf:OWNER/NAME or hf:FOLDER")
+    if not exists(path):
         return _open_on_hub(name, choice, split)
-    if path.is_dir() and is_saved(path):
-        return open_saved(path, split, choice)
-    if files := [path] if path.is_file() else parquet_files(path) or parquet_files(path / "data"):
-        return open_parquet(files, path, split, choice)
+    if _is_saved(path):
+        return _open_saved(path, split, choice)
+    if files := _parquet_files(path) or _parquet_files(path / "data"):
+        return _open_parquet(files, path, split, choice)
     raise MultiflowError(f"'{name}' holds no Hugging Face data set; expected a folder of save_to_disk or parquet files")
 
 
-def is_saved(folder: Path) -> bool:
+def _is_saved(folder: Path) -> bool:
     """Whether ``save_to_disk`` wrote the folder."""
     whole = ("dataset_info.json", "state.json")
     return (folder / "dataset_dict.json").is_file() or all((folder / name).is_file() for name in whole)
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """Return the parquet files in a folder, sorted."""
-    return sorted(folder.glob("*.parquet"))
+def _parquet_files(path: Path) -> list[Path]:
+    """Return the parquet files in a folder, sorted, or the file itself."""
+    return [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
 
 
-def open_saved(folder: Path, split: str | None, choice: Choice = Choice()) -> Dataset[Pair]:
+def _open_saved(folder: Path, split: str | None, choice: Choice) -> Dataset[Pair]:
     """Open a folder that ``save_to_disk`` wrote: one table, or one a split."""
     library = _library()
     where = f"'{folder}'"
@@ -82,12 +97,12 @@ def open_saved(folder: Path, split: str | None, choice: Choice = Choice()) -> Da
         raise _unreadable(where, error) from error
     if isinstance(table, dict):
         table = table[_choose(split, list(table), where)]
-    elif split is not None and split != str(table.split):
-        raise NoSuchSplit(f"split '{split}' was given, but {where} holds one table; leave it out")
+    elif split != str(table.split):
+        refuse_split(split, f"{where}, one table,")
     return _dataset(table, choice, str(folder))
 
 
-def open_parquet(files: Sequence[Path], source: Path, split: str | None, choice: Choice = Choice()) -> Dataset[Pair]:
+def _open_parquet(files: Sequence[Path], source: Path, split: str | None, choice: Choice) -> Dataset[Pair]:
     """Open parquet files, those of one split if their names tell splits; the library keeps a copy in its cache."""
     library = _library()
     where = f"'{source}'"
@@ -96,8 +111,8 @@ def open_parquet(files: Sequence[Path], source: Path, split: str | None, choice:
         held = list(dict.fromkeys(name for name in splits if name))
         chosen = _choose(split, held, where)
         files = [path for path, name in zip(files, splits, strict=True) if name == chosen]
-    elif split is not None:
-        raise NoSuchSplit(f"split '{split}' was given, but the files in {where} name none; leave it out")
+    else:
+        refuse_split(split, f"{where}, whose files name none,")
     try:
         table = library.load_dataset("parquet", data_files=list(map(str, files)), split="train")
     except Exception as error:  # Arrow and the library raise errors of their own
@@ -158,7 +173,7 @@ def _dataset(table: Any, choice: Choice, source: str) -> Dataset[Pair]:
         table = table.cast_column(image, library.Image(decode=False))  # bytes: a broken image costs itself alone
     if not len(table):
         raise MultiflowError(f"'{source}' holds no rows; expected images with captions")
-    return Dataset("pairs", LAYOUT, source, len(table), partial(_read, table, image, text))
+    return Dataset("pairs", "Hugging Face data set", source, len(table), partial(_read, table, image, text))
 
 
 def _column(
@@ -203,10 +218,13 @@ def _element(feature: Any) -> Any:
 
 
 def _read(table: Any, image: str, text: str, index: int) -> Pair:
-    row, key = table[index], f"row {index}"
+    key = f"row {index}"
+    try:
+        row = table[index]
+    except Exception as error:  # Arrow and the library raise errors of their own
+        raise BrokenItem(key, " ".join(str(error).split()) or type(error).__name__) from error
     held = row[image] if isinstance(row[image], dict) else {"bytes": row[image]}
-    texts = [row[text]] if isinstance(row[text], str) else row[text] or []
-    captions = tuple(stripped for caption in texts if caption and (stripped := caption.strip()))
+    captions = texts_of(row[text] if isinstance(row[text], str) else [caption or "" for caption in row[text] or ()])
     if not captions:
         raise BrokenItem(key, "its caption is empty")
     if held.get("bytes"):
@@ -230,3 +248,16 @@ def _library() -> Any:
 def _unreadable(where: str, error: Exception) -> MultiflowError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return MultiflowError(f"the data set {where} cannot be read: {reason}; check it, or name its config=, split=")
+
+
+LAYOUTS.add(
+    "huggingface",
+    Layout(
+        "a Hugging Face data set on disk (save_to_disk, or parquet files), or hf:OWNER/NAME on the Hub",
+        _recognise,
+        _open,
+        splits=True,
+        prefix=PREFIX,
+        order=2,
+    ),
+)

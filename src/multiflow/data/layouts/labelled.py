@@ -6,6 +6,7 @@ anything else is refused, and nothing in it runs.
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,19 +16,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.data import Pair
-from multiflow.data.dataset import Known
-from multiflow.data.files import NoSuchSplit, choose_split, image_files, load_image
-from multiflow.data.items import WHOLE, TaskData
+from multiflow.base.reading import read_regular
+from multiflow.data.dataset import Dataset, Known, Pair
+from multiflow.data.files import choose_split, data_of_files, refuse_split
+from multiflow.data.images import image_files
+from multiflow.data.layouts import LAYOUTS, Layout, Place
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Name of a folder -> the split that it holds."""
-LAYOUT = "SPLIT/CLASS/IMAGE, CLASS/IMAGE, the Python version of CIFAR-10 or CIFAR-100, or Flowers-102"
 ARRAYS = {
     (f"numpy.{core}.multiarray", "_reconstruct"): np._core.multiarray._reconstruct  # type: ignore[attr-defined]
     for core in ("core", "_core")
 } | {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
 CIFAR_SIDE = 32
+MOST_BYTES = 2**29
+"""Bytes of a file of CIFAR or Flowers-102 at most."""
 
 
 class Cifar(NamedTuple):
@@ -53,97 +56,64 @@ FLOWER_CLASSES = 102
 LABELS, PARTS = "imagelabels.mat", "setid.mat"
 
 
-def open_labelled(source: str | Path, split: str | None) -> TaskData:
-    """Open a split of labelled images; the texts are the class of each, the choices all classes.
-
-    Args:
-        source: a folder in one of the layouts.
-        split: ``train``, ``val`` or ``test``; ``all`` or None takes images without splits whole.
-
-    Raises:
-        MultiflowError: another layout, another split, or a file that is damaged or no data.
-
-    >>> open_labelled("cifar-10-batches-py", "test").choices[:2]  # doctest: +SKIP
-    ('airplane', 'automobile')
-    """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise MultiflowError(f"there is no folder '{source}'; give labelled images as {LAYOUT}")
-    for cifar in CIFARS:
-        if (folder / cifar.meta).is_file():
-            return _open_cifar(folder, split, cifar)
-    if (folder / LABELS).is_file():
-        return _open_flowers(folder, split)
-    return _open_folders(folder, split)
-
-
-def is_labelled(source: str | Path) -> bool:
-    """Whether a folder is in one of the layouts of labelled images, as far as its names tell."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        return False
-    known = (*(cifar.meta for cifar in CIFARS), LABELS)
-    return any((folder / name).is_file() for name in known) or any(
-        _classes(part) for part in (folder, *(_splits(folder).values()))
-    )
-
-
 def _splits(folder: Path) -> dict[str, Path]:
     """Return the folders that hold splits."""
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     return {SPLITS[path.name.lower()]: path for path in inner if path.name.lower() in SPLITS}
 
 
-def _open_folders(folder: Path, split: str | None) -> TaskData:
-    held = _splits(folder)
-    if not held:
-        if split not in (None, WHOLE):
-            raise NoSuchSplit(
-                f"split '{split}' was given, and '{folder}' has none (no folder {', '.join(SPLITS)}); "
-                f"take it whole with split '{WHOLE}' (--split {WHOLE})"
-            )
-        return _labelled(str(folder), _classes(folder), folder)
-    chosen = held[choose_split(split, list(held), f"'{folder}'")]
-    classes = _classes(held.get("train", chosen))
-    for name in _classes(chosen):
-        if name not in classes:
-            raise MultiflowError(f"'{chosen}' has a class '{name}' that '{held['train']}' lacks; mend one of them")
-    return _labelled(str(chosen), classes, chosen)
-
-
 def _classes(folder: Path) -> tuple[str, ...]:
     return tuple(path.name for path in sorted(folder.iterdir()) if path.is_dir() and image_files(path))
 
 
-def _labelled(source: str, classes: tuple[str, ...], folder: Path) -> TaskData:
-    found = [(folder / c / name, c) for c in classes if (folder / c).is_dir() for name in image_files(folder / c)]
+def _is_classes(place: Place) -> bool:
+    return place.is_folder and any(_classes(part) for part in (place.path, *_splits(place.path).values()))
+
+
+def _open_classes(place: Place) -> Dataset[Pair]:
+    folder, held = place.path, _splits(place.path)
+    if not held:
+        refuse_split(place.split, f"'{folder}' (no folder {', '.join(SPLITS)})")
+        return _dataset("a folder a class", folder, folder, _classes(folder))
+    chosen = held[choose_split(place.split, list(held), f"'{folder}'")]
+    classes = _classes(held.get("train", chosen))
+    for name in _classes(chosen):
+        if name not in classes:
+            raise MultiflowError(f"'{chosen}' has a class '{name}' that '{held['train']}' lacks; mend one of them")
+    return _dataset("a folder a class", chosen, chosen, classes)
+
+
+def _dataset(layout: str, source: Path, folder: Path, classes: Sequence[str]) -> Dataset[Pair]:
+    here = [name for name in classes if (folder / name).is_dir()]
+    found = [(folder / name / file, name) for name in here for file in image_files(folder / name)]
     if not found:
-        raise MultiflowError(f"'{source}' holds no labelled images; expected {LAYOUT}")
-    return _data(f"{source} (a folder a class)", found, classes)
+        raise MultiflowError(f"'{folder}' holds no labelled images; expected {LAYOUTS['classes'].form}")
+    return _of_files(layout, source, found, classes)
 
 
-def _data(source: str, found: Sequence[tuple[Path, str]], classes: tuple[str, ...]) -> TaskData:
-    texts = tuple((name,) for _, name in found)
-    read, known = partial(_read_file, tuple(found)), partial(_known, tuple(found))
-    return TaskData(source, range(len(found)), read, texts, classes, known=known)
+def _of_files(layout: str, source: Path, found: Sequence[tuple[Path, str]], classes: Sequence[str]) -> Dataset[Pair]:
+    texts = [(name,) for _, name in found]
+    names = [f"{path.parent.name}/{path.name}" for path, _ in found]
+    paths = [str(path) for path, _ in found]
+    parts = [(of,) for of in texts]
+    return data_of_files("pairs", layout, source, paths, names, _make_pair, parts, texts, classes=classes)
 
 
-def _read_file(found: Sequence[tuple[Path, str]], index: int) -> Pair:
-    path, name = found[index]
-    key = f"{path.parent.name}/{path.name}"
-    return Pair(load_image(str(path), key), (name,), key)
+def _make_pair(image: Any, name: str, texts: tuple[str, ...]) -> Pair:
+    return Pair(image, texts, name)
 
 
-def _known(found: Sequence[tuple[Path, str]], index: int) -> Known:
-    path, name = found[index]
-    return Known(str(path), (name,))
+def _cifar_of(place: Place) -> Cifar | None:
+    return next((cifar for cifar in CIFARS if (place.path / cifar.meta).is_file()), None)
 
 
-def _open_cifar(folder: Path, split: str | None, cifar: Cifar) -> TaskData:
-    chosen = choose_split(split, list(cifar.files), f"'{folder}'")
+def _open_cifar(place: Place) -> Dataset[Pair]:
+    folder, cifar = place.path, _cifar_of(place)
+    assert cifar is not None
+    chosen = choose_split(place.split, list(cifar.files), f"'{folder}'")
     names = _field(_unpickle(folder / cifar.meta), cifar.names, folder / cifar.meta)
-    if not all(isinstance(name, bytes) for name in names):
-        raise MultiflowError(f"'{folder / cifar.meta}' names classes {names!r}; fetch it again")
+    if not isinstance(names, list) or not all(isinstance(name, bytes) and name.isascii() for name in names):
+        raise MultiflowError(f"'{folder / cifar.meta}' names classes {names!r:.200}; fetch it again")
     classes = tuple(name.decode() for name in names)
     arrays, labels = [], []
     for file in cifar.files[chosen]:
@@ -152,17 +122,22 @@ def _open_cifar(folder: Path, split: str | None, cifar: Cifar) -> TaskData:
         width = 3 * CIFAR_SIDE**2
         if not isinstance(pixels, np.ndarray) or (pixels.dtype, *pixels.shape[1:]) != (np.uint8, width):
             raise MultiflowError(f"'{folder / file}' holds no images of {width} bytes each; fetch it again")
-        if len(some) != len(pixels) or not all(isinstance(i, int) and 0 <= i < len(classes) for i in some):
+        fit = isinstance(some, list) and all(type(i) is int and 0 <= i < len(classes) for i in some)
+        if not fit or len(some) != len(pixels):
             raise MultiflowError(f"the labels in '{folder / file}' do not fit its {len(pixels)} images; fetch it again")
         arrays.append(pixels.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1))
         labels += some
-    texts = tuple((classes[i],) for i in labels)
-    read = partial(_read_array, np.concatenate(arrays), texts)
-    return TaskData(f"{folder} (CIFAR, {chosen})", range(len(texts)), read, texts, classes)
+    texts = [(classes[i],) for i in labels]
+    read, known = partial(_read_array, np.concatenate(arrays), texts), partial(_known_class, texts)
+    return Dataset("pairs", f"CIFAR, {chosen}", str(folder), len(texts), read, known=known, classes=classes)
 
 
 def _read_array(images: np.ndarray, texts: Sequence[tuple[str, ...]], index: int) -> Pair:
     return Pair(np.ascontiguousarray(images[index]), texts[index], str(index))
+
+
+def _known_class(texts: Sequence[tuple[str, ...]], index: int) -> Known:
+    return Known(None, texts[index])
 
 
 def _field(content: Any, key: bytes, path: Path) -> Any:
@@ -183,16 +158,20 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickle(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            return _Unpickler(file, encoding="bytes").load()
+        return _Unpickler(io.BytesIO(read_regular(path, MOST_BYTES)), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises almost anything
         raise MultiflowError(
             f"'{path}' is not a file of CIFAR's Python version ({error}); fetch it again, or give a folder of images"
         ) from error
 
 
-def _open_flowers(folder: Path, split: str | None) -> TaskData:
-    chosen = choose_split(split, list(FLOWERS), f"'{folder}'")
+def _is_flowers(place: Place) -> bool:
+    return (place.path / LABELS).is_file()
+
+
+def _open_flowers(place: Place) -> Dataset[Pair]:
+    folder = place.path
+    chosen = choose_split(place.split, list(FLOWERS), f"'{folder}'")
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -200,12 +179,42 @@ def _open_flowers(folder: Path, split: str | None) -> TaskData:
             f"'{folder / 'imagelabels.mat'}' needs scipy, which is not installed; run: pip install scipy"
         ) from error
     try:
-        with (folder / LABELS).open("rb") as file:
-            labels = loadmat(file)["labels"].ravel()
-        with (folder / PARTS).open("rb") as file:
-            numbers = loadmat(file)[FLOWERS[chosen]].ravel()
-        found = [(folder / "jpg" / f"image_{n:05}.jpg", f"{labels[n - 1]:03}") for n in numbers.tolist()]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        labels, numbers = (
+            loadmat(io.BytesIO(read_regular(folder / name, MOST_BYTES)))[key].ravel().tolist()
+            for name, key in ((LABELS, "labels"), (PARTS, FLOWERS[chosen]))
+        )
+        if not all(1 <= label <= FLOWER_CLASSES for label in labels) or not all(1 <= n <= len(labels) for n in numbers):
+            raise ValueError("its numbers are out of range")
+        found = [(folder / "jpg" / f"image_{n:05}.jpg", f"{labels[n - 1]:03}") for n in numbers]
+    except Exception as error:  # of altered bytes scipy raises almost anything
         raise MultiflowError(f"'{folder}' lacks a whole {PARTS} or {LABELS} ({error}); fetch both") from error
     classes = tuple(f"{number:03}" for number in range(1, FLOWER_CLASSES + 1))
-    return _data(f"{folder} (Flowers-102, {chosen})", found, classes)
+    return _of_files(f"Flowers-102, {chosen}", folder, found, classes)
+
+
+LAYOUTS.add(
+    "cifar",
+    Layout(
+        "the Python version of CIFAR-10 or CIFAR-100",
+        lambda place: _cifar_of(place) is not None,
+        _open_cifar,
+        splits=True,
+        labelled=True,
+        order=1,
+    ),
+)
+LAYOUTS.add(
+    "flowers-102",
+    Layout(
+        "Flowers-102 (imagelabels.mat, setid.mat, jpg/)",
+        _is_flowers,
+        _open_flowers,
+        splits=True,
+        labelled=True,
+        order=2,
+    ),
+)
+LAYOUTS.add(
+    "classes",
+    Layout("SPLIT/CLASS/IMAGE or CLASS/IMAGE", _is_classes, _open_classes, splits=True, labelled=True, order=3),
+)

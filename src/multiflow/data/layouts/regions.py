@@ -1,142 +1,200 @@
-"""Images with described regions: Visual Genome's own files, and the plain region lists of X-VLM."""
+"""Images with described regions: Visual Genome's own files, and the lists of X-VLM."""
 
 from __future__ import annotations
 
 import os
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta, Struct
+from PIL import Image
 
 from multiflow.base.errors import MultiflowError
-from multiflow.data.dataset import Box, Dataset, Known, Region, RegionItem, Skip
-from multiflow.data.files import field, image_files, load_image, locate, read_json, texts_of
+from multiflow.base.reading import read_json
+from multiflow.data.dataset import Box, BrokenItem, Dataset, Region, RegionItem, Skip
+from multiflow.data.files import data_of_files, locate, texts_of
+from multiflow.data.images import image_files, is_turned
+from multiflow.data.layouts import LAYOUTS, Layout, Place
 
+Pixels = Annotated[float, Meta(ge=-1e9, le=1e9)]
 Size = tuple[int, int]
-Records = list[tuple[str, tuple[Region, ...], Size | None]]
-"""(path of the image, its regions, width and height that their boxes refer to if not the file's), in file order."""
-
+Texts = str | list[str] | None
 NO_FILE = "no such image file"
-VG_FOLDERS = ("images", "VG_100K", "VG_100K_2", "images/VG_100K", "images/VG_100K_2", "")
+SIZES = "image_data.json"
+FOLDERS = ("images", "VG_100K", "VG_100K_2", "images/VG_100K", "images/VG_100K_2", "")
 
 
-def open_visual_genome(content: list[Any], path: Path, images: Path | None) -> Dataset[RegionItem]:
-    """Read ``region_descriptions.json``: ``[{id, regions: [{x, y, width, height, phrase}]}]``.
+class Described(Struct):
+    """A region of Visual Genome."""
 
-    Images are ``ID.jpg`` (or another suffix) in the folders of the original release or in ``images``. Where
-    ``image_data.json`` lies beside the file, boxes are scaled to images that were stored smaller than released.
-    """
-    files = _visual_genome_images(images or path.parent)
-    sizes = _released_sizes(path.with_name("image_data.json"))
-    records: Records = []
-    skipped = []
-    for i, record in enumerate(content):
-        where = f"entry {i} of '{path}'"
-        listed = field(record, "regions", list, where)
+    x: Pixels
+    y: Pixels
+    width: Pixels
+    height: Pixels
+    phrase: str
+    image_id: int | str | None = None
+
+
+class Genome(Struct):
+    """An image of Visual Genome with its regions."""
+
+    regions: list[Described]
+    id: int | str | None = None
+
+
+class Released(Struct):
+    """The size that an image of Visual Genome was released with; the first release calls its number ``id``."""
+
+    width: Annotated[int, Meta(le=10**9)]
+    height: Annotated[int, Meta(le=10**9)]
+    image_id: int | str | None = None
+    id: int | str | None = None
+
+
+class Element(Struct):
+    """A region of X-VLM's list; an attribute goes before the caption ("red" + "ball")."""
+
+    bb: tuple[Pixels, Pixels, Pixels, Pixels]
+    caption: Texts
+    attributes: Texts = None
+
+
+class Entry(Struct):
+    """An image of X-VLM's list; its caption describes the whole image."""
+
+    image: str
+    elems: list[Element]
+    caption: Texts = None
+
+
+def _read_genome(place: Place) -> Dataset[RegionItem]:
+    """Read ``region_descriptions.json``; boxes are scaled to images that were stored smaller than released."""
+    root = place.images or place.path.parent
+    files, sizes = _images_by_id(root), _released_sizes(place)
+    paths, parts, skipped, lost = [], [], [], []
+    for number, image in enumerate(place.as_(list[Genome])):
+        first = image.regions[0].image_id if image.regions else None
+        identity = str(next((known for known in (image.id, first) if known is not None), number))
         regions = []
-        for j, region in enumerate(listed):
-            part = f"region {j} of {where}"
-            texts = texts_of(field(region, "phrase", str, part), part)
-            box = [field(region, name, (int, float), part) for name in ("x", "y", "width", "height")]
-            if texts:
-                regions.append(Region(texts, _box(box, part)))
+        for j, region in enumerate(image.regions):
+            if texts := texts_of(region.phrase):
+                regions.append(Region(texts, (region.x, region.y, region.width, region.height)))
             else:
-                skipped.append(Skip(f"{record.get('id', i)}, region {j}", "no caption"))
-        image_id = str(record["id"] if "id" in record else field(listed[0], "image_id", int, where) if listed else i)
-        if image_id not in files:
-            skipped.append(Skip(image_id, NO_FILE))
+                skipped.append(Skip(f"{identity}, region {j}", "no caption"))
+        if identity not in files:
+            lost.append(identity)
+            skipped.append(Skip(identity, NO_FILE))
         elif regions:
-            records.append((files[image_id], tuple(regions), sizes.get(image_id)))
-    lost = [skip.key for skip in skipped if skip.reason == NO_FILE]
-    if not records and lost:
+            paths.append(files[identity])
+            parts.append((tuple(regions), sizes.get(identity)))
+    if not paths and lost:
         raise MultiflowError(
-            f"none of the {len(lost)} images of '{path}' were found, such as {lost[0]}.jpg; looked in "
-            f"'{images or path.parent}' and its {', '.join(VG_FOLDERS[:3])}; give their folder with images=, --images"
+            f"none of the {len(lost)} images of '{place.path}' were found, such as {lost[0]}.jpg; looked in '{root}' "
+            f"and its {', '.join(FOLDERS[:3])}; give their folder with {{images=DIR}}",
+            field="images",
         )
-    return _dataset("Visual Genome regions", path, records, tuple(skipped))
+    return _dataset("Visual Genome regions", place.path, paths, parts, skipped)
 
 
-def open_region_list(content: list[Any], path: Path, images: Path | None) -> Dataset[RegionItem]:
-    """Read X-VLM's plain list ``[{image, caption?, elems: [{bb: [x, y, w, h], caption, attributes?}]}]``.
-
-    A caption is a text or a list of texts; an attribute goes before the caption ("red" + "ball"). The caption of the
-    entry describes the whole image.
-    """
-    records: Records = []
-    skipped = []
-    for i, record in enumerate(content):
-        where = f"entry {i} of '{path}'"
-        name = field(record, "image", str, where)
-        whole = texts_of(record["caption"], where) if record.get("caption") else ()
+def _read_list(place: Place) -> Dataset[RegionItem]:
+    """Read X-VLM's list ``[{image, caption?, elems: [{bb, caption, attributes?}]}]``."""
+    names, parts, skipped = [], [], []
+    for image in place.as_(list[Entry]):
+        whole = texts_of(image.caption)
         regions = [Region(whole, None)] if whole else []
-        for j, element in enumerate(field(record, "elems", list, where)):
-            part = f"element {j} of {where}"
-            texts = texts_of(field(element, "caption", (str, list), part), part)
-            attributes = texts_of(element["attributes"], part) if element.get("attributes") else ()
+        for j, element in enumerate(image.elems):
+            texts, attributes = texts_of(element.caption), texts_of(element.attributes)
             if attributes:
                 texts = tuple(f"{attribute} {text}" for attribute in attributes for text in texts)
-            box = _box(field(element, "bb", list, part), part)
             if texts:
-                regions.append(Region(texts, box))
+                regions.append(Region(texts, element.bb))
             else:
-                skipped.append(Skip(f"{name}, element {j}", "no caption"))
+                skipped.append(Skip(f"{image.image}, element {j}", "no caption"))
         if regions:
-            records.append((name, tuple(regions), None))
-    if records:
-        paths = locate([[name for name, _, _ in records]], path.parent, images, f"'{path}'")
-        records = [(place, listed, None) for place, (_, listed, _) in zip(paths, records, strict=True)]
-    return _dataset("X-VLM region list", path, records, tuple(skipped))
+            names.append(image.image)
+            parts.append((tuple(regions), None))
+    paths = locate([names], place.path.parent, place.images, f"'{place.path}'") if names else []
+    return _dataset("X-VLM region list", place.path, paths, parts, skipped)
 
 
-def _dataset(layout: str, path: Path, records: Records, skipped: tuple[Skip, ...]) -> Dataset[RegionItem]:
-    if not records:
+def _dataset(
+    layout: str,
+    path: Path,
+    paths: Sequence[str],
+    parts: Sequence[tuple[tuple[Region, ...], Size | None]],
+    skipped: Sequence[Skip],
+) -> Dataset[RegionItem]:
+    if not paths:
         raise MultiflowError(f"captions are missing: no image in '{path}' has a region with a caption")
-    counts = np.array([len(regions) for _, regions, _ in records], np.int64)
-    read, known = partial(_read, records), partial(_known, records)
-    return Dataset("regions", layout, str(path), len(records), read, counts, known, skipped)
+    names, counts = list(map(os.path.basename, paths)), np.array([len(regions) for regions, _ in parts], np.int64)
+    texts = [()] * len(paths)
+    return data_of_files(
+        "regions", layout, path, paths, names, _make_item, parts, texts, counts=counts, skipped=skipped
+    )
 
 
-def _read(records: Records, index: int) -> RegionItem:
-    path, regions, size = records[index]
-    key = os.path.basename(path)
-    image = load_image(path, key)
+def _make_item(image: Image.Image, name: str, regions: tuple[Region, ...], size: Size | None) -> RegionItem:
+    """Make an item; `size` is the width and height that its boxes refer to, if not those of the file."""
+    if is_turned(image):
+        raise BrokenItem(name, "EXIF turns it, and its boxes may be those of before or after; save it upright")
     if size is not None and size != image.size:
         x, y = image.width / size[0], image.height / size[1]
         regions = tuple(Region(texts, _scaled(box, x, y)) for texts, box in regions)
-    return RegionItem(image, regions, key)
-
-
-def _known(records: Records, index: int) -> Known:
-    return Known(records[index][0], ())
+    return RegionItem(image, regions, name)
 
 
 def _scaled(box: Box | None, x: float, y: float) -> Box | None:
     return None if box is None else (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
 
 
-def _released_sizes(path: Path) -> dict[str, Size]:
-    """Return image id -> (width, height) from ``image_data.json``; nothing where there is no such file."""
-    sizes = {}
-    for i, record in enumerate(read_json(path) if path.is_file() else []):
-        width, height = (field(record, name, int, f"entry {i} of '{path}'") for name in ("width", "height"))
-        if width > 0 and height > 0:  # the first release calls the number of an image "id"
-            sizes[str(record.get("image_id", record.get("id")))] = (width, height)
-    return sizes
+def _released_sizes(place: Place) -> dict[str, Size]:
+    """Return image id -> (width, height) from the file beside; nothing where there is no such file."""
+    path = place.path.with_name(SIZES)
+    listed = place.as_(list[Released], read_json(path), path) if path.is_file() else []
+    return {
+        str(of.id if of.image_id is None else of.image_id): (of.width, of.height)
+        for of in listed
+        if of.width > 0 and of.height > 0
+    }
 
 
-def _box(values: list[Any], where: str) -> Box:
-    """Return (x, y, width, height); one without an area is left to `Batches`, which names it and goes on."""
-    if len(values) != 4 or not all(isinstance(v, int | float) and np.isfinite(v) for v in values):
-        raise MultiflowError(f"{where} has the box {values}; expected four numbers: x, y, width and height in pixels")
-    return (float(values[0]), float(values[1]), float(values[2]), float(values[3]))
-
-
-def _visual_genome_images(root: Path) -> dict[str, str]:
+def _images_by_id(root: Path) -> dict[str, str]:
     """Return image id -> path for every image under the folders that Visual Genome uses."""
     found: dict[str, str] = {}
-    for folder in (root / name for name in VG_FOLDERS):
+    for folder in (root / name for name in FOLDERS):
         if folder.is_dir():
             for name in image_files(folder):
                 found.setdefault(os.path.splitext(name)[0], str(folder / name))
     return found
+
+
+def _is_genome(place: Place) -> bool:
+    match place.content:
+        case [{"regions": _}, *_]:
+            return True
+    return False
+
+
+def _is_list(place: Place) -> bool:
+    match place.content:
+        case [{"elems": _}, *_]:
+            return True
+    return False
+
+
+LAYOUTS.add(
+    "visual-genome",
+    Layout(
+        "region_descriptions.json (Visual Genome)",
+        _is_genome,
+        _read_genome,
+        ["region_descriptions.json"],
+        [SIZES],
+        order=4,
+    ),
+)
+LAYOUTS.add(
+    "region-list", Layout("a JSON list of {image, elems: [{bb, caption}]} (regions of X-VLM)", _is_list, _read_list)
+)

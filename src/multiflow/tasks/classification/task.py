@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.calibration.hooks import evaluating
-from multiflow.data import Skip
+from multiflow.data import Dataset, Skip
 from multiflow.data.items import TaskData, refuse_broken
-from multiflow.data.layouts.labelled import open_labelled
+from multiflow.data.source import open_labelled
 from multiflow.tasks.inputs import (
     TaskInputs,
     in_batches,
@@ -44,7 +43,7 @@ def open_classes(
     limit: int | None = None,
     skip_missing: bool = False,
 ) -> TaskData:
-    """Open labelled images, see `multiflow.data.layouts.labelled.open_labelled`; the limit takes them evenly from all.
+    """Open labelled images, see `multiflow.data.source.open_labelled`; the limit takes them evenly from all.
 
     Raises:
         MultiflowError: another layout or split, images that are missing, or ``images`` was given.
@@ -59,13 +58,14 @@ def open_classes(
     missing = missing_files(data, chosen)
     refuse_broken(list(missing.values()), count - len(missing), data.source, allowed=skip_missing)
     kept = [i for i in chosen if i not in missing]
-    texts = tuple(data.texts[i] for i in kept)
-    return replace(data, items=kept, texts=texts, skipped=tuple(missing.values()))
+    texts = tuple(known.texts for i in kept if (known := data.known(i)))
+    source, skipped = f"{data.source} ({data.layout})", tuple(missing.values())
+    return TaskData(source, kept, data.read, texts, data.classes, skipped, data.known)
 
 
-def missing_files(data: TaskData, chosen: list[int]) -> dict[int, Skip]:
+def missing_files(data: Dataset[Any], chosen: list[int]) -> dict[int, Skip]:
     """Return those of the chosen images whose file is not there."""
-    paths = {i: known.path for i in chosen if (known := data.known(i)) is not None}
+    paths = {i: known.path for i in chosen if (known := data.known(i)) and known.path is not None}
     return {i: Skip(os.path.basename(path), "no such file") for i, path in paths.items() if not os.path.exists(path)}
 
 

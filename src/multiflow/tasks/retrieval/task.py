@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from multiflow.base.files import write_atomically
 from multiflow.data.items import TaskData, open_items
-from multiflow.data.seeds import seed_at
+from multiflow.data.sampling import seed_at
 from multiflow.tasks.inputs import (
     Pixels,
     TaskInputs,

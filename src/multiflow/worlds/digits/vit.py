@@ -24,7 +24,7 @@ from multiflow.base.runs import run_folder
 from multiflow.base.strict import flags
 from multiflow.calibration.hooks import evaluating
 from multiflow.data import VIT_MEAN, VIT_STD
-from multiflow.data.seeds import seed_at
+from multiflow.data.sampling import seed_at
 from multiflow.tasks.task import Batch
 from multiflow.training.loop import Trained, train
 from multiflow.training.settings import TrainSettings

@@ -19,7 +19,7 @@ from multiflow.base.progress import Report
 from multiflow.base.runs import run_folder
 from multiflow.base.strict import flags
 from multiflow.data import collate_pairs, collate_regions
-from multiflow.data.seeds import seed_at
+from multiflow.data.sampling import seed_at
 from multiflow.families.blip import BlipForPretraining
 from multiflow.families.blip.momentum import follow
 from multiflow.families.reading import VisionLanguageModel

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from multiflow.data.background import make_ahead
+from multiflow.data.batches import make_ahead
 
 
 def whose(number: int) -> tuple[int, int]:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiflow.data.plan import RegionPlan, item_order
-from multiflow.data.seeds import Stream
+from multiflow.base.errors import MultiflowError
+from multiflow.data.sampling import RegionPlan, Stream, item_order, random_at
 
 
 def test_every_item_once_in_another_order_each_epoch():
@@ -46,3 +47,20 @@ def test_the_texts_of_an_item():
     assert texts.tolist() == plan.texts(1, epoch=0, first=1).tolist()
     assert texts.tolist() != plan.texts(1, epoch=1, first=1).tolist()
     assert RegionPlan(np.array([3]), 5, 4, seed=0, shuffle=False).texts(0, 0, 0).tolist() == [0, 1, 2]
+
+
+def test_a_function_of_its_arguments():
+    first = random_at(3, Stream.MLM, 5).random(4).tolist()
+    assert random_at(3, Stream.MLM, 5).random(4).tolist() == first
+    others = [(4, Stream.MLM, 5), (3, Stream.ORDER, 5), (3, Stream.MLM, 6), (5, Stream.MLM, 3)]
+    assert all(random_at(*other).random(4).tolist() != first for other in others)
+
+
+def test_streams_have_numbers_of_their_own():
+    drawn = {random_at(0, stream, 0).random() for stream in Stream}
+    assert len(drawn) == len(Stream)
+
+
+def test_negative_numbers_are_refused():
+    with pytest.raises(MultiflowError, match="seed -1"):
+        random_at(-1, Stream.MLM, 0)
