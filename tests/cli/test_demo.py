@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 import multiflow as mf
-from multiflow.cli import demo_run, main
-from multiflow.cli.demo import DemoSettings, check, command_line, demo, result_table
+from multiflow.bench import demo as bench_demo
+from multiflow.cli import main
+from multiflow.cli.demo import DemoSettings, check, command_line, result_table, run_demo
 from multiflow.cli.settings import parse
 from tests.cli.demo_fixtures import save_tiny_model, tiny_settings
 
@@ -66,15 +66,37 @@ def test_a_second_demo_takes_the_place_of_the_first(args, tmp_path, capsys):
     assert files(tmp_path / "runs") == sorted(f"demo/{name}" for name in ("demo.json", "report.html", *second["files"]))
 
 
-def test_a_folder_of_others_is_refused_before_any_work(args, tmp_path, capsys, monkeypatch):
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "runs" / "demo" / "thesis.tex").write_text("years of work")
-    monkeypatch.setattr(demo_run, "open_xvlm", lambda *_: pytest.fail("the model was loaded"))
+@pytest.mark.parametrize("name", ["thesis.tex", "masks/notes.txt"])
+def test_a_folder_of_others_is_refused_before_any_work(args, tmp_path, capsys, monkeypatch, name):
+    out = tmp_path / "runs" / "demo"
+    if "/" in name:  # beside the files of an earlier demo
+        assert main(args) == 0
+        capsys.readouterr()
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_text("years of work")
+    before = files(tmp_path)
+    monkeypatch.setattr(bench_demo, "open_model", lambda *_: pytest.fail("the model was loaded"))
     assert main(args) == 2
     said = capsys.readouterr().err
-    assert "holds 'thesis.tex', which no demo wrote" in said
+    assert f"holds '{name}', which no demo wrote" in said
+    assert "--out DIR" in said
     assert "Traceback" not in said
-    assert files(tmp_path) == ["runs/demo/thesis.tex"]
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"files": 5}'])
+def test_a_folder_that_is_no_demo_is_refused(args, tmp_path, capsys, content):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "demo.json").write_text(content)
+    assert main(args) == 2
+    assert "'demo.json', which no demo wrote" in capsys.readouterr().err
+
+
+def test_a_file_in_the_way_is_refused(args, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").touch()
+    assert main(args) == 2
+    assert "is a file" in capsys.readouterr().err
 
 
 def test_a_failure_half_way_leaves_no_trace(args, tmp_path, monkeypatch):
@@ -86,8 +108,8 @@ def test_a_failure_half_way_leaves_no_trace(args, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*given, **options)
 
-    original = demo_run.evaluate_retrieval
-    monkeypatch.setattr(demo_run, "evaluate_retrieval", fail_at_the_third)
+    original = bench_demo.evaluate_retrieval
+    monkeypatch.setattr(bench_demo, "evaluate_retrieval", fail_at_the_third)
     assert main(args) == 130
     assert list(tmp_path.iterdir()) == []
 
@@ -133,10 +155,8 @@ def test_the_command_line_repeats_the_run():
 
 
 def test_the_table_is_narrow_and_loud_about_collapse(place, tmp_path):
-    settings = tiny_settings(place, tmp_path, sparsity=(0.999,), method=("magnitude",))
-    demo(settings)
-    found = demo_run.measure(settings, str(place), tmp_path / "again", "multiflow demo", lambda *_: None)
-    table = result_table(replace(found, rows=tuple(replace(row, method="magnitude-modality") for row in found.rows)))
+    settings = tiny_settings(place, tmp_path, sparsity=(0.999,), method=("magnitude-modality",))
+    table = result_table(run_demo(settings, tmp_path, lambda *_: None))
     zeros = [cell for column in table.columns for cell in column.cells if str(cell) in ("99.9", "100.0")]
     assert len(zeros) == 4  # in all, and in each of three modalities
     assert all(cell.style == "bold red" for cell in zeros)

@@ -8,9 +8,9 @@ from html import unescape
 
 import pytest
 
-from multiflow.report.html import Column, page, table, tag
-from multiflow.report.palette import Look
-from multiflow.report.svg import Point, Series, line_chart
+from multiflow.report.charts import Look, Point, Series, line_chart
+from multiflow.report.document import Document, Figure, Figures, Section, page
+from multiflow.report.tables import Column, Row, Table, TableCell
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser")
@@ -47,21 +47,20 @@ document.body.replaceChildren(Object.assign(document.createElement("pre"), { tex
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What a browser makes of a page with a table, a chart and buttons for tiers."""
-    columns = (
-        Column("name", lambda row: row[0], lambda row: row[0]),
-        Column(
-            "value", lambda row: "-", lambda row: row[1], class_="number", tip=lambda row: row[1] and f"tip {row[0]}"
-        ),
-    )
-    made = table(columns, ROWS, caption="t", attributes=lambda row: {"data_tiers": row[2]})
+    columns = (Column("name"), Column("value", class_="number"))
+    rows = [
+        Row([TableCell(name, name), TableCell("-", value, tip=f"tip {name}" if value else None)], name, tiers)
+        for name, value, tiers in ROWS
+    ]
     lines = {"x": (1, 2), "y": (3, 4)}
     series = [
         Series(name, Look("blue", "circle"), tuple(Point(0.1 * y, y, y, y, f"{name}{y}") for y in ys))
         for name, ys in lines.items()
     ]
-    buttons = [tag("button", f"tier {tier}", data_choose=tier) for tier in ("", "1", "2")]
-    filter_ = tag("div", buttons, class_="filter", hidden=True)
-    text = page("t", filter_, made, line_chart("c", series, [], x_label="zeros"))
+    drawing = Figures([Figure(line_chart("c", series, [], x_label="zeros"))])
+    sections = [Section("s", "S", [Table(columns, rows, "t"), drawing])]
+    tiers = [("", "all"), ("1", "tier 1"), ("2", "tier 2")]
+    text = page(Document("t", "", "", [], sections, tiers=tiers))
     folder = tmp_path_factory.mktemp("browser")
     (folder / "page.html").write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")

@@ -123,20 +123,22 @@ def _prune(
     calibration = sum(cost["seconds"] for cost in costs) if costs else steps
     selection = result.timings.get("select", steps if costs else 0.0)
     pairs = max((cost["pairs"] for cost in costs), default=0)
-    return Pruning(
-        cell.pruning,
-        cell.model,
-        cell.pruner,
-        cell.seed,
+    return pruning_record(
+        *(result, cell.pruning, cell.model, cell.pruner, cell.seed),
         calibration=calibration,
         selection=selection,
         pairs=pairs if batches is None or costs else _pairs(batches, plan),
         peak_memory=max([peak_memory(), *(cost["peak_memory"] for cost in costs)]),
-        layers=_layers(result),
-        zeros={s: [masks.dropped(name) for name in masks] for s, masks in result.masks.items()},
-        versions=versions(),
         machine=describe_machine(find_device(device)),
     )
+
+
+def pruning_record(result: Result, id: str, model: str, pruner: str, seed: int, **costs: Any) -> Pruning:
+    """Return the record of a result; ``costs`` are the fields of `Pruning` about its seconds, data and machine."""
+    layout = next(iter(result.masks.values())).layout
+    layers = [(layer.name, layer.group, layer.size) for layer in layout.layers]
+    zeros = {sparsity: [masks.dropped(name) for name in masks] for sparsity, masks in result.masks.items()}
+    return Pruning(id, model, pruner, seed, layers=layers, zeros=zeros, versions=versions(), **costs)
 
 
 def shared_statistic(name: str, plan: Plan, model: nn.Module, results: Results) -> tuple[Stats, Mapping[str, Any]]:
@@ -165,8 +167,3 @@ def _pairs(batches: Any, plan: Plan) -> int:
     """Return how many pairs there are for methods that go through them again and again, the last time in part."""
     assert plan.model.calibration is not None
     return max(batches.seen, len(batches) * plan.model.calibration.batch_size)
-
-
-def _layers(result: Result) -> list[tuple[str, str, int]]:
-    layout = next(iter(result.masks.values())).layout
-    return [(layer.name, layer.group, layer.size) for layer in layout.layers]

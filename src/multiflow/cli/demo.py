@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,18 +13,21 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import arg
 
+from multiflow.base.artifacts import write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
+from multiflow.base.runs import whole_folder
+from multiflow.bench.demo import Demo, mask_path, measure
+from multiflow.bench.records import Cell
 from multiflow.cli.console import show
-from multiflow.cli.demo_folder import replaced_folder
-from multiflow.cli.demo_run import measure
-from multiflow.cli.progress import step_progress
+from multiflow.cli.progress import Step, step_progress
 from multiflow.cli.settings import Device, Dtype, Seed
 from multiflow.families.opening import find_device, find_dtype, find_model
 from multiflow.pruning.plan import request
-from multiflow.report.demo import demo_page
-from multiflow.report.values import COLLAPSED, DEMO_FILE, REPORT_FILE, Demo
-from multiflow.report.words import collapses, headline
+from multiflow.report.charts import COLLAPSED
+from multiflow.report.demo import DEMO_FILE, REPORT_FILE, demo_document, demo_spreads, demo_values, headline
+from multiflow.report.document import page
+from multiflow.report.zeros import collapsed
 
 
 @dataclass(frozen=True)
@@ -62,23 +66,61 @@ class DemoSettings:
     dtype: Dtype = "auto"
 
 
+ALIKE = ("scenes", "shortlist", "batches", "batch_size", "examples", "seed", "device", "dtype")
+"""Settings that `measure` takes by the same names."""
+
+
 def demo(settings: DemoSettings) -> None:
     """Prune, measure, write masks, ``demo.json`` and ``report.html``, and print the table.
 
     >>> demo(DemoSettings(scenes=24, sparsity=(0.75,), batches=2))                              # doctest: +SKIP
     """
     settings = check(settings)
-    with replaced_folder(Path(settings.out)) as folder, step_progress() as step:
-        found = measure(settings, find_model(settings.model), folder, command_line(settings), step)
-        write_atomically(folder / REPORT_FILE, demo_page(found))
-        write_atomically(folder / DEMO_FILE, found.to_json())
+    out = Path(settings.out)
+    with whole_folder(out, lambda place: check_replaceable(place, out)) as folder, step_progress() as step:
+        found = run_demo(settings, folder, step)
+        write_atomically(folder / REPORT_FILE, page(demo_document(found)))
+        write_facts(folder / DEMO_FILE, demo_values(found))
     show(result_table(found), headline(found))
-    for method, what in collapses(found):
+    for _, method, what in collapsed(demo_spreads(found)):
         show(f"collapsed: {method}: {what}")
     show(
         f"{sum(found.phases.values()):.0f} s in all; masks and numbers are in {settings.out}, "
-        f"the report is {Path(settings.out) / REPORT_FILE}"
+        f"the report is {out / REPORT_FILE}"
     )
+
+
+def run_demo(settings: DemoSettings, folder: Path, step: Step) -> Demo:
+    """Measure what the settings ask for, and write the masks into the folder."""
+    return measure(
+        find_model(settings.model),
+        folder,
+        name=settings.model,
+        methods=settings.method,
+        sparsities=settings.sparsity,
+        **{name: getattr(settings, name) for name in ALIKE},
+        step=step,
+        settings=asdict(settings),
+        command=command_line(settings),
+    )
+
+
+def check_replaceable(place: Path, out: Path) -> None:
+    """Make sure that a folder is not there, empty, or the work of an earlier demo and nothing else."""
+    if place.exists() and not place.is_dir():
+        raise MultiflowError(f"output folder '{out}' is a file; choose another one with --out DIR")
+    try:
+        listed = json.loads((place / DEMO_FILE).read_text(encoding="utf-8"))["files"]
+        wrote = {DEMO_FILE, REPORT_FILE, *listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        wrote = set()
+    there = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir())
+    foreign = next((path for path in there if path not in wrote), None)
+    if foreign is not None:
+        raise MultiflowError(
+            f"output folder '{out}' holds '{foreign}', which no demo wrote; move it, or choose another folder with "
+            "--out DIR"
+        )
 
 
 def check(settings: DemoSettings) -> DemoSettings:
@@ -123,23 +165,26 @@ def result_table(found: Demo) -> Table:
     made.add_column("method")
     for header in ("zeros", "TR@1", "IR@1", *found.groups, "seconds", "mask kB"):
         made.add_column(header, justify="right")
-    recalls = (f"{found.dense.tr1:.1f}", f"{found.dense.ir1:.1f}")
-    made.add_row("dense", "0.0", *recalls, *("0.0" for _ in found.groups), end_section=True)
+    made.add_row("dense", "0.0", *_recalls(found.dense), *("0.0" for _ in found.groups), end_section=True)
+    spreads = {(one.pruner, one.sparsity): one for one in demo_spreads(found)}
     for sparsity in found.sparsities:
-        rows = [found.row(method, sparsity) for method in found.methods]
         leaders = found.leaders(sparsity)
-        for row in rows:
-            bold = "bold" if row.method in leaders else ""
+        for method in found.methods:
+            spread = spreads[method, sparsity]
             made.add_row(
-                row.method,
-                _zeros(row.achieved),
-                *(Text(f"{recall:.1f}", bold) for recall in (row.quality.tr1, row.quality.ir1)),
-                *map(_zeros, row.groups.values()),
-                f"{row.prune_seconds:.2f}",
-                f"{row.mask_bytes / 1e3:.0f}",
-                end_section=row is rows[-1],
+                method,
+                _zeros(spread.achieved),
+                *_recalls(found.cell(method, sparsity), "bold" if method in leaders else ""),
+                *map(_zeros, spread.groups.values()),
+                f"{found.seconds(method):.2f}",
+                f"{found.files[mask_path(method, sparsity)] / 1e3:.0f}",
+                end_section=method == found.methods[-1],
             )
     return made
+
+
+def _recalls(cell: Cell, style: str = "") -> list[Text]:
+    return [Text(f"{cell.figures[name]:.1f}", style) for name in ("TR@1", "IR@1")]
 
 
 def _zeros(share: float) -> Text:

@@ -10,7 +10,7 @@ from multiflow.base.artifacts import read_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.cli.console import megabytes, percent, show, table
 from multiflow.pruning.result import RESULT_FILE, RUN_FILE
-from multiflow.report.values import DEMO_FILE
+from multiflow.report.demo import DEMO_FILE
 
 FIGURES_FILE = "figures.json"
 

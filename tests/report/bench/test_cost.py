@@ -6,7 +6,7 @@ import pytest
 
 from multiflow.bench.records import DENSE
 from multiflow.report.bench.cost import costs, kept, total_seconds
-from multiflow.report.bench.gather import gather
+from multiflow.report.bench.results import gather
 
 from .conftest import bare, make_cell, make_pruning
 

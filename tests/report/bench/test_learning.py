@@ -4,9 +4,9 @@ import pytest
 
 from multiflow.bench.records import DENSE
 from multiflow.report.bench.cost import kept
-from multiflow.report.bench.gather import gather
 from multiflow.report.bench.learning import curves, gained, lessons, verdict
-from multiflow.report.bench.tables import columns, rows
+from multiflow.report.bench.quality import columns, figures_table
+from multiflow.report.bench.results import gather
 from multiflow.report.bench.words import scope
 
 from .conftest import make_cell
@@ -70,7 +70,7 @@ def test_dense_trainings_alone_take_no_part_in_the_comparison():
     bench = make_bench()
     assert bench.dense_alone == {("xvlm-shapes", "vqa-long")}
     assert {place.task for place in columns(bench, "xvlm-shapes")} == {"vqa"}
-    assert [len(row.entries) for row in rows(bench, "xvlm-shapes")] == [1, 1]
+    assert [len(row.cells) for row in figures_table(bench, "xvlm-shapes", "").rows] == [2, 2]
     assert kept(bench, "xvlm-shapes", 0.75)["multiflow"].seeds == 2
     assert bench.overall[0.75, "multiflow"].places == 1
     assert scope(bench).count("vqa") == 1

@@ -1,20 +1,20 @@
 from __future__ import annotations
 
-from multiflow.report.bench.bootstrap import Difference
-from multiflow.report.bench.gather import gather
+from multiflow.report.bench.results import gather
+from multiflow.report.bench.statistics import Difference
 from multiflow.report.bench.words import (
     Duel,
-    difference_said,
+    difference_text,
     duel,
-    entry_said,
+    entry_text,
     headline,
     leaders,
     losses,
-    overall_said,
+    overall_sentences,
     overall_text,
-    place_said,
+    place_text,
     scope,
-    seeds_of,
+    seed_counts,
     standings,
     verdicts,
 )
@@ -73,7 +73,7 @@ def test_a_first_pruner_that_stands_alone_is_no_reason_to_stop():
 def test_sparsities_are_not_rounded():
     cells = [make_cell(p, s) for p in ("multiflow", "wanda") for s in (0.975, 0.98)]
     bench = gather(cells)
-    assert [place.split(" at ")[1] for place in map(place_said, bench.places)] == [
+    assert [place.split(" at ")[1] for place in map(place_text, bench.places)] == [
         "97.5\N{NO-BREAK SPACE}%",
         "98\N{NO-BREAK SPACE}%",
     ]
@@ -89,27 +89,27 @@ def test_a_leader_over_fewer_seeds_is_told_with_them():
 
 def test_shares_over_a_part_of_the_grid_say_so():
     cells = [make_cell(p, score=score) for p, score in (("dense", 95), ("multiflow", 50))]
-    (said,) = overall_said(gather(cells, expected=[*map(bare, cells), bare(make_cell(task="retrieval"))]))
+    (said,) = overall_sentences(gather(cells, expected=[*map(bare, cells), bare(make_cell(task="retrieval"))]))
     assert "over one model and task of 2 in the grid, multiflow" in said
 
 
 def test_shares_over_all_are_told_with_their_seeds():
     cells = [make_cell(p, seed=s, score=score) for p, score in (("dense", 95), ("multiflow", 50)) for s in range(3)]
     bench = gather([*cells, make_cell("mine", score=80), make_cell("near", score=80)])
-    (said,) = overall_said(bench)
+    (said,) = overall_sentences(bench)
     assert said.startswith("At 75\N{NO-BREAK SPACE}% zeros, over one model and task, on the seeds that all share, ")
     assert said.count("one seed") == 2
     assert "keeps the most of the dense score; within noise of it " in said
     text = overall_text(bench, bench.overall[0.75, "mine"])
     assert "to multiflow on seed 0 +" in text
-    assert seeds_of(bench, "multiflow") == "3"
+    assert seed_counts(bench, "multiflow") == {3}
 
 
 def test_a_hover_text_compares_with_the_first_pruner_on_common_seeds(grid):
     bench = gather(*grid)
     entry = bench.entries[bench.places[0], "snip"]
-    assert "to multiflow on seed 0 \N{MINUS SIGN}" in entry_said(entry, bench)
-    assert "to multiflow" not in entry_said(bench.entries[bench.places[0], "multiflow"], bench)
+    assert "to multiflow on seed 0 \N{MINUS SIGN}" in entry_text(entry, bench)
+    assert "to multiflow" not in entry_text(bench.entries[bench.places[0], "multiflow"], bench)
 
 
 def test_little_is_said_of_little():
@@ -137,11 +137,11 @@ def test_leaders_tell_who_is_close_and_who_is_not(grid):
 def test_an_entry_says_what_is_known(grid):
     bench = gather(*grid)
     entry = bench.entries[bench.places[0], "snip"]
-    said = entry_said(entry)
+    said = entry_text(entry)
     assert said.startswith("snip, 63\N{NO-BREAK SPACE}% zeros, retrieval mean R@1: ")
     assert "seed 0: " in said
     assert "behind the best: \N{MINUS SIGN}" in said
-    assert "best here" in entry_said(bench.best(bench.places[0]))
+    assert "best here" in entry_text(bench.best(bench.places[0]))
 
 
 def test_the_scope_counts_the_grid(grid):
@@ -154,6 +154,6 @@ def test_the_scope_counts_the_grid(grid):
 
 def test_differences_have_signs():
     assert (
-        difference_said(Difference(-0.01, -2, 1, (0,)))
+        difference_text(Difference(-0.01, -2, 1, (0,)))
         == "0.0 (95\N{NO-BREAK SPACE}% interval \N{MINUS SIGN}2.0 to +1.0)"
     )

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from multiflow.bench.records import DENSE, Cell
-from multiflow.report.bench.values import Bench, score_of, seeds_said
-from multiflow.report.html import nominal
-from multiflow.report.words import count, listed
+from multiflow.report.bench.results import Bench, score_of
+from multiflow.report.text import count, listed, nominal, seeds_text
 
 FEW = 6
 """So many missing cells of a pruner are named one by one."""
@@ -63,7 +62,7 @@ def failures(bench: Bench) -> list[tuple[str, list[Cell]]]:
     return list(found.items())
 
 
-def cell_said(cell: Cell) -> str:
+def cell_text(cell: Cell) -> str:
     """Write which cell it is."""
     sparsity = "" if cell.pruner == DENSE else f" at {nominal(cell.sparsity)}"
     return f"{cell.model}, {cell.pruner}{sparsity}, {cell.task}, seed {cell.seed}"
@@ -76,11 +75,11 @@ def doubts(bench: Bench) -> list[str]:
 
 def _what(cells: Sequence[Cell]) -> str:
     if len(cells) <= FEW:
-        return "; ".join(cell_said(cell).split(", ", 1)[1].removeprefix(cell.pruner).strip(", ") for cell in cells)
+        return "; ".join(cell_text(cell).split(", ", 1)[1].removeprefix(cell.pruner).strip(", ") for cell in cells)
     tasks = listed(list(dict.fromkeys(cell.task for cell in cells)))
     sparsities = [nominal(s) for s in sorted({cell.sparsity for cell in cells if cell.sparsity})]
     where = f" at {listed(sparsities)}" if sparsities else ""
-    return f"of {tasks}{where}, {seeds_said(sorted({cell.seed for cell in cells}))}"
+    return f"of {tasks}{where}, {seeds_text(sorted({cell.seed for cell in cells}))}"
 
 
 def _mixed(bench: Bench) -> Iterator[str]:

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from multiflow.bench.records import DENSE, Cell
-from multiflow.report.bench.bootstrap import Difference, differences
-from multiflow.report.bench.overall import each_of
-from multiflow.report.bench.values import Bench, Entry, Place, seeds_said
-from multiflow.report.bench.words import difference_said, signed
-from multiflow.report.words import listed
+from multiflow.report.bench.quality import fitted
+from multiflow.report.bench.results import Bench, Entry, Place
+from multiflow.report.bench.statistics import Difference, differences, each_of
+from multiflow.report.bench.words import difference_text
+from multiflow.report.charts import Look, Point, Series, round_axis
+from multiflow.report.document import Block, Figure, Figures, Items, Mark, Paragraph, Section
+from multiflow.report.text import count, listed, seeds_text, signed
+
+TRAININGS = (Look("blue", "circle"), Look("amber", "square"), Look("purple", "triangle"), Look("green", "diamond"))
 
 
 @dataclass(frozen=True)
-class Curve:
+class LearningCurve:
     """Validation figures of the dense model: (step, mean, lowest, highest) at the steps that all seeds have."""
 
     track: Place
@@ -33,7 +37,7 @@ class Curve:
 class Longer:
     """A longer training of the dense model on the same data: its curve, and what it adds on the test data."""
 
-    curve: Curve
+    curve: LearningCurve
     adds: Difference | None
 
 
@@ -41,11 +45,11 @@ class Longer:
 class Lesson:
     """The training of a task, and longer ones of the same task, model and data that the grid has beside it."""
 
-    curve: Curve
+    curve: LearningCurve
     longer: tuple[Longer, ...] = ()
 
 
-def curves(bench: Bench) -> list[Curve]:
+def curves(bench: Bench) -> list[LearningCurve]:
     """Return the learning curve of every model and task that has one, those of dense trainings alone included."""
     return [found for model in bench.models for t in bench.trainings(model) if (found := _curve(bench, t))]
 
@@ -74,7 +78,7 @@ def verdict(lesson: Lesson) -> str:
     for longer in lesson.longer:
         said += f"; {longer.curve.points[-1][1]:.1f} after {longer.curve.steps}"
         if longer.adds:
-            said += f" (on the test data {difference_said(longer.adds)}, {seeds_said(longer.adds.seeds)})"
+            said += f" (on the test data {difference_text(longer.adds)}, {seeds_text(longer.adds.seeds)})"
     return f"{said}."
 
 
@@ -89,13 +93,13 @@ def gained(found: list[Lesson]) -> str | None:
     return f"{begin} {len(pairs)} comparisons{': ' * bool(named)}{listed(named)}."
 
 
-def _curve(bench: Bench, track: Place) -> Curve | None:
+def _curve(bench: Bench, track: Place) -> LearningCurve | None:
     entry = bench.entries.get((track, DENSE))
     runs = [dict(cell.curve) for cell in entry.cells if cell.curve] if entry else []
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
     points = [(step, [run[step] for run in runs]) for step in steps]
     made = tuple((step, fmean(values), min(values), max(values)) for step, values in points)
-    return Curve(track, len(runs), made) if made else None
+    return LearningCurve(track, len(runs), made) if made else None
 
 
 def _alone(bench: Bench, track: Place) -> bool:
@@ -122,3 +126,38 @@ def _without_training(cell: Cell) -> str | None:
     if not isinstance(task, Mapping):
         return None
     return json.dumps({name: value for name, value in task.items() if name != "finetune"}, sort_keys=True, default=str)
+
+
+def learning_section(bench: Bench) -> Section | None:
+    """Return the section of the dense learning curves."""
+    found = lessons(bench)
+    if not found:
+        return None
+    lead = (
+        "The dense models on the validation data during their training, mean over seeds; "
+        "whiskers reach from the lowest seed to the highest. All cells of a task are fine-tuned for as many steps. "
+        "The learning rate falls to zero at the end, which flattens any curve: whether more steps would "
+        "help, only a longer training tells."
+    )
+    if any(lesson.longer for lesson in found):
+        lead += " Those shown here are of the dense model alone and take no part in the comparisons."
+    adds = gained(found)
+    blocks: list[Block] = [Paragraph(Mark(adds, "strong"))] if adds else []
+    blocks += [Figures([_chart(lesson) for lesson in found]), Items([verdict(lesson) for lesson in found])]
+    return Section("learning", "How long to fine-tune", blocks, lead)
+
+
+def _chart(lesson: Lesson) -> Figure:
+    drawn = [lesson.curve, *(longer.curve for longer in lesson.longer)]
+    track, last = lesson.curve.track, max(*(curve.steps for curve in drawn), 1)
+    series = [_series(curve, TRAININGS[i % len(TRAININGS)]) for i, curve in enumerate(drawn)]
+    return fitted(f"{track.model}, {track.task}: {track.metric}", series, (), round_axis("steps", 0, last))
+
+
+def _series(curve: LearningCurve, look: Look) -> Series:
+    name, seeds = f"{curve.steps} steps", count(curve.seeds, "seed")
+    points = [
+        Point(step, mean, low, high, f"training of {name}, step {step}: {mean:.1f} ({seeds}, {low:.1f} to {high:.1f})")
+        for step, mean, low, high in curve.points
+    ]
+    return Series(name, look, tuple(points))

@@ -1,121 +1,254 @@
-"""The page of a benchmark: who is ahead and by how much, where the zeros went, what it cost, how it was made."""
+"""The report of a benchmark: what must be known first, its sections, how it was made and how to read it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from multiflow.bench.records import DENSE, Cell
-from multiflow.report.bench.cost import total_seconds
-from multiflow.report.bench.doubts import Gap, cell_said, doubts, failures, gaps, incomplete
-from multiflow.report.bench.making import SHARED, duration, facts, shared_settings, terms, versions
-from multiflow.report.bench.page_cost import cost
-from multiflow.report.bench.page_learning import learning
-from multiflow.report.bench.page_quality import duels, figures, quality
-from multiflow.report.bench.page_summary import summary
-from multiflow.report.bench.page_zeros import zeros
-from multiflow.report.bench.parts import folded, in_colours, tier_filter
-from multiflow.report.bench.values import Bench
+from multiflow.bench.records import DENSE
+from multiflow.report.bench.cost import cost_section, total_seconds
+from multiflow.report.bench.doubts import cell_text, doubts, failures, gaps, incomplete
+from multiflow.report.bench.learning import learning_section
+from multiflow.report.bench.quality import curves, duels, figures, group_tint, pruner_row
+from multiflow.report.bench.results import Bench
+from multiflow.report.bench.statistics import RESAMPLES
+from multiflow.report.bench.summary import summary
 from multiflow.report.bench.words import headline, scope
-from multiflow.report.html import Markup, definitions, join, page, section, tag
-from multiflow.report.palette import DENSE as DENSE_LOOK
-from multiflow.report.palette import Look, looks
-from multiflow.report.words import count
+from multiflow.report.charts import COLLAPSED, DENSE_LOOK, Look, looks
+from multiflow.report.document import Block, Document, Group, Items, Mark, Pairs, Paragraph, Section, Verdict
+from multiflow.report.tables import Column, Table, TableCell
+from multiflow.report.text import count, day, duration, nominal, percent, seeds_text, setting, span
+from multiflow.report.zeros import (
+    EVEN,
+    Spread,
+    collapse_verdict,
+    groups,
+    layer_panels,
+    spreads,
+    uneven,
+)
 
 OPEN = 8
 """Longer lists are folded."""
+SHORT = 90
+"""Longer values of settings are cut."""
+SHARED = "a calibration pass that pruners share counts for each of them"
 
 
-def bench_page(bench: Bench) -> str:
-    """Return ``report.html``: one file that loads nothing from anywhere."""
+def bench_document(bench: Bench) -> Document:
+    """Return the report of a benchmark."""
     styles = {DENSE: DENSE_LOOK, **looks(name for name in bench.pruners if name != DENSE)}
-    sections = [
-        summary(bench, styles),
-        figures(bench, styles),
-        quality(bench, styles),
-        duels(bench, styles),
-        zeros(bench, styles),
-        cost(bench, styles),
-        learning(bench),
-        _making(bench),
-        section("How to read this", definitions(terms()), id="reading"),
-    ]
-    return page(
-        bench.title,
-        _top(bench, styles),
-        _first(bench),
-        _contents(sections),
-        tier_filter(bench),
-        sections,
-        description=headline(bench),
-        styles=("page.css", "bench.css"),
-    )
-
-
-def _top(bench: Bench, styles: Mapping[str, Look]) -> Markup:
     cells, prunings = total_seconds(bench)
-    whole = len(bench.expected)
-    shown = (
-        (f"{len(bench.cells)} of {whole}" if len(bench.cells) < whole else str(whole), "cells have figures"),
+    done, whole = len(bench.cells), len(bench.expected)
+    facts_ = [
+        (f"{done} of {whole}" if done < whole else str(whole), "cells have figures"),
         (str(len(bench.rivals)), f"pruners, {count(len(bench.models), 'model')}"),
         (str(len(bench.places)), "places: a model, a task and a sparsity"),
         (duration(cells + prunings), f"of pruning, fine-tuning and evaluation; {SHARED}"),
-    )
-    return tag(
-        "header",
-        tag("p", bench.title, class_="overline"),
-        tag("h1", in_colours(headline(bench), styles)),
-        tag("p", scope(bench), class_="lead"),
-        tag("ul", [tag("li", tag("b", value), tag("span", text)) for value, text in shown], class_="facts"),
+    ]
+    sections = [
+        summary(bench, styles),
+        figures(bench, styles),
+        curves(bench, styles),
+        duels(bench, styles),
+        zeros(bench, styles),
+        cost_section(bench, styles),
+        learning_section(bench),
+        _making(bench),
+        Section("reading", "How to read this", [Pairs(TERMS)]),
+    ]
+    return Document(
+        bench.title,
+        headline(bench),
+        scope(bench),
+        facts_,
+        [section for section in sections if section],
+        styles,
+        _first(bench),
+        _tiers(bench),
     )
 
 
-def _first(bench: Bench) -> Markup | None:
+def _first(bench: Bench) -> Block | None:
     """What must be known before the figures."""
-    said = incomplete(bench)
-    found = doubts(bench)
+    said, found = incomplete(bench), doubts(bench)
     if not said and not found:
         return None
-    lacking = [_gap(gap) for gap in gaps(bench)]
-    failed = [_failure(error, cells) for error, cells in failures(bench)]
-    return tag(
-        "div",
-        (tag("b", "Incomplete. "), said) if said else tag("b", "Before reading"),
-        folded(lacking, "what is missing", open=len(lacking) <= OPEN),
-        folded(failed, "what failed", open=len(failed) <= OPEN),
-        tag("ul", [tag("li", text) for text in found]) if found else None,
-        class_="verdict first-of-all mixed",
-        role="note",
+    lacking = [
+        (f"tier {gap.tier}, {gap.model}, ", Mark(gap.pruner, "strong"), f": {gap.number} of {gap.of} cells, {gap.what}")
+        for gap in gaps(bench)
+    ]
+    failed = []
+    for error, cells in failures(bench):
+        more = f" and {len(cells) - 4} more" if len(cells) > 4 else ""
+        failed.append((f"{'; '.join(map(cell_text, cells[:4]))}{more}: ", Mark(error, "code")))
+    blocks: list[Block] = [Verdict("mixed", "Incomplete.", said)] if said else []
+    blocks += [
+        Items(failed, "what failed", len(failed) <= OPEN),
+        Items(lacking, "what is missing", len(lacking) <= OPEN),
+    ]
+    blocks += [Verdict("mixed", "Before reading", items=found)] if found else []
+    return Group(blocks)
+
+
+def _tiers(bench: Bench) -> list[tuple[str, str]]:
+    """The buttons that choose a tier in all tables; none where there is nothing to choose."""
+    used = {tier for pruner, tiers in bench.tiers_of.items() if pruner != DENSE for tier in tiers}
+    chosen = [(str(number), f"tier {tier}") for number, tier in enumerate(bench.tiers, 1) if tier in used]
+    return [("", "all"), *chosen] if len(chosen) > 1 else []
+
+
+def zeros(bench: Bench, styles: Mapping[str, Look]) -> Section | None:
+    """Return the section of where the zeros went: what collapsed, a table of groups a model, bars of the layers."""
+    found = spreads(bench.prunings, bench.models, bench.pruners)
+    if not found:
+        return None
+    blocks: list[Block] = [collapse_verdict(found), Items(uneven(found))]
+    for model in dict.fromkeys(spread.model for spread in found):
+        here = [spread for spread in found if spread.model == model]
+        loud = [spread for spread in here if spread.pruner in bench.loud]
+        quiet = [spread for spread in here if spread.pruner not in bench.loud]
+        blocks += [Paragraph(model, "h3"), _groups_table(bench, here, styles), *layer_panels(loud, styles)]
+        if quiet:
+            pruners = count(len({spread.pruner for spread in quiet}), "other pruner")
+            blocks.append(Group(layer_panels(quiet, styles), under=f"layers of {pruners} on {model}"))
+    lead = (
+        "Did some part of the model lose more than its share? The table has the share of zeros of each group of "
+        "layers, amber the more a group lost beyond what was asked for; below it is one bar a layer, dashed what was "
+        "asked for, solid what each group got. ",
+        Mark(f"Red with a flag is collapsed: at least {percent(COLLAPSED)} zeros.", "gone"),
     )
+    return Section("zeros", "Where the zeros went", blocks, lead)
 
 
-def _gap(gap: Gap) -> Markup:
-    where = f"tier {gap.tier} · {gap.model} · "
-    return join((where, tag("b", gap.pruner), f": {gap.number} of {gap.of} cells, {gap.what}"))
+def _groups_table(bench: Bench, found: list[Spread], styles: Mapping[str, Look]) -> Table:
+    by_pruner: dict[str, dict[float, Spread]] = {}
+    for spread in found:
+        by_pruner.setdefault(spread.pruner, {})[spread.sparsity] = spread
+    places = [(s, group) for s in sorted({spread.sparsity for spread in found}) for group in groups(found)]
+    head = [Column("pruner", class_="first"), Column("seeds", hint="prunings of the means", class_="number")]
+    head += [Column(group, f"{nominal(s)} zeros asked for", class_="number") for s, group in places]
+    rows = []
+    for pruner, own in by_pruner.items():
+        seeds = [len(spread.seeds) for spread in own.values()]
+        cells = [_group_cell(own.get(sparsity), group) for sparsity, group in places]
+        rows.append(pruner_row(bench, pruner, [TableCell(span(seeds), max(seeds)), *cells], styles))
+    return Table(head, rows, f"{found[0].model}: share of zeros in each group of layers, mean over seeds")
 
 
-def _failure(error: str, cells: Sequence[Cell]) -> Markup:
-    shown = "; ".join(map(cell_said, cells[:4])) + (f" and {len(cells) - 4} more" if len(cells) > 4 else "")
-    return join((f"{shown}: ", tag("code", error)))
+def _group_cell(spread: Spread | None, group: str) -> TableCell:
+    if spread is None or group not in spread.groups:
+        return TableCell()
+    share, sparsity = spread.groups[group], spread.sparsity
+    tinted = share - sparsity > EVEN / 2
+    look = "gone lean flat" if share >= COLLAPSED else "lean down" if tinted else "lean flat"
+    tip = (
+        f"{spread.pruner}, {nominal(sparsity)} zeros, {seeds_text(spread.seeds)}: {len(spread.gone_layers)} of "
+        f"{len(spread.layout)} layers collapsed"
+    )
+    return TableCell(percent(share, 1), share, look, tip=tip, tint=group_tint(share, sparsity) if tinted else None)
 
 
-def _contents(sections: list[Markup | None]) -> Markup:
-    heads = [re.search(r'<h2 id="([\w-]+)-title">(.*?)</h2>', made) for made in sections if made]
-    return tag("nav", [tag("a", Markup(head[2]), href=f"#{head[1]}") for head in heads if head], aria_label="contents")
-
-
-def _making(bench: Bench) -> Markup:
+def _making(bench: Bench) -> Section:
     shared = shared_settings(bench)
-    return section(
-        "What was run",
-        tag(
-            "div",
-            tag("div", definitions(facts(bench))),
-            tag("div", tag("h3", "Versions"), definitions(versions(bench))),
-            class_="pair",
+    pair = Group([Pairs(facts(bench)), Pairs(versions(bench), "Versions")], "pair")
+    return Section("making", "What was run", [pair, Pairs(shared, "settings of the cells", folded=True)])
+
+
+def facts(bench: Bench) -> list[tuple[str, str]]:
+    """Return what was run, as names and values."""
+    cells, prunings = total_seconds(bench)
+    done = [*bench.cells, *bench.failed]
+    finished = sorted(cell.finished for cell in done if cell.finished)
+    span = f"{day(finished[0])} to {day(finished[-1])}" if finished else "nothing yet"
+    seeds = sorted({cell.seed for cell in bench.expected})
+    return [
+        (
+            "cells",
+            f"{len(bench.cells)} with figures, {len(bench.failed)} failed, {len(bench.missing)} missing, "
+            f"of {len(bench.expected)}",
         ),
-        tag("details", tag("summary", f"settings of the cells: {len(shared)}"), definitions(shared))
-        if shared
-        else None,
-        id="making",
-    )
+        ("models", ", ".join(bench.models)),
+        ("pruners", ", ".join(name for name in bench.pruners if name != DENSE)),
+        ("seeds", ", ".join(map(str, seeds))),
+        (
+            "time",
+            f"{duration(cells)} of fine-tuning and evaluation, {duration(prunings)} of calibration and selection "
+            f"({SHARED})",
+        ),
+        ("computed", span),
+        ("machine", "; ".join(_unique(one.machine or "unknown" for one in bench.records)) or "none yet"),
+        ("git", ", ".join(_unique(one.git or "no git" for one in bench.records)) or "none yet"),
+    ]
+
+
+def versions(bench: Bench) -> list[tuple[str, str]]:
+    """Return library and version, or versions."""
+    names = _unique(name for one in bench.records for name in one.versions)
+    return [(name, ", ".join(_unique(one.versions.get(name, "unknown") for one in bench.records))) for name in names]
+
+
+def shared_settings(bench: Bench) -> list[tuple[str, str]]:
+    """Return the settings that all cells have in common, and for the others how many values there are."""
+    flat = [dict(_flat(cell.settings)) for cell in bench.cells]
+    shown = []
+    for name in _unique(name for settings in flat for name in settings):
+        values = _unique(setting(settings[name]) if name in settings else "absent" for settings in flat)
+        text = values[0] if len(values) == 1 else ", ".join(values) if len(values) <= 6 else f"{len(values)} values"
+        shown.append((name, text if len(text) <= SHORT else text[: SHORT - 1] + "\N{HORIZONTAL ELLIPSIS}"))
+    return shown
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _unique(values: Any) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+TERMS = [
+    ("place", "One model, one task, one sparsity: where pruners are compared."),
+    ("cell", "One model, pruned or dense, fine-tuned for one task with one seed."),
+    (
+        "mean ± std",
+        "Mean and sample standard deviation over seeds of the main figure on the test data. A mean over fewer "
+        "seeds than others of its column is marked with its number of seeds.",
+    ),
+    (
+        "interval, noise",
+        f"95 % of {RESAMPLES:,} resamples (bootstrap): test items drawn with replacement, the same for all pruners "
+        "and seeds, and seeds drawn with replacement. Two pruners are compared on the seeds that both have, item "
+        "by item; they are within noise of each other where the interval of their difference includes 0. One seed "
+        "alone says nothing of the luck of a training: its intervals are too narrow, and three seeds know that "
+        "luck only roughly.",
+    ),
+    (
+        "many comparisons",
+        "Of 40 comparisons of pruners that are equally good, about one is called a win and one a loss by luck.",
+    ),
+    (
+        "best",
+        "The pruner that is ahead of most others at its place, on the seeds they share; with the same seeds "
+        "everywhere that is the highest mean. The dense baseline does not take part.",
+    ),
+    (
+        "share of the dense score",
+        "Score relative to the dense baseline's, over the seeds that both have of all tasks, then the mean over "
+        "tasks, or over models and tasks, each counting alike. Chance is not taken off: a share of nothing learned "
+        "is above 0.",
+    ),
+    ("zeros", "Share of the prunable weights that are zero; embeddings, norms, biases and heads stay dense."),
+    ("group", "Layers that belong together: vision, text and fusion, or as a family of models divides its own."),
+    ("collapsed", f"At least {percent(COLLAPSED)} zeros in a layer or in a group: hardly a signal passes."),
+    (
+        "seconds",
+        "Calibration and selection for the masks of all sparsities. Pruners that share a calibration pass each "
+        "state its whole cost.",
+    ),
+]
+"""The words of the report and what they mean."""

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from multiflow.bench.records import DENSE
-from multiflow.report.bench.bootstrap import Difference
-from multiflow.report.bench.values import Bench, Entry, Overall, Place, seeds_said, span
-from multiflow.report.html import nominal
-from multiflow.report.words import count, listed
+from multiflow.report.bench.results import Bench, Entry, Overall, Place
+from multiflow.report.bench.statistics import Difference
+from multiflow.report.text import count, listed, nominal, seeds_text, signed
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,9 @@ def standings(bench: Bench) -> list[Standing]:
     return sorted(found, key=lambda s: (-s.leads / max(s.places, 1), -s.best, -s.places))
 
 
-def seeds_of(bench: Bench, pruner: str) -> str:
-    """Write how many seeds the means of a pruner are over: ``3``, or ``1 to 3`` where that differs."""
-    numbers = {len(entry.cells) for (_, name), entry in bench.entries.items() if name == pruner}
-    return span(numbers)
+def seed_counts(bench: Bench, pruner: str) -> set[int]:
+    """Return over how many seeds the means of a pruner are, which may differ from place to place."""
+    return {len(entry.cells) for (_, name), entry in bench.entries.items() if name == pruner}
 
 
 def duel(bench: Bench, a: str, b: str, sparsity: float | None = None) -> Duel:
@@ -116,10 +114,10 @@ def leaders(bench: Bench) -> Iterator[tuple[Place, str]]:
     """Yield for each place who leads, by how much, and what the dense model reaches."""
     for place in bench.places:
         best = bench.best(place)
-        close = [_mean_said(entry, bench) for entry in bench.at(place) if entry.close]
+        close = [_mean_text(entry, bench) for entry in bench.at(place) if entry.close]
         behind = [entry for entry in bench.at(place) if entry.to_best and not entry.close]
         dense = bench.entries.get((place.dense, DENSE))
-        parts = [_mean_said(best, bench, f"dense {dense.mean:.1f}" if dense else None)]
+        parts = [_mean_text(best, bench, f"dense {dense.mean:.1f}" if dense else None)]
         if close:
             shown = close if len(close) <= 4 else [*close[:3], f"{len(close) - 3} more"]
             parts.append(f"within noise {listed(shown)}")
@@ -134,7 +132,7 @@ def verdicts(bench: Bench) -> list[str]:
     first = bench.first
     if first is None:
         return []
-    said = list(overall_said(bench))
+    said = list(overall_sentences(bench))
     duels = {name: duel(bench, first, name) for name in bench.rivals if name != first}
     ahead = [f"{name} ({d.wins} of {d.places})" for name, d in duels.items() if 2 * d.wins > d.places]
     behind = [f"{name} ({d.losses} of {d.places})" for name, d in duels.items() if 2 * d.losses > d.places]
@@ -160,7 +158,7 @@ def verdicts(bench: Bench) -> list[str]:
     return said
 
 
-def overall_said(bench: Bench) -> Iterator[str]:
+def overall_sentences(bench: Bench) -> Iterator[str]:
     """Yield for each sparsity who keeps the most of the dense score over all models and tasks, and who as much."""
     for sparsity in bench.overall_sparsities:
         here = [one for (s, _), one in bench.overall.items() if s == sparsity]
@@ -185,14 +183,14 @@ def overall_text(bench: Bench, one: Overall) -> str:
     parts = [
         f"{one.pruner}, {nominal(one.sparsity)} zeros: {one.share:.1f}\N{NO-BREAK SPACE}% of the dense score "
         f"(95\N{NO-BREAK SPACE}% interval {one.low:.1f} to {one.high:.1f}), mean over "
-        f"{count(one.places, 'model and task', 'models and tasks')}, {seeds_said(one.seeds)}"
+        f"{count(one.places, 'model and task', 'models and tasks')}, {seeds_text(one.seeds)}"
     ]
     if one.best:
         parts.append("best here")
     elif one.to_best:
-        parts.append(f"{'within noise of' if one.close else 'behind'} the best: {difference_said(one.to_best)}")
+        parts.append(f"{'within noise of' if one.close else 'behind'} the best: {difference_text(one.to_best)}")
     if difference := bench.overall_differences.get((one.sparsity, one.pruner, bench.first or "")):
-        parts.append(f"to {bench.first} on {seeds_said(difference.seeds)} {difference_said(difference)}")
+        parts.append(f"to {bench.first} on {seeds_text(difference.seeds)} {difference_text(difference)}")
     return "; ".join(parts)
 
 
@@ -207,31 +205,22 @@ def losses(bench: Bench) -> list[tuple[Place, str, Difference]]:
     ]
 
 
-def place_said(place: Place) -> str:
+def place_text(place: Place) -> str:
     """Write a place."""
     return f"{place.model}, {place.task} at {nominal(place.sparsity)}"
 
 
-def difference_said(difference: Difference) -> str:
+def difference_text(difference: Difference) -> str:
     """Write a difference with its interval.
 
-    >>> difference_said(Difference(4.1, 1.0, 7.25, (0,)))
+    >>> difference_text(Difference(4.1, 1.0, 7.25, (0,)))
     '+4.1 (95\\xa0% interval +1.0 to +7.2)'
     """
     value, low, high = map(signed, (difference.value, difference.low, difference.high))
     return f"{value} (95\N{NO-BREAK SPACE}% interval {low} to {high})"
 
 
-def signed(value: float) -> str:
-    """Write a difference with its sign.
-
-    >>> signed(-0.04), signed(-2.5), signed(3)
-    ('0.0', '−2.5', '+3.0')
-    """
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") if round(value, 1) else "0.0"
-
-
-def entry_said(entry: Entry, bench: Bench | None = None) -> str:
+def entry_text(entry: Entry, bench: Bench | None = None) -> str:
     """Write all that is known of an entry, for hover texts; with the benchmark, against its first pruner too."""
     place = entry.place
     where = f"{entry.pruner}, {nominal(place.sparsity)} zeros" if entry.pruner != DENSE else DENSE
@@ -240,18 +229,18 @@ def entry_said(entry: Entry, bench: Bench | None = None) -> str:
     parts = [f"{where}, {place.task} {place.metric}: {entry.mean:.1f}{interval}"]
     parts.append(", ".join(f"seed {cell.seed}: {cell.score:.1f}" for cell in entry.cells))
     if entry.to_dense:
-        parts.append(f"to dense {difference_said(entry.to_dense)}")
+        parts.append(f"to dense {difference_text(entry.to_dense)}")
     if entry.best:
         parts.append("best here")
     elif entry.to_best:
         noise = "within noise of the best" if entry.close else "behind the best"
-        parts.append(f"{noise}: {difference_said(entry.to_best)}")
+        parts.append(f"{noise}: {difference_text(entry.to_best)}")
     if bench and (difference := bench.differences.get((place, entry.pruner, bench.first or ""))):
-        parts.append(f"to {bench.first} on {seeds_said(difference.seeds)} {difference_said(difference)}")
+        parts.append(f"to {bench.first} on {seeds_text(difference.seeds)} {difference_text(difference)}")
     return "; ".join(parts)
 
 
-def _mean_said(entry: Entry, bench: Bench, more: str | None = None) -> str:
+def _mean_text(entry: Entry, bench: Bench, more: str | None = None) -> str:
     few = bench.few(entry)
     beside = [text for text in (count(few, "seed") if few else None, more) if text]
     return f"{entry.pruner} {entry.mean:.1f}" + (f" ({'; '.join(beside)})" if beside else "")
@@ -259,4 +248,4 @@ def _mean_said(entry: Entry, bench: Bench, more: str | None = None) -> str:
 
 def _against(entry: Entry) -> str:
     assert entry.to_best is not None
-    return f"{entry.pruner} {difference_said(entry.to_best)}"
+    return f"{entry.pruner} {difference_text(entry.to_best)}"

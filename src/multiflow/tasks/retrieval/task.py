@@ -113,10 +113,15 @@ def evaluate_pairs(
     if save is not None:
         lists = {"texts_of_image": found.top_texts[:, :10], "images_of_text": found.top_images[:, :10]}
         write_atomically(Path(save) / RESULTS, json.dumps({name: rows.tolist() for name, rows in lists.items()}) + "\n")
+    return retrieval_figures(found, [len(several) for several in captions])
+
+
+def retrieval_figures(found: RetrievalResult, counts: Sequence[int]) -> Figures:
+    """Return the figures of what was found, as `evaluate_pairs` does; ``counts``: how many captions each image has."""
     itc = {f"ITC {name}": value for name, value in _named(found.itc).items()}
     r1 = fmean([found.reranked.tr1, found.reranked.ir1])
     means = {"mean recall": found.reranked.mean, "mean R@1": r1}
-    return Figures({**_named(found.reranked), **means, **itc}, r1_of_images(found, [len(s) for s in captions]))
+    return Figures({**_named(found.reranked), **means, **itc}, r1_of_images(found, counts))
 
 
 def r1_of_images(found: RetrievalResult, counts: Sequence[int]) -> list[float]:

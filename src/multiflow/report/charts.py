@@ -1,0 +1,466 @@
+"""Charts as inline SVG: lines with intervals, differences, bars of layers; and the fixed look of every pruner.
+
+Colours come from the page (``currentColor`` and classes), so that the charts follow its light and dark theme. Every
+mark carries its value in a ``<title>``: hover, keyboard and screen readers find it there. Nothing is stretched: a
+drawing scales with its column.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, pairwise
+from math import ceil, floor, log10
+from typing import NamedTuple, Protocol, TypeAlias
+
+from markupsafe import Markup, escape
+
+from multiflow.base.types import Layer
+from multiflow.report.text import nominal, number, percent, signed
+
+COLOURS = ("blue", "amber", "purple", "green", "teal", "brown", "ink", "grey")
+MARKERS = ("circle", "square", "triangle", "diamond")
+"""The colours are told apart with any common colour vision, and every pruner of one colour has a marker of its own.
+Red is not among them: it means collapse."""
+COLLAPSED = 0.99
+"""Share of zeros from which a layer or a group counts as collapsed: nothing much passes it."""
+LEAVES = {"circle", "line", "path", "polygon", "polyline", "rect"}
+
+
+class Look(NamedTuple):
+    """How a pruner is drawn: names of a colour of ``page.css`` and of a marker."""
+
+    colour: str
+    marker: str
+
+
+DENSE_LOOK = Look("ink", "circle")
+LOOKS = {
+    "multiflow": Look("blue", "circle"),
+    "magnitude-modality": Look("amber", "square"),
+    "magnitude": Look("purple", "triangle"),
+    "random": Look("grey", "diamond"),
+    "wanda": Look("green", "circle"),
+    "ria": Look("teal", "square"),
+    "lamp": Look("brown", "circle"),
+    "l2": Look("brown", "diamond"),
+    "magnitude-layer": Look("amber", "triangle"),
+    "snip": Look("green", "triangle"),
+    "itersnip": Look("green", "diamond"),
+    "chita": Look("teal", "circle"),
+    "chita++": Look("teal", "diamond"),
+    "tamt": Look("purple", "square"),
+    "lobs": Look("purple", "circle"),
+    "multiflow-refit": Look("blue", "square"),
+}
+
+
+def looks(pruners: Iterable[str]) -> dict[str, Look]:
+    """Return pruner -> look; pruners without a fixed look get those that are left, in order.
+
+    >>> looks(["mine", "multiflow"])["multiflow"]
+    Look(colour='blue', marker='circle')
+    """
+    names = list(dict.fromkeys(pruners))
+    free = [Look(c, m) for m in MARKERS for c in COLOURS if Look(c, m) not in (DENSE_LOOK, *LOOKS.values())]
+    spare = cycle(free)
+    return {name: LOOKS[name] if name in LOOKS else next(spare) for name in names}
+
+
+Content: TypeAlias = "str | Iterable[Content] | None"
+"""What goes into an element: text (escaped), `Markup` (taken as it is), nothing, or several of these."""
+Attribute: TypeAlias = str | int | float | bool | None
+
+
+def tag(name: str, /, *content: Content, **attributes: Attribute) -> Markup:
+    """Return an element of SVG or HTML.
+
+    Args:
+        name: such as ``text``.
+        *content: what is inside.
+        **attributes: ``class_`` is ``class``, ``stroke_width`` is ``stroke-width``; None and False leave one out.
+
+    >>> str(tag("text", "1 < 2", class_="note"))
+    '<text class="note">1 &lt; 2</text>'
+    """
+    opened = name + "".join(_attribute(key, value) for key, value in attributes.items())
+    inside = join(content)
+    if not inside and name in LEAVES:
+        return Markup(f"<{opened}/>")
+    return Markup(f"<{opened}>{inside}</{name}>")
+
+
+def join(content: Content) -> Markup:
+    """Return content as one piece of markup."""
+    if content is None or isinstance(content, str):
+        return escape(content or "")
+    return Markup("".join(map(join, content)))
+
+
+def _attribute(key: str, value: Attribute) -> str:
+    if value is None or value is False:
+        return ""
+    name = key.rstrip("_").replace("_", "-")
+    text = name if value is True else number(value) if isinstance(value, int | float) else value
+    return f' {name}="{escape(text)}"'
+
+
+WIDTH, HEIGHT = 550, 330  # of a line chart
+LEFT, RIGHT, TOP, BOTTOM = 44, 158, 14, 46  # its margins; labels of lines stand on the right
+LINE = 15  # height of a line of text
+
+Scale: TypeAlias = Callable[[float], float]
+"""Value -> place in the picture."""
+PERCENTS = tuple((float(v), percent(v / 100)) for v in range(0, 101, 20))
+
+
+class Interval(Protocol):
+    """A difference with its 95 % interval, and the seeds that it rests on."""
+
+    @property
+    def value(self) -> float: ...  # noqa: D102
+    @property
+    def low(self) -> float: ...  # noqa: D102
+    @property
+    def high(self) -> float: ...  # noqa: D102
+    @property
+    def seeds(self) -> Sequence[int]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis: what it measures, where it begins and ends, and its ticks with their texts."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...]
+    log: bool = False
+
+    def scale(self, start: float, end: float) -> Scale:
+        """Return value -> place between the places of the axis' ends."""
+        bend = log10 if self.log else float
+        low, high = bend(self.low), bend(self.high)
+        return lambda value: start + (bend(value) - low) / (high - low) * (end - start)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured value with its interval, and what to say of it; a hollow mark rests on less than others."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    text: str
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart; a quiet one is grey and has no label until it is pointed at."""
+
+    name: str
+    look: Look
+    points: tuple[Point, ...]
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A horizontal line to compare with; its label stands above it or, if there is more room, below."""
+
+    name: str
+    y: float
+    dotted: bool = False
+
+
+def line_chart(title: str, series: Sequence[Series], references: Sequence[Reference], *, x_label: str) -> Markup:
+    """Return a chart of percentages (y, 0 to 100) against shares in [0, 1] (x)."""
+    return chart(title, series, references, x_axis=shares(series, x_label), y_axis=Axis("", 0, 100, PERCENTS))
+
+
+def shares(series: Sequence[Series], label: str) -> Axis:
+    """Return an x axis of shares in [0, 1], a tick at each one that occurs, with room for labels on the left."""
+    ticks = sorted({point.x for line in series for point in line.points})
+    span = ticks[-1] - ticks[0] or 0.1
+    return Axis(label, ticks[0] - 0.38 * span, ticks[-1] + 0.06 * span, tuple((t, nominal(t)) for t in ticks))
+
+
+def round_axis(label: str, low: float, high: float, count: int = 5) -> Axis:
+    """Return an axis with about ``count`` round ticks that holds two values; it begins at 0 where both are above it,
+    unless that is far off.
+
+    >>> [text for _, text in round_axis("CIDEr", 12, 131).ticks]
+    ['0', '50', '100', '150']
+    """
+    begin = 0.0 if 0 <= low < 0.6 * high else low
+    high = high if high > begin else begin + (abs(high) or 1.0)
+    rough = (high - begin) / count
+    power = 10.0 ** floor(log10(rough))
+    step = power * min((m for m in (1, 2, 5, 10) if m * power >= rough), default=10)
+    ticks = [i * step for i in range(floor(begin / step), ceil(high / step - 1e-9) + 1)]
+    return Axis(label, ticks[0], ticks[-1], tuple((t, number(t, 4)) for t in ticks))
+
+
+def log_axis(label: str, low: float, high: float, text: Callable[[float], str] = number) -> Axis:
+    """Return a logarithmic axis that holds two positive values, with a tick at each 1, 3, 10, 30."""
+    decades = range(floor(log10(low)) - 1, ceil(log10(high)) + 1)
+    ticks = [m * 10.0**d for d in decades for m in (1, 3) if low / 3.4 <= m * 10.0**d <= high * 3.4]
+    return Axis(label, min(low / 1.3, ticks[0]), max(high * 1.3, ticks[-1]), tuple((t, text(t)) for t in ticks), True)
+
+
+def chart(
+    title: str,
+    series: Sequence[Series],
+    references: Sequence[Reference] = (),
+    *,
+    x_axis: Axis,
+    y_axis: Axis,
+    joined: bool = True,
+) -> Markup:
+    """Return a chart; lines that are quiet come first, grey and without a label. ``joined``: points make lines."""
+    x, y = x_axis.scale(LEFT, WIDTH - RIGHT), y_axis.scale(HEIGHT - BOTTOM, TOP)
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    grid = [
+        tag("g", segment(LEFT, right, y(v), class_="grid"), words(LEFT - 7, y(v) + 4, text, "end"))
+        for v, text in y_axis.ticks
+    ]
+    axis = [words(x(v), bottom + 18, text, "middle") for v, text in x_axis.ticks]
+    name = words((LEFT + right) / 2, HEIGHT - 8, x_axis.label, "middle")
+    marks = [_reference(reference, y(reference.y), right) for reference in references]
+    lines = [_series(line, x, y, joined) for line in sorted(series, key=lambda line: not line.quiet)]
+    labels = _labels([line for line in series if not line.quiet], right + 12, y, x if not joined else None)
+    return svg(title, WIDTH, HEIGHT, grid, axis, name, marks, lines, labels, class_="chart")
+
+
+def marker(look: Look, x: float = 0, y: float = 0, r: float = 5) -> Markup:
+    """Return the marker of a pruner at a place."""
+    if look.marker == "circle":
+        return tag("circle", cx=x, cy=y, r=r)
+    if look.marker == "square":
+        return tag("rect", x=x - r * 0.9, y=y - r * 0.9, width=r * 1.8, height=r * 1.8)
+    corners = {
+        "triangle": ((0, -1.15), (1.1, 0.85), (-1.1, 0.85)),
+        "diamond": ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
+    }[look.marker]
+    return tag("polygon", points=" ".join(f"{number(x + a * r)},{number(y + b * r)}" for a, b in corners))
+
+
+def pruner_name(pruner: str, look: Look) -> Markup:
+    """Return the name of a pruner with its marker, for tables and legends."""
+    mark = tag("svg", marker(look, 7, 7), viewBox="0 0 14 14", class_=f"mark c-{look.colour}", aria_hidden="true")
+    return tag("span", mark, pruner, class_="name")
+
+
+def _series(line: Series, x: Scale, y: Scale, joined: bool) -> Markup:
+    path = " ".join(f"{number(x(p.x))},{number(y(p.y))}" for p in line.points)
+    points = [
+        tag(
+            "g",
+            tag("title", p.text),
+            tag("line", x1=x(p.x), x2=x(p.x), y1=y(p.low), y2=y(p.high), class_="whisker") if p.low < p.high else None,
+            marker(line.look, x(p.x), y(p.y)),
+            tag("circle", cx=x(p.x), cy=y(p.y), r=12, class_="hit"),
+            class_="point hollow" if p.hollow else "point",
+        )
+        for p in line.points
+    ]
+    drawn = tag("polyline", points=path) if joined else None
+    quiet = " quiet" if line.quiet else ""
+    return tag("g", drawn, points, class_=f"series{quiet} c-{line.look.colour}", data_name=line.name)
+
+
+def _labels(series: Sequence[Series], at: float, y: Scale, x: Scale | None) -> list[Markup]:
+    """Names of the lines in a column, moved apart where they would overlap; with ``x``, led to the points."""
+    ends = sorted((y(line.points[-1].y), i) for i, line in enumerate(series))
+    places: list[float] = []
+    for end, _ in ends:
+        places.append(max(end, places[-1] + LINE) if places else end)
+    below = places[-1] - (HEIGHT - BOTTOM) if places else 0
+    for i in range(len(places) - 1, -1, -1):  # push back up what fell below the axis
+        limit = places[i + 1] - LINE if i + 1 < len(places) else places[i] - max(below, 0)
+        places[i] = min(places[i], limit)
+    made = []
+    for place, (end, i) in zip(places, ends, strict=True):
+        start = x(series[i].points[-1].x) + 7 if x else at - 9
+        lead = tag("path", d=f"M{number(start)} {number(end)}L{number(at - 3)} {number(place)}", class_="lead")
+        name = words(at, place + 4, series[i].name, "start")
+        made.append(tag("g", name, lead, class_=f"label c-{series[i].look.colour}", data_name=series[i].name))
+    return made
+
+
+def _reference(reference: Reference, y: float, right: float) -> Markup:
+    label = f"{reference.name} {number(reference.y, 1)}"
+    above = y - 5 if y > TOP + LINE else y + LINE - 2
+    return tag(
+        "g",
+        segment(LEFT, right, y),
+        words(LEFT + 4, above, label, "start"),
+        class_="reference dotted" if reference.dotted else "reference",
+    )
+
+
+def segment(x1: float, x2: float, y: float, **attributes: str) -> Markup:
+    """Return a horizontal line."""
+    return tag("line", x1=x1, x2=x2, y1=y, y2=y, **attributes)
+
+
+def words(x: float, y: float, content: str, anchor: str, **attributes: str) -> Markup:
+    """Return a text at a place."""
+    return tag("text", content, x=x, y=y, text_anchor=anchor, **attributes)
+
+
+def svg(title: str, width: float, height: float, *content: Content, class_: str) -> Markup:
+    """Return a drawing that scales with its column."""
+    return tag(
+        "svg",
+        content,
+        viewBox=f"0 0 {number(width)} {number(height)}",
+        xmlns="http://www.w3.org/2000/svg",
+        role="group",
+        aria_label=title,
+        class_=class_,
+    )
+
+
+FOREST, NAMES, VALUES = 380.0, 142.0, 44.0  # names stand on the left, values on the right
+ROW, ABOVE, BELOW = 17.0, 6.0, 24.0
+
+
+def forest(
+    title: str, found: Mapping[str, Interval], styles: Mapping[str, Look], first: str, tips: Mapping[str, str]
+) -> Markup:
+    """Return one line a pruner, the highest difference on top, and a line at zero for the pruner they are taken to.
+
+    Args:
+        title: of the drawing.
+        found: pruner -> difference.
+        styles: of the pruners.
+        first: the pruner that differences are taken to.
+        tips: pruner -> what its mark says.
+    """
+    names = sorted(found, key=lambda name: -found[name].value)
+    low, high = _range([found[name] for name in names])
+    axis = round_axis("", low, high, 4)
+    x = axis.scale(NAMES, FOREST - VALUES)
+    height = ABOVE + ROW * len(names)
+    grid = [
+        tag("g", _vertical(x(v), ABOVE, height, "grid"), words(x(v), height + 15, _tick(v), "middle"))
+        for v, _ in axis.ticks
+    ]
+    lines = [
+        _line(name, found[name], styles[name], ABOVE + ROW * (i + 0.5), x, (axis.low, axis.high), tips[name])
+        for i, name in enumerate(names)
+    ]
+    zero = tag("g", _vertical(x(0.0), ABOVE - 4, height, None), class_="reference")
+    return svg(f"{title}: difference to {first}", FOREST, height + BELOW, grid, zero, lines, class_="chart forest")
+
+
+def _range(found: list[Interval]) -> tuple[float, float]:
+    """What the axis holds: the intervals of the upper two thirds, and zero; the rest may be far off."""
+    upper = found[: ceil(len(found) * 2 / 3)]
+    low, high = min(0.0, *(d.low for d in upper)), max(0.0, *(d.high for d in upper))
+    return (low, high) if low < high else (-1.0, 1.0)
+
+
+def _line(name: str, found: Interval, look: Look, y: float, x: Scale, ends: tuple[float, float], tip: str) -> Markup:
+    low, high = (min(max(end, ends[0]), ends[1]) for end in (found.low, found.high))
+    inside = ends[0] <= found.value <= ends[1]
+    at = x(ends[0]) + 3
+    mark = (
+        marker(look, x(found.value), y, 4.2)
+        if inside
+        else tag("path", d=f"M{number(at - 5)} {number(y)}l7 -4v8z", class_="off")
+    )
+    drawn = tag("line", x1=x(low), x2=x(high), y1=y, y2=y, class_="whisker") if low < high else None
+    alone = " hollow" if len(found.seeds) == 1 else ""
+    return tag(
+        "g",
+        tag("title", tip),
+        tag("rect", x=0, y=y - ROW / 2, width=FOREST, height=ROW, class_="hit"),
+        words(NAMES - 10, y + 4, name, "end", class_="who"),
+        tag("g", drawn, tag("g", mark, class_=f"point{alone}"), class_="series"),
+        words(FOREST, y + 4, signed(found.value), "end", class_="value"),
+        class_=f"line c-{look.colour}",
+        data_name=name,
+    )
+
+
+def _tick(value: float) -> str:
+    return f"{value:+g}".replace("-", "\N{MINUS SIGN}") if value else "0"
+
+
+def _vertical(x: float, top: float, bottom: float, class_: str | None) -> Markup:
+    return tag("line", x1=x, x2=x, y1=top, y2=bottom, class_=class_)
+
+
+def layer_bars(
+    title: str,
+    layout: Sequence[Layer],
+    layers: Mapping[str, float],
+    groups: Mapping[str, float],
+    target: float,
+    look: Look,
+) -> Markup:
+    """Return one bar a layer, side by side by group: its share of zeros. What has collapsed is red and flagged."""
+    width, top, height = 340.0, 16.0, 92.0
+    blocks = [(layer.group, _block(layer.name)) for layer in layout]
+    gaps = [0.0] + [14.0 if a[0] != b[0] else 2.0 * (a != b) for a, b in pairwise(blocks)]
+    step = (width - 6 - sum(gaps)) / len(layout)
+    place: dict[str, float] = {}
+    at = 3.0
+    for layer, gap in zip(layout, gaps, strict=True):
+        at += gap
+        place[layer.name] = at
+        at += step
+    grounds, means = zip(
+        *(
+            _band(group, share, [place[m.name] for m in layout if m.group == group], step, top, height)
+            for group, share in groups.items()
+        ),
+        strict=True,
+    )
+    bars = [_bar(name, place[name], step, share, top, height) for name, share in layers.items()]
+    goal = segment(0, width, top + height * (1 - target), class_="target")
+    return svg(title, width, top + height + 34, grounds, bars, means, goal, class_=f"layers c-{look.colour}")
+
+
+def _band(
+    group: str, share: float, places: Sequence[float], step: float, top: float, height: float
+) -> tuple[Markup, Markup]:
+    """A group: the ground under its bars with its name and share of zeros, and the line at this share."""
+    left, right = places[0] - 2, places[-1] + step + 2
+    middle, level = (left + right) / 2, top + height * (1 - share)
+    gone = share >= COLLAPSED
+    ground = tag(
+        "g",
+        tag("title", f"{group}: {percent(share, 1)} zeros{', collapsed' if gone else ''}"),
+        tag("rect", x=left, y=top, width=right - left, height=height, class_="band"),
+        words(middle, top + height + 14, group, "middle", class_="group"),
+        words(middle, top + height + 28, f"{percent(share, 1)}{' gone' if gone else ''}", "middle", class_="share"),
+        class_="gone" if gone else None,
+    )
+    return ground, tag("line", x1=left, x2=right, y1=level, y2=level, class_="mean")
+
+
+def _bar(name: str, x: float, step: float, share: float, top: float, height: float) -> Markup:
+    gone = share >= COLLAPSED
+    thick = max(step * 0.82, 0.6)
+    length = height * share
+    flag = tag("path", d=f"M{number(x + thick / 2)} {number(top - 3)}l-4 -8h8z") if gone else None
+    return tag(
+        "g",
+        tag("title", f"{name}: {percent(share, 1)} zeros{', collapsed' if gone else ''}"),
+        tag("rect", x=x, y=top, width=step, height=height, class_="hit"),
+        tag("rect", x=x, y=top + height - length, width=thick, height=length),
+        flag,
+        class_="bar gone" if gone else "bar",
+    )
+
+
+def _block(name: str) -> str:
+    """The block of a layer: its name up to the first number."""
+    match = re.match(r".*?\.\d+\.", name)
+    return match[0] if match else ""
