@@ -1,36 +1,73 @@
-"""Tiny models with random weights and the tokenizer of Shapes, on disk."""
+"""What all tests share: tiny models on disk, a small Shapes world, and the command line run in this process."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pytest
 import transformers
 
+from multiflow.cli import main
 from multiflow.data import load_tokenizer
 from multiflow.methods import PRUNERS
+from multiflow.tasks.task import TASKS
 from multiflow.worlds.shapes import write
 from multiflow.worlds.shapes.models import PretrainSettings, shapes_model, shapes_tokenizer
 from tests.tiny import SMALL
 
 
 @pytest.fixture(autouse=True)
-def _forget_pruners_of_the_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Leave the registry as it was, and forget modules that the test wrote.
+def _forget_records_of_the_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave the registries as they were, and forget modules that the test wrote or brought in from outside.
 
-    The one place that reaches into the registry: nobody but a test has a reason to take a pruner out of it.
+    The one place that reaches into the registries: nobody but a test has a reason to take a record out of one.
     """
-    assert len(PRUNERS)  # all of ours are there
-    monkeypatch.setattr(PRUNERS, "_records", dict(PRUNERS._records))
+    for registry in (PRUNERS, TASKS):
+        monkeypatch.setattr(registry, "_records", dict(registry))  # all of ours are there
     modules = set(sys.modules)
     yield
     for name in set(sys.modules) - modules:
-        if "pytest-of" in str(getattr(sys.modules[name], "__file__", "")):
+        if re.search("pytest-of|/tests/extending/", str(getattr(sys.modules[name], "__file__", ""))):
             del sys.modules[name]
+
+
+class Ran(NamedTuple):
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one sentence of a command that found its input bad."""
+        assert self.code == 2, self
+        assert self.out == ""
+        assert self.err.startswith("multiflow: error: ")
+        assert self.err.count("\n") == 1, self.err
+        assert "Traceback" not in self.err
+        return self.err.removeprefix("multiflow: error: ").rstrip("\n")
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(arg) for arg in args])
+        return Ran(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

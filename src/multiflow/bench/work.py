@@ -29,7 +29,6 @@ from multiflow.bench.sources import find_device, load_beside, quiet_transformers
 from multiflow.bench.store import Results
 from multiflow.families import load_model
 from multiflow.families.opening import Preprocessing
-from multiflow.families.presets import find_preset
 from multiflow.masks import Masks
 from multiflow.pruning.plan import versions
 from multiflow.tasks.task import TASKS, Figures
@@ -187,7 +186,7 @@ def seconds_before(train: Path) -> float:
 def evaluation_options(plan: Plan, model: nn.Module) -> dict[str, Any]:
     """Return the options of the evaluation: the task's over those of its preset for the pretrained model."""
     task = plan.task
-    preset = find_preset(task.training().preset, model, task.kind or plan.cell.task)
+    preset = TASKS[task.kind or plan.cell.task].preset(task.training().preset, model)
     return {**preset.evaluate, **task.evaluate}
 
 
@@ -197,4 +196,4 @@ def evaluate(plan: Plan, model: nn.Module, beside: Preprocessing, options: Mappi
     data = kind.open(
         task.data, task.test_split, images=task.images, limit=task.test_limit, skip_missing=task.skip_missing
     )
-    return kind.evaluate(model, beside.tokenizer, data, **dict(beside.pixels or {}), **options)
+    return kind.evaluate(model, beside.tokenizer, data, **beside.pixels, **options)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from tyro.conf import Positional, arg
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import plain, write_atomically
 from multiflow.base.progress import console_progress, paced
+from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
 from multiflow.cli.console import say, show, table
 from multiflow.cli.settings import Config, Device, Dtype, Family
@@ -25,10 +27,9 @@ from multiflow.families.opening import (
     find_device,
     find_dtype,
     find_model,
-    find_tokenizer,
+    load_preprocessing,
     naming_options,
     open_model,
-    pixel_statistics,
     quiet_transformers,
 )
 from multiflow.tasks.captioning.metrics import CAPTION_METRICS, missing_caption_metrics
@@ -43,7 +44,7 @@ class EvaluateSettings:
     """What to evaluate on what.
 
     Args:
-        task: retrieval, captioning, vqa or classification
+        task: retrieval, captioning, vqa, classification or one from --modules
         model: a folder that 'multiflow finetune' wrote; for retrieval also a pretrained model
         data: data of the task; docs/data.md lists the layouts
         split: train, val or test; 'all' takes data without splits whole
@@ -57,6 +58,7 @@ class EvaluateSettings:
         skip_missing: leave out what is missing or has no text, instead of stopping
         tokenizer: folder or Hugging Face id
         save: folder for evaluation.json and for what the model said
+        modules: Python files, folders or names of modules with tasks and families of your own
     """
 
     task: Positional[str]
@@ -73,22 +75,19 @@ class EvaluateSettings:
     skip_missing: Annotated[bool, arg(help_behavior_hint="")] = False
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's)")] = None
     save: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    modules: Annotated[tuple[str, ...], arg(metavar="FILE ...", help_behavior_hint="")] = ()
     family: Family = None
     config: Config = None
     device: Device = "auto"
     dtype: Dtype = "auto"
 
 
-OPTIONS: Mapping[str, Callable[[EvaluateSettings], dict[str, Any]]] = {
-    "retrieval": lambda s: {"k_test": s.k_test},
-    "captioning": lambda s: {"beams": s.beams, "metrics": s.metrics or None},
-    "vqa": lambda s: {"top": s.top},
-}
-"""Task -> the options of its evaluation alone."""
+OPTIONS = ("k_test", "top", "beams", "metrics")  # each of some tasks
 
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Evaluate a model, print the figures and, where a folder is given, write them there."""
+    import_modules(settings.modules)
     task = TASKS[settings.task]
     check(settings)
     place = find_model(settings.model)
@@ -102,9 +101,10 @@ def evaluate(settings: EvaluateSettings) -> None:
     if data.skipped:
         say(f"{len(data.skipped)} items are left out, such as {data.skipped[0].key} ({data.skipped[0].reason})")
     model = open_model(place, settings.family, settings.config, settings.device, settings.dtype)
-    tokenizer = None if task.name == "classification" else find_tokenizer(settings.tokenizer, place)
+    preprocessing = load_preprocessing(settings.tokenizer, place, model)
     model = ready(model, task, settings.model)
-    options = {**pixel_statistics(place), **OPTIONS.get(task.name, lambda s: {})(settings)}
+    known = signature(task.evaluate).parameters
+    options = {name: getattr(settings, name) or None for name in OPTIONS if name in known}
     save = None if settings.save is None else fresh_folder(settings.save, ended=RESULT)
     if task.name == "captioning" and not settings.metrics:
         say_what_is_left_out()
@@ -114,7 +114,14 @@ def evaluate(settings: EvaluateSettings) -> None:
     with naming_options(), quiet_transformers(), console_progress(Console(stderr=True)) as shown:
         progress = paced(task.name, shown)
         figures = task.evaluate(
-            model, tokenizer, data, batch_size=settings.batch_size, progress=progress, save=save, **options
+            model,
+            preprocessing.tokenizer,
+            data,
+            batch_size=settings.batch_size,
+            progress=progress,
+            save=save,
+            **preprocessing.pixels,
+            **options,
         )
     report(settings, figures, data, time.monotonic() - began, save)
 

@@ -13,13 +13,13 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from multiflow.base.errors import MultiflowError
 from multiflow.base.progress import console_progress
 from multiflow.base.ranks import rank
+from multiflow.base.registry import import_modules
 from multiflow.cli.masks import put_on, write_changed_
 from multiflow.cli.pretrain import check_values
 from multiflow.cli.ranks import processes
 from multiflow.cli.settings import Config, Family, Resume
 from multiflow.cli.show_run import print_figures
 from multiflow.families.opening import find_device, find_model, load_preprocessing, open_model, quiet_transformers
-from multiflow.families.task_models import find_builder
 from multiflow.masks import Masks, is_original
 from multiflow.tasks.task import TASKS
 from multiflow.training.finetune import finetune as train
@@ -33,12 +33,13 @@ class FinetuneSettings:
     """Which model to train for which task, with which mask, and where.
 
     Args:
-        task: retrieval, captioning, vqa or classification
+        task: retrieval, captioning, vqa, classification or one from --modules
         model: the pretrained model: a folder, Hugging Face id, checkpoint file or bundled model
         out: folder for checkpoints, metrics and the best model
         mask: a file that 'multiflow prune' wrote, or one of the original release; without one the model stays dense
         mask_decoder: X-VLM for vqa: let the answer decoder take the mask of the fusion layers (the default)
         tokenizer: of a model that comes without its own, a folder or Hugging Face id
+        modules: Python files, folders or names of modules with tasks and families of your own
     """
 
     task: Positional[str]
@@ -51,10 +52,12 @@ class FinetuneSettings:
     family: Family = None
     config: Config = None
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="")] = None
+    modules: Annotated[tuple[str, ...], arg(metavar="FILE ...", help_behavior_hint="")] = ()
 
 
 def finetune(settings: FinetuneSettings) -> None:
     """Train, and print what the best checkpoint reaches on the validation data."""
+    import_modules(settings.modules)
     TASKS[settings.task]
     check_values(settings.training, MAY_BE_ZERO)
     if settings.mask_decoder and not settings.training.mask_decoder:
@@ -70,7 +73,7 @@ def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     place = find_model(settings.model)
     mask = None if settings.mask is None else Masks.load(settings.mask)  # what is wrong with it is said at once
     model: Any = open_model(place, settings.family, settings.config)
-    find_builder(model, settings.task)
+    TASKS[settings.task].builder(model)
     if settings.mask is not None and mask is not None:
         mask = put_on(model, mask) if is_original(Path(settings.mask)) else mask
         write_changed_(model, mask, Path(settings.mask))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,7 +159,7 @@ class Preprocessing:
 
     tokenizer: Any = None
     files: Sequence[Path] = ()
-    pixels: Mapping[str, Any] | None = None
+    pixels: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_preprocessing(given: str | None, source: str, model: Any) -> Preprocessing:

@@ -7,13 +7,15 @@ outside does the same. `evaluate` and `finetune` know the tasks by these records
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.registry import Registry
+from multiflow.families.presets import Preset, find_preset
+from multiflow.families.task_models import Builder, find_builder
 
 Batch: TypeAlias = Mapping[str, Any]
 Loss: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
@@ -66,6 +68,8 @@ class Task:
         best: the figure by which the best checkpoint is chosen, the higher the better.
         models: types of models that can be evaluated as they are.
         untrained: types of pretrained models whose task model needs no training to be evaluated.
+        builders: type of a pretrained model -> `Builder` of its task model, where the family has none for this task.
+        presets: name -> hyper-parameters of fine-tuning, where the family has none for this task.
         epoch: ``epoch(data)`` -> how many samples are one epoch of training.
         finish: ``finish(model, data)`` writes into a task model that was built for these data what it has to keep of
             them, such as the names of their classes.
@@ -84,9 +88,35 @@ class Task:
     best: str
     models: tuple[str, ...]
     untrained: tuple[str, ...] = ()
+    builders: Mapping[str, Builder] = field(default_factory=dict)
+    presets: Mapping[str, Preset] = field(default_factory=dict)
     epoch: Callable[[Any], int] = len
     finish: Callable[[Any, Any], None] = lambda model, data: None
     check: Callable[..., None] = lambda data, val_data, **options: None
+
+    def builder(self, model: nn.Module) -> Builder:
+        """Return what builds the task model of a pretrained one: the family's, or the task's own.
+
+        Raises:
+            MultiflowError: the model cannot do this task.
+        """
+        model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        if model_type in self.builders:
+            return self.builders[model_type]
+        if self.builders:
+            able = " or ".join(self.builders)
+            raise MultiflowError(
+                f"a model of type '{model_type}' cannot do task '{self.name}', which takes one of type {able}"
+            )
+        return find_builder(model, self.name)
+
+    def preset(self, name: str, model: nn.Module) -> Preset:
+        """Return the hyper-parameters of a preset for a model: the task's own, or those of the model's family.
+
+        Raises:
+            MultiflowError: there is no such preset, or it has nothing for such models.
+        """
+        return self.presets.get(name) or find_preset(name, model, self.name)
 
     def score(self, figures: Mapping[str, float]) -> float:
         """Return the figure that `best` names; of captions, where Java is missing, its substitute ``CIDEr (words)``.

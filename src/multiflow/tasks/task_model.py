@@ -12,8 +12,9 @@ from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.guards import check_values
 from multiflow.base.types import Layer, Layout
 from multiflow.families import adapter_for
-from multiflow.families.task_models import Places, find_builder
+from multiflow.families.task_models import Places
 from multiflow.masks import Masks
+from multiflow.tasks.task import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +56,7 @@ def task_model(model: nn.Module, task: str, masks: Masks | None = None, **option
 
 def build_task_model(model: nn.Module, task: str, **options: Any) -> tuple[PreTrainedModel, Places]:
     """Build the dense model of a task, and say where in it the layers of the pretrained one are; see `task_model`."""
-    builder = find_builder(model, task)
+    builder = TASKS[task].builder(model)
     known = {p.name: p for p in signature(builder).parameters.values() if p.kind is Parameter.KEYWORD_ONLY}
     for name in options:
         if name not in known:

@@ -31,7 +31,6 @@ from multiflow.base.runs import run_folder
 from multiflow.data.files import NoSuchSplit
 from multiflow.families.blip.momentum import MEMORY
 from multiflow.families.opening import Preprocessing, find_device
-from multiflow.families.task_models import find_builder
 from multiflow.masks import Masks
 from multiflow.masks.keep import buffer_places
 from multiflow.tasks.task_model import build_task_model, task_masks
@@ -89,7 +88,7 @@ def finetune(
     train_settings = plan.train_settings(data)
     nn.Module.to(built.model, find_device(settings.device))
     # 3. training, from time to time an evaluation
-    pixels = dict(preprocessing.pixels or {})
+    pixels = preprocessing.pixels
     inputs = kind.inputs(built.model, preprocessing.tokenizer, augment=preset.augment, seed=settings.seed, **pixels)
     share = preset.batch_size // (settings.accumulate * world())
 
@@ -174,7 +173,7 @@ class Built(NamedTuple):
 def build(plan: FinetunePlan, model: nn.Module, masks: Masks | None, data: Any, preprocessing: Preprocessing) -> Built:
     """Build the task model of a plan for these training data; the seed decides its new weights."""
     task, settings = plan.task, plan.given
-    known = signature(find_builder(model, task.name)).parameters
+    known = signature(task.builder(model)).parameters
     tokenizer = preprocessing.tokenizer
     tokens = {f"{ours}_token_id": getattr(tokenizer, f"{theirs}_token_id", None) for ours, theirs in TOKENS}
     wanted = {"image_size": plan.preset.image_size, **tokens, **plan.preset.options, **task.options(data)}

@@ -11,8 +11,7 @@ from tyro.conf import arg
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.ranks import world
-from multiflow.families.presets import Preset, Schedule, find_preset
-from multiflow.families.task_models import find_builder
+from multiflow.families.presets import Preset, Schedule
 from multiflow.tasks.task import TASKS, Task
 from multiflow.training.processes import check_processes
 
@@ -193,8 +192,9 @@ def plan_finetuning(task: str, model: nn.Module, given: FinetuneSettings) -> Fin
         MultiflowError: there is no such task or preset, the model cannot do the task, or the settings do not fit.
     """
     # 1. the task, its model and its preset
-    kind, builder = TASKS[task], find_builder(model, task)
-    preset = adjust(find_preset(given.preset, model, task), given)
+    kind = TASKS[task]
+    builder = kind.builder(model)
+    preset = adjust(kind.preset(given.preset, model), given)
     if not given.mask_decoder and "mask_decoder" not in signature(builder).parameters:
         raise MultiflowError(
             f"mask_decoder=False (--no-mask-decoder) was given, and for task '{task}' the model "

@@ -103,6 +103,7 @@ def evaluate_captioning(
     progress: Callable[[int, int], None] | None = None,
     save: str | Path | None = None,
     metrics: Sequence[str] | None = None,
+    beams: int = BEAMS,
     **options: Any,
 ) -> Figures:
     """Caption every image and score the captions against those that people wrote.
@@ -118,7 +119,8 @@ def evaluate_captioning(
         progress: called with (images done, images in all).
         save: folder for ``captions.json`` in the form of COCO's results: ``[{"image_id", "caption"}]``.
         metrics: names from `multiflow.metrics.CAPTION_METRICS`; None = all that can be had.
-        options: as of `write_captions`.
+        beams: of the search.
+        options: further ones of `write_captions`.
 
     Returns:
         The metrics; ``each`` is the CIDEr of each image, in the order of the data, and empty where it was not computed.
@@ -128,7 +130,7 @@ def evaluate_captioning(
     """
     check_metrics(metrics)
     kind = tokenizer_kind(metrics)
-    said = write_captions(model, tokenizer, data, batch_size=batch_size, progress=progress, **options)
+    said = write_captions(model, tokenizer, data, batch_size=batch_size, beams=beams, progress=progress, **options)
     if save is not None:
         results = [{"image_id": image_id(key), "caption": text} for key, text in said]
         write_atomically(Path(save) / RESULTS, json.dumps(results, indent=1) + "\n")

@@ -190,7 +190,8 @@ def evaluate_vqa(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
     save: str | Path | None = None,
-    **options: Any,
+    top: int = TOP,
+    **how: Any,
 ) -> Figures:
     """Answer every question and score the answers as the official evaluation does.
 
@@ -201,7 +202,8 @@ def evaluate_vqa(
         batch_size: questions at once.
         progress: called with (questions done, questions in all).
         save: folder for ``vqa_results.json``, the file that EvalAI takes.
-        options: as of `answer_questions`.
+        top: how many answers are scored whole.
+        how: mean and std of the pixels.
 
     Returns:
         ``accuracy``; ``listed``: what always choosing the best answer of the list would reach; none without answers.
@@ -215,7 +217,7 @@ def evaluate_vqa(
         raise MultiflowError(f"{data} have no answers to compare with; give --save DIR to write the file for EvalAI")
     if answered:
         check_comparable(data)
-    said = answer_questions(model, tokenizer, data, batch_size=batch_size, progress=progress, **options)
+    said = answer_questions(model, tokenizer, data, batch_size=batch_size, top=top, progress=progress, **how)
     if save is not None:
         write_vqa_results(Path(save) / RESULTS, dict(said))
     if not answered:
