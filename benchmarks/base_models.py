@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from multiflow.families.blip import BlipForPretraining, BlipPretrainingConfig
-from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
+from multiflow.families.blip.models import BlipForPretraining, BlipPretrainingConfig
+from multiflow.families.xvlm.models import XVLMConfig, XVLMForPretraining
 
 MODELS = {
     "xvlm-base": ("X-VLM base", lambda: XVLMForPretraining(XVLMConfig())),

@@ -31,7 +31,7 @@ from rich.table import Table
 
 import multiflow as mf
 from multiflow.data import Batches, Inputs, build_word_tokenizer, load_tokenizer, open_data
-from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
+from multiflow.families.xvlm.models import XVLMConfig, XVLMForPretraining
 
 WORDS = ["a", "an", "the", "man", "woman", "dog", "small", "red", "old", "street", "with", "on", "of", "two", "next"]
 WIDTH, HEIGHT = 320, 240

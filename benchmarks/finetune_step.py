@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import multiflow as mf
-from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
+from multiflow.families.xvlm.models import XVLMConfig, XVLMForPretraining
 from multiflow.masks.keep import buffer_places
 from multiflow.training.optimizer import make_optimizer
 from multiflow.training.settings import TrainSettings

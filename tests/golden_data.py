@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from multiflow.families import load_model
+from multiflow.families.opening import load_model
 
 FOLDER = Path(__file__).parent / "golden"
 BATCH_NAMES = {

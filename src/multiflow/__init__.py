@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiflow import metrics
+    from multiflow.base.adapter import Adapter
     from multiflow.base.errors import MultiflowError
     from multiflow.base.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
     from multiflow.calibration import Checkpoint, Stats
-    from multiflow.families import Adapter, adapter_for, load_model, original_names
+    from multiflow.families import adapter_for
     from multiflow.families.batches import calibration_batches
+    from multiflow.families.opening import load_model
+    from multiflow.families.original import original_names
     from multiflow.masks import Masks, keep_sparse
     from multiflow.methods import PRUNERS, STEPWISE, fitter, learner, scorer, solver, variant
     from multiflow.methods.budgets import ALLOCATIONS
@@ -33,8 +36,10 @@ _HOMES = {
     "calibration": ("Checkpoint", "Stats"),
     "base.errors": ("MultiflowError",),
     "masks": ("Masks", "keep_sparse"),
-    "families": ("adapter_for", "load_model", "original_names"),
+    "families": ("adapter_for",),
     "families.batches": ("calibration_batches",),
+    "families.opening": ("load_model",),
+    "families.original": ("original_names",),
     "methods": ("PRUNERS", "STEPWISE", "fitter", "learner", "scorer", "solver", "variant"),
     "methods.budgets": ("ALLOCATIONS",),
     "pruning": ("calibrate", "prune"),

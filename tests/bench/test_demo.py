@@ -14,7 +14,7 @@ from multiflow.bench import demo as bench_demo
 from multiflow.bench.demo import Demo, Example, Find, choose, mask_path, png, pruned, timed
 from multiflow.cli.demo import run_demo
 from multiflow.data import build_word_tokenizer, load_tokenizer, to_pixels
-from multiflow.families import load_model
+from multiflow.families.opening import load_model
 from multiflow.report.demo import demo_spreads
 from multiflow.tasks.retrieval.rerank import evaluate_retrieval
 from multiflow.tasks.retrieval.task import retrieval_figures

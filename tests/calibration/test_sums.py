@@ -9,8 +9,8 @@ from torch import nn
 import multiflow as mf
 from multiflow.calibration import sums, sums_size
 from multiflow.calibration.sums import Sums, check_sums_fit, products
-from multiflow.families.blip import BlipForPretraining, BlipPretrainingConfig
-from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
+from multiflow.families.blip.models import BlipForPretraining, BlipPretrainingConfig
+from multiflow.families.xvlm.models import XVLMConfig, XVLMForPretraining
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import multiflow as mf
 from multiflow.cli import apply as command
-from multiflow.families import load_model
+from multiflow.families.opening import load_model
 from tests.cli.conftest import Run
 
 
@@ -152,7 +152,7 @@ def test_a_failure_while_writing_leaves_nothing(
 def test_what_does_not_survive_saving_is_found_out(
     run: Run, tiny: Path, mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from multiflow.families.xvlm import XVLMForPretraining
+    from multiflow.families.xvlm.models import XVLMForPretraining
 
     whole = XVLMForPretraining.from_pretrained.__func__
 

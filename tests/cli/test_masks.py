@@ -12,7 +12,7 @@ from torch import Tensor
 
 import multiflow as mf
 from multiflow.cli import apply as command
-from multiflow.families import load_model
+from multiflow.families.opening import load_model
 from tests import golden_data
 from tests.cli.conftest import Run
 from tests.cli.test_show import cells

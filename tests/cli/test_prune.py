@@ -10,7 +10,7 @@ import torch
 import multiflow as mf
 from multiflow.cli.prune import PruneSettings, check, run_settings
 from multiflow.data import Batches, Inputs, load_tokenizer, open_data
-from multiflow.families import load_model
+from multiflow.families.opening import load_model
 from tests.cli.conftest import Run, files
 
 

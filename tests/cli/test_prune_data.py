@@ -11,8 +11,8 @@ import pytest
 
 import multiflow as mf
 from multiflow.data import Batches, Inputs, build_word_tokenizer, load_tokenizer, open_data
-from multiflow.families import load_model
 from multiflow.families.batches import Source, open_batches
+from multiflow.families.opening import load_model
 from tests.cli.conftest import Run
 from tests.families.test_batches import BLIPS
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from multiflow.families import load_model
+from multiflow.families.opening import load_model
 from tests.cli.conftest import Run, files
 
 

@@ -9,7 +9,7 @@ import pytest
 import multiflow as mf
 from multiflow.calibration import Doubling
 from multiflow.data import Batches, Inputs, load_tokenizer, open_data
-from multiflow.families import load_model
+from multiflow.families.opening import load_model
 from tests.cli.conftest import Run, files
 from tests.cli.test_prune_resume import interrupt_at
 

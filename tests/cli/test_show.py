@@ -7,7 +7,7 @@ import pytest
 
 import multiflow as mf
 from multiflow.cli.show import LISTS
-from multiflow.families import load_model
+from multiflow.families.opening import load_model
 from tests.cli.conftest import Run
 
 

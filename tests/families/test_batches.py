@@ -13,9 +13,8 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.data import load_tokenizer, open_data
-from multiflow.families import load_model
 from multiflow.families.batches import Counted, Source, calibration_batches, open_batches
-from multiflow.families.opening import find_model
+from multiflow.families.opening import find_model, load_model
 from multiflow.worlds.shapes import describe, make_scenes
 
 
@@ -128,7 +127,7 @@ def test_models_without_batches_are_an_error() -> None:
 
     with pytest.raises(
         MultiflowError,
-        match="no calibration batches for models of type 'bert', only for xvlm, blip-pretraining, blip, vit",
+        match="no calibration batches for models of type 'bert', only for .*xvlm",
     ):
         open_batches(Other(), "other", Source("data"))
 

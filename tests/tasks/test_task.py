@@ -6,14 +6,12 @@ import pickle
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families.task_models import BUILDERS
 from multiflow.metrics import Figures
 from multiflow.tasks.task import TASKS
 
 
 def test_every_task_is_in_the_table_under_its_name():
     assert {name: task.name for name, task in TASKS.items()} == dict(zip(TASKS, TASKS, strict=True))
-    assert set(TASKS) == {task for _, task in BUILDERS}
     assert len(TASKS) == 4
 
 
@@ -21,11 +19,6 @@ def test_an_unknown_task_is_named():
     assert "vqq" not in TASKS
     with pytest.raises(MultiflowError, match="unknown task 'vqq'; known: captioning, .*, vqa; did you mean"):
         TASKS["vqq"]
-
-
-def test_models_that_a_task_takes_as_they_are_have_a_builder_for_it():
-    for name, task in TASKS.items():
-        assert {(kind, name) for kind in (*task.models, *task.untrained)} <= set(BUILDERS)
 
 
 def test_the_score_is_the_best_figure_or_its_substitute():

@@ -130,10 +130,10 @@ def require(batch: Any, *names: str) -> None:
 def of_families(name: str) -> Callable[[nn.Module], Any]:
     """Return a function of `multiflow.families`, found by name: what lies below the families imports nothing of them.
 
-    >>> of_families("adapter_for").__name__
+    >>> of_families("family:adapter_for").__name__
     'adapter_for'
     """
-    return resolve(f"multiflow.families:{name}")
+    return resolve(f"multiflow.families.{name}")
 
 
 def _find_layout(

@@ -30,7 +30,7 @@ from multiflow.bench.records import DENSE, Cell, Pruning
 from multiflow.data import to_pixels
 from multiflow.families.batches import Source, open_batches
 from multiflow.families.opening import OWN_TOKENIZER, fitting_tokenizer, model_files, open_model
-from multiflow.families.xvlm import XVLMForPretraining
+from multiflow.families.pairs import PairModel
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
 from multiflow.pruning.plan import versions
@@ -234,7 +234,7 @@ def measure(
     phases: dict[str, float] = {}
     # 1. the model, held-out scenes, and calibration batches of others
     with timed(phases, "load"):
-        model = _open_xvlm(place, name, device, dtype)
+        model = _open_pair_model(place, name, device, dtype)
         tokenizer = _open_tokenizer(place, name, model.config.text["vocab_size"])
         side = model.config.image_size
     with timed(phases, "draw"):
@@ -306,12 +306,12 @@ def measure(
     )
 
 
-def _open_xvlm(place: str, name: str, device: str, dtype: str) -> XVLMForPretraining:
+def _open_pair_model(place: str, name: str, device: str, dtype: str) -> PairModel:
     model = open_model(place, None, None, device, dtype)
-    if not isinstance(model, XVLMForPretraining):
+    if not isinstance(model, PairModel):
         raise MultiflowError(
-            f"model '{name}' is a {type(model).__name__}; the demo searches with the heads of an X-VLM: "
-            "give a folder that 'multiflow pretrain' wrote, or leave --model out"
+            f"model '{name}' is a {type(model).__name__}; the demo searches with a model that compares "
+            "images with texts: give a folder that 'multiflow pretrain' wrote, or leave --model out"
         )
     return model
 

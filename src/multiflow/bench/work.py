@@ -27,8 +27,7 @@ from multiflow.bench.pruning import pruned
 from multiflow.bench.records import Cell
 from multiflow.bench.sources import find_device, load_beside, quiet_transformers
 from multiflow.bench.store import Results
-from multiflow.families import load_model
-from multiflow.families.opening import Preprocessing
+from multiflow.families.opening import Preprocessing, load_model
 from multiflow.masks import Masks
 from multiflow.pruning.plan import versions
 from multiflow.tasks.task import TASKS, Figures

@@ -23,6 +23,7 @@ from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
 from multiflow.cli.console import say, show, table
 from multiflow.cli.settings import Config, Device, Dtype, Family
+from multiflow.families.family import find_family, model_types, type_of
 from multiflow.families.opening import (
     find_device,
     find_dtype,
@@ -138,15 +139,15 @@ def check(settings: EvaluateSettings) -> None:
 
 def ready(model: nn.Module, task: Task, source: str) -> nn.Module:
     """Return the model that does a task: the given one, or a task model that needs no training."""
-    config: Any = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", type(model).__name__)
-    if model_type in task.untrained:
+    found = find_family(model)
+    if found is not None and task.name in found[1].untrained:
         return task_model(model, task.name)
-    if model_type in task.models:
+    if type_of(model) in task.models or (found is not None and task.name in found[1].evaluates):
         return model
-    able = " or ".join((*task.models, *task.untrained))
+    able = [name for name, _, known in model_types() if task.name in (*known.evaluates, *known.untrained)]
     raise MultiflowError(
-        f"'{source}' is of type '{model_type}', and task '{task.name}' is evaluated on one of type {able}; "
+        f"'{source}' is of type '{type_of(model)}', and task '{task.name}' is evaluated on one of type "
+        f"{' or '.join([*able, *task.models])}; "
         f"fine-tune it first with 'multiflow finetune {task.name}'"
     )
 

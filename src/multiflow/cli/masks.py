@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families import adapter_for, original_names
+from multiflow.families import adapter_for
+from multiflow.families.original import original_names
 from multiflow.masks import Masks, is_original
 from multiflow.pruning.result import changed_weights
 

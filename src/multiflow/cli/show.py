@@ -18,9 +18,8 @@ from multiflow.cli.show_data import show_data
 from multiflow.cli.show_masks import compare_masks, is_mask_file, show_masks
 from multiflow.cli.show_model import show_model
 from multiflow.cli.show_run import find_run, show_run
-from multiflow.families import FAMILIES
+from multiflow.families.family import FAMILIES, model_types
 from multiflow.families.opening import bundled_models, find_model, open_model
-from multiflow.families.original import FAMILIES as RELEASES
 from multiflow.methods import PRUNERS
 from multiflow.tasks.task import TASKS
 
@@ -91,8 +90,12 @@ def list_pruners() -> object:
 
 def list_models() -> object:
     """List the families that need no adapter, and the models inside the package."""
-    rows = [(name, "family", "a Hugging Face id or folder with this config.model_type") for name in FAMILIES]
-    rows += [(name, "original release", f"a checkpoint file with --family {name}") for name in RELEASES]
+    rows = [(name, "family", "a Hugging Face id or folder with this config.model_type") for name, *_ in model_types()]
+    rows += [
+        (name, "original release", f"a checkpoint file with --family {name}")
+        for name, family in FAMILIES.items()
+        if family.release
+    ]
     rows += [(name, "bundled", "inside this package: name it like a model") for name in bundled_models()]
     return table("", ["model", "kind", "how to name it"], rows)
 

@@ -1,8 +1,5 @@
-"""Families of models: for each what the library must know of it, its models and its release; one folder a family."""
+"""Families of models: for each one folder, with its models, its adapter and its release; here what they share."""
 
-from multiflow.base.adapter import Adapter, parts
-from multiflow.families.adapters import FAMILIES, adapter_for
-from multiflow.families.load import load_model
-from multiflow.families.original import original_names
+from multiflow.families.family import FAMILIES, Family, ModelType, Preset, Texts, adapter_for
 
-__all__ = ["FAMILIES", "Adapter", "adapter_for", "load_model", "original_names", "parts"]
+__all__ = ["FAMILIES", "Family", "ModelType", "Preset", "Texts", "adapter_for"]

@@ -1,4 +1,4 @@
-"""Answers to questions about images: what X-VLM's and BLIP's models for them have in common.
+"""Answers to questions about images: what the models for them have in common, whatever their family.
 
 loss  = sum over answers of weight x LM / number of questions
 rank  = of a list of answers the ``k`` whose first token is likeliest, by a score of the whole answer, best first
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -148,3 +148,110 @@ def rank(
         found.append(losses(rows, Answers(candidates.ids[some], candidates.mask[some], owner)).view(-1, many))
     best = score(first.gather(1, chosen), torch.cat(found)).sort(dim=1, descending=True, stable=True)
     return Ranking(chosen.gather(1, best.indices), best.values)
+
+
+class AnswersQuestions:
+    """Abstract, to be mixed into a model: the loss of a batch of questions, and the ranking of a list of answers.
+
+    A family says how questions are read (`_read`, `encode_question`), what its decoder loses on answers
+    (`_answer_losses`), what it says first (`_first_logits`), and by what it sorts answers (`_score`).
+    """
+
+    title: str  # of the family, for errors
+    config: Any
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "questions 3 side side"] | None = None,
+        input_ids: Int[Tensor, "questions length"] | None = None,
+        attention_mask: Int[Tensor, "questions length"] | None = None,
+        answer_ids: Int[Tensor, "answers answer_length"] | None = None,
+        answer_mask: Int[Tensor, "answers answer_length"] | None = None,
+        answer_weights: Float[Tensor, " answers"] | None = None,
+        answers_per_question: Int[Tensor, " questions"] | None = None,
+    ) -> VQAOutput:
+        """Compute the loss of a batch of questions with their answers.
+
+        Args:
+            pixel_values: normalised images, one for each question.
+            input_ids: questions.
+            attention_mask: which of their tokens are real (1).
+            answer_ids: the answers, see `read_answers`.
+            answer_mask: which of their tokens are real (1).
+            answer_weights: how much each answer counts; 1 where not given.
+            answers_per_question: how many answers each question has; 1 where not given.
+
+        Raises:
+            MultiflowError: a key is missing, or the sizes do not fit together.
+        """
+        images, ids, mask = self._read(pixel_values, input_ids, attention_mask)
+        given = (answer_ids, answer_mask, answer_weights, answers_per_question)
+        answers = read_answers(self.title, self.config.text["max_position_embeddings"], len(ids), *given)
+        states = self.encode_question(images, ids, mask)
+        return weigh(self._answer_losses(states, mask, answers), answer_weights, len(ids))
+
+    @torch.no_grad()
+    def rank_answers(
+        self,
+        pixel_values: Float[Tensor, "questions 3 side side"],
+        input_ids: Int[Tensor, "questions length"],
+        attention_mask: Int[Tensor, "questions length"],
+        candidate_ids: Int[Tensor, "candidates answer_length"],
+        candidate_mask: Int[Tensor, "candidates answer_length"],
+        k: int = 128,
+    ) -> Ranking:
+        """Rank a list of answers for each question; see the top of this file.
+
+        Args:
+            pixel_values: normalised images, one for each question.
+            input_ids: questions, as in `forward`.
+            attention_mask: which of their tokens are real (1).
+            candidate_ids: the answers, each as in `forward`.
+            candidate_mask: which of their tokens are real (1).
+            k: how many answers are scored whole, those of the likeliest first token; all if there are fewer.
+        """
+        images, ids, mask = self._read(pixel_values, input_ids, attention_mask)
+        longest = self.config.text["max_position_embeddings"]
+        answers = read_candidates(self.title, longest, candidate_ids, candidate_mask, k)
+        states = self.encode_question(images, ids, mask)
+
+        def losses(rows: Tensor, some: Answers) -> Tensor:
+            return self._candidate_losses(states[rows], mask[rows], some)
+
+        best = rank(self._first_logits(states, mask, answers), answers, k, losses, self._score)
+        return Ranking(best.indices, self._scale(best.scores))
+
+    def encode_question(
+        self,
+        pixel_values: Float[Tensor, "questions 3 side side"],
+        input_ids: Int[Tensor, "questions length"],
+        attention_mask: Int[Tensor, "questions length"],
+    ) -> Float[Tensor, "questions length width"]:
+        """Embed questions, each grounded in its image."""
+        raise NotImplementedError
+
+    def _read(
+        self, pixel_values: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Check a batch of images and questions."""
+        raise NotImplementedError
+
+    def _answer_losses(self, states: Tensor, mask: Tensor, answers: Answers) -> Float[Tensor, " answers"]:
+        """LM of each answer to the question, in these states, that it belongs to."""
+        raise NotImplementedError
+
+    def _candidate_losses(self, states: Tensor, mask: Tensor, answers: Answers) -> Float[Tensor, " answers"]:
+        """The same for answers of which every question has equally many."""
+        return self._answer_losses(states, mask, answers)
+
+    def _first_logits(self, states: Tensor, mask: Tensor, answers: Answers) -> Float[Tensor, "questions vocab"]:
+        """Logits of each answer's first token."""
+        raise NotImplementedError
+
+    def _score(self, first: Tensor, losses: Tensor) -> Tensor:
+        """What answers are sorted by, from log p(first token) and LM."""
+        raise NotImplementedError
+
+    def _scale(self, scores: Float[Tensor, "questions k"]) -> Float[Tensor, "questions k"]:
+        """The scores of the best answers in the form in which they are returned."""
+        return scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -10,15 +10,15 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.ranks import exchange, rank
-from multiflow.data import Batches, Inputs, open_data, whole_images
+from multiflow.base.registry import resolve
+from multiflow.data import Batches, Inputs, open_data
 from multiflow.data.batches import ImageBatches
 from multiflow.data.dataset import AnyData, SkipReport, from_memory
 from multiflow.data.source import label_classes, open_images
-from multiflow.families.opening import fitting_tokenizer, pixel_statistics
+from multiflow.families.family import find_family, model_types, type_of
+from multiflow.families.opening import pixel_statistics
 
-MOST_BATCHES = 3000  # as published, like the lengths of the texts
-MOST_TOKENS = 40
-MOST_BLIP_TOKENS = 30
+MOST_BATCHES = 3000  # as published
 SHAPES_BATCHES = 16
 
 
@@ -138,62 +138,31 @@ def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
     for option, value, least in counts:
         if value is not None and value < least:
             raise MultiflowError(f"{option} {value} was given; expected at least {least}")
-    config: Any = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", type(model).__name__)
-    if model_type not in MAKERS:
+    found = find_family(model)
+    if found is None or found[1].batches is None:
+        able = ", ".join(name for name, _, known in model_types() if known.batches)
         raise MultiflowError(
-            f"there are no calibration batches for models of type '{model_type}', only for {', '.join(MAKERS)}; "
+            f"there are no calibration batches for models of type '{type_of(model)}', only for {able}; "
             "prune this one from Python with mf.prune(model, batches=...)"
         )
-    return MAKERS[model_type](model, place, source)
+    return found[0].get(found[1].batches)(model, place, source)
 
 
-def _xvlm(model: Any, place: str, source: Source) -> Counted:
-    """Pairs, and regions where the data have them, for X-VLM."""
-    config = model.config
-    text = config.text
-    inputs = Inputs(
-        fitting_tokenizer(source.tokenizer, place, text["vocab_size"]),
-        config.image_size,
-        config.patch_size,
-        max_length=min(MOST_TOKENS, text["max_position_embeddings"]),
-        augment=source.augment,
-    )
-    return _pairs(_open(source, config.image_size), inputs, source)
+def open_source(source: Source, size: int) -> AnyData:
+    """Open the data; where none were given, draw training scenes of Shapes, ``size`` pixels wide, a caption each."""
+    if source.data is not None:
+        return open_data(source.data, images=source.images, split=source.split)
+    draw = resolve("multiflow.worlds.shapes:draw_pairs")  # a world lies above: it is found by name, as data are
+    return from_memory(draw((source.batches or SHAPES_BATCHES) * source.batch_size, size, seed=source.seed))
 
 
-def _blip_pretraining(model: Any, place: str, source: Source) -> Counted:
-    """Pairs for our BLIP."""
-    text = model.config.text
-    return _blip(place, source, model.config.image_size, text["vocab_size"], text["max_position_embeddings"])
-
-
-def _blip_transformers(model: Any, place: str, source: Source) -> Counted:
-    """Pairs for the BLIP models of transformers."""
-    text, size = model.config.text_config, model.config.vision_config.image_size
-    return _blip(place, source, size, text.vocab_size, text.max_position_embeddings)
-
-
-def _blip(place: str, source: Source, size: int, vocabulary: int, positions: int) -> Counted:
-    """Pairs for BLIP, whose texts end with [SEP]; of regions it sees the whole image and one of its captions."""
-    inputs = Inputs(
-        fitting_tokenizer(source.tokenizer, place, vocabulary),
-        size,
-        max_length=min(MOST_BLIP_TOKENS, positions),
-        mlm=False,
-        end=True,
-        augment=source.augment,
-        **pixel_statistics(place),
-    )
-    return _pairs(whole_images(_open(source, size)), inputs, source)
-
-
-def _pairs(data: AnyData, inputs: Inputs, source: Source) -> Counted:
+def pair_batches(data: AnyData, inputs: Inputs, source: Source) -> Counted:
+    """Make batches of pairs of image and text."""
     return Counted(Batches(data, inputs, **source.options), "pairs", str(data))
 
 
-def _images(model: Any, place: str, source: Source) -> Counted:
-    """Images for a ViT or DINO, with labels where they lie in a folder a class."""
+def image_batches(model: Any, place: str, source: Source) -> Counted:
+    """Make batches of images for an encoder or classifier, with labels where they lie in a folder a class."""
     if source.data is None:
         raise MultiflowError("there are no images to calibrate on; give some with data= (--data DIR)")
     data, classes = open_images(source.data, source.images, source.split)
@@ -201,23 +170,3 @@ def _images(model: Any, place: str, source: Source) -> Counted:
     options = {**source.options, **pixel_statistics(place), "augment": source.augment}
     batches = ImageBatches(data, model.config.image_size, classes=labels, **options)
     return Counted(batches, "images", str(batches))
-
-
-MAKERS: dict[str, Callable[[Any, str, Source], Counted]] = {
-    "xvlm": _xvlm,
-    "blip-pretraining": _blip_pretraining,
-    "blip": _blip_transformers,
-    "vit": _images,
-    "dinov2": _images,
-}
-"""``config.model_type`` -> function that makes the batches of such a model."""
-
-
-def _open(source: Source, size: int) -> AnyData:
-    """Open the data, or draw training scenes of Shapes with a caption each where none were given."""
-    if source.data is not None:
-        return open_data(source.data, images=source.images, split=source.split)
-    from multiflow.worlds.shapes import describe, make_scenes, render
-
-    scenes = make_scenes("train", (source.batches or SHAPES_BATCHES) * source.batch_size, seed=source.seed)
-    return from_memory([(render(scene, size), describe(scene, 1)[0]) for scene in scenes])

@@ -1,6 +1,6 @@
-"""How a family's original release names and sizes its weights, and how such a file becomes a model.
+"""Original releases: how one names and sizes its weights, and how a file of it becomes a model.
 
-A family is one `Original` record in a file of its own and one row in each table below.
+Tensors are read without running code; the configs of a release are read as they are.
 """
 
 from __future__ import annotations
@@ -8,36 +8,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from multiflow.base.artifacts import read_torch
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.reading import read_json, read_yaml
+from multiflow.families.family import find_family, model_types, type_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FAMILIES = {
-    "xvlm": "multiflow.families.xvlm.original:XVLM",
-    "dino": "multiflow.families.vit.original:VIT",
-    "blip": "multiflow.families.blip.original:BLIP",
-}
-"""Name in ``load_model(family=...)`` -> where its record is."""
-
-MODEL_TYPES = {
-    "xvlm": "multiflow.families.xvlm.original:XVLM",
-    "vit": "multiflow.families.vit.original:VIT",
-    "dinov2": "multiflow.families.vit.original:DINOV2",
-    "blip-pretraining": "multiflow.families.blip.original:BLIP",
-    "blip-retrieval": "multiflow.families.blip.original:TRANSFORMERS_BLIP",
-    "blip-captioning": "multiflow.families.blip.original:TRANSFORMERS_BLIP",
-    "blip-vqa": "multiflow.families.blip.original:TRANSFORMERS_BLIP",
-    "blip": "multiflow.families.blip.original:TRANSFORMERS_BLIP",
-}
-"""``config.model_type`` -> where the record of its original names is."""
-
+CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 NAMED = 3  # names in a message, before it says how many more there are
 
 
@@ -65,14 +52,6 @@ class Original:
     presets: Mapping[str, Mapping[str, Any]] | None = None
 
 
-def find(kind: str, name: str, table: Mapping[str, str]) -> Original:
-    """Import the record of a family; an unknown name is an error that lists the known ones."""
-    if name not in table:
-        raise unknown(kind, name, table)
-    module, _, attribute = table[name].partition(":")
-    return getattr(import_module(module), attribute)
-
-
 def original_names(model: nn.Module) -> dict[str, str]:
     """Map each prunable layer of a known family to its parameter name in the original release.
 
@@ -88,8 +67,10 @@ def original_names(model: nn.Module) -> dict[str, str]:
     >>> original_names(load_model("xvlm.pth", "xvlm"))["vision_encoder.encoder.layers.0.mlp.fc1"]  # doctest: +SKIP
     'vision_encoder.encoder.layers.0.mlp.fc1.weight'
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__
-    original = find("model type", model_type, MODEL_TYPES)
+    found = find_family(model)
+    if found is None or found[1].original is None:
+        raise unknown("model type", type_of(model), [name for name, _, known in model_types() if known.original])
+    original: Original = found[0].get(found[1].original)
     pattern = re.compile(original.layers)
     return {
         name: original.key(f"{name}.weight")
@@ -154,3 +135,75 @@ def _by_original_name(state: Mapping[str, Tensor], original: Original, path: str
 def _some(names: list[str]) -> str:
     first = ", ".join(f"'{name}'" for name in names[:NAMED])
     return first + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the state dict of a ``.safetensors`` or PyTorch file; a pickle that wants to run code is refused.
+
+    A PyTorch file may hold the state dict under ``model`` or ``state_dict``, with or without a ``module.`` prefix.
+
+    Raises:
+        MultiflowError: the file is truncated, holds objects other than tensors, or no tensors at all.
+    """
+    if path.suffix == ".safetensors":
+        content: Any = _read_safetensors(path)
+    else:
+        content = read_torch(path, called=f"'{path}'", wanted="state dict")
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise MultiflowError(f"'{path}' holds no state dict, neither at its top nor under 'model' or 'state_dict'")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise MultiflowError(f"'{path}': '{name}' is a {type(value).__name__}; a state dict holds tensors only")
+    if all(name.startswith("module.") for name in content):
+        content = {name.removeprefix("module."): value for name, value in content.items()}
+    return dict(content)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise MultiflowError(f"'{path}' is not a complete safetensors file ({error}); copy it again") from error
+
+
+def read_config(
+    config: Mapping[str, Any] | str | Path | None, presets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Read the sizes of a model: a mapping, a JSON or YAML file, or the name of a preset (None = ``base``).
+
+    A file may refer to others by path under keys that end in ``_config``, as the original releases do; these are
+    looked for from the working directory, then from the file's folder upwards, and read in place.
+
+    Raises:
+        MultiflowError: no such file or preset, or a file that holds no mapping.
+    """
+    if isinstance(config, Mapping):
+        return _read_inner(dict(config), Path())
+    name = "base" if config is None else str(config)
+    path = Path(name)
+    if path.suffix.lower() in CONFIG_SUFFIXES or path.is_file():
+        return _read_inner(_read_mapping(path), path.parent)
+    if name not in presets:
+        raise unknown("config", name, [*presets, "a JSON or YAML file"])
+    return dict(presets[name])
+
+
+def _read_inner(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    places = (Path(), folder, folder / "..", folder / "../..")
+    for key, value in config.items():
+        if key.endswith("_config") and isinstance(value, str):
+            found = [place / value for place in places if (place / value).is_file()]
+            config[key] = _read_mapping(found[0] if found else folder / value)
+    return config
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path) if path.suffix.lower() == ".json" else read_yaml(path)
+    if not isinstance(content, dict):
+        raise MultiflowError(f"config '{path}' holds a {type(content).__name__}; it must map names to sizes")
+    return content

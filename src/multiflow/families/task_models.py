@@ -1,60 +1,98 @@
-"""Which models can be made into which task models, and who builds them."""
+"""Task models start from a pretrained one: its weights are copied to where they go on, the others are drawn."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeAlias
+from math import isqrt
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.errors import MultiflowError
+from multiflow.families.family import Places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TASKS = ("retrieval", "captioning", "vqa", "classification")
-
-Places: TypeAlias = Mapping[str, tuple[str, ...]]
-"""Prunable layer of the pretrained model -> paths of the modules in the task model whose weight starts from it."""
-
-Builder: TypeAlias = "Callable[..., tuple[PreTrainedModel, Places]]"
-"""``builder(model, **options)`` -> the task model and the places; the options are its keyword arguments."""
-
-BUILDERS: Mapping[tuple[str, str], str] = {
-    ("xvlm", "retrieval"): "multiflow.families.xvlm.tasks:retrieval",
-    ("xvlm", "captioning"): "multiflow.families.xvlm.tasks:captioning",
-    ("xvlm", "vqa"): "multiflow.families.xvlm.tasks:vqa",
-    ("xvlm-retrieval", "retrieval"): "multiflow.families.xvlm.tasks:retrieval",
-    ("xvlm-captioning", "captioning"): "multiflow.families.xvlm.tasks:captioning",
-    ("xvlm-vqa", "vqa"): "multiflow.families.xvlm.tasks:vqa",
-    ("blip-pretraining", "retrieval"): "multiflow.families.blip.tasks:retrieval",
-    ("blip-pretraining", "captioning"): "multiflow.families.blip.tasks:captioning",
-    ("blip-pretraining", "vqa"): "multiflow.families.blip.tasks:vqa",
-    ("blip-retrieval", "retrieval"): "multiflow.families.blip.tasks:retrieval",
-    ("blip-captioning", "captioning"): "multiflow.families.blip.tasks:captioning",
-    ("blip-vqa", "vqa"): "multiflow.families.blip.tasks:vqa",
-    ("vit", "classification"): "multiflow.families.vit.classification:classification",
-    ("dinov2", "classification"): "multiflow.families.vit.classification:classification",
-}
-"""``config.model_type`` and task -> where the builder is. A task model can go on with its own task."""
+Task = TypeVar("Task", bound="PreTrainedModel")
+Source = Callable[[str], str | None]
+"""Module or parameter path in the task model -> where in the pretrained model it starts from; None = nowhere."""
 
 
-def find_builder(model: nn.Module, task: str) -> Builder:
-    """Import the builder of a task model.
+def derive(
+    task_class: type[Task], config: Any, model: PreTrainedModel, source: Source, changed: Mapping[str, Tensor]
+) -> Task:
+    """Build a task model, in evaluation mode, on the device and in the dtype of the pretrained one.
+
+    Args:
+        task_class: class of the task model.
+        config: its sizes.
+        model: the pretrained model, which stays as it is and shares no memory with the task model.
+        source: path in the task model -> path in the pretrained one; what starts from nothing there is drawn anew,
+            parameters and buffers by the ``_init_weights`` of the module that holds them.
+        changed: path in the pretrained model -> what to take instead, such as resized position embeddings.
+    """
+    from transformers import initialization
+
+    with initialization.no_init_weights():
+        task = task_class(config)
+    task.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
+    task.tie_weights()
+    names, given = task.state_dict().keys(), {**model.state_dict(), **changed}
+    state = {name: given[origin] for name in names if (origin := source(name)) in given}
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in names if name not in state):
+        task._init_weights(task.get_submodule(path))
+    task.load_state_dict(state, strict=False)
+    return task.eval()
+
+
+def places_of(task: nn.Module, model: nn.Module, layers: str, source: Source) -> Places:
+    """Map the prunable layers of the pretrained model to the modules of the task model that start from them.
+
+    Args:
+        task: the task model.
+        model: the pretrained model.
+        layers: regex of the module paths of its prunable layers.
+        source: path in the task model -> path in the pretrained one.
+    """
+    places: dict[str, tuple[str, ...]] = {
+        name: () for name, module in model.named_modules() if isinstance(module, nn.Linear) and re.search(layers, name)
+    }
+    for name, _ in task.named_modules(remove_duplicate=False):
+        origin = source(name)
+        if origin in places:
+            places[origin] += (name,)
+    return places
+
+
+@torch.no_grad()
+def resize_positions(positions: Float[Tensor, "1+cells width"], side: int) -> Float[Tensor, "1+side*side width"]:
+    """Interpolate position embeddings bicubically (``align_corners=False``); that of [CLS], the first one, is kept.
+
+    Args:
+        positions: of [CLS] and of a square grid of patches, row by row.
+        side: patches along each side of the new grid; an equal one changes nothing.
+
+    Returns:
+        A tensor of its own, in the dtype of ``positions``.
 
     Raises:
-        MultiflowError: there is no such task, or the model cannot do it.
+        MultiflowError: the patches are no square grid.
+
+    >>> resize_positions(torch.zeros(1 + 14 * 14, 768), 24).shape
+    torch.Size([577, 768])
     """
-    if task not in TASKS:
-        raise unknown("task", task, TASKS)
-    config: Any = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None) or type(model).__name__
-    if (model_type, task) not in BUILDERS:
-        able = " or ".join(of for of, what in BUILDERS if what == task)
-        can = ", ".join(what for of, what in BUILDERS if of == model_type) or "none of the tasks"
+    old = isqrt(max(len(positions) - 1, 0))
+    if not len(positions) or 1 + old * old != len(positions):
         raise MultiflowError(
-            f"a model of type '{model_type}' cannot do task '{task}', which takes one of type {able}; it can do {can}"
+            f"there are {len(positions)} position embeddings; expected that of [CLS] and a square grid"
         )
-    module, _, name = BUILDERS[model_type, task].partition(":")
-    return getattr(import_module(module), name)
+    if side == old:
+        return positions.detach().clone()
+    grid = positions[1:].float().unflatten(0, (old, old)).permute(2, 0, 1)
+    resized = F.interpolate(grid[None], size=(side, side), mode="bicubic", align_corners=False)[0]
+    return torch.cat([positions[:1], resized.permute(1, 2, 0).flatten(0, 1).to(positions.dtype)])

@@ -340,7 +340,7 @@ def find_adapter(model: nn.Module, given: Adapter | None) -> Adapter:
     """Return the adapter given, or that of the model's family."""
     if given is not None and not isinstance(given, Adapter):
         raise MultiflowError(f"adapter is a {type(given).__name__}; expected an mf.Adapter(groups={{...}})")
-    return given or of_families("adapter_for")(model)
+    return given or of_families("family:adapter_for")(model)
 
 
 def check_loss(adapter: Adapter) -> None:

@@ -60,7 +60,7 @@ def demo_document(demo: Demo) -> Document:
         (seconds(sum(demo.phases.values())), "for everything, from loading the model to this page"),
     ]
     lead = (
-        f"An X-VLM of {millions(demo.parameters)} weights, {millions(prunable)} of them prunable, was pruned once "
+        f"A model of {millions(demo.parameters)} weights, {millions(prunable)} of them prunable, was pruned once "
         f"by {count(len(demo.methods), 'method')} at {count(len(demo.sparsities), 'sparsity', 'sparsities')}. No "
         f"weight was trained afterwards. Each sparse model then looked for the captions of {demo.scenes} pictures, "
         "and for the pictures of their captions."

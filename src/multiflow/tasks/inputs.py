@@ -23,6 +23,7 @@ from multiflow.data.augment import augment_image
 from multiflow.data.images import decode, resize
 from multiflow.data.items import TaskData
 from multiflow.data.sampling import Stream, item_order, random_at
+from multiflow.families.family import texts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,13 +69,12 @@ class TaskInputs:
 
 
 def text_inputs(
-    model: Any, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, blip_length: int = 35, **rest: Any
+    model: Any, tokenizer: PreTrainedTokenizerBase, *, task: str = "", max_length: int | None = None, **rest: Any
 ) -> TaskInputs:
-    """Return the inputs of an X-VLM or BLIP: texts of at most 40 tokens (BLIP's 35), as far as it has positions."""
-    config = model.config
-    blip = config.model_type.startswith("blip")
+    """Return the inputs of a model of texts, as long as its family reads them for a task, and as it has positions."""
+    config, texts = model.config, texts_of(model)
     most = config.text["max_position_embeddings"]
-    length = min(blip_length if blip else 40, most) if max_length is None else max_length
+    length = min(texts.lengths.get(task, texts.length), most) if max_length is None else max_length
     if not 3 <= length <= most:
         raise MultiflowError(f"max_length {length} was given; expected 3 to {most} tokens, as the model has positions")
     if len(tokenizer) > config.text["vocab_size"]:
@@ -82,7 +82,7 @@ def text_inputs(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeds {config.text['vocab_size']}; "
             "give the tokenizer that belongs to the model"
         )
-    return TaskInputs(config.image_size, tokenizer, blip, length, **rest)
+    return TaskInputs(config.image_size, tokenizer, texts.ends, length, **rest)
 
 
 def clean(text: str) -> str:

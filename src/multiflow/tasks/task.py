@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.registry import Registry
-from multiflow.families.presets import Preset, find_preset
-from multiflow.families.task_models import Builder, find_builder
+from multiflow.families.family import Builder, Preset, find_builder, find_preset, type_of
 
 Batch: TypeAlias = Mapping[str, Any]
 Loss: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
@@ -66,8 +65,7 @@ class Task:
         main: the figure that results are compared by; ``each`` of the figures is this one of each item, in the order
             of the data.
         best: the figure by which the best checkpoint is chosen, the higher the better.
-        models: types of models that can be evaluated as they are.
-        untrained: types of pretrained models whose task model needs no training to be evaluated.
+        models: types of models that can be evaluated as they are, besides those whose family says so.
         builders: type of a pretrained model -> `Builder` of its task model, where the family has none for this task.
         presets: name -> hyper-parameters of fine-tuning, where the family has none for this task.
         epoch: ``epoch(data)`` -> how many samples are one epoch of training.
@@ -86,8 +84,7 @@ class Task:
     evaluate: Callable[..., Figures]
     main: str
     best: str
-    models: tuple[str, ...]
-    untrained: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     builders: Mapping[str, Builder] = field(default_factory=dict)
     presets: Mapping[str, Preset] = field(default_factory=dict)
     epoch: Callable[[Any], int] = len
@@ -100,13 +97,12 @@ class Task:
         Raises:
             MultiflowError: the model cannot do this task.
         """
-        model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        if model_type in self.builders:
-            return self.builders[model_type]
+        if type_of(model) in self.builders:
+            return self.builders[type_of(model)]
         if self.builders:
             able = " or ".join(self.builders)
             raise MultiflowError(
-                f"a model of type '{model_type}' cannot do task '{self.name}', which takes one of type {able}"
+                f"a model of type '{type_of(model)}' cannot do task '{self.name}', which takes one of type {able}"
             )
         return find_builder(model, self.name)
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.guards import check_values
 from multiflow.base.types import Layer, Layout
-from multiflow.families import adapter_for
-from multiflow.families.task_models import Places
+from multiflow.families.family import Places, adapter_for
 from multiflow.masks import Masks
 from multiflow.tasks.task import TASKS
 

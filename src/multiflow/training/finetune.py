@@ -29,7 +29,7 @@ from multiflow.base.progress import Report, paced
 from multiflow.base.ranks import agree, exchange, rank, world
 from multiflow.base.runs import run_folder
 from multiflow.data.files import NoSuchSplit
-from multiflow.families.blip.momentum import MEMORY
+from multiflow.families.family import memory_of
 from multiflow.families.opening import Preprocessing, find_device
 from multiflow.masks import Masks
 from multiflow.masks.keep import buffer_places
@@ -230,7 +230,8 @@ def _write_model(
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model.save_pretrained(partial, state_dict={n: x for n, x in state.items() if not re.search(MEMORY, n)})
+    memory = memory_of(model)
+    model.save_pretrained(partial, state_dict={n: x for n, x in state.items() if not re.search(memory, n)})
     if preprocessing.tokenizer is not None:
         preprocessing.tokenizer.save_pretrained(partial)
     for path in preprocessing.files:

@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.ranks import world
-from multiflow.families.presets import Preset, Schedule
+from multiflow.families.family import Preset, Schedule
 from multiflow.tasks.task import TASKS, Task
 from multiflow.training.processes import check_processes
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from multiflow.families.presets import Preset
+from multiflow.families import Preset
 from multiflow.families.vit.classification import classification
 from multiflow.tasks.task import TASKS, Task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multiflow.families.blip import BlipForPretraining, BlipPretrainingConfig
+from multiflow.families.blip.models import BlipForPretraining, BlipPretrainingConfig
 
 
 def small_config(**changes: object) -> BlipPretrainingConfig:

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from transformers import BlipConfig, BlipForConditionalGeneration
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families import load_model
-from multiflow.families.blip import BlipForCaptioning
 from multiflow.families.blip.losses import language_loss
+from multiflow.families.blip.models import BlipForCaptioning
 from multiflow.families.blip.parts import shared_names
 from multiflow.families.blip.tasks import captioning
+from multiflow.families.opening import load_model
 from tests.families.blip.sizes import pairs, small_model
 
 SEP = 2

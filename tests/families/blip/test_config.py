@@ -5,7 +5,7 @@ import json
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families.blip import BlipPretrainingConfig
+from multiflow.families.blip.config import BlipPretrainingConfig
 from tests import golden_data
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers.models.blip.modeling_blip import BlipEncoderLayer
 
 from multiflow.families.blip import parts
-from multiflow.families.blip.layers import DropPathLayer, QuestionAttention
+from multiflow.families.blip.parts import DropPathLayer, QuestionAttention
 from tests.families.blip.sizes import small_config
 
 

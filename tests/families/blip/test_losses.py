@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from multiflow.families.blip import losses
-from multiflow.families.matching import matching_loss
+from multiflow.families.pairs import matching_loss
 
 
 def test_similarity_divides_by_a_clamped_temperature():

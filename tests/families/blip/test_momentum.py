@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from multiflow.families import load_model
-from multiflow.families.blip.momentum import MEMORY, as_buffers, enqueue, follow, momentum_pairs, online_path
+from multiflow.families.blip.contrastive import MEMORY, as_buffers, enqueue, follow, momentum_pairs, online_path
+from multiflow.families.opening import load_model
 from tests.families.blip.sizes import pairs, small_config, small_model
 
 

@@ -9,11 +9,11 @@ import yaml
 from safetensors.torch import save_file
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families import load_model, original_names
-from multiflow.families.blip.momentum import momentum_pairs
+from multiflow.families.blip.contrastive import momentum_pairs
 from multiflow.families.blip.original import BLIP, MOMENTUM, blip_config, blip_key, vision_key
 from multiflow.families.blip.parts import shared_names
-from multiflow.families.files import read_config
+from multiflow.families.opening import load_model
+from multiflow.families.original import original_names, read_config
 from tests import golden_data
 
 MED = {"architectures": ["BertModel"], "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}

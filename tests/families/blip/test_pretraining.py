@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families import load_model, original_names
-from multiflow.families.blip import BlipForPretraining, BlipPretrainingConfig
-from multiflow.families.blip.momentum import momentum_pairs
+from multiflow.families.blip.contrastive import momentum_pairs
+from multiflow.families.blip.models import LOSSES, BlipForPretraining, BlipPretrainingConfig
 from multiflow.families.blip.parts import shared_names
-from multiflow.families.blip.pretraining import LOSSES
+from multiflow.families.opening import load_model
+from multiflow.families.original import original_names
 from tests import golden_data
 from tests.families.blip.sizes import pairs, small_config, small_model
 

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families import load_model
-from multiflow.families.blip import BlipForRetrieval
-from multiflow.families.blip.momentum import MEMORY, follow, momentum_pairs
+from multiflow.families.blip.contrastive import MEMORY, NO_IMAGE, follow, momentum_pairs
+from multiflow.families.blip.models import BlipForRetrieval
 from multiflow.families.blip.tasks import retrieval
-from multiflow.families.blip.towers import NO_IMAGE
+from multiflow.families.opening import load_model
 from tests.families.blip.sizes import pairs, small_model
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.families.blip import BlipCaptioningConfig, BlipForRetrieval, BlipRetrievalConfig, BlipVQAConfig
-from multiflow.families.blip.momentum import momentum_pairs, online_path
+from multiflow.families.blip.contrastive import momentum_pairs, online_path
+from multiflow.families.blip.models import BlipCaptioningConfig, BlipForRetrieval, BlipRetrievalConfig, BlipVQAConfig
 from multiflow.families.blip.tasks import captioning, retrieval, vqa
-from multiflow.families.positions import resize_positions
+from multiflow.families.task_models import resize_positions
 from multiflow.tasks.task_model import build_task_model, task_masks, task_model
 from tests import golden_data
 from tests.families.blip.sizes import pairs, questions, small_model

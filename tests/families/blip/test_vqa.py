@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families import load_model
-from multiflow.families.blip import BlipForVQA
+from multiflow.families.blip.models import BlipForVQA
 from multiflow.families.blip.parts import shared_names
 from multiflow.families.blip.tasks import vqa
+from multiflow.families.opening import load_model
 from tests import golden_data
 from tests.families.blip.sizes import questions, small_model
 

@@ -13,8 +13,9 @@ from transformers import (
 
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
-from multiflow.families import load_model, original_names
-from multiflow.families.positions import resize_positions
+from multiflow.families.opening import load_model
+from multiflow.families.original import original_names
+from multiflow.families.task_models import resize_positions
 from tests import golden_data
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
+from multiflow.families.xvlm.models import XVLMConfig, XVLMForPretraining
 
 
 def small_config(**changes: object) -> XVLMConfig:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families.xvlm.batch import read_batch
+from multiflow.families.xvlm.towers import read_batch
 from tests.families.xvlm.sizes import pairs, regions
 
 

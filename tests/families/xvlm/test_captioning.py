@@ -7,7 +7,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
-from multiflow.families.xvlm import XVLMForCaptioning
+from multiflow.families.xvlm.models import XVLMForCaptioning
 from tests import golden_data
 from tests.families.xvlm.sizes import pairs, small_model
 from tests.families.xvlm.test_pretraining import assert_golden

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families.xvlm import XVLMConfig
-from multiflow.families.xvlm.config import XVLMCaptioningConfig, XVLMRetrievalConfig, XVLMVQAConfig
+from multiflow.families.xvlm.config import XVLMCaptioningConfig, XVLMConfig, XVLMRetrievalConfig, XVLMVQAConfig
 from tests import golden_data
 
 

@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families import load_model, original_names
-from multiflow.families.files import read_config
+from multiflow.families.opening import load_model
+from multiflow.families.original import original_names, read_config
 from multiflow.families.xvlm.original import XVLM, xvlm_config
 from tests import golden_data
 

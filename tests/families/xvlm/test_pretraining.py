@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families import original_names
-from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
-from multiflow.families.xvlm.pretraining import LOSSES
+from multiflow.families.original import original_names
+from multiflow.families.xvlm.models import LOSSES, XVLMConfig, XVLMForPretraining
 from tests import golden_data
 from tests.families.xvlm.sizes import pairs, regions, small_model
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
-from multiflow.families.xvlm import XVLMForRetrieval
+from multiflow.families.xvlm.models import XVLMForRetrieval
 from tests.families.xvlm.sizes import pairs, small_model
 
 KEYS = ("pixel_values", "input_ids", "attention_mask")

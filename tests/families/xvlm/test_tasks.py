@@ -5,9 +5,10 @@ import torch
 
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
-from multiflow.families import load_model, original_names
-from multiflow.families.positions import resize_positions
-from multiflow.families.xvlm import XVLMForCaptioning, XVLMForRetrieval, XVLMForVQA
+from multiflow.families.opening import load_model
+from multiflow.families.original import original_names
+from multiflow.families.task_models import resize_positions
+from multiflow.families.xvlm.models import XVLMForCaptioning, XVLMForRetrieval, XVLMForVQA
 from tests import golden_data
 from tests.families.xvlm.sizes import pairs, small_model
 from tests.families.xvlm.test_vqa import WIDE, batch

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
-from multiflow.families.xvlm import XVLMForVQA
+from multiflow.families.xvlm.models import XVLMForVQA
 from tests import golden_data
 from tests.families.xvlm.sizes import pairs, small_model
 

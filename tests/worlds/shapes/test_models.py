@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from multiflow.families.blip import BlipForPretraining
+from multiflow.families.blip.models import BlipForPretraining
 from multiflow.worlds.shapes.models import PretrainSettings, plane_waves, shapes_model, shapes_tokenizer
 from tests.tiny import FAMILIES, SMALL_BLIP
 

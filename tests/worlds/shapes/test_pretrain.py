@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
-from multiflow.families.blip.momentum import MEMORY, momentum_pairs
+from multiflow.families.blip.contrastive import MEMORY, momentum_pairs
 from multiflow.training.checkpoint import checkpoints
 from multiflow.training.tracking import read_metrics
 from multiflow.worlds.shapes import pretrain as module

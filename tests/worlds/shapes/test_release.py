@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import multiflow as mf
-from multiflow.families.blip.momentum import MEMORY, momentum_pairs
+from multiflow.families.blip.contrastive import MEMORY, momentum_pairs
 from multiflow.families.blip.parts import shared_names
-from multiflow.families.reading import FAMILIES, family_of
+from multiflow.families.family import FAMILIES, family_of
+from multiflow.families.pairs import recipe_of
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
 from multiflow.worlds.shapes.release import evaluate_shapes, release
 from tests.tiny import FAMILIES as SETTINGS
@@ -54,16 +55,16 @@ def test_the_folder_holds_float16_weights_a_tokenizer_and_a_card(released):
 def test_the_card_is_that_of_the_family(released):
     model, _, folder, figures = released
     family, card = family_of(model), (folder / "README.md").read_text()
-    assert f"# {family.name}, pretrained on Shapes" in card
-    assert not any(other.name in card for other in FAMILIES.values() if other is not family)
+    assert f"# {family.title}, pretrained on Shapes" in card
+    assert not any(other.title in card for other in FAMILIES.values() if other is not family)
     assert "| seed | 5 |" in card
     assert "| command | `make it` |" in card
     assert f"| re-ranked | {figures['tr1']:.1f} |" in card
-    guessed = {"X-VLM": "Masked words guessed", "BLIP": "Next words guessed"}[family.name]
-    assert f"{guessed}: {figures[family.words]:.1f}" in card
+    guessed = {"X-VLM": "Masked words guessed", "BLIP": "Next words guessed"}[family.title]
+    assert f"{guessed}: {figures[recipe_of(model).words]:.1f}" in card
     assert "12 scenes" in card
-    assert {"X-VLM": 'load_model("xvlm-shapes")', "BLIP": 'load_model("blip-shapes")'}[family.name] in card
-    assert ("logit plus cosine" in card) == (family.name == "BLIP")
+    assert f'load_model("{family.name}-shapes")' in card
+    assert ("logit plus cosine" in card) == (family.name == "blip")
 
 
 def test_it_loads_without_a_warning_and_remembers_nothing(released):
@@ -76,7 +77,7 @@ def test_it_loads_without_a_warning_and_remembers_nothing(released):
         loaded = mf.load_model(folder)
     assert list(loaded.state_dict()) == list(model.state_dict())
     assert shared_names(loaded) == shared_names(model)
-    if family_of(model).name == "BLIP":
+    if family_of(model).name == "blip":
         assert momentum_pairs(loaded)
         assert all(torch.equal(copy, online) and copy is not online for copy, online in momentum_pairs(loaded))
         fresh = type(model)(model.config)

@@ -1,5 +1,15 @@
 """Any model of transformers: groups, token streams and loss read from the model itself; no table of known models."""
 
-from multiflow.families.automatic.adapter import automatic_adapter
+from multiflow.families.family import FAMILIES, Family, ModelType
 
-__all__ = ["automatic_adapter"]
+FAMILIES.add(
+    "transformers",
+    Family(
+        name="transformers",
+        title="transformers",
+        home=__name__,
+        models={},
+        others=ModelType(adapter=".adapter:automatic_adapter"),
+        accepts=".adapter:is_of_transformers",
+    ),
+)

@@ -9,11 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from multiflow.base.adapter import Adapter, call
 from multiflow.base.errors import MultiflowError
 from multiflow.families.automatic.roles import Roles, find_roles
 from multiflow.families.automatic.streams import find_masks, find_streams
+
+
+def is_of_transformers(model: Any) -> bool:
+    """Tell whether a model is one of transformers."""
+    return isinstance(model, PreTrainedModel)
 
 
 def automatic_adapter(

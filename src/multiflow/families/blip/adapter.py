@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from multiflow.base.adapter import Adapter, TokenMasks, parts, require
 from multiflow.base.errors import MultiflowError
-from multiflow.families.adapters import family
 
 KEYS = ("pixel_values", "input_ids", "attention_mask")
 ANSWERS = ("answer_ids", "answer_mask", "answer_weights", "answers_per_question")
@@ -33,8 +32,7 @@ LABEL_SMOOTHING = 0.1
 TEMPERATURE = 0.07  # of the pretraining; transformers' retrieval model does not keep it
 
 
-@family("blip-pretraining")
-def blip_pretraining(model: nn.Module) -> Adapter:
+def pretraining(model: nn.Module) -> Adapter:
     """Build the adapter of a ``BlipForPretraining``."""
     return Adapter(
         groups=GROUPS,
@@ -48,8 +46,7 @@ def blip_pretraining(model: nn.Module) -> Adapter:
     )
 
 
-@family("blip-retrieval")
-def blip_retrieval(model: nn.Module) -> Adapter:
+def retrieval(model: nn.Module) -> Adapter:
     """Build the adapter of a ``BlipForRetrieval``."""
     return Adapter(
         groups=GROUPS,
@@ -62,8 +59,7 @@ def blip_retrieval(model: nn.Module) -> Adapter:
     )
 
 
-@family("blip-captioning")
-def blip_captioning(model: nn.Module) -> Adapter:
+def captioning(model: nn.Module) -> Adapter:
     """Build the adapter of a ``BlipForCaptioning``; where a batch has no ``labels``, every real token counts."""
     return Adapter(
         groups=GROUPS,
@@ -75,8 +71,7 @@ def blip_captioning(model: nn.Module) -> Adapter:
     )
 
 
-@family("blip-vqa")
-def blip_vqa(model: nn.Module) -> Adapter:
+def vqa(model: nn.Module) -> Adapter:
     """Build the adapter of a ``BlipForVQA``."""
     return Adapter(
         groups=GROUPS,
@@ -88,8 +83,7 @@ def blip_vqa(model: nn.Module) -> Adapter:
     )
 
 
-@family("blip")
-def blip(model: nn.Module) -> Adapter:
+def of_transformers(model: nn.Module) -> Adapter:
     """Build the adapter of transformers' BLIP, which is told by its parts.
 
     ``BlipForConditionalGeneration`` has a decoder that sees the image: its loss is LM. ``BlipForImageTextRetrieval``

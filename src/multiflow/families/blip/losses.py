@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from multiflow.families.matching import draw_negatives
+from multiflow.families.pairs import draw_negatives
 
 LABEL_SMOOTHING = 0.1
 

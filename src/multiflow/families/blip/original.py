@@ -15,8 +15,8 @@ from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.families.blip.config import TEXT, BlipPretrainingConfig
-from multiflow.families.blip.pretraining import BlipForPretraining
-from multiflow.families.blip.towers import fresh_queue
+from multiflow.families.blip.contrastive import fresh_queue
+from multiflow.families.blip.models import BlipForPretraining
 from multiflow.families.original import Original
 
 LAYERS = (

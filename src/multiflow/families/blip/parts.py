@@ -1,20 +1,111 @@
-"""The parts that transformers has of BLIP: sized by our config, and shared as the release shares them."""
+"""The parts that transformers has of BLIP, sized by our config and shared as the release shares them.
+
+Two layers are mended for question answering; their parameters keep their names. Batches are checked here: what is
+missing or does not fit is found before anything is computed.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisionConfig
-from transformers.models.blip.modeling_blip import BlipVisionModel
-from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
+from transformers.models.blip.modeling_blip import BlipEncoderLayer, BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextAttention, BlipTextLMHeadModel, BlipTextModel
 
-from multiflow.families.blip.batch import begin
+from multiflow.base.errors import MultiflowError
 from multiflow.families.blip.config import BlipPretrainingConfig
-from multiflow.families.blip.layers import DropPathLayer, QuestionAttention
 from multiflow.families.blip.losses import LABEL_SMOOTHING
 
 VISION_EPS = 1e-6
+
+
+def read_pairs(
+    config: BlipPretrainingConfig,
+    pixel_values: Float[Tensor, "pairs 3 side side"] | None,
+    input_ids: Int[Tensor, "pairs length"] | None,
+    attention_mask: Int[Tensor, "pairs length"] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the three parts of a batch of pairs back.
+
+    Raises:
+        MultiflowError: a part is missing, or its shape does not fit the others or the model.
+    """
+    if pixel_values is None or input_ids is None or attention_mask is None:
+        given = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        missing = next(name for name, value in given.items() if value is None)
+        raise MultiflowError(f"the batch has no '{missing}'; BLIP needs {', '.join(given)} together")
+    side, most = config.image_size, config.text["max_position_embeddings"]
+    if pixel_values.shape[1:] != (3, side, side):
+        shape = tuple(pixel_values.shape)
+        raise MultiflowError(f"pixel_values has shape {shape}; this model takes (images, 3, {side}, {side})")
+    if len(pixel_values) != len(input_ids):
+        rows = f"pixel_values has {len(pixel_values)} rows and input_ids has {len(input_ids)}"
+        raise MultiflowError(f"{rows}; give one image for each text")
+    if attention_mask.shape != input_ids.shape:
+        shapes = f"attention_mask has shape {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}"
+        raise MultiflowError(f"{shapes}; pad both to the same length")
+    if input_ids.shape[1] > most:
+        raise MultiflowError(f"input_ids has {input_ids.shape[1]} tokens a text; this model takes at most {most}")
+    return pixel_values, input_ids, attention_mask
+
+
+def begin(input_ids: Int[Tensor, "texts length"], token: int) -> Int[Tensor, "texts length"]:
+    """Put a token in the place of each text's first one."""
+    return torch.cat([torch.full_like(input_ids[:, :1], token), input_ids[:, 1:]], dim=1)
+
+
+class QuestionAttention(BlipTextAttention):
+    """Cross-attention of answers to the real tokens of their questions.
+
+    transformers 5.17 to 5.23 drop the mask of a cross-attention on the way; this one heeds it. Several answers to one
+    question may follow each other: they are computed as one long answer, the question's keys and values once.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Float[Tensor, "answers length width"],
+        attention_mask: Float[Tensor, "questions 1 1 tokens"] | None,
+        encoder_hidden_states: Float[Tensor, "questions tokens width"],
+        past_key_values: None,
+    ) -> tuple[Float[Tensor, "answers length width"], Tensor]:
+        """Let each answer attend to its question, whose mask is added to the scores."""
+        per_question = hidden_states.reshape(len(encoder_hidden_states), -1, hidden_states.shape[-1])
+        context, shares = self.self(
+            per_question,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+        )
+        return self.output(context.view_as(hidden_states), hidden_states), shares
+
+
+class DropPathLayer(BlipEncoderLayer):
+    """A layer of the vision tower with stochastic depth (Huang et al., arXiv 1603.09382).
+
+    In training each of its two branches is left out of a share ``rate`` of the images, and counts ``1 / (1 - rate)``
+    in the others.
+    """
+
+    def __init__(self, config: BlipVisionConfig, rate: float):
+        super().__init__(config)  # type: ignore[arg-type]
+        self.rate = rate
+
+    def forward(
+        self, hidden_states: Float[Tensor, "images tokens width"], **kwargs: Any
+    ) -> Float[Tensor, "images tokens width"]:
+        """Add both branches to the states."""
+        attended, _ = self.self_attn(hidden_states=self.layer_norm1(hidden_states), **kwargs)
+        hidden_states = hidden_states + self._thin(attended)
+        return hidden_states + self._thin(self.mlp(self.layer_norm2(hidden_states)))
+
+    def _thin(self, branch: Tensor) -> Tensor:
+        if not (self.training and self.rate):
+            return branch
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.rate
+        return branch * (kept / (1 - self.rate)).to(branch.dtype)
 
 
 def vision_model(config: BlipPretrainingConfig, drop_path: float = 0.0) -> BlipVisionModel:

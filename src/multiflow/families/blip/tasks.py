@@ -13,16 +13,13 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
-from multiflow.families.blip.captioning import BlipForCaptioning
 from multiflow.families.blip.config import BlipPretrainingConfig
-from multiflow.families.blip.momentum import online_path
+from multiflow.families.blip.contrastive import online_path
+from multiflow.families.blip.models import BlipForCaptioning, BlipForRetrieval, BlipForVQA
 from multiflow.families.blip.original import LAYERS
 from multiflow.families.blip.parts import shared_names
-from multiflow.families.blip.retrieval import BlipForRetrieval
-from multiflow.families.blip.vqa import BlipForVQA
-from multiflow.families.derive import derive, places_of
-from multiflow.families.positions import resize_positions
-from multiflow.families.task_models import Places
+from multiflow.families.family import Places
+from multiflow.families.task_models import derive, places_of, resize_positions
 
 POSITIONS = "vision_model.embeddings.position_embedding"
 QUESTION = r"^text_decoder\..*crossattention\.self\.(key|value)"  # what reads the question in place of the image

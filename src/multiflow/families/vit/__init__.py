@@ -1,3 +1,36 @@
-"""ViT, DINO and DINOv2."""
+"""ViT, DINO and DINOv2: encoders of images, of transformers' own classes."""
 
-from multiflow.families.vit import adapter as _adapter  # noqa: F401 (registers the family)
+from multiflow.families.family import FAMILIES, Family, ModelType, Preset
+
+FAMILIES.add(
+    "dino",
+    Family(
+        name="dino",
+        title="DINO",
+        home=__name__,
+        models={
+            name: ModelType(
+                adapter=".adapter:vit",
+                tasks=("classification",),
+                evaluates=("classification",),
+                original=f".original:{name.upper()}",
+                batches="multiflow.families.batches:image_batches",
+            )
+            for name in ("vit", "dinov2")
+        },
+        release=".original:VIT",
+        task_models={"classification": ".classification:classification"},
+        presets={
+            "paper": {
+                "classification": Preset(
+                    1e-5, 32, 10, None, 0.0, "cosine", betas=(0.9, 0.999), image_size=None, val_split="test"
+                )
+            },
+            "shapes": {
+                "classification": Preset(
+                    1e-3, 64, steps=300, betas=(0.9, 0.999), image_size=None, augment=False, val_split="test"
+                )
+            },
+        },
+    ),
+)

@@ -10,10 +10,8 @@ from torch.nn import functional as F
 
 from multiflow.base.adapter import Adapter, require
 from multiflow.base.errors import MultiflowError
-from multiflow.families.adapters import family
 
 
-@family("vit", "dinov2")
 def vit(model: nn.Module) -> Adapter:
     """Build the adapter of a ``ViTForImageClassification``, ``Dinov2ForImageClassification`` or their bare encoders."""
     return Adapter(

@@ -7,9 +7,8 @@ from typing import Any
 from transformers import Dinov2ForImageClassification, ViTForImageClassification
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families.derive import derive, places_of
-from multiflow.families.positions import resize_positions
-from multiflow.families.task_models import Places
+from multiflow.families.family import Places
+from multiflow.families.task_models import derive, places_of, resize_positions
 from multiflow.families.vit.original import LAYERS
 
 CLASSES: dict[str, Any] = {"vit": ViTForImageClassification, "dinov2": Dinov2ForImageClassification}

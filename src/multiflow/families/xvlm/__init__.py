@@ -1,23 +1,52 @@
-"""X-VLM's models in Hugging Face style, and the original release layout."""
+"""X-VLM (Zeng et al., arXiv 2111.08276): a CLIP ViT, BERT, and fusion layers, in Hugging Face style."""
 
-from transformers import AutoConfig, AutoModel
+from typing import Any
 
-from multiflow.families.xvlm import adapter as _adapter  # noqa: F401 (registers the family)
-from multiflow.families.xvlm.captioning import XVLMForCaptioning
-from multiflow.families.xvlm.config import XVLMConfig
-from multiflow.families.xvlm.pretraining import XVLMForPretraining, XVLMOutput
-from multiflow.families.xvlm.retrieval import XVLMForRetrieval
-from multiflow.families.xvlm.vqa import XVLMForVQA
+from multiflow.families.family import FAMILIES, Family, ModelType, Preset, Texts
 
-for _model in (XVLMForPretraining, XVLMForRetrieval, XVLMForCaptioning, XVLMForVQA):
-    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
-    AutoModel.register(_model.config_class, _model, exist_ok=True)
+CIDER = {"metrics": ("CIDEr",)}
+LAPTOP: dict[str, Any] = {"image_size": None, "augment": False, "val_limit": 200}
 
-__all__ = [
-    "XVLMConfig",
-    "XVLMForCaptioning",
-    "XVLMForPretraining",
-    "XVLMForRetrieval",
-    "XVLMForVQA",
-    "XVLMOutput",
-]
+FAMILIES.add(
+    "xvlm",
+    Family(
+        name="xvlm",
+        title="X-VLM",
+        home=__name__,
+        models={
+            "xvlm": ModelType(
+                adapter=".adapter:pretraining",
+                tasks=("retrieval", "captioning", "vqa"),
+                evaluates=("retrieval",),
+                original=".original:XVLM",
+                batches=".reading:calibration_pairs",
+            ),
+            "xvlm-retrieval": ModelType(".adapter:task", tasks=("retrieval",), evaluates=("retrieval",)),
+            "xvlm-captioning": ModelType(".adapter:task", tasks=("captioning",), evaluates=("captioning",)),
+            "xvlm-vqa": ModelType(".adapter:task", tasks=("vqa",), evaluates=("vqa",)),
+        },
+        classes=".models",
+        release=".original:XVLM",
+        task_models={
+            "retrieval": ".tasks:retrieval",
+            "captioning": ".tasks:captioning",
+            "vqa": ".tasks:vqa",
+        },
+        texts=Texts(),
+        scoring=".reading:SCORING",
+        recipe=".recipe:RECIPE",
+        answer_weights={"vg": 0.5},
+        presets={
+            "paper": {
+                "retrieval": Preset(3e-5, 128, 10, new_lr=2.0),
+                "captioning": Preset(1e-5, 256, 5, options={"label_smoothing": 0.1}, evaluate=CIDER),
+                "vqa": Preset(5e-5, 256, 10, new_lr=2.0),
+            },
+            "shapes": {
+                "retrieval": Preset(2e-4, 32, steps=400, **LAPTOP, new_lr=2.0, evaluate={"k_test": 16}),
+                "captioning": Preset(3e-4, 32, steps=400, **LAPTOP, evaluate=CIDER),
+                "vqa": Preset(3e-4, 64, steps=500, **LAPTOP, new_lr=2.0, evaluate={"top": 16}),
+            },
+        },
+    ),
+)

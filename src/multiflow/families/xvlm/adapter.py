@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, Forward, Loss, TokenMasks, parts, require
-from multiflow.families.adapters import family
 
 KEYS = ("pixel_values", "input_ids", "attention_mask")
 ANSWERS = ("answer_ids", "answer_mask")
@@ -28,14 +27,12 @@ STREAMS = {SOURCE: "image", r"^text_encoder\.": "text"}
 ANSWER_STREAMS = {rf"^text_decoder\..*{SOURCE}": "text", r"^text_decoder\.": "answer", **STREAMS}
 
 
-@family("xvlm")
-def xvlm(model: nn.Module) -> Adapter:
+def pretraining(model: nn.Module) -> Adapter:
     """Build the adapter of an X-VLM: its loss is ITC + ITM + MLM."""
     return _adapter(model, _pretraining_forward, _pretraining_loss)
 
 
-@family("xvlm-retrieval", "xvlm-captioning", "xvlm-vqa")
-def xvlm_task(model: nn.Module) -> Adapter:
+def task(model: nn.Module) -> Adapter:
     """Build the adapter of an X-VLM that was made into a task model: its loss is that of the task."""
     if hasattr(model, "text_decoder"):
         return _adapter(model, _run, _task_loss, ANSWER_STREAMS, _answer_masks)

@@ -14,7 +14,7 @@ from torch import Tensor
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.families.original import Original
 from multiflow.families.xvlm.config import TEXT, VISION, XVLMConfig
-from multiflow.families.xvlm.pretraining import XVLMForPretraining
+from multiflow.families.xvlm.models import XVLMForPretraining
 
 LAYERS = (
     r"^vision_encoder\.encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])$"

@@ -7,13 +7,10 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
-from multiflow.families.derive import Source, derive, places_of
-from multiflow.families.positions import resize_positions
-from multiflow.families.task_models import Places
-from multiflow.families.xvlm.captioning import XVLMForCaptioning
+from multiflow.families.family import Places
+from multiflow.families.task_models import Source, derive, places_of, resize_positions
+from multiflow.families.xvlm.models import XVLMForCaptioning, XVLMForRetrieval, XVLMForVQA
 from multiflow.families.xvlm.original import LAYERS
-from multiflow.families.xvlm.retrieval import XVLMForRetrieval
-from multiflow.families.xvlm.vqa import XVLMForVQA
 
 SIZES = ("image_size", "patch_size", "embed_dim", "temp", "vision", "text", "initializer_range")
 POSITIONS = "vision_encoder.pos_embed.weight"

@@ -10,7 +10,8 @@ of a question.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,11 +19,34 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families.xvlm.attention import attend
-from multiflow.families.xvlm.memory import KeyValue, Memory
+from multiflow.families.xvlm.vision import attend
 
 if TYPE_CHECKING:
     from transformers import EncoderDecoderCache
+
+
+KeyValue: TypeAlias = tuple[Tensor, Tensor]
+"""Keys and values of an attention, each ``(texts, tokens, width)``."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One layer's part of the cache of transformers' ``generate``: the words so far, and the source they are about."""
+
+    cache: EncoderDecoderCache
+    layer: int
+
+    def words(self, project: Callable[[], KeyValue]) -> KeyValue:
+        """Add the keys and values of the new words, and return those of all words."""
+        return self.cache.self_attention_cache.update(*project(), self.layer)
+
+    def source(self, project: Callable[[], KeyValue]) -> KeyValue:
+        """Return the keys and values of the source, which are computed the first time only."""
+        if not self.cache.is_updated.get(self.layer):
+            self.cache.cross_attention_cache.update(*project(), self.layer)
+            self.cache.is_updated[self.layer] = True
+        known: Any = self.cache.cross_attention_cache.layers[self.layer]
+        return known.keys, known.values
 
 
 class Embeddings(nn.Module):

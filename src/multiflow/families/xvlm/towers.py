@@ -1,21 +1,99 @@
-"""What the X-VLM models have in common: abstract classes; each final one is a file with its modules and its loss."""
+"""What the X-VLM models have in common: abstract classes with their towers, and the batches that they take, checked.
+
+What is missing in a batch or does not fit is found before anything is computed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from multiflow.families.xvlm.batch import Batch, read_batch
+from multiflow.base.errors import MultiflowError
+from multiflow.families.pairs import PairModel
 from multiflow.families.xvlm.config import XVLMConfig
 from multiflow.families.xvlm.text import TextEncoder
 from multiflow.families.xvlm.vision import VisionEncoder
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The texts with some tokens masked; unused slots have position 0 and label -100."""
+
+    input_ids: Int[Tensor, "texts length"]
+    positions: Int[Tensor, "texts slots"]
+    labels: Int[Tensor, "texts slots"]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Which image and which of its tokens ([CLS] first) each text sees, and its box: cx, cy, w, h in 0..1."""
+
+    image_index: Int[Tensor, " texts"]
+    patch_mask: Int[Tensor, "texts tokens"]
+    boxes: Float[Tensor, "texts 4"] | None  # None where no loss is asked for
+    is_image: Int[Tensor, " texts"] | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs of image and text: text ``i`` belongs to image ``i``, or to the image that ``regions`` names."""
+
+    pixel_values: Float[Tensor, "images 3 side side"]
+    input_ids: Int[Tensor, "texts length"]
+    attention_mask: Int[Tensor, "texts length"]
+    masked: Masked | None
+    regions: Regions | None
+
+
+def read_batch(batch: Mapping[str, Any], losses: bool) -> Batch:
+    """Check the keys of a batch and group them.
+
+    Args:
+        batch: the arguments of `XVLMForPretraining.forward`; what is not given is absent or None.
+        losses: also ask for the keys that only the losses need.
+
+    Raises:
+        MultiflowError: a key is missing, or the shapes do not fit together.
+    """
+    pixel_values, input_ids, attention_mask = _take(batch, "pixel_values", "input_ids", "attention_mask")
+    masked = regions = None
+    if losses and _any(batch, "mlm_input_ids", "mlm_positions", "mlm_labels"):
+        masked = Masked(*_take(batch, "mlm_input_ids", "mlm_positions", "mlm_labels"))
+    if _any(batch, "image_index", "patch_mask"):
+        needed = ("image_index", "patch_mask", "boxes") if losses else ("image_index", "patch_mask")
+        index, mask, *boxes = _take(batch, *needed)
+        regions = Regions(index, mask, boxes[0] if boxes else None, batch.get("is_image"))
+    source, rows = ("image_index", regions.image_index) if regions else ("pixel_values", pixel_values)
+    if len(rows) != len(input_ids):
+        raise MultiflowError(
+            f"{source} has {len(rows)} rows and input_ids has {len(input_ids)}; "
+            "give one image for each text, or say with image_index which image each text belongs to"
+        )
+    same = {"attention_mask": attention_mask} | ({} if masked is None else {"mlm_input_ids": masked.input_ids})
+    for name, tensor in same.items():
+        if tensor.shape != input_ids.shape:
+            shapes = f"{name} has shape {tuple(tensor.shape)} and input_ids {tuple(input_ids.shape)}"
+            raise MultiflowError(f"{shapes}; pad both to the same length")
+    return Batch(pixel_values, input_ids, attention_mask, masked, regions)
+
+
+def _any(batch: Mapping[str, Any], *keys: str) -> bool:
+    return any(batch.get(key) is not None for key in keys)
+
+
+def _take(batch: Mapping[str, Any], *keys: str) -> tuple[Tensor, ...]:
+    values = tuple(batch.get(key) for key in keys)
+    for key, value in zip(keys, values, strict=True):
+        if value is None:
+            raise MultiflowError(f"the batch has no '{key}'; X-VLM needs {', '.join(keys)} together")
+    return values  # type: ignore[return-value]
 
 
 class XVLMTower(PreTrainedModel):
@@ -45,14 +123,10 @@ class XVLMTower(PreTrainedModel):
         return self.vision_encoder(pixel_values)
 
 
-class XVLMPairs(XVLMTower):
+class XVLMPairs(XVLMTower, PairModel):
     """Abstract: an X-VLM that compares images with texts, by their features and by its matching head."""
 
     text_encoder: TextEncoder
-    vision_proj: nn.Linear
-    text_proj: nn.Linear
-    temp: nn.Parameter
-    itm_head: nn.Sequential
 
     def encode_regions(
         self,
@@ -80,14 +154,6 @@ class XVLMPairs(XVLMTower):
     ) -> Float[Tensor, "texts length width"]:
         """Run the fusion layers; text ``i`` attends to image ``image_index[i]``, or to image ``i`` without an index."""
         return self.text_encoder.bert.fuse(text_embeds, attention_mask, image_embeds, image_mask, image_index)
-
-    def image_features(self, image_embeds: Float[Tensor, "images tokens image_width"]) -> Float[Tensor, "images dim"]:
-        """Project [CLS] to unit vectors that are compared with those of texts."""
-        return F.normalize(self.vision_proj(image_embeds[:, 0]), dim=-1)
-
-    def text_features(self, text_embeds: Float[Tensor, "texts length width"]) -> Float[Tensor, "texts dim"]:
-        """Project [CLS] to unit vectors that are compared with those of images."""
-        return F.normalize(self.text_proj(text_embeds[:, 0]), dim=-1)
 
     def calibration_forward(self, region: Mapping[str, Any] | None = None, **batch: Any) -> None:
         """Run every prunable layer once on the pairs of a batch: no masked text, no negatives, no losses.

@@ -10,14 +10,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families.xvlm.attention import attend
 
 EPS = 1e-5  # of every LayerNorm in this tower
+
+
+def attend(
+    query: Float[Tensor, "batch queries width"],
+    key: Float[Tensor, "batch keys width"],
+    value: Float[Tensor, "batch keys width"],
+    heads: int,
+    mask: Bool[Tensor, "batch 1 #queries keys"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch queries width"]:
+    """Scaled dot-product attention over ``heads`` heads; where ``mask`` is False a key is not seen."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):

@@ -183,6 +183,5 @@ TASK = Task(
     evaluate=evaluate_classification,
     main="top-1",
     best="top-1",
-    models=("vit", "dinov2"),
     finish=name_classes,
 )

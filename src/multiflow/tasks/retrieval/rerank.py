@@ -23,7 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 from multiflow.base.errors import MultiflowError
 from multiflow.calibration.hooks import evaluating
 from multiflow.data import encode_texts
-from multiflow.families.reading import Family, VisionLanguageModel, family_of
+from multiflow.families.family import texts_of
+from multiflow.families.pairs import PairModel, PairScoring, scoring_of
 from multiflow.tasks.inputs import Pixels
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class _Encoded:
 
 @torch.no_grad()
 def evaluate_retrieval(
-    model: VisionLanguageModel,
+    model: PairModel,
     pixel_values: Float[Tensor, "images 3 side side"] | Pixels,
     captions: Sequence[Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
@@ -119,7 +120,7 @@ def evaluate_retrieval(
         )
     if shortlist < 1 or batch_size < 1:
         raise MultiflowError(f"shortlist {shortlist} and batch_size {batch_size} were given; expected at least 1")
-    family = family_of(model)
+    scoring = scoring_of(model)
     texts = [text for several in captions for text in several]
     owner = torch.tensor([i for i, several in enumerate(captions) for _ in several])
     top = min(shortlist, len(captions)), min(shortlist, len(texts))  # images for a text, texts for an image
@@ -132,7 +133,7 @@ def evaluate_retrieval(
             progress(done, total)
 
     with evaluating(model):
-        kept, text_feat = _encode_texts(model, family, texts, tokenizer, batch_size, max_length, tick)
+        kept, text_feat = _encode_texts(model, scoring, texts, tokenizer, batch_size, max_length, tick)
         features = []
         for _, chunk in _chunks(model, pixel_values, batch_size):
             features.append(model.image_features(model.encode_image(chunk)).float().cpu())
@@ -145,21 +146,21 @@ def evaluate_retrieval(
         )
         found = _Encoded(kept, text_feat, image_feat)
         chunks = _chunks(model, pixel_values, batch_size)
-        top_texts, top_images = _rerank(model, family, chunks, found, top_texts, top_images, batch_size, tick)
+        top_texts, top_images = _rerank(model, scoring, chunks, found, top_texts, top_images, batch_size, tick)
     text_ranks = _ranks(owner[top_texts] == torch.arange(len(captions))[:, None])
     image_ranks = _ranks(top_images == owner[:, None])
     return RetrievalResult(_recall(text_ranks, image_ranks), itc, text_ranks, image_ranks, top_texts, top_images)
 
 
-def _chunks(model: VisionLanguageModel, pixel_values: Tensor | Pixels, size: int) -> Iterator[tuple[int, Tensor]]:
+def _chunks(model: PairModel, pixel_values: Tensor | Pixels, size: int) -> Iterator[tuple[int, Tensor]]:
     """Yield (number of the first image, images) on the model's device."""
     for first in range(0, len(pixel_values), size):
         yield first, pixel_values[first : first + size].to(model.device, model.dtype)
 
 
 def _encode_texts(
-    model: VisionLanguageModel,
-    family: Family,
+    model: PairModel,
+    scoring: PairScoring,
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     size: int,
@@ -170,11 +171,11 @@ def _encode_texts(
     kept: list[Tensor] = []
     features = []
     for start in range(0, len(texts), size):
-        pair = encode_texts(tokenizer, texts[start : start + size], max_length=max_length, end=family.ends)
+        pair = encode_texts(tokenizer, texts[start : start + size], max_length=max_length, end=texts_of(model).ends)
         ids, mask = (torch.from_numpy(array).to(model.device) for array in pair)
         embeds = model.encode_text(ids, mask)
         features.append(model.text_features(embeds).float().cpu())
-        rows = family.keep(ids, embeds)
+        rows = scoring.keep(ids, embeds)
         kept += [row[:length].clone() for row, length in zip(rows, mask.sum(1).tolist(), strict=True)]
         tick(len(ids))
     return kept, torch.cat(features)
@@ -187,8 +188,8 @@ def _top(queries: Tensor, answers: Tensor, shortlist: int, size: int) -> Tensor:
 
 
 def _rerank(
-    model: VisionLanguageModel,
-    family: Family,
+    model: PairModel,
+    scoring: PairScoring,
     chunks: Iterator[tuple[int, Tensor]],
     found: _Encoded,
     top_texts: Tensor,
@@ -211,7 +212,7 @@ def _rerank(
             image, text = pairs[part] // count, pairs[part] % count
             chosen = [found.kept[i] for i in text.tolist()]
             mask = pad_sequence([torch.ones(len(x), dtype=torch.long) for x in chosen], batch_first=True)
-            states = family.match(
+            states = scoring.match(
                 model,
                 pad_sequence(chosen, batch_first=True),
                 mask.to(model.device),
@@ -219,7 +220,7 @@ def _rerank(
                 (image - first).to(model.device),
             )
             scores[part] = model.itm_head(states)[:, 1].float().cpu()
-            if family.adds_cosine:
+            if scoring.adds_cosine:
                 scores[part] += (found.image_feat[image] * found.text_feat[text]).sum(1)
             tick(len(part))
     return _sorted(top_texts, of_image, pairs, scores), _sorted(top_images, of_text, pairs, scores)

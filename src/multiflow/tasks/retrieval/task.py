@@ -155,6 +155,5 @@ TASK = Task(
     evaluate=evaluate_pairs,
     main="mean R@1",
     best="mean recall",
-    models=("xvlm", "xvlm-retrieval", "blip-pretraining", "blip-retrieval"),
     epoch=lambda data: data.pairs,
 )

@@ -20,6 +20,7 @@ from multiflow.base.ranks import rank
 from multiflow.calibration.hooks import evaluating
 from multiflow.data import Dataset, answer_list, answer_weights
 from multiflow.data.items import TaskData, open_kind, take_items
+from multiflow.families.family import family_of
 from multiflow.tasks.inputs import (
     TaskInputs,
     clean,
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 TOP = 128
 RESULTS = "vqa_results.json"
-WEIGHTS = {"xvlm-vqa": {"vg": 0.5}, "blip-vqa": {"vg": 0.2}}
-"""Type of model -> data set that a question is from -> how much its answers count; 1 where nothing is said."""
 LIST = "answer_list.json"
 PEOPLE = 2  # each answer is judged by those of the others
 
@@ -117,7 +116,8 @@ def check_comparable(data: TaskData) -> None:
 
 def question_inputs(model: Any, tokenizer: PreTrainedTokenizerBase, **options: Any) -> TaskInputs:
     """Return the inputs of `text_inputs`, with the weights of the questions that the model was published with."""
-    return text_inputs(model, tokenizer, weights=WEIGHTS.get(model.config.model_type, {}), **options)
+    family = family_of(model)
+    return text_inputs(model, tokenizer, weights=family.answer_weights if family else {}, **options)
 
 
 def question_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position: int) -> dict[str, Any]:
@@ -239,6 +239,5 @@ TASK = Task(
     evaluate=evaluate_vqa,
     main="accuracy",
     best="accuracy",
-    models=("xvlm-vqa", "blip-vqa"),
     check=check_answers,
 )

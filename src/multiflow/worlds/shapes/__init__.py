@@ -4,6 +4,8 @@ Here live the world and the factory of the bundled models (`models`, `warmup`, `
 package does not import the factory.
 """
 
+import numpy as np
+
 from multiflow.worlds.shapes.language import VOCABULARY, Question, describe, questions, regions
 from multiflow.worlds.shapes.render import render
 from multiflow.worlds.shapes.scene import (
@@ -20,6 +22,12 @@ from multiflow.worlds.shapes.scene import (
 )
 from multiflow.worlds.shapes.write import write
 
+
+def draw_pairs(count: int, size: int, seed: int = 0) -> list[tuple[np.ndarray, str]]:
+    """Return pictures of training scenes, ``size`` pixels wide, each with a caption."""
+    return [(render(scene, size), describe(scene, 1)[0]) for scene in make_scenes("train", count, seed=seed)]
+
+
 __all__ = [
     "BACKGROUNDS",
     "COLOURS",
@@ -32,6 +40,7 @@ __all__ = [
     "Question",
     "Scene",
     "describe",
+    "draw_pairs",
     "make_scenes",
     "questions",
     "regions",

@@ -1,11 +1,10 @@
-"""The small models that are pretrained on Shapes, with random weights: settings, sizes, tokenizer; X-VLM and BLIP."""
+"""The small models that are pretrained on Shapes, with random weights: settings, sizes, tokenizer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -13,9 +12,7 @@ from torch import Tensor
 from tyro.conf import arg
 
 from multiflow.data import build_word_tokenizer
-from multiflow.families.blip import BlipForPretraining, BlipPretrainingConfig
-from multiflow.families.reading import VisionLanguageModel
-from multiflow.families.xvlm import XVLMConfig, XVLMForPretraining
+from multiflow.families.pairs import PairModel, recipe_of
 from multiflow.training.settings import Precision, TrainSettings
 from multiflow.worlds.shapes import VOCABULARY
 
@@ -26,12 +23,8 @@ FamilySize: TypeAlias = Annotated[int | None, arg(metavar="N", help_behavior_hin
 
 MAX_TOKENS = 40
 INITIALIZER_RANGE = 0.05  # the usual 0.02 suits a width of 768: attention starts uniform and stays so for long
-QUEUE, MOMENTUM = 1024, 0.98  # BLIP's 57,600 and 0.995 are for runs a hundred times as long
 TEST_SCENES = 500
-OWN_SIZES: Mapping[str, Mapping[str, int]] = {
-    "xvlm": {"text_layers": 2, "vision_mlp": 768, "text_mlp": 576},
-    "blip": {"text_layers": 3, "vision_mlp": 576, "text_mlp": 384},
-}
+FAMILY = "xvlm"
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class PretrainSettings:
         test_scenes: held-out scenes on which the stored model is tested at the end.
     """
 
-    family: Literal["xvlm", "blip"] = "xvlm"
+    family: Annotated[str, arg(metavar="F")] = FAMILY
     image_size: int = 48
     patch_size: int = 8
     width: int = 192
@@ -93,7 +86,7 @@ class PretrainSettings:
     def size(self, name: str) -> int:
         """Return a size; one that is None is that of the family's bundled model."""
         given = getattr(self, name)
-        return OWN_SIZES[self.family][name] if given is None else given
+        return recipe_of(self.family).sizes[name] if given is None else given
 
     def stage(self, steps: int, lr: float) -> TrainSettings:
         """Return how a stage of so many steps is trained."""
@@ -108,29 +101,31 @@ class PretrainSettings:
         )
 
 
-def shapes_tokenizer(family: str = "xvlm") -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the Shapes language: one token a word; for BLIP, [DEC] and [ENC] are the last two."""
+def shapes_tokenizer(family: str = FAMILY) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the Shapes language: one token a word; those that the family adds are the last ones."""
     tokenizer = build_word_tokenizer([*VOCABULARY, ",", "?"])
-    if family == "blip":
-        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-        tokenizer.add_tokens("[ENC]", special_tokens=True)
+    recipe_of(family).add_tokens(tokenizer)
     return tokenizer
 
 
-def shapes_model(settings: PretrainSettings, vocab_size: int) -> VisionLanguageModel:
+def shapes_model(settings: PretrainSettings, vocab_size: int) -> PairModel:
     """Build the model with random weights that depend on the seed alone.
 
     Args:
         settings: sizes; one that is None is the family's own.
         vocab_size: tokens of its tokenizer.
     """
+    recipe = recipe_of(settings.family)
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        return (_xvlm if settings.family == "xvlm" else _blip)(settings, vocab_size)
+        model = recipe.build(_sizes(settings, vocab_size), settings)
+    with torch.no_grad():
+        recipe.positions(model).copy_(plane_waves(settings))
+    return model
 
 
 def _sizes(settings: PretrainSettings, vocab_size: int) -> dict[str, Any]:
-    """Sizes that both families write alike."""
+    """Sizes that all families write alike."""
     tower = {"width": settings.width, "heads": settings.heads, "act": "gelu"}
     return {
         "image_size": settings.image_size,
@@ -142,26 +137,6 @@ def _sizes(settings: PretrainSettings, vocab_size: int) -> dict[str, Any]:
         | {"mlp": settings.size("text_mlp"), "layers": settings.size("text_layers"), "vocab_size": vocab_size}
         | {"max_position_embeddings": MAX_TOKENS, "dropout": 0.0},
     }
-
-
-@torch.no_grad()
-def _xvlm(settings: PretrainSettings, vocab_size: int) -> XVLMForPretraining:
-    sizes = _sizes(settings, vocab_size)
-    sizes["vision"]["local_attn_depth"] = settings.vision_layers // 2
-    sizes["text"]["fusion_layer"] = sizes["text"]["layers"]
-    sizes["text"]["layers"] += settings.fusion_layers
-    model = XVLMForPretraining(XVLMConfig(**sizes))
-    model.vision_encoder.pos_embed.weight[1:] = plane_waves(settings)
-    return model
-
-
-@torch.no_grad()
-def _blip(settings: PretrainSettings, vocab_size: int) -> BlipForPretraining:
-    tokens = {"bos_token_id": vocab_size - 2, "enc_token_id": vocab_size - 1}
-    memory = {"queue_size": QUEUE, "momentum": MOMENTUM}
-    model = BlipForPretraining(BlipPretrainingConfig(**(_sizes(settings, vocab_size) | tokens | memory)))
-    model.vision_model.embeddings.position_embedding[0, 1:] = plane_waves(settings)
-    return model
 
 
 def plane_waves(settings: PretrainSettings) -> Float[Tensor, "patches width"]:

@@ -1,17 +1,17 @@
-"""Pretraining of a small X-VLM or BLIP on Shapes, from random weights to a folder that ``from_pretrained`` loads.
+"""Pretraining of a small model on Shapes, from random weights to a folder that ``from_pretrained`` loads.
 
 Two stages, both through the one training loop. *vision*: the tower learns what covers each patch (see ``warmup.py``).
-*joint*: the losses of the family on pairs of a picture and a caption. X-VLM: ITC + ITM + MLM, and every
-``region_every`` th step the same on region captions, with the box losses. BLIP: ITC + ITM + LM, in ITC the opinion of
-the momentum copies comes in slowly. The first steps show scenes of one object, then of two, then of all sizes.
+*joint*: the losses of the family on pairs of a picture and a caption, and where it learns from them, every
+``region_every`` th step on region captions; what a family does in its own way is its `Recipe`. The first steps show
+scenes of one object, then of two, then of all sizes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -20,17 +20,14 @@ from multiflow.base.runs import run_folder
 from multiflow.base.strict import flags
 from multiflow.data import collate_pairs, collate_regions
 from multiflow.data.sampling import seed_at
-from multiflow.families.blip import BlipForPretraining
-from multiflow.families.blip.momentum import follow
-from multiflow.families.reading import VisionLanguageModel
+from multiflow.families import FAMILIES
+from multiflow.families.pairs import PairModel, recipe_of
 from multiflow.tasks.task import Batch
 from multiflow.training.loop import Trained, train
 from multiflow.worlds.folder import trained_on
 from multiflow.worlds.shapes import describe, make_scenes, regions, render
 from multiflow.worlds.shapes.models import (
     MAX_TOKENS,
-    MOMENTUM,
-    QUEUE,
     PretrainSettings,
     shapes_model,
     shapes_tokenizer,
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
 
 FREE_TO_CHANGE = ("checkpoint_every", "test_scenes")  # these do not alter the weights of a run
 KEEP = ("*/step-*", "model")  # what makes a run that failed worth keeping
-ALPHA_RAMP = 0.5  # share of the joint steps in which BLIP's soft targets come in
 CURRICULUM = ((0.04, 1), (0.10, 2), (1.0, 4))  # until this share of the joint steps: at most so many objects
 
 
@@ -82,22 +78,18 @@ def pretrain(
 
 
 def train_joint(
-    model: VisionLanguageModel,
+    model: PairModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: PretrainSettings,
     run_dir: Path,
     **options: Any,
 ) -> Trained:
-    """Train the whole model with the losses of its family; BLIP's momentum copies start from the warmed-up towers."""
-    if isinstance(model, BlipForPretraining):
-        follow(model, 0.0)
+    """Train the whole model with the losses of its family."""
+    recipe = recipe_of(settings.family)
+    recipe.begin(model)
 
     def loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        extra = {}
-        if settings.family == "blip":
-            ramp = min(1.0, position / (ALPHA_RAMP * settings.steps))
-            extra["alpha"] = ramp * cast("BlipForPretraining", model).config.alpha
-        out = model(**batch, **extra, seed=seed_at(settings.seed, position))
+        out = model(**batch, **recipe.options(model, position / settings.steps), seed=seed_at(settings.seed, position))
         where = "region_" if "image_index" in batch else ""
         return out.loss, {where + name: value for name, value in out.items() if name.startswith("loss_")}
 
@@ -106,16 +98,17 @@ def train_joint(
 
 
 def joint_batch(settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase, position: int) -> Batch:
-    """Return a batch of pairs or, for X-VLM every ``region_every`` th time, of regions.
+    """Return a batch of pairs or, for a family that learns from them, every ``region_every`` th time of regions.
 
-    A region batch has half as many pictures, with up to two regions each. BLIP's texts end with [SEP].
+    A region batch has half as many pictures, with up to two regions each.
     """
+    recipe = recipe_of(settings.family)
     done = position / settings.steps
     most = next((objects for until, objects in CURRICULUM if done < until), CURRICULUM[-1][1])
     start = settings.vision_steps * settings.vision_batch_size + position * settings.batch_size
     options: dict[str, Any] = {"tokenizer": tokenizer, "image_size": settings.image_size, "max_length": MAX_TOKENS}
     options |= {"seed": settings.seed, "position": position}
-    every = settings.region_every if settings.family == "xvlm" else 0
+    every = settings.region_every if recipe.regions else 0
     if every and position % every == every - 1:
         scenes = make_scenes("train", settings.batch_size // 2, seed=settings.seed, start=start, max_objects=most)
         images = [render(scene, settings.image_size) for scene in scenes]
@@ -123,8 +116,8 @@ def joint_batch(settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase, 
         return collate_regions(images, named, patch_size=settings.patch_size, **options)
     scenes = make_scenes("train", settings.batch_size, seed=settings.seed, start=start, max_objects=most)
     images = [render(scene, settings.image_size) for scene in scenes]
-    if settings.family == "blip":
-        options |= {"mlm": False, "end": True}
+    texts = FAMILIES[settings.family].texts
+    options |= {"mlm": recipe.masked, "end": texts is not None and texts.ends}
     return collate_pairs(images, [describe(scene, 1)[0] for scene in scenes], **options)
 
 
@@ -137,7 +130,7 @@ def _facts(settings: PretrainSettings, vision: Trained, joint: Trained) -> dict[
     """Return the rows of the model card that tell how the model was made."""
     s = settings
     pictures, pairs = s.vision_batch_size * vision.steps, s.batch_size * joint.steps
-    layers, losses = FAMILY_FACTS[s.family](s)
+    layers, losses = recipe_of(s.family).describe(s)
     return {
         "architecture": f"{s.image_size} px in patches of {s.patch_size}, width {s.width}, "
         f"{s.vision_layers} vision layers, {layers}",
@@ -149,16 +142,3 @@ def _facts(settings: PretrainSettings, vision: Trained, joint: Trained) -> dict[
         "time": trained_on(vision.seconds + joint.seconds, s.device),
         "command": f"`multiflow pretrain OUT_DIR{flags(s)}`",
     }
-
-
-def _xvlm_facts(s: PretrainSettings) -> tuple[str, str]:
-    regions = f"; every {s.region_every}th step region captions with boxes" if s.region_every else ""
-    return f"{s.size('text_layers')} text and {s.fusion_layers} fusion layers", f"ITC, ITM and MLM{regions}"
-
-
-def _blip_facts(s: PretrainSettings) -> tuple[str, str]:
-    layers = f"{s.size('text_layers')} layers of the text encoder that the decoder shares but for its self-attention"
-    return layers, f"ITC (momentum {MOMENTUM:g}, queue of {QUEUE:,}), ITM and LM"
-
-
-FAMILY_FACTS: Mapping[str, Callable[[PretrainSettings], tuple[str, str]]] = {"xvlm": _xvlm_facts, "blip": _blip_facts}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from multiflow.data import collate_pairs, to_pixels
-from multiflow.families.reading import VisionLanguageModel, family_of, guessed_words
+from multiflow.families.family import family_of, memory_of, texts_of
+from multiflow.families.pairs import PairModel, guessed_words, recipe_of, scoring_of
 from multiflow.tasks.retrieval.task import evaluate_retrieval
 from multiflow.worlds.folder import fact_table, write_folder
 from multiflow.worlds.shapes import describe, make_scenes, render
@@ -22,7 +23,7 @@ CAPTIONS, SHORTLIST = 5, 16
 
 
 def evaluate_shapes(
-    model: VisionLanguageModel,
+    model: PairModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
     scenes: int = TEST_SCENES,
@@ -35,10 +36,10 @@ def evaluate_shapes(
     """Return zero-shot retrieval and word figures, in percent, on scenes that training never shows.
 
     Keys: ``tr1`` ... ``ir10`` after re-ranking, ``itc_tr1`` ... ``itc_ir10`` of the contrastive similarity alone;
-    X-VLM: ``mlm`` (masked words guessed), BLIP: ``lm`` (next words guessed), and ``mlm_majority`` or ``lm_majority``
-    (guessing the most frequent one always).
+    ``mlm`` (masked words guessed) or ``lm`` (next words guessed), as the family trains, and ``mlm_majority`` or
+    ``lm_majority`` (guessing the most frequent one always).
     """
-    family = family_of(model)
+    recipe = recipe_of(model)
     shown = make_scenes(split, scenes, seed=seed, style=style)
     side = model.config.image_size
     images = [render(scene, side) for scene in shown]
@@ -48,14 +49,14 @@ def evaluate_shapes(
     figures = vars(found.reranked) | {f"itc_{name}": value for name, value in vars(found.itc).items()}
     first = [several[0] for several in texts]
     batch = collate_pairs(
-        images, first, tokenizer=tokenizer, image_size=side, seed=seed, mlm=family.masked, end=family.ends
+        images, first, tokenizer=tokenizer, image_size=side, seed=seed, mlm=recipe.masked, end=texts_of(model).ends
     )
-    guessed, majority = guessed_words(model, batch)
-    return figures | {family.words: guessed, f"{family.words}_majority": majority}
+    guessed, majority = guessed_words(model, batch, recipe.guess)
+    return figures | {recipe.words: guessed, f"{recipe.words}_majority": majority}
 
 
 def release(
-    model: VisionLanguageModel,
+    model: PairModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     facts: Mapping[str, object],
@@ -78,20 +79,21 @@ def release(
     """
     from transformers import AutoTokenizer
 
-    family = family_of(model)
+    family, recipe = family_of(model), recipe_of(model)
+    assert family is not None
 
     def evaluate(place: Path) -> dict[str, float]:
         stored = type(model).from_pretrained(str(place))
         return evaluate_shapes(stored, AutoTokenizer.from_pretrained(place), scenes=scenes, seed=seed)
 
     def card(figures: Mapping[str, float], size: str) -> str:
-        guessed, majority = figures[family.words], figures[f"{family.words}_majority"]
+        guessed, majority = figures[recipe.words], figures[f"{recipe.words}_majority"]
         return CARD.format(
-            name=family.name,
-            tag=family.name.lower(),
-            bundled=f"{family.name.lower().replace('-', '')}-shapes",
-            rule="logit plus cosine" if family.adds_cosine else "logit",
-            words=f"{family.asks}: {guessed:.1f} (the most frequent word: {majority:.1f}).",
+            name=family.title,
+            tag=family.title.lower(),
+            bundled=f"{family.name}-shapes",
+            rule="logit plus cosine" if scoring_of(model).adds_cosine else "logit",
+            words=f"{recipe.asks}: {guessed:.1f} (the most frequent word: {majority:.1f}).",
             facts=fact_table({**facts, "weights": size}),
             scenes=scenes,
             captions=CAPTIONS,
@@ -99,7 +101,7 @@ def release(
             **figures,
         )
 
-    return write_folder(model, tokenizer, folder, evaluate, card, leave_out=family.memory)
+    return write_folder(model, tokenizer, folder, evaluate, card, leave_out=memory_of(model))
 
 
 CARD = """---

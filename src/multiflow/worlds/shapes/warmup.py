@@ -24,8 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from multiflow.data import to_pixels
-from multiflow.families.blip.towers import ContrastiveBlip
-from multiflow.families.reading import VisionLanguageModel
+from multiflow.families.pairs import PairModel, recipe_of
 from multiflow.tasks.task import Batch
 from multiflow.training.loop import Trained, train
 from multiflow.worlds.shapes import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, Scene, make_scenes, render
@@ -38,7 +37,7 @@ PIXELS = 10.0  # weight of the outlines
 COVERED = 0.06  # share of its pixels from which on a patch belongs to an object
 
 
-def train_vision(model: VisionLanguageModel, settings: PretrainSettings, run_dir: Path, **options: Any) -> Trained:
+def train_vision(model: PairModel, settings: PretrainSettings, run_dir: Path, **options: Any) -> Trained:
     """Warm up the vision tower."""
 
     def loss(classifier: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -63,9 +62,9 @@ def vision_batch(settings: PretrainSettings, position: int) -> Batch:
 class PatchClassifier(nn.Module):
     """The vision tower of a model under a linear head: pictures to ``(images, patches, outputs)``."""
 
-    def __init__(self, model: VisionLanguageModel):
+    def __init__(self, model: PairModel):
         super().__init__()
-        self.tower = model.vision_model if isinstance(model, ContrastiveBlip) else model.vision_encoder
+        self.tower = recipe_of(model).tower(model)
         self.head = nn.Linear(model.config.vision["width"], sum(CLASSES) + model.config.patch_size**2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:

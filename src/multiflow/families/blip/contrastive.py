@@ -6,13 +6,13 @@ queues; the matching loss looks at the pairs of a batch and at hard negatives of
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
@@ -20,12 +20,59 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from multiflow.base.ranks import gather_rows
 from multiflow.families.blip import losses, parts
 from multiflow.families.blip.config import BlipPretrainingConfig
-from multiflow.families.blip.momentum import MEMORY, as_buffers, enqueue, follow, momentum_pairs
+from multiflow.families.pairs import PairModel
 
 NO_IMAGE = torch.iinfo(torch.int64).min  # what stands for an image that no other pair shows
+ONLINE = ("vision_model", "vision_proj", "text_encoder", "text_proj")
+"""The modules that have a momentum copy, which is called the same with ``_m`` at the end."""
+
+MEMORY = rf"^({'|'.join(ONLINE)})_m\.|^(image|text|image_ids)_queue$|^queue_ptr$"
+"""Names of what is remembered. A file may leave it out: the copies then equal the online weights, queues are fresh."""
 
 
-class ContrastiveBlip(PreTrainedModel):
+def as_buffers(module: nn.Module) -> nn.Module:
+    """Turn the parameters of a module into buffers: saved and moved with it, but never trained, pruned or counted."""
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            delattr(part, name)
+            part.register_buffer(name, None if parameter is None else parameter.detach())
+    return module
+
+
+def online_path(path: str) -> str:
+    """Path of the module or parameter that a momentum copy follows; any other path as it is.
+
+    >>> online_path("vision_model_m.encoder.layers.0.mlp.fc1")
+    'vision_model.encoder.layers.0.mlp.fc1'
+    """
+    return re.sub(rf"^({'|'.join(ONLINE)})_m(?=\.|$)", r"\1", path)
+
+
+def momentum_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Pair each momentum tensor of a model with the online parameter that it follows."""
+    return [
+        (model.get_buffer(f"{name}_m.{path}"), online)
+        for name in ONLINE
+        for path, online in model.get_submodule(name).named_parameters()
+    ]
+
+
+@torch.no_grad()
+def follow(model: nn.Module, momentum: float) -> None:
+    """Let each momentum tensor become ``momentum * itself + (1 - momentum) * online``."""
+    for copy, online in momentum_pairs(model):
+        copy.mul_(momentum).add_(online, alpha=1 - momentum)
+
+
+@torch.no_grad()
+def enqueue(queue: Float[Tensor, "dim size"], start: Int[Tensor, " 1"], features: Float[Tensor, "batch dim"]) -> None:
+    """Write features over the oldest of a queue, from column ``start`` on and round its end; the last ones win."""
+    size = queue.shape[1]
+    columns = (start + torch.arange(len(features), device=queue.device)) % size
+    queue[:, columns[-size:]] = features[-size:].T.to(queue.dtype)
+
+
+class ContrastiveBlip(PairModel):
     """Abstract: the towers, their momentum copies (``*_m``) and the queues, with what can be asked of them.
 
     A call of `contrast` is a step of the memory: the copies move and the queues take in the batch. All of the memory is
@@ -33,8 +80,6 @@ class ContrastiveBlip(PreTrainedModel):
     batches of all, so that all must call together; one without a batch calls `idle`.
     """
 
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
     _no_split_modules = ["BlipEncoderLayer", "BlipTextLayer"]  # noqa: RUF012
     _keys_to_ignore_on_load_missing = [MEMORY]  # noqa: RUF012
 
@@ -96,14 +141,6 @@ class ContrastiveBlip(PreTrainedModel):
     ) -> Float[Tensor, "texts length width"]:
         """Embed texts, [ENC] as their first token, each grounded in its image."""
         return parts.ground(self.text_encoder, self.config, input_ids, attention_mask, image_embeds)
-
-    def image_features(self, image_embeds: Float[Tensor, "images tokens width"]) -> Float[Tensor, "images dim"]:
-        """Project [CLS] to unit vectors that are compared with those of texts."""
-        return F.normalize(self.vision_proj(image_embeds[:, 0]), dim=-1)
-
-    def text_features(self, text_embeds: Float[Tensor, "texts length width"]) -> Float[Tensor, "texts dim"]:
-        """Project [CLS] to unit vectors that are compared with those of images."""
-        return F.normalize(self.text_proj(text_embeds[:, 0]), dim=-1)
 
     @torch.no_grad()
     def idle(self) -> None:

@@ -1,0 +1,287 @@
+"""What a family of models is, and the table of all of them.
+
+A family is one folder of this package, whose ``__init__`` adds its record to `FAMILIES`; nothing else knows of it.
+A family from outside is a file or folder that does the same, imported before it is used (``--modules``). The record
+itself is light: its parts are references, imported when they are asked for, or the things themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from torch import nn
+
+from multiflow.base.adapter import Adapter
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.registry import Registry, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Part: TypeAlias = Any
+"""A part of a family, or where it is: ``module:attribute``, ``.module:attribute`` inside the family's `Family.home`."""
+
+Places: TypeAlias = Mapping[str, tuple[str, ...]]
+"""Prunable layer of the pretrained model -> paths of the modules in the task model whose weight starts from it."""
+
+Builder: TypeAlias = "Callable[..., tuple[PreTrainedModel, Places]]"
+"""``builder(model, **options)`` -> the task model and the places; the options are its keyword arguments."""
+
+Schedule: TypeAlias = Literal["cosine", "linear"]
+"""How a learning rate falls."""
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """What the library can do with the models of one ``config.model_type``; all but the adapter may be missing.
+
+    Args:
+        adapter: part: ``f(model)`` -> its `Adapter`.
+        tasks: those whose model can be built from it.
+        evaluates: those that it is evaluated on as it is.
+        untrained: those of ``tasks`` whose model needs no training to be evaluated.
+        original: part: the `Original` that says what the release calls its weights.
+        batches: part: ``f(model, place, source)`` -> calibration batches, see `multiflow.families.batches`.
+    """
+
+    adapter: Part
+    tasks: tuple[str, ...] = ()
+    evaluates: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
+    original: Part = None
+    batches: Part = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How the texts of a family are tokenized.
+
+    Args:
+        ends: whether they end with [SEP].
+        length: tokens at most.
+        lengths: the same for a task, where it differs.
+    """
+
+    ends: bool = False
+    length: int = 40
+    lengths: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a family is fine-tuned for a task. What publications leave open is alike in all: gradients clipped at 1.
+
+    Args:
+        lr: highest learning rate.
+        batch_size: samples a step, those of all processes and accumulated batches together.
+        epochs: how often the training data are gone through, unless ``steps`` says how many steps to take.
+        steps: optimizer steps.
+        weight_decay: of matrices.
+        schedule: how the learning rate falls.
+        warmup: share of the steps during which it rises.
+        betas: AdamW's.
+        new_lr: factor on the learning rate of new layers.
+        image_size: side of the images in pixels; None = the pretrained model's.
+        augment: whether training images are augmented.
+        val_split: split on which the best checkpoint is chosen.
+        val_limit: items of it at most.
+        evaluations: how often a run of ``steps`` is evaluated; one of epochs is after each.
+        options: of the task model, see `mf.task_model`.
+        evaluate: options of the evaluation.
+    """
+
+    lr: float
+    batch_size: int
+    epochs: int = 1
+    steps: int | None = None
+    weight_decay: float = 0.01
+    schedule: Schedule = "linear"
+    warmup: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    new_lr: float = 1.0
+    image_size: int | None = 384
+    augment: bool = True
+    val_split: str = "val"
+    val_limit: int | None = None
+    evaluations: int = 4
+    options: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that the library knows of a family of models.
+
+    Args:
+        name: as in ``load_model(family=...)``.
+        title: as it is written in a text.
+        home: package or module that references beginning with a dot are relative to; ``__name__`` where it is written.
+        models: ``config.model_type`` -> what can be done with models of this type.
+        others: the same for models of a type that no family names; None = it takes none of them.
+        accepts: part: ``f(model)`` -> whether it takes this one of the others.
+        classes: part: module of the family's own model classes; those that it lacks are looked for in transformers.
+        release: part: the `Original` by which files of the original release are read; None = they are not.
+        task_models: task -> part: the `Builder` of its model.
+        texts: how its texts are tokenized; None for models of images alone.
+        scoring: part: the `PairScoring` by which images and texts are compared; None where they are not.
+        memory: part: regex of the names of tensors that training needs and a stored model does without.
+        recipe: part: the `Recipe` by which a small model is pretrained from random weights; None = there is none.
+        answer_weights: data set that a question is from -> how much its answers count in training; 1 where not given.
+        presets: name -> task -> the hyper-parameters of fine-tuning.
+    """
+
+    name: str
+    title: str
+    home: str
+    models: Mapping[str, ModelType]
+    others: ModelType | None = None
+    accepts: Part = None
+    classes: Part = None
+    release: Part = None
+    task_models: Mapping[str, Part] = field(default_factory=dict)
+    texts: Texts | None = None
+    scoring: Part = None
+    memory: Part = None
+    recipe: Part = None
+    answer_weights: Mapping[str, float] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Preset]] = field(default_factory=dict)
+
+    def get(self, part: Part) -> Any:
+        """Import a part from where it is, unless it is the thing itself."""
+        return resolve(part, self.home) if isinstance(part, str) else part
+
+
+FAMILIES: Registry[Family] = Registry(
+    "family", "multiflow.families", folders=True, order=lambda name, family: (family.others is not None, name)
+)
+"""Every family by its name; those that take models of any type come last."""
+
+
+def model_types() -> Iterator[tuple[str, Family, ModelType]]:
+    """Yield every known ``config.model_type`` with its family and what can be done with such models."""
+    for family in FAMILIES.values():
+        for model_type, known in family.models.items():
+            yield model_type, family, known
+
+
+def type_of(model: Any) -> str:
+    """Return the ``config.model_type`` of a model, or the name of its class."""
+    return getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__
+
+
+def find_family(model: Any) -> tuple[Family, ModelType] | None:
+    """Return the family of a model and what can be done with models of its type; None if there is none."""
+    for model_type, family, known in model_types():
+        if model_type == type_of(model):
+            return family, known
+    for family in FAMILIES.values():
+        if family.others is not None and family.get(family.accepts)(model):
+            return family, family.others
+    return None
+
+
+def family_of(model: Any) -> Family | None:
+    """Return the family of a model, or None."""
+    found = find_family(model)
+    return found and found[0]
+
+
+def texts_of(model: Any) -> Texts:
+    """Return how the texts of a model are tokenized."""
+    family = family_of(model)
+    return family.texts if family and family.texts else Texts()
+
+
+def memory_of(model: Any) -> str:
+    """Return the regex of the names of tensors that training needs and a stored model does without."""
+    family = family_of(model)
+    return (family and family.get(family.memory)) or r"(?!)"
+
+
+def adapter_for(
+    model: nn.Module,
+    *,
+    exclude: str | None = None,
+    groups: Mapping[str, str] | None = None,
+    streams: Mapping[str, str] | None = None,
+    tokens: str = "all",
+) -> Adapter:
+    """Return the adapter of a known family, or one that is read from the model, if it is one of transformers.
+
+    Args:
+        model: the model.
+        exclude: regex of module paths that stay dense as well.
+        groups: group -> regex of module paths, instead of the groups found (all of them for a known family, those
+            layers alone for another model).
+        streams: regex of module paths -> stream, before those found.
+        tokens: which tokens of the language model's stream count: ``all``, ``text`` or ``image``; not for known
+            families.
+
+    Raises:
+        MultiflowError: a model that is not of transformers, or has parts that cannot be placed, all of them named.
+
+    >>> mf.adapter_for(xvlm).layout(xvlm).groups.keys()      # doctest: +SKIP
+    dict_keys(['vision', 'text', 'fusion'])
+    """
+    found = find_family(model)
+    if found is None:
+        model_type = getattr(getattr(model, "config", None), "model_type", "")
+        given = f"model_type '{model_type}'" if model_type else f"a {type(model).__name__} without config.model_type"
+        known_types = ", ".join(name for name, *_ in model_types())
+        raise MultiflowError(
+            f"no adapter for {given}; known: {known_types}, and all models of transformers; for any other model pass "
+            "adapter=mf.Adapter(groups={'vision': r'regex of module paths', ...})"
+        )
+    family, known = found
+    if known is family.others:
+        return family.get(known.adapter)(model, exclude=exclude, groups=groups, streams=streams, tokens=tokens)
+    own: Adapter = family.get(known.adapter)(model)
+    if tokens != "all":
+        raise MultiflowError(f"tokens='{tokens}' was given, but family '{own.name}' counts all tokens; leave it out")
+    return replace(
+        own,
+        exclude="|".join(regex for regex in (own.exclude, exclude) if regex) or None,
+        groups=groups or own.groups,
+        streams={**(streams or {}), **own.streams},
+    )
+
+
+def find_builder(model: nn.Module, task: str) -> Builder:
+    """Import the builder of a task model.
+
+    Raises:
+        MultiflowError: there is no such task, or the model cannot do it.
+    """
+    able = [model_type for model_type, _, known in model_types() if task in known.tasks]
+    if not able:
+        raise unknown("task", task, dict.fromkeys(task for *_, known in model_types() for task in known.tasks))
+    found = find_family(model)
+    if found is None or task not in found[1].tasks:
+        can = "none of the tasks" if found is None else ", ".join(found[1].tasks) or "none of the tasks"
+        raise MultiflowError(
+            f"a model of type '{type_of(model)}' cannot do task '{task}', which takes one of type {' or '.join(able)}; "
+            f"it can do {can}"
+        )
+    return found[0].get(found[0].task_models[task])
+
+
+def find_preset(name: str, model: Any, task: str) -> Preset:
+    """Return the hyper-parameters of a preset for the family of a model and a task.
+
+    Raises:
+        MultiflowError: there is no such preset, or it has nothing for such models.
+    """
+    having = {of: family.presets[name] for of, family in FAMILIES.items() if name in family.presets}
+    if not having:
+        raise unknown("preset", name, dict.fromkeys(name for family in FAMILIES.values() for name in family.presets))
+    family = family_of(model)
+    presets = {} if family is None else family.presets.get(name, {})
+    if task not in presets:
+        known = ", ".join(f"{of} for {what}" for of, tasks in having.items() for what in tasks)
+        raise MultiflowError(
+            f"preset '{name}' has no hyper-parameters to fine-tune a model of type '{type_of(model)}' for task "
+            f"'{task}'; it has those of {known}"
+        )
+    return presets[task]
