@@ -28,7 +28,7 @@ def methods() -> str:
             seen.add(module.__name__)
             sections.append(f"## {pruner.name}\n```\n{inspect.getdoc(module)}\n```")
     for name, allocation in ALLOCATIONS.items():
-        sections.append(f"## Allocation: {name}\n{inspect.getdoc(inspect.getmodule(allocation))}")
+        sections.append(f"## Allocation: {name}\n{inspect.getdoc(allocation.function)}")
     table = "\n".join(rows)
     return (
         "# Methods\n\nGenerated from the registries by `make docs`.\n\n"

@@ -1,8 +1,9 @@
-"""What comes from outside the package: a task in one folder, used by its name from Python and the command line."""
+"""What comes from outside the package: a pruner in one file, a task in one folder, from Python and the command line."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from multiflow.training.finetune import finetune
 from multiflow.training.settings import FinetuneSettings
 from multiflow.worlds.digits.data import write_digits
 from tests.conftest import Run
+from tests.small import ADAPTER, towers_batches, two_towers
 
 FOLDERS = Path(__file__).parent / "extending"
 PARITY = FOLDERS / "parity"
@@ -60,3 +62,41 @@ def test_a_task_in_a_folder_from_the_command_line(run: Run, digit_images: Path) 
         "even",
         "odd",
     }
+
+
+def test_a_pruner_in_a_file_from_python() -> None:
+    import_modules([str(FOLDERS / "norm_power.py")])
+    model, batches = two_towers(), towers_batches()
+    masks = mf.prune(model, "norm_power", 0.5, batches, adapter=ADAPTER, power=1.0).masks[0.5]
+    assert masks == mf.prune(model, "wanda", 0.5, batches, adapter=ADAPTER, pattern="unstructured").masks[0.5]
+    stepwise = mf.prune(model, "iter_norm_power", 0.5, batches, adapter=ADAPTER, batches_per_step=2)
+    assert stepwise.settings["hyper"] == {"power": 0.5, "steps": 2, "batches_per_step": 2, "schedule": "exp"}
+
+
+def test_an_allocation_looks_at_a_statistic_that_the_pruner_does_not_need() -> None:
+    import_modules([str(FOLDERS / "norm_power.py")])
+    model, batches = two_towers(), towers_batches()
+    options = {"adapter": ADAPTER, "allocation": sys.modules["norm_power"].quiet_first}
+    result = mf.prune(model, "magnitude", 0.5, batches, **options)
+    norms = {name: float(result.stats["input_norm"][name].mean()) for name in result.masks[0.5]}
+    loudest = max(norms, key=norms.__getitem__)
+    assert result.masks[0.5].sparsity == 0.5
+    assert result.masks[0.5].dropped(loudest) == 0
+    assert mf.prune(model, "magnitude", 0.5, result.stats, **options).masks == result.masks
+    with pytest.raises(mf.MultiflowError, match="needs calibration data"):
+        mf.prune(model, "magnitude", 0.5, **options)
+    with pytest.raises(mf.MultiflowError, match="'2:4' fixes the budget of every layer"):
+        mf.prune(model, "magnitude", 0.5, batches, pattern="2:4", **options)
+    with pytest.raises(mf.MultiflowError, match="'quiet_first' needs input_norm of the dense model, but pruner 'tamt'"):
+        mf.prune(model, "tamt", 0.5, batches, **options)
+
+
+def test_a_pruner_in_a_file_from_the_command_line(run: Run, tiny: Path, digit_images: Path) -> None:
+    words = ("vit-digits", "--data", digit_images, "--batches", 2, "--batch-size", 8, "--sparsity", 0.5)
+    given = ("--method", "norm_power", "--modules", FOLDERS / "norm_power.py")
+    assert run("prune", *words, *given, "--set", "power=1", "--out", "mine").code == 0
+    assert run("prune", *words, "--method", "wanda", "--pattern", "unstructured", "--out", "wanda").code == 0
+    assert mf.Result.load("mine").masks == mf.Result.load("wanda").masks
+    assert "has no hyper-parameter 'pwer'; it has: power" in run("prune", *words, *given, "--set", "pwer=1").error
+    error = run("prune", *words, *given, "--set", "power=much").error
+    assert "--set power='much' of pruner 'norm_power' is a str; expected a finite number" in error

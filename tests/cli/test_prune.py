@@ -126,9 +126,10 @@ def test_run_settings_are_those_that_differ_from_their_defaults() -> None:
 
 
 def test_check_gives_the_pruner_and_all_its_hyper_parameters() -> None:
-    pruner, hyper = check(PruneSettings("m", data="d", method="ria"))
-    assert pruner.name == "ria"
-    assert hyper == {"alpha": 0.5}
+    asked = check(PruneSettings("m", data="d", method="ria"))
+    assert asked.pruner.name == "ria"
+    assert asked.hyper == {"alpha": 0.5}
+    assert (asked.sparsities, asked.allocation.name) == ((0.63, 0.75, 0.9), "uniform")
 
 
 def test_a_pruner_of_the_users_own(run: Run, tiny: Path) -> None:

@@ -125,7 +125,7 @@ def _is_whole(count: Any, most: int) -> bool:
 
 @allocation("global")
 def rank_all(layout: Layout, sparsities: Sequence[float], *, scores: Tensors) -> list[Budget]:
-    """Rank the scores of all layers together."""
+    """Drop the ``round(s * n)`` lowest scores of all layers together, however they fall on the layers."""
     return [Budget(budget) for budget in drop_smallest(layout.layers, sparsities, scores)]
 
 
@@ -139,7 +139,7 @@ def drop_smallest(layers: Sequence[Layer], sparsities: Sequence[float], values: 
 
 @allocation("uniform")
 def uniform(layout: Layout, sparsities: Sequence[float]) -> list[Budget]:
-    """Give every layer the same sparsity."""
+    """Give every layer the same sparsity: each drops ``round(s * n)`` of its own weights."""
     return [Budget({layer.name: round(s * layer.size) for layer in layout.layers}) for s in sparsities]
 
 

@@ -58,7 +58,10 @@ class _Magnitudes(Mapping[str, Tensor]):
 
 @allocation("multimodal")
 def multimodal(layout: Layout, sparsities: Sequence[float], *, weights: Tensors) -> list[Budget]:
-    """Let every layer lose what magnitude pruning inside its modality group takes from it."""
+    """Let every layer lose what magnitude pruning inside its modality group takes from it.
+
+    Data-free; every group ends at exactly ``round(s * n_group)``, so that no modality can collapse.
+    """
     by_group = [drop_smallest(layers, sparsities, _Magnitudes(weights)) for layers in layout.groups.values()]
     merged = [{name: count for budget in at for name, count in budget.items()} for at in zip(*by_group, strict=True)]
     return [Budget({name: budget[name] for name in layout}) for budget in merged]
