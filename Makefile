@@ -9,13 +9,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench cost docs format test-old wheel clean
+.PHONY: demo test test-all check bench cost docs format test-old wheel clean
 
 demo: $(VENV)/.ready  ## prune the bundled model four ways and write runs/demo/report.html
 	$(BIN)/multiflow demo $(ARGS)
 
 test: $(VENV)/.ready  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
+
+test-all: $(VENV)/.ready  ## the tests, and the sweep over all vision-language types of transformers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "" $(ARGS)
 
 check: $(VENV)/.ready  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .

@@ -7,7 +7,7 @@ a calibration batch; what its pretraining loss is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,33 @@ class Adapter:
 def lay_mask(mask: TokenMask, path: str, value: Tensor) -> Tensor | None:
     """Return the mask of one layer's input ``(..., in)``."""
     return mask(path, value) if callable(mask) else mask
+
+
+def regex_of(paths: Iterable[str], all_paths: Iterable[str]) -> str:
+    """Return a regex that finds these module paths and no others, numbers of blocks as ``\\d+`` where that is exact.
+
+    >>> regex_of(["layers.0.fc", "layers.1.fc"], ["layers.0.fc", "layers.1.fc", "layers.1.norm"])
+    '^layers\\\\.\\\\d+\\\\.fc$'
+    """
+    wanted = dict.fromkeys(paths)
+    shapes: dict[str, list[str]] = {}
+    for path in wanted:
+        shapes.setdefault(_numbers(path), []).append(path)
+    there: dict[str, set[str]] = {}
+    for path in all_paths:
+        there.setdefault(_numbers(path), set()).add(path)
+    tails: dict[str, dict[str, None]] = {}
+    for shape, found in shapes.items():
+        exact = set(found) == there[shape]
+        for pattern in [shape] if exact else [re.escape(path) for path in found]:
+            cut = pattern.rfind(r"\d+\.") + 5 if r"\d+\." in pattern else 0
+            tails.setdefault(pattern[:cut], {})[pattern[cut:]] = None
+    parts = [head + (next(iter(of)) if len(of) == 1 else f"({'|'.join(of)})") for head, of in tails.items()]
+    return f"^{parts[0]}$" if len(parts) == 1 else f"^({'|'.join(parts)})$"
+
+
+def _numbers(path: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\\\.|$)", lambda _: r"\d+", re.escape(path))
 
 
 def parts(batch: Any) -> list[Any]:

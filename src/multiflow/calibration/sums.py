@@ -6,6 +6,7 @@ and more than there is refused.
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -164,11 +165,41 @@ class Sums:
                 f"'{streams[padded[0]]}' are masked; check the attention_mask, which has 1 for real tokens"
             )
         if missed:
-            raise MultiflowError(
-                f"{len(missed)} of {len(self._layout)} layers were never reached by the forward, first '{missed[0]}'; "
-                "run them in Adapter(forward=...) or leave them dense with Adapter(exclude=...)"
-            )
+            raise never_reached(self._layout, missed)
         return stats
+
+
+def never_reached(layout: Layout, missed: Sequence[str]) -> MultiflowError:
+    """Return the error of layers that saw nothing: how many by group, and one regex that finds them all."""
+    lost = set(missed)
+    groups = [
+        f"{count} of {len(layers)} of group '{group}'"
+        for group, layers in layout.groups.items()
+        if (count := sum(layer.name in lost for layer in layers))
+    ]
+    whole = [group for group, layers in layout.groups.items() if all(layer.name in lost for layer in layers)]
+    why = f"; no batch holds what '{whole[0]}' takes in" if whole else ""
+    return MultiflowError(
+        f"{len(missed)} of {len(layout)} layers were never reached by the forward, first '{missed[0]}' "
+        f"({', '.join(groups)}){why}; give batches or an Adapter(forward=...) that reach them, or leave them dense with "
+        f"exclude=r'{_covering(missed, layout)}'"
+    )
+
+
+def _covering(missed: Sequence[str], layout: Layout) -> str:
+    """A regex of the shortest paths under which all layers are among those missed."""
+    seen = {
+        ".".join(parts[:n])
+        for name in layout
+        if name not in missed
+        for parts in [name.split(".")]
+        for n in range(len(parts))
+    }
+    paths = {}
+    for name in missed:
+        parts = name.split(".")
+        paths[next(path for n in range(1, len(parts) + 1) if (path := ".".join(parts[:n])) not in seen)] = None
+    return f"^({'|'.join(map(re.escape, paths))})(\\.|$)"
 
 
 def products(tokens: Tensor, total: Tensor) -> None:

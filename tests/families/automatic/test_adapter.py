@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 import multiflow as mf
-from multiflow.families.automatic.adapter import regex_of
+from multiflow.base.adapter import regex_of
 from multiflow.families.automatic.roles import find_roles
 from tests.families.automatic import tiny
 from tests.families.automatic.contract import (

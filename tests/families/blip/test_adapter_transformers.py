@@ -201,9 +201,13 @@ def test_a_token_outside_the_vocabulary_is_named():
     mf.calibrate(model, [pairs()])
 
 
-def test_the_two_tower_model_of_transformers_is_refused():
-    with pytest.raises(mf.MultiflowError, match="a BlipModel is no BLIP that can be pruned.*BlipForImageTextRetrieval"):
-        mf.adapter_for(build(BlipModel))
+def test_the_two_tower_model_of_transformers_leaves_its_cross_attention_dense():
+    model = build(BlipModel)
+    adapter = mf.adapter_for(model)
+    assert set(adapter.layout(model).groups) == {"vision", "text"}
+    assert {why for path, why in adapter.dense.items() if "crossattention" in path} == {
+        "never used: the model encodes texts alone"
+    }
 
 
 @pytest.mark.parametrize("key", ["pixel_values", "input_ids", "attention_mask"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from multiflow.base.adapter import Adapter, call
+from multiflow.base.adapter import Adapter, call, regex_of
 from multiflow.base.errors import MultiflowError
 from multiflow.families.automatic.roles import Roles, find_roles
 from multiflow.families.automatic.streams import find_masks, find_streams
@@ -142,33 +142,6 @@ def _projections(module: nn.Module) -> Iterable[nn.Parameter]:
     for part in module.modules():
         if not isinstance(part, nn.Embedding | nn.EmbeddingBag):
             yield from (p for p in part._parameters.values() if p is not None and p.dim() >= 2)
-
-
-def regex_of(paths: Iterable[str], all_paths: Iterable[str]) -> str:
-    """Return a regex that finds these module paths and no others, numbers of blocks as ``\\d+`` where that is exact.
-
-    >>> regex_of(["layers.0.fc", "layers.1.fc"], ["layers.0.fc", "layers.1.fc", "layers.1.norm"])
-    '^layers\\\\.\\\\d+\\\\.fc$'
-    """
-    wanted = dict.fromkeys(paths)
-    shapes: dict[str, list[str]] = {}
-    for path in wanted:
-        shapes.setdefault(_numbers(path), []).append(path)
-    there: dict[str, set[str]] = {}
-    for path in all_paths:
-        there.setdefault(_numbers(path), set()).add(path)
-    tails: dict[str, dict[str, None]] = {}
-    for shape, found in shapes.items():
-        exact = set(found) == there[shape]
-        for pattern in [shape] if exact else [re.escape(path) for path in found]:
-            cut = pattern.rfind(r"\d+\.") + 5 if r"\d+\." in pattern else 0
-            tails.setdefault(pattern[:cut], {})[pattern[cut:]] = None
-    parts = [head + (next(iter(of)) if len(of) == 1 else f"({'|'.join(of)})") for head, of in tails.items()]
-    return f"^{parts[0]}$" if len(parts) == 1 else f"^({'|'.join(parts)})$"
-
-
-def _numbers(path: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\\\.|$)", lambda _: r"\d+", re.escape(path))
 
 
 def _forward(model: Any, batch: Any) -> Any:

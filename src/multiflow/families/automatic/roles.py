@@ -224,7 +224,7 @@ class _Place:
         if between or not (role or _block(path)):
             return CONNECTOR, None
         if role in (TEXT, "") and self._reads_image(path, tower):
-            return FUSION, None
+            return ("", "never used: the model encodes texts alone") if self._dual and role else (FUSION, None)
         return role or self._stack, None
 
     def _reads_image(self, path: str, tower: str) -> bool:

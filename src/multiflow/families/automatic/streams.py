@@ -140,6 +140,7 @@ def find_masks(model: Any, groups: Iterable[str], tokens: str = "all") -> Callab
         raise unknown("tokens", tokens, TOKENS)
     config, type_ = model.config, getattr(model.config, "model_type", "")
     has_decoder = decoder_path(model) is not None
+    merged = has_decoder and not any(CROSS.search(path) for path, _ in model.named_modules())
     encodes_text = has_decoder and "input_ids" in inspect.signature(model.forward).parameters
 
     def masks(batch: Any) -> Mapping[str, Any]:
@@ -148,10 +149,11 @@ def find_masks(model: Any, groups: Iterable[str], tokens: str = "all") -> Callab
         image = _image_masks(config, batch)
         text = None if "flattened_patches" in batch and "input_ids" not in batch else _text_mask(config, batch, tokens)
         joint = _joint_rule(config, type_, batch, tokens)
+        of_decoder = [_decoder_mask(config, batch), text if merged else None] if has_decoder else [text]
         between = [*image, batch.get("qformer_attention_mask"), None if TEXT in groups else text]
         return {
             "text": Choice("text", [text], joint),
-            "decoder": Choice("decoder", [_decoder_mask(config, batch)] if has_decoder else [text]),
+            "decoder": Choice("decoder", of_decoder),
             "source": Choice("source", [text] if encodes_text else image, joint),
             "image": Choice("image", image, _image_rule(config, type_, batch)),
             "connector": Choice("connector", between, _connector_rule(config, type_, batch)),
@@ -265,7 +267,7 @@ def _connector_rule(config: Any, type_: str, batch: Mapping[str, Any]) -> Derive
             return mask.reshape(-1, side // by, by, side // by, by).any(4).any(2).flatten(1)
 
         return shuffled
-    if type_ in ("idefics2", "aria"):  # latents beside the patches, or alone
+    if type_ in ("idefics2", "aria", "kosmos-2.5"):  # latents beside the patches, or alone
         return lambda lead, mask: _with_queries(lead, mask, after=True)
     if type_ in ("blip-2", "instructblip", "instructblipvideo"):
         return lambda lead, mask: _with_queries(lead, mask, queries=config.num_query_tokens)
@@ -292,9 +294,7 @@ def _with_queries(
 
 def _joint_rule(config: Any, type_: str, batch: Mapping[str, Any], tokens: str) -> Derive | None:
     """Masks of sequences that hold the image's tokens beside those that ``attention_mask`` covers."""
-    if type_ == "mllama":
-        return _spread
-    if type_ == "idefics":
+    if type_ in ("mllama", "idefics"):
         return _spread
     if type_ in IMAGE_FIRST:
 
@@ -323,4 +323,19 @@ def _joint_rule(config: Any, type_: str, batch: Mapping[str, Any], tokens: str) 
             return torch.cat([mask, image & (tokens != "text")], 1)
 
         return patches_last
+    if type_ == "udop":  # patches that no word covers stand behind the words, and padding behind them
+
+        def free_patches_last(lead: tuple[int, ...], mask: Tensor) -> Tensor | None:
+            if len(lead) != 2 or lead[0] != len(mask) or lead[1] <= mask.shape[1]:
+                return None
+            side = config.image_size // config.patch_size
+            box = batch["bbox"].float()
+            cells = ((box[..., :2] + box[..., 2:]) / 2 * side).floor().long().clip(0, side - 1)
+            covered = torch.tensor([len(set(row)) for row in (cells[..., 0] + cells[..., 1] * side).tolist()])
+            image = torch.arange(lead[1] - mask.shape[1]) < (side**2 - covered)[:, None]
+            return torch.cat([mask, image.to(mask.device) & (tokens != "text")], 1)
+
+        return free_patches_last
+    if type_ == "videoprism":  # [CLS] stands behind the words
+        return lambda lead, mask: _with_queries(lead, mask, after=True)
     return None

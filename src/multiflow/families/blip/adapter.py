@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from multiflow.base.adapter import Adapter, TokenMasks, parts, require
 from multiflow.base.errors import MultiflowError
+from multiflow.families.automatic import automatic_adapter
 
 KEYS = ("pixel_values", "input_ids", "attention_mask")
 ANSWERS = ("answer_ids", "answer_mask", "answer_weights", "answers_per_question")
@@ -93,11 +94,8 @@ def of_transformers(model: nn.Module) -> Adapter:
     mask of that cross-attention, so there the decoder sees padded questions with their padding, as in its own forward.)
     """
     encodes, decodes = hasattr(model, "text_encoder"), hasattr(model, "text_decoder")
-    if not (hasattr(model, "vision_model") and (encodes or decodes)):
-        raise MultiflowError(
-            f"a {type(model).__name__} is no BLIP that can be pruned without an adapter; use "
-            "BlipForConditionalGeneration, BlipForImageTextRetrieval or BlipForQuestionAnswering, or pass adapter="
-        )
+    if not (hasattr(model, "vision_model") and (encodes or decodes)):  # BlipModel, two towers without cross-attention
+        return automatic_adapter(model)
     answers = encodes and decodes
     return Adapter(
         groups=GROUPS,
