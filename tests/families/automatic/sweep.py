@@ -1,6 +1,7 @@
 """The sweep over all types: what becomes of each, as a row of docs/models.md.
 
-``python -m tests.families.automatic.sweep`` writes the table anew; the tests compare it row by row.
+``python -m tests.families.automatic.sweep [TYPE ...]`` writes the table, or its rows of some types, anew; the tests
+compare it row by row.
 """
 
 from __future__ import annotations
@@ -154,8 +155,12 @@ if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     wanted = sys.argv[1:]
-    rows = [row(kind, name) for kind, name in tiny.types() if not wanted or kind in wanted]
-    if wanted:
-        print("\n".join(rows))
-    else:
-        TABLE.write_text(table(rows))
+    before = {tuple(line.split(" | ")[:2]): line for line in TABLE.read_text().splitlines() if line.startswith("| ")}
+    TABLE.write_text(
+        table(
+            [
+                row(kind, name) if not wanted or kind in wanted else before[f"| {kind}", name]
+                for kind, name in tiny.types()
+            ]
+        )
+    )

@@ -96,6 +96,7 @@ SPECIAL: dict[str, dict[str, Any]] = {  # type, or its part -> what the rule doe
     "muse_glimmer": {"out_hidden_size": 128},
     "muse_spark": {"out_hidden_size": 128},
     "nemotron_h_omni.vision_config": {"video_temporal_patch_size": 2},
+    "pix2struct.text_config": {"d_kv": 8},
     "qwen4_exp.text_config": {"compress_ratio": 2, "token_budget": 8},
     "gemma3": {"mm_tokens_per_image": 4},
     "shieldgemma2": {"mm_tokens_per_image": 4},
@@ -185,7 +186,7 @@ def small_layers(given: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
             of = list(dict.fromkeys(value)) if isinstance(value[0], str) else value[:kinds]
             of = found.get(key, of)
             more[key] = (of * kinds)[:kinds] if isinstance(value[0], int | float) else (of + of[-1:] * kinds)[:kinds]
-        elif re.search("ind(ex|ic)es|_layers?$", key) and 0 <= min(value) and max(value) < before:
+        elif re.search("ind(ex|ic)es|_layers?$", key) and min(value) >= 0 and max(value) < before:
             more[key] = list(dict.fromkeys(min(part, kinds - 1) for part in value))
     return {**more, name: kinds}
 
