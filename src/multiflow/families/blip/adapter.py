@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from multiflow.base.adapter import Adapter, TokenMasks, parts, require
 from multiflow.base.errors import MultiflowError
-from multiflow.families.automatic import automatic_adapter
+from multiflow.families.automatic.adapter import automatic_adapter
 
 KEYS = ("pixel_values", "input_ids", "attention_mask")
 ANSWERS = ("answer_ids", "answer_mask", "answer_weights", "answers_per_question")
