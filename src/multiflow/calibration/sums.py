@@ -181,8 +181,8 @@ def never_reached(layout: Layout, missed: Sequence[str]) -> MultiflowError:
     why = f"; no batch holds what '{whole[0]}' takes in" if whole else ""
     return MultiflowError(
         f"{len(missed)} of {len(layout)} layers were never reached by the forward, first '{missed[0]}' "
-        f"({', '.join(groups)}){why}; give batches or an Adapter(forward=...) that reach them, or leave them dense with "
-        f"exclude=r'{_covering(missed, layout)}'"
+        f"({', '.join(groups)}){why}; give batches or an Adapter(forward=...) that reach them, or leave them "
+        f"dense with exclude=r'{_covering(missed, layout)}'"
     )
 
 

@@ -174,7 +174,7 @@ def small_layers(given: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
     if name is None or not isinstance(given[name], int):
         return {}
     before, kinds, more = given[name], 2, {}
-    for key, value in given.items():
+    for value in given.values():
         if isinstance(value, list) and value and all(isinstance(part, str) for part in value) and len(value) == before:
             kinds = max(kinds, len(dict.fromkeys(value)))
     for key, value in given.items():
