@@ -195,7 +195,7 @@ def _covering(missed: Sequence[str], layout: Layout) -> str:
         for parts in [name.split(".")]
         for n in range(len(parts))
     }
-    paths = {}
+    paths: dict[str, None] = {}
     for name in missed:
         parts = name.split(".")
         paths[next(path for n in range(1, len(parts) + 1) if (path := ".".join(parts[:n])) not in seen)] = None

@@ -44,7 +44,7 @@ def row(kind: str, name: str) -> str:
 
 
 def described(kind: str, name: str) -> tuple[str, str]:
-    """Return the groups of a type and what stays dense, of its default config, or of the small one where none builds."""
+    """Return the groups of a type and what stays dense, of its default config or, if that does not build, its small one."""
     for config in (lambda: full_config(kind), lambda: tiny.build_config(kind, name)):
         try:
             with torch.device("meta"):
@@ -144,8 +144,8 @@ def table(rows: list[str]) -> str:
     results = [row.rsplit(" | ", 1)[1] for row in rows]
     passed, refused = (sum(r.startswith(word) for r in results) for word in ("passes", "refused"))
     summary = (
-        f"Of {len(rows)} types and classes {passed + refused} could be built and run by rule; {passed} of them pass and "
-        f"{refused} are refused by name."
+        f"Of {len(rows)} types and classes {passed + refused} could be built and run by rule; {passed} of them pass "
+        f"and {refused} are refused by name."
     )
     return HEAD.format(version=transformers.__version__, summary=summary) + "\n".join(rows) + "\n"
 

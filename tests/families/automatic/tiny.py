@@ -170,7 +170,7 @@ HEADS, KV_HEADS = r"num_(attention_)?heads", r"num_(key_value|kv)_heads"
 
 def small_layers(given: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """Return one layer of each kind, and what is said of single layers cut to those that are left."""
-    name = next((name for name in given if re.search(LAYERS, name) and "hidden" in name or name == "depth"), None)
+    name = next((name for name in given if (re.search(LAYERS, name) and "hidden" in name) or name == "depth"), None)
     if name is None or not isinstance(given[name], int):
         return {}
     before, kinds, more = given[name], 2, {}
