@@ -44,7 +44,7 @@ def row(kind: str, name: str) -> str:
 
 
 def described(kind: str, name: str) -> tuple[str, str]:
-    """Return the groups of a type and what stays dense, of its default config or, if that does not build, its small one."""
+    """Return the groups of a type and what stays dense, of its default config (the small one where that fails)."""
     for config in (lambda: full_config(kind), lambda: tiny.build_config(kind, name)):
         try:
             with torch.device("meta"):
