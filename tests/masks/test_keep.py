@@ -299,3 +299,144 @@ def test_a_model_can_be_copied_and_pickled_inside_the_block():
             twin.load_state_dict(dense)
             assert alive(twin, masks)
         assert not alive(model, masks)
+
+
+def dense_state(model):
+    return {name: torch.ones_like(value) for name, value in model.state_dict().items()}
+
+
+def assign(model):
+    model.load_state_dict(dense_state(model), assign=True)
+
+
+def replace_parameters(model):
+    for layer in ("text.0", "vision.2", "text_out"):
+        module = model.get_submodule(layer)
+        module.weight = torch.nn.Parameter(torch.ones_like(module.weight))
+
+
+def put_parameters(model):
+    """As libraries do that move models: without the module's own ``__setattr__``."""
+    for layer in ("text.0", "vision.2"):
+        module = model.get_submodule(layer)
+        module._parameters["weight"] = torch.nn.Parameter(torch.ones_like(module.weight))
+
+
+@torch.no_grad()
+def write_by_hand(model):
+    for parameter in model.parameters():
+        parameter.copy_(torch.ones_like(parameter))
+
+
+def point_elsewhere(model):
+    for parameter in model.parameters():
+        parameter.data = torch.ones_like(parameter)
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("change", [assign, replace_parameters, put_parameters, write_by_hand, point_elsewhere])
+def test_the_place_in_the_model_counts_and_not_the_tensor(change, given):
+    model = two_towers()
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with mf.keep_sparse(model, masks, optimizer if given else None) as check:
+        for _ in range(2):
+            step(model, optimizer)
+        change(model)
+        revived = alive(model, masks)
+        if revived:  # what nobody could notice yet
+            with pytest.raises(mf.MultiflowError, match="dropped weights of layer"):
+                check()
+        if not given or change in (assign, replace_parameters, put_parameters):
+            optimizer.param_groups[0]["params"] = list(model.parameters())
+            optimizer.state.clear()
+        for _ in range(2):
+            step(model, optimizer)
+        check()
+        assert model.text[0].weight[masks["text.0"]].all()
+    assert not alive(model, masks)
+
+
+def test_writes_that_leave_no_trace_are_found_one_layer_after_the_other():
+    model = two_towers()
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with mf.keep_sparse(model, masks, optimizer) as check:
+        step(model, optimizer)
+        for parameter in model.parameters():
+            parameter.data.copy_(torch.ones_like(parameter))
+        assert alive(model, masks)
+        for _ in range(len(masks)):
+            step(model, optimizer)
+        check()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+def test_optimizers_that_step_inside_the_backward_pass(first, given):
+    model = two_towers()
+    optimizers = {weight: OPTIMIZERS["sgd"]([weight]) for weight in model.parameters()}
+    for _ in range(2):  # momentum that would revive weights
+        ADAPTER.loss(model, towers_batches(4)[0]).backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+
+    def now(weight):
+        optimizers[weight].step()
+        weight.grad = None
+
+    def register():
+        for weight in model.parameters():
+            weight.register_post_accumulate_grad_hook(now)
+
+    if first:
+        register()
+    with mf.keep_sparse(model, masks, optimizers[model.text_out.weight] if given else None) as check:
+        if not first:
+            register()
+        before = model.text[0].weight.detach().clone()
+        for _ in range(3):
+            ADAPTER.loss(model, towers_batches(4)[0]).backward()
+            if first:
+                check()
+        assert not torch.equal(model.text[0].weight, before)
+        if not first:  # what the last step has done shows with the next gradient
+            for optimizer in optimizers.values():
+                optimizer.param_groups[0].update(lr=0.0)
+            ADAPTER.loss(model, towers_batches(4)[0]).backward()
+            ADAPTER.loss(model, towers_batches(4)[0]).backward()
+            check()
+    assert not alive(model, masks)
+
+
+def test_a_second_backward_through_the_same_graph():
+    model = two_towers()
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with mf.keep_sparse(model, masks) as check:
+        for _ in range(2):
+            loss = ADAPTER.loss(model, towers_batches(4)[0])
+            loss.backward(retain_graph=True)
+            loss.backward()
+            optimizer.step()
+        check()
+
+
+def test_a_layer_that_another_module_replaced_is_told():
+    model = two_towers()
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    with mf.keep_sparse(model, masks) as check:
+        model.text[0] = torch.nn.Linear(16, 24)
+        with pytest.raises(mf.MultiflowError, match="layer 'text.0' holds no weight of shape .* any more"):
+            check()
+
+
+def test_nothing_is_left_behind_for_models_made_later():
+    model, other = two_towers(), two_towers(seed=1)
+    masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
+    with mf.keep_sparse(model, masks):
+        other.text[0].weight = torch.nn.Parameter(torch.ones(24, 16))
+        assert other.text[0].weight.all()
+    replace_parameters(model)
+    assert alive(model, masks)

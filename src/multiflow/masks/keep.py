@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from multiflow.base.errors import MultiflowError
 from multiflow.masks.masks import Masks
@@ -38,8 +40,11 @@ def keep_sparse(
     them, and once more before a step, for those that were written by hand. Against what an optimizer may hold from
     before, the weights are set to zero after its step too: with SGD, the Adam family and others of `BY_THEMSELVES`
     after the first step and after one that follows its ``load_state_dict``, together with the state; with any other
-    optimizer, which may mix weights, after every step. Weights that the model's ``load_state_dict`` fills are zeroed at
-    once. The hooks are gone when the block ends; memory is one byte a weight.
+    optimizer, which may mix weights, after every step. Whatever writes to weights in between (by hand, an optimizer
+    that steps inside the backward pass, ``load_state_dict``) is noticed at the next gradient or step, by the weight's
+    version and memory; one layer after the other is zeroed with every step against writes that leave no such trace.
+    The place in the model counts, not the tensor: a parameter that takes it is kept sparse at once. The hooks are gone
+    when the block ends; memory is one byte a weight.
 
     Args:
         model: the model that trains, also one that DistributedDataParallel or ``torch.compile`` wraps, or that
@@ -67,61 +72,106 @@ def keep_sparse(
     if not any(_is_split(weight) for weights in found.values() for weight in weights):
         masks.apply_(model)
     kept = {name: _Kept(masks[name]) for name in masks}
-    weights: list[tuple[str, Tensor, _Kept]] = [(name, weight, kept[name]) for name in masks for weight in found[name]]
+    places = [
+        _Place(path, model.get_submodule(path), kept[name]) for name in masks for path in masks.layout[name].paths
+    ]
     for name, paths in (copies or {}).items():  # buffers stay whole where weights are split
         of = _Kept(masks[name]) if any(map(_is_split, found[name])) else kept[name]
-        weights += [(path, model.get_submodule(path).weight, of) for path in paths]  # type: ignore[misc]
+        places += [_Place(path, model.get_submodule(path), of) for path in paths]
+    hooked: dict[int, weakref.ref[Tensor]] = {}
+    settled = False  # whether the optimizer holds nothing for dropped weights
+    turn = 0
 
     @torch.no_grad()
     def zero_weights(*_: Any) -> None:
-        for _name, weight, of in weights:
+        for place, weight in _distinct(places):
             if isinstance(weight, nn.Parameter):
-                of.zero_(weight)
+                place.kept.zero_(weight)
+        note()
+
+    def note() -> None:
+        for place in places:
+            place.note()
 
     @torch.no_grad()
-    def zero_gradients(*_: Any) -> None:
-        for _name, weight, of in weights:
-            of.zero_gradient(weight)
-
-    settled = False  # whether the optimizer holds nothing for dropped weights
+    def look_after(*_: Any) -> None:
+        for place, weight in _distinct(places):
+            hook(place, weight)
+            place.zero_what_changed(weight)
 
     @torch.no_grad()
     def after_step(*_: Any) -> None:
-        nonlocal settled
-        if settled:
+        nonlocal settled, turn
+        if not settled:
+            zero_weights()
+            if inner is not None and type(inner) in BY_THEMSELVES:
+                for place, weight in _distinct(places):
+                    for state in inner.state.get(weight, {}).values():
+                        if isinstance(state, Tensor) and state.shape == weight.shape:
+                            place.kept.zero_(state)
+                settled = True
             return
-        zero_weights()
-        if inner is not None and type(inner) in BY_THEMSELVES:
-            for _name, weight, of in weights:
-                for state in inner.state.get(weight, {}).values():
-                    if isinstance(state, Tensor) and state.shape == weight.shape:
-                        of.zero_(state)
-            settled = True
+        turn += 1
+        there = _distinct(places)
+        place, weight = there[turn % len(there)]
+        if _is_split(weight) or not weight.is_cpu:  # to ask would be to wait
+            place.kept.zero_(weight)
+        elif place.kept.revived(weight):
+            zero_weights()
+        note()
 
     def unsettle(*_: Any) -> None:
         nonlocal settled
         settled = False
 
-    @torch.no_grad()
     def check() -> None:
-        for name, weight, of in weights:
-            if revived := of.revived(weight):
+        there = {id(module) for module in model.modules()}
+        for place in places:
+            weight = place.tensor
+            if id(place.module) not in there or weight is None or weight.shape != place.kept.shape:
                 raise MultiflowError(
-                    f"{revived} of the {of.dropped:,} dropped weights of layer '{name}' are no longer 0.0; something "
-                    "writes to them beside the optimizer that keep_sparse was given"
+                    f"layer '{place.path}' holds no weight of shape {tuple(place.kept.shape)} any more; replace layers "
+                    "of a model before keep_sparse begins"
                 )
+        with torch.no_grad():
+            for place, weight in _distinct(places):
+                if revived := place.kept.revived(weight):
+                    raise MultiflowError(
+                        f"{revived} of the {place.kept.dropped:,} dropped weights of layer '{place.path}' are no "
+                        "longer 0.0; something writes to them beside the optimizer that keep_sparse was given"
+                    )
 
-    with torch.no_grad():
-        for _, weight, of in weights:
-            of.zero_(weight)
     with ExitStack() as stack:
-        for _, weight, of in weights:
-            if isinstance(weight, nn.Parameter):
-                stack.callback(_on_gradient(weight, of.zero_gradient).remove)
-        for module, zero in _on_load(model, weights):
-            stack.callback(module.register_load_state_dict_post_hook(zero).remove)
+
+        def hook(place: _Place, weight: Tensor) -> None:
+            if isinstance(weight, nn.Parameter) and (id(weight) not in hooked or hooked[id(weight)]() is not weight):
+                hooked[id(weight)] = weakref.ref(weight)
+                sees_all = (
+                    weight is places[0].tensor or weight is places[-1].tensor
+                )  # twice a backward pass is often enough
+                stack.callback(_on_gradient(weight, look_after if sees_all else place.zero_what_changed).remove)
+
+        def follow(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
+            place = by_module.get(id(module))
+            if place is None or name != "weight" or weight is None or weight.shape != place.kept.shape:
+                return
+            if not weight.is_meta:
+                with torch.no_grad():
+                    place.kept.zero_(weight)
+            hook(place, weight)
+
+        with torch.no_grad():
+            for place, weight in _distinct(places):
+                place.kept.zero_(weight)
+        note()
+        for place, weight in _distinct(places):
+            hook(place, weight)
+        by_module = {id(place.module): place for place in places}
+        stack.callback(register_module_parameter_registration_hook(follow).remove)
+        for place in by_module.values():
+            stack.callback(place.module.register_load_state_dict_post_hook(_Loaded(place)).remove)
         if inner is not None:
-            stack.callback(inner.register_step_pre_hook(zero_gradients).remove)
+            stack.callback(inner.register_step_pre_hook(look_after).remove)
             stack.callback(inner.register_step_post_hook(after_step).remove)
             stack.callback(inner.register_load_state_dict_post_hook(unsettle).remove)
         stack.callback(zero_weights)
@@ -146,6 +196,59 @@ def buffer_places(model: nn.Module, masks: Masks, places: Mapping[str, Sequence[
     return found
 
 
+class _Place:
+    """Where a model holds a weight; the tensor there may be replaced."""
+
+    def __init__(self, path: str, module: nn.Module, kept: _Kept) -> None:
+        self.path, self.module, self.kept = path, module, kept
+        self._seen: tuple[int, int, int] | None = None
+        self._split: Tensor | None = None
+        now = self.tensor
+        if now is not None and _is_split(now):  # then the module holds other tensors while it runs
+            self._split = now
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The weight that is there now, a parameter or a buffer."""
+        if self._split is not None:
+            return self._split
+        weight = self.module._parameters.get("weight")
+        return self.module._buffers.get("weight") if weight is None else weight
+
+    def note(self) -> None:
+        """Take the weight as it is for sparse."""
+        self._seen = self._state()
+
+    def is_changed(self) -> bool:
+        """Whether somebody has written to the weight, or put another there, since it was noted."""
+        return self._state() != self._seen
+
+    @torch.no_grad()
+    def zero_what_changed(self, weight: Tensor) -> None:
+        """Zero the dropped entries of the weight's gradient, and of the weight if it was written to."""
+        if weight is self.tensor and self.is_changed():
+            self.kept.zero_(weight)
+            self.note()
+        if weight.grad is not None:
+            self.kept.zero_(weight.grad)
+
+    def _state(self) -> tuple[int, int, int] | None:
+        weight = self.tensor
+        if weight is None:
+            return None
+        return id(weight), weight._version, 0 if self._split is not None else weight.data_ptr()
+
+
+def _distinct(places: Sequence[_Place]) -> list[tuple[_Place, Tensor]]:
+    """Give each tensor that is in one of the places, and fits it, once."""
+    found: dict[int, tuple[_Place, Tensor]] = {}
+    for place in places:
+        weight = place.tensor
+        if weight is not None and weight.shape == place.kept.shape:
+            found.setdefault(id(weight), (place, weight))
+    return list(found.values())
+
+
 class _Kept:
     """Which entries of a weight are kept, on its device and split as it is (Trainer moves it, FSDP splits it).
 
@@ -156,10 +259,11 @@ class _Kept:
     def __init__(self, mask: Tensor) -> None:
         self._kept = mask.to(torch.int8).neg_()
         self._is_split = False
+        self.shape = mask.shape
         self.dropped = mask.numel() - int(mask.sum())
 
     def zero_(self, tensor: Tensor) -> None:
-        """Put dropped entries to 0.0, in place."""
+        """Put dropped entries to 0.0, in place; a graph that needs the tensor once more stays of use."""
         bits = self._bits(tensor)
         if bits.numel() <= CHUNK or not bits.is_cpu:
             bits.bitwise_and_(self._kept)
@@ -167,11 +271,6 @@ class _Kept:
         rows = max(1, CHUNK * len(bits) // bits.numel())
         for some, kept in zip(bits.split(rows), self._kept.split(rows), strict=True):
             some.bitwise_and_(kept)
-
-    def zero_gradient(self, weight: Tensor) -> None:
-        """Put the gradient of dropped entries to 0.0, in place."""
-        if weight.grad is not None:
-            self.zero_(weight.grad)
 
     def revived(self, tensor: Tensor) -> int:
         """Count the dropped entries that are not 0.0; those of all processes if they hold a part each."""
@@ -192,7 +291,7 @@ class _Kept:
                 self._kept = distribute_tensor(self._kept, *how, src_data_rank=None).to_local()
                 self._is_split = True
             tensor = tensor.to_local()  # type: ignore[attr-defined]
-        return tensor.detach().view(WHOLE_NUMBERS[tensor.element_size()])
+        return tensor.data.view(WHOLE_NUMBERS[tensor.element_size()])
 
 
 class _Loaded:
@@ -201,25 +300,17 @@ class _Loaded:
     A class, for modules are copied and pickled with their hooks: averages of weights are, and models saved whole.
     """
 
-    def __init__(self, zero: Callable[[Tensor], None] | None = None, weight: Tensor | None = None) -> None:
-        self._zero, self._weight = zero, weight
+    def __init__(self, place: _Place | None = None) -> None:
+        self._place = place
 
-    def __call__(self, *_: Any) -> None:
-        if self._zero is not None and self._weight is not None:
-            with torch.no_grad():
-                self._zero(self._weight)
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        if self._place is not None and module is self._place.module:
+            for place, weight in _distinct([self._place]):
+                with torch.no_grad():
+                    place.kept.zero_(weight)
 
     def __reduce__(self) -> tuple[type[_Loaded], tuple[()]]:
         return _Loaded, ()
-
-
-def _on_load(model: nn.Module, weights: Sequence[tuple[str, Tensor, _Kept]]) -> Iterator[tuple[nn.Module, _Loaded]]:
-    """Give each module that holds one of the weights, and what to do when it has loaded a state."""
-    kept = {id(weight): of for _, weight, of in weights}
-    for module in model.modules():
-        for weight in (*module._parameters.values(), *module._buffers.values()):
-            if weight is not None and id(weight) in kept:
-                yield module, _Loaded(kept[id(weight)].zero_, weight)
 
 
 def _on_gradient(weight: nn.Parameter, act: Callable[[Tensor], None]) -> Any:
