@@ -11,8 +11,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 import multiflow as mf
 from multiflow.bench import demo as bench_demo
-from multiflow.bench.demo import Demo, Example, Find, choose, mask_path, png, pruned, timed
-from multiflow.cli.demo import run_demo
+from multiflow.bench.demo import Demo, Example, Find, choose, mask_path, measure, png, pruned, timed
 from multiflow.data import build_word_tokenizer, load_tokenizer, to_pixels
 from multiflow.families.opening import load_model
 from multiflow.report.demo import demo_spreads
@@ -28,7 +27,7 @@ def place(tmp_path_factory):
 
 
 def run(place, folder, **changes) -> Demo:
-    return run_demo(tiny_settings(place, folder, **changes), folder, lambda *_: None)
+    return measure(str(place), folder, tiny_settings(place, folder, **changes), "multiflow demo", lambda *_: None)
 
 
 def test_a_row_is_what_pruning_and_searching_by_hand_give(place, tmp_path):

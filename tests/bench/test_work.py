@@ -15,7 +15,7 @@ import multiflow as mf
 from multiflow.base.errors import MultiflowError
 from multiflow.bench import work
 from multiflow.bench.config import read_grid
-from multiflow.bench.engines.base import Job
+from multiflow.bench.engines import Job
 from multiflow.bench.grid import expand
 from multiflow.bench.store import Results
 from multiflow.bench.work import Order, work_on

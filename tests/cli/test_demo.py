@@ -10,7 +10,7 @@ from rich.console import Console
 import multiflow as mf
 from multiflow.bench import demo as bench_demo
 from multiflow.cli import main
-from multiflow.cli.demo import DemoSettings, check, command_line, result_table, run_demo
+from multiflow.cli.demo import DemoSettings, check, command_line, result_table
 from multiflow.cli.settings import parse
 from tests.cli.demo_fixtures import save_tiny_model, tiny_settings
 
@@ -156,7 +156,7 @@ def test_the_command_line_repeats_the_run():
 
 def test_the_table_is_narrow_and_loud_about_collapse(place, tmp_path):
     settings = tiny_settings(place, tmp_path, sparsity=(0.999,), method=("magnitude-modality",))
-    table = result_table(run_demo(settings, tmp_path, lambda *_: None))
+    table = result_table(bench_demo.measure(str(place), tmp_path, settings, "multiflow demo", lambda *_: None))
     zeros = [cell for column in table.columns for cell in column.cells if str(cell) in ("99.9", "100.0")]
     assert len(zeros) == 4  # in all, and in each of three modalities
     assert all(cell.style == "bold red" for cell in zeros)

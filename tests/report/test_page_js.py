@@ -9,7 +9,7 @@ from html import unescape
 import pytest
 
 from multiflow.report.charts import Look, Point, Series, line_chart
-from multiflow.report.document import Document, Figure, Figures, Section, page
+from multiflow.report.document import Document, Drawing, Drawings, Section, page
 from multiflow.report.tables import Column, Row, Table, TableCell
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -57,7 +57,7 @@ def found(tmp_path_factory):
         Series(name, Look("blue", "circle"), tuple(Point(0.1 * y, y, y, y, f"{name}{y}") for y in ys))
         for name, ys in lines.items()
     ]
-    drawing = Figures([Figure(line_chart("c", series, [], x_label="zeros"))])
+    drawing = Drawings([Drawing(line_chart("c", series, [], x_label="zeros"))])
     sections = [Section("s", "S", [Table(columns, rows, "t"), drawing])]
     tiers = [("", "all"), ("1", "tier 1"), ("2", "tier 2")]
     text = page(Document("t", "", "", [], sections, tiers=tiers))

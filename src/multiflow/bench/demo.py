@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from math import sqrt
 from pathlib import Path
@@ -192,67 +192,42 @@ def too_close(a: Sequence[float], b: Sequence[float]) -> bool:
     return abs(fmean(differences)) <= 1.96 * stdev(differences) / sqrt(len(differences))
 
 
-def measure(
-    place: str,
-    folder: Path,
-    *,
-    name: str,
-    methods: Sequence[str],
-    sparsities: Sequence[float],
-    scenes: int,
-    shortlist: int,
-    batches: int,
-    batch_size: int,
-    examples: int,
-    seed: int,
-    device: str,
-    dtype: str,
-    step: Step,
-    settings: Mapping[str, Any],
-    command: str,
-) -> Demo:
+def measure(place: str, folder: Path, settings: Any, command: str, step: Step) -> Demo:
     """Prune a model in every way, write the masks into a folder, and measure what each model finds.
 
     Args:
         place: folder of an X-VLM that knows Shapes.
         folder: of the demo; masks go to ``masks/METHOD``.
-        name: of the model, as it was given.
-        methods: names of pruners.
-        sparsities: shares of the weights to drop.
-        scenes: held-out scenes to search, with one caption each.
-        shortlist: candidates of each search that are ranked again.
-        batches: calibration batches.
-        batch_size: pairs a batch.
-        examples: scenes to show.
-        seed: of everything that is random.
-        device: where to compute.
-        dtype: of the model.
-        step: called with (phase, done, of how many).
-        settings: as they were given, for the record.
+        settings: a dataclass with the fields that ``multiflow demo`` takes.
         command: which repeats the run.
+        step: called with (phase, done, of how many).
     """
+    name, methods, seed = Path(settings.model).name, settings.method, settings.seed
     phases: dict[str, float] = {}
     # 1. the model, held-out scenes, and calibration batches of others
     with timed(phases, "load"):
-        model = _open_pair_model(place, name, device, dtype)
-        tokenizer = _open_tokenizer(place, name, model.config.text["vocab_size"])
+        model = _open_pair_model(place, settings)
+        tokenizer = _open_tokenizer(place, settings.model, model.config.text["vocab_size"])
         side = model.config.image_size
     with timed(phases, "draw"):
-        worlds = make_scenes("test", scenes, seed=seed)
+        worlds = make_scenes("test", settings.scenes, seed=seed)
         images = [render(scene, side) for scene in worlds]
         captions = [describe(scene, 1)[0] for scene in worlds]
         pixels = torch.from_numpy(to_pixels(images, side))
-        data = open_batches(model, place, Source(None, batches=batches, batch_size=batch_size, seed=seed))
+        source = Source(None, batches=settings.batches, batch_size=settings.batch_size, seed=seed)
+        data = open_batches(model, place, source)
     # 2. one calibration pass for all methods that share it, and the masks of every method
     with timed(phases, "calibrate"):
         shared = [find_pruner(method) for method in methods if find_pruner(method).shares_pass]
         needs = dict.fromkeys(name for pruner in shared for name in pruner.statistics)
         stats = calibrate(model, data, statistics=list(needs), progress=step) if needs else None
+
+    def given(method: str) -> Any:
+        return stats if find_pruner(method).shares_pass else data
+
     with timed(phases, "prune"):
         results = {
-            method: prune(
-                model, method, sparsities, stats if find_pruner(method).shares_pass else data, seed=seed, progress=step
-            )
+            method: prune(model, method, settings.sparsity, given(method), seed=seed, progress=step)
             for method in methods
         }
     with timed(phases, "save"):
@@ -265,28 +240,30 @@ def measure(
         for done, (method, sparsity) in enumerate([(DENSE, 0.0), *asked], 1):
             with pruned(model, results.get(method), sparsity):
                 texts = [[caption] for caption in captions]
-                found[method, sparsity] = evaluate_retrieval(model, pixels, texts, tokenizer, shortlist=shortlist)
+                found[method, sparsity] = evaluate_retrieval(
+                    model, pixels, texts, tokenizer, shortlist=settings.shortlist
+                )
             step("evaluate", done, len(asked) + 1)
     # 4. the records
     made = {key: _cell(name, *key, seed, of) for key, of in found.items()}
     cells = tuple(made[key] for key in asked)
-    shown = most_telling(cells, chance=100 / scenes)
+    shown = most_telling(cells, chance=100 / settings.scenes)
     models = {DENSE: found[DENSE, 0.0], **{method: found[method, shown] for method in methods}}
-    chosen = choose(_examples(models, scenes), examples)
+    chosen = choose(_examples(models, settings.scenes), settings.examples)
     seen = sorted({i for example in chosen for i in example.scenes})
     times = {method: phases["calibrate"] if result.stats is not None else 0.0 for method, result in results.items()}
     return Demo(
-        model=Path(name).name,
+        model=name,
         parameters=sum(p.numel() for p in model.parameters()),
-        layout=results[methods[0]].masks[sparsities[0]].layout.layers,
-        scenes=scenes,
-        shortlist=shortlist,
+        layout=results[methods[0]].masks[settings.sparsity[0]].layout.layers,
+        scenes=settings.scenes,
+        shortlist=settings.shortlist,
         calibration=data.seen,
         dense=made[DENSE, 0.0],
         cells=cells,
         prunings=tuple(
             pruning_record(
-                *(result, method, Path(name).name, method, seed),
+                *(result, method, name, method, seed),
                 calibration=times[method],
                 selection=result.seconds,
                 pairs=data.seen if find_pruner(method).needs_data else 0,
@@ -300,17 +277,17 @@ def measure(
         pictures={i: png(images[i]) for i in seen},
         image_size=side,
         phases=phases,
-        settings=settings,
+        settings=asdict(settings),
         command=command,
         files={p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()},
     )
 
 
-def _open_pair_model(place: str, name: str, device: str, dtype: str) -> PairModel:
-    model = open_model(place, None, None, device, dtype)
+def _open_pair_model(place: str, settings: Any) -> PairModel:
+    model = open_model(place, None, None, settings.device, settings.dtype)
     if not isinstance(model, PairModel):
         raise MultiflowError(
-            f"model '{name}' is a {type(model).__name__}; the demo searches with a model that compares "
+            f"model '{settings.model}' is a {type(model).__name__}; the demo searches with a model that compares "
             "images with texts: give a folder that 'multiflow pretrain' wrote, or leave --model out"
         )
     return model
@@ -378,7 +355,7 @@ def _cell(model: str, method: str, sparsity: float, seed: int, found: RetrievalR
     figures = retrieval_figures(found, [1] * len(found.text_ranks))
     return Cell(
         f"{method}-{sparsity:g}",
-        *(Path(model).name, method, sparsity, TASK.name, seed, "demo"),
+        *(model, method, sparsity, TASK.name, seed, "demo"),
         score=figures[TASK.main],
         metric=TASK.main,
         figures=dict(figures),

@@ -48,7 +48,7 @@ def expand(grid: Grid) -> list[Plan]:
     """
     plans: dict[str, Plan] = {}
     sparsities: dict[str, dict[float, None]] = {}
-    settings = _Settings(grid)
+    settings = _PartSettings(grid)
     for tier in grid.tiers:
         for plan in _tier(grid, tier, settings):
             other = plans.setdefault(plan.cell.id, plan).cell
@@ -61,7 +61,7 @@ def expand(grid: Grid) -> list[Plan]:
     ]
 
 
-class _Settings:
+class _PartSettings:
     """Settings of the grid's parts, each found once."""
 
     def __init__(self, grid: Grid) -> None:
@@ -71,7 +71,7 @@ class _Settings:
         self.calibration = cache(lambda name: calibration_settings(_calibration(grid, name), grid))
 
 
-def _tier(grid: Grid, tier: Tier, settings: _Settings) -> Iterator[Plan]:
+def _tier(grid: Grid, tier: Tier, settings: _PartSettings) -> Iterator[Plan]:
     names = list(grid.models if tier.models is None else tier.models)
     pairs = [(m, t) for m in names for t in grid.models[m].tasks if tier.tasks is None or t in tier.tasks]
     if not pairs:
@@ -89,7 +89,7 @@ def _tier(grid: Grid, tier: Tier, settings: _Settings) -> Iterator[Plan]:
 
 
 def _plan(
-    grid: Grid, tier: Tier, settings: _Settings, model: str, pruner: str, sparsity: float, task: str, seed: int
+    grid: Grid, tier: Tier, settings: _PartSettings, model: str, pruner: str, sparsity: float, task: str, seed: int
 ) -> Plan:
     what: dict[str, Any] = {"model": settings.model(model), "task": settings.task(task, model), "seed": seed}
     entry, pruning = None, None

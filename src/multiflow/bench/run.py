@@ -13,7 +13,7 @@ from multiflow.base.files import write_atomically
 from multiflow.base.registry import import_modules
 from multiflow.bench.check import check_data, check_models, check_settings
 from multiflow.bench.config import Grid
-from multiflow.bench.engines.base import EngineOptions, Job, Outcome, find_engine
+from multiflow.bench.engines import EngineOptions, Job, JobOutcome, find_engine
 from multiflow.bench.grid import Plan, check_names, expand, select
 from multiflow.bench.machine import git_revision
 from multiflow.bench.make import check_make, make_data
@@ -127,7 +127,7 @@ def run_grid(
         shutil.rmtree(results.folder / "stats", ignore_errors=True)
 
 
-def line_of(outcome: Outcome, results: Results) -> Cell | None:
+def line_of(outcome: JobOutcome, results: Results) -> Cell | None:
     """Return the line of a cell whose job is over, written here if the worker died; None if another runner has it."""
     order: Order = outcome.job.order
     cell = results.cell(outcome.job.cell)

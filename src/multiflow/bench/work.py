@@ -20,7 +20,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import SETTINGS
-from multiflow.bench.engines.base import Job
+from multiflow.bench.engines import Job
 from multiflow.bench.grid import Plan
 from multiflow.bench.machine import describe_machine, peak_memory, reset_peak_memory
 from multiflow.bench.pruning import pruned

@@ -20,7 +20,7 @@ from multiflow.base.progress import clock
 from multiflow.base.reading import read_yaml
 from multiflow.bench.check import check_data
 from multiflow.bench.config import read_grid
-from multiflow.bench.engines.base import ENGINES
+from multiflow.bench.engines import ENGINES
 from multiflow.bench.grid import Plan
 from multiflow.bench.records import DENSE, Cell
 from multiflow.bench.run import RunOptions, prepare, run_grid, to_do

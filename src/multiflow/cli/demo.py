@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from multiflow.base.runs import whole_folder
 from multiflow.bench.demo import Demo, mask_path, measure
 from multiflow.bench.records import Cell
 from multiflow.cli.console import show
-from multiflow.cli.progress import Step, step_progress
+from multiflow.cli.progress import step_progress
 from multiflow.cli.settings import Device, Dtype, Seed
 from multiflow.families.opening import find_device, find_dtype, find_model
 from multiflow.pruning.plan import request
@@ -66,10 +66,6 @@ class DemoSettings:
     dtype: Dtype = "auto"
 
 
-ALIKE = ("scenes", "shortlist", "batches", "batch_size", "examples", "seed", "device", "dtype")
-"""Settings that `measure` takes by the same names."""
-
-
 def demo(settings: DemoSettings) -> None:
     """Prune, measure, write masks, ``demo.json`` and ``report.html``, and print the table.
 
@@ -78,7 +74,7 @@ def demo(settings: DemoSettings) -> None:
     settings = check(settings)
     out = Path(settings.out)
     with whole_folder(out, lambda place: check_replaceable(place, out)) as folder, step_progress() as step:
-        found = run_demo(settings, folder, step)
+        found = measure(find_model(settings.model), folder, settings, command_line(settings), step)
         write_atomically(folder / REPORT_FILE, page(demo_document(found)))
         write_facts(folder / DEMO_FILE, demo_values(found))
     show(result_table(found), headline(found))
@@ -87,21 +83,6 @@ def demo(settings: DemoSettings) -> None:
     show(
         f"{sum(found.phases.values()):.0f} s in all; masks and numbers are in {settings.out}, "
         f"the report is {out / REPORT_FILE}"
-    )
-
-
-def run_demo(settings: DemoSettings, folder: Path, step: Step) -> Demo:
-    """Measure what the settings ask for, and write the masks into the folder."""
-    return measure(
-        find_model(settings.model),
-        folder,
-        name=settings.model,
-        methods=settings.method,
-        sparsities=settings.sparsity,
-        **{name: getattr(settings, name) for name in ALIKE},
-        step=step,
-        settings=asdict(settings),
-        command=command_line(settings),
     )
 
 

@@ -30,8 +30,8 @@ from multiflow.report.charts import (
 from multiflow.report.document import (
     Block,
     Document,
-    Figure,
-    Figures,
+    Drawing,
+    Drawings,
     Group,
     Mark,
     Markups,
@@ -156,13 +156,13 @@ def _quality(demo: Demo, styles: Mapping[str, Look]) -> Section:
         text = f"{cell.pruner}, {nominal(cell.sparsity)} zeros: {value:.1f} (95 % interval {low:.1f} to {high:.1f})"
         return Point(cell.sparsity, value, low, high, text)
 
-    def chart(metric: str, title: str) -> Figure:
+    def chart(metric: str, title: str) -> Drawing:
         series = [
             Series(method, styles[method], tuple(point(demo.cell(method, s), metric) for s in demo.sparsities))
             for method in demo.methods
         ]
         references = (Reference("dense", demo.dense.figures[metric]), Reference("chance", demo.chance, dotted=True))
-        return Figure(line_chart(title, series, references, x_label="zeros among the prunable weights"), title)
+        return Drawing(line_chart(title, series, references, x_label="zeros among the prunable weights"), title)
 
     low, high = wilson(50, demo.scenes)
     charts = [
@@ -173,7 +173,7 @@ def _quality(demo: Demo, styles: Mapping[str, Look]) -> Section:
         f"Whiskers are 95 % intervals. With {demo.scenes} searches they reach up to {(high - low) / 2:.0f} points to "
         "either side: smaller differences may be luck."
     )
-    return Section("quality", "Quality against sparsity", [Figures(charts, "pair")], lead)
+    return Section("quality", "Quality against sparsity", [Drawings(charts, "pair")], lead)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

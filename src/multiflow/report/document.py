@@ -77,7 +77,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Drawing:
     """A drawing and what it shows; a note stands beside the title."""
 
     drawing: Markup
@@ -86,7 +86,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Drawings:
     """Drawings side by side, which Markdown leaves out.
 
     Args:
@@ -96,7 +96,7 @@ class Figures:
     """
 
     kind: ClassVar[str] = "figures"
-    figures: Sequence[Figure]
+    figures: Sequence[Drawing]
     look: str = "charts"
     pruner: str | None = None
 
@@ -120,7 +120,7 @@ class Markups:
     look: str | None = None
 
 
-Block: TypeAlias = "Paragraph | Items | Pairs | Verdict | Figures | Group | Markups | Table"
+Block: TypeAlias = "Paragraph | Items | Pairs | Verdict | Drawings | Group | Markups | Table"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from multiflow.base.types import Layer
 from multiflow.bench.records import Pruning
 from multiflow.report.charts import COLLAPSED, Look, layer_bars
-from multiflow.report.document import Figure, Figures, Mark, Verdict
+from multiflow.report.document import Drawing, Drawings, Mark, Verdict
 from multiflow.report.text import count, listed, nominal, percent
 
 EVEN = 0.01
@@ -142,16 +142,16 @@ def collapse_verdict(found: Sequence[Spread]) -> Verdict:
     )
 
 
-def layer_panels(found: Sequence[Spread], looks: Mapping[str, Look]) -> list[Figures]:
+def layer_panels(found: Sequence[Spread], looks: Mapping[str, Look]) -> list[Drawings]:
     """Return the bars of all layers: a row of drawings a pruner, one a sparsity."""
     return [
-        Figures([_panel(spread, looks[pruner]) for spread in found if spread.pruner == pruner], "panels", pruner)
+        Drawings([_panel(spread, looks[pruner]) for spread in found if spread.pruner == pruner], "panels", pruner)
         for pruner in dict.fromkeys(spread.pruner for spread in found)
     ]
 
 
-def _panel(spread: Spread, look: Look) -> Figure:
+def _panel(spread: Spread, look: Look) -> Drawing:
     title = f"{spread.pruner} on {spread.model} at {nominal(spread.sparsity)}: share of zeros in each layer"
     bars = layer_bars(title, spread.layout, spread.layers, spread.groups, spread.sparsity, look)
     gone = len(spread.gone_layers)
-    return Figure(bars, nominal(spread.sparsity), Mark(f"{count(gone, 'layer')} collapsed", "gone") if gone else "")
+    return Drawing(bars, nominal(spread.sparsity), Mark(f"{count(gone, 'layer')} collapsed", "gone") if gone else "")

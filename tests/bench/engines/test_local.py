@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.bench.engines import here, local
-from multiflow.bench.engines.base import EngineOptions, Job, find_engine
+from multiflow.bench.engines import EngineOptions, Job, find_engine, here, local
 
 
 def work(job: Job) -> None:

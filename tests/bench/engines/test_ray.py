@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.bench.engines.base import EngineOptions, Job, find_engine
+from multiflow.bench.engines import EngineOptions, Job, find_engine
 
 ray = pytest.importorskip("ray", reason="Ray is an optional extra")
 from multiflow.bench.engines.ray import _ending, run  # noqa: E402

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.bench.engines.base import EngineOptions, Job, find_engine
+from multiflow.bench.engines import EngineOptions, Job, find_engine
 
 submitit = pytest.importorskip("submitit", reason="submitit is an optional extra")
 from multiflow.bench.engines import slurm  # noqa: E402

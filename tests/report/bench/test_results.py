@@ -7,17 +7,17 @@ import pytest
 
 from multiflow.bench.records import DENSE
 from multiflow.report.bench.cost import costs, total_seconds
-from multiflow.report.bench.results import Place, compare_overall, gather
+from multiflow.report.bench.results import GridPlace, compare_overall, gather
 from multiflow.report.zeros import spreads
 
 from .conftest import bare, make_cell, make_grid, make_pruning
 
-AT = Place("xvlm-shapes", "vqa", "accuracy", 0.75)
+AT = GridPlace("xvlm-shapes", "vqa", "accuracy", 0.75)
 
 
 def test_known_effects_are_found(grid):
     bench = gather(*grid)
-    place = Place("xvlm-shapes", "retrieval", "mean R@1", 0.75)
+    place = GridPlace("xvlm-shapes", "retrieval", "mean R@1", 0.75)
     assert bench.differences[place, "multiflow", "magnitude"].value == pytest.approx(10, abs=4)
     assert bench.differences[place, "multiflow", "magnitude"].low > 0
     assert bench.differences[place, "magnitude", "multiflow"].high < 0

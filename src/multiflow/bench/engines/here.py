@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from multiflow.base.errors import MultiflowError
-from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt, check_no_options
+from multiflow.bench.engines import EngineOptions, Job, JobOutcome, Work, attempt, check_no_options
 
 
 def check(options: EngineOptions) -> None:
@@ -17,8 +17,8 @@ def check(options: EngineOptions) -> None:
         )
 
 
-def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Outcome]:
+def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[JobOutcome]:
     """Run jobs in this process."""
     check(options)
     for job in jobs:
-        yield Outcome(job, attempt(work, job))
+        yield JobOutcome(job, attempt(work, job))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from typing import Any
 
-from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt, check_no_options
+from multiflow.bench.engines import EngineOptions, Job, JobOutcome, Work, attempt, check_no_options
 
 PATIENCE = 10.0  # seconds that a worker gets to end by itself
 
@@ -44,7 +44,7 @@ def check(options: EngineOptions) -> None:
     check_no_options("local", options)
 
 
-def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Outcome]:
+def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[JobOutcome]:
     """Run jobs in ``options.workers`` spawned processes."""
     check(options)
     waiting = deque(Given(job) for job in jobs)
@@ -61,14 +61,14 @@ def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Out
                 given, worker.given = worker.given, None
                 assert given is not None
                 try:
-                    yield Outcome(given.job, worker.pipe.recv())
+                    yield JobOutcome(given.job, worker.pipe.recv())
                 except (EOFError, OSError):
                     worker.process.join()
                     workers[number] = _start(worker.number, work)
                     if given.deaths < options.retries:
                         waiting.appendleft(Given(given.job, given.deaths + 1))
                     else:
-                        yield Outcome(given.job, _died(worker.process.exitcode, given.deaths + 1))
+                        yield JobOutcome(given.job, _died(worker.process.exitcode, given.deaths + 1))
     finally:
         for worker in workers:
             if worker.given is not None:

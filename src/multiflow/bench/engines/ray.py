@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt
+from multiflow.bench.engines import EngineOptions, Job, JobOutcome, Work, attempt
 
 try:
     import ray
@@ -38,7 +38,7 @@ def check(options: EngineOptions) -> None:
         raise MultiflowError(f"autoscaling={value} was given to the ray engine; expected yes or no")
 
 
-def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Outcome]:
+def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[JobOutcome]:
     """Do the jobs on a Ray cluster, at most ``workers`` at once; yield the outcome of each as it ends.
 
     The cluster is the one at the option ``address`` or at ``RAY_ADDRESS``, the one that this process is connected to
@@ -71,7 +71,7 @@ def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Out
                 if is_dead and deaths < options.retries:
                     waiting.appendleft((job, deaths + 1))
                 else:
-                    yield Outcome(job, error)
+                    yield JobOutcome(job, error)
         finally:
             for left in running:
                 ray.cancel(left, force=True)

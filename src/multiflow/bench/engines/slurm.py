@@ -14,7 +14,7 @@ from math import ceil
 from pathlib import Path
 
 from multiflow.base.errors import MultiflowError
-from multiflow.bench.engines.base import EngineOptions, Job, Outcome, Work, attempt
+from multiflow.bench.engines import EngineOptions, Job, JobOutcome, Work, attempt
 
 try:
     import submitit
@@ -40,7 +40,7 @@ def check(options: EngineOptions) -> None:
         )
 
 
-def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Outcome]:
+def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[JobOutcome]:
     """Do the jobs by Slurm, at most ``workers`` at once; yield the outcome of each as it ends.
 
     A job that dies is submitted again, ``retries`` times. Closing the iterator leaves the jobs running and says so.
@@ -64,7 +64,7 @@ def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Out
                 if is_dead and left:
                     died.append(job)
                 else:
-                    yield Outcome(job, error)
+                    yield JobOutcome(job, error)
             array = died
 
 

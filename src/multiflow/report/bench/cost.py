@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from multiflow.bench.records import DENSE, Cell, Pruning
 from multiflow.report.bench.quality import pruner_row
-from multiflow.report.bench.results import Bench, Entry, Place, score_of
+from multiflow.report.bench.results import Bench, GridPlace, PlaceEntry, score_of
 from multiflow.report.charts import Look, Point, Reference, Series, chart, log_axis, round_axis
-from multiflow.report.document import Block, Figure, Figures, Paragraph, Section
+from multiflow.report.document import Block, Drawing, Drawings, Paragraph, Section
 from multiflow.report.tables import Column, Table, TableCell
 from multiflow.report.text import NBSP, count, nominal, number, seconds, size
 
@@ -109,7 +109,7 @@ def _cost(bench: Bench, model: str, pruner: str, prunings: list[Pruning]) -> Cos
     )
 
 
-def _kept(bench: Bench, tracks: Sequence[Place], pruner: str, sparsity: float) -> Kept | None:
+def _kept(bench: Bench, tracks: Sequence[GridPlace], pruner: str, sparsity: float) -> Kept | None:
     sparse = [bench.entries.get((track._replace(sparsity=sparsity), pruner)) for track in tracks]
     dense = [bench.entries.get((track, DENSE)) for track in tracks]
     scores = [_scores(entry) for entry in (*sparse, *dense)]
@@ -121,7 +121,7 @@ def _kept(bench: Bench, tracks: Sequence[Place], pruner: str, sparsity: float) -
     return Kept(fmean(shares), len(seeds))
 
 
-def _scores(entry: Entry | None) -> dict[int, float]:
+def _scores(entry: PlaceEntry | None) -> dict[int, float]:
     return {cell.seed: score_of(cell) for cell in entry.cells} if entry else {}
 
 
@@ -130,7 +130,7 @@ def cost_section(bench: Bench, looks: Mapping[str, Look]) -> Section | None:
     found = costs(bench)
     if not found:
         return None
-    charts: list[Figure] = []
+    charts: list[Drawing] = []
     tables: list[Block] = []
     for model in dict.fromkeys(item.model for item in found):
         here = [item for item in found if item.model == model]
@@ -143,10 +143,10 @@ def cost_section(bench: Bench, looks: Mapping[str, Look]) -> Section | None:
         "hollow marks, and a small number in the table, are means over fewer seeds than others. The memory is the "
         "most that the whole process held, which may hold what it computed before."
     )
-    return Section("cost", "Cost against quality", [Figures(charts), *tables], lead)
+    return Section("cost", "Cost against quality", [Drawings(charts), *tables], lead)
 
 
-def _scatter(bench: Bench, looks: Mapping[str, Look], found: Sequence[Cost], sparsity: float) -> Figure | None:
+def _scatter(bench: Bench, looks: Mapping[str, Look], found: Sequence[Cost], sparsity: float) -> Drawing | None:
     title = f"{found[0].model}, {nominal(sparsity)} zeros: share of the dense score"
     of, series = kept(bench, found[0].model, sparsity), []
     for item in found:
@@ -161,7 +161,7 @@ def _scatter(bench: Bench, looks: Mapping[str, Look], found: Sequence[Cost], spa
     x_axis = log_axis("seconds of pruning", min(p.x for p in points), max(p.x for p in points))
     y_axis = round_axis("", min(p.y for p in points), max(max(p.y for p in points), 100.0))
     drawing = chart(title, series, (Reference("dense", 100.0),), x_axis=x_axis, y_axis=y_axis, joined=False)
-    return Figure(drawing, title)
+    return Drawing(drawing, title)
 
 
 def _table(bench: Bench, looks: Mapping[str, Look], found: Sequence[Cost]) -> Table:

@@ -9,11 +9,11 @@ from statistics import fmean
 
 from multiflow.bench.records import DENSE, Cell
 from multiflow.report.bench.quality import fitted
-from multiflow.report.bench.results import Bench, Entry, Place
+from multiflow.report.bench.results import Bench, GridPlace, PlaceEntry
 from multiflow.report.bench.statistics import Difference, differences, each_of
 from multiflow.report.bench.words import difference_text
 from multiflow.report.charts import Look, Point, Series, round_axis
-from multiflow.report.document import Block, Figure, Figures, Items, Mark, Paragraph, Section
+from multiflow.report.document import Block, Drawing, Drawings, Items, Mark, Paragraph, Section
 from multiflow.report.text import count, listed, seeds_text, signed
 
 TRAININGS = (Look("blue", "circle"), Look("amber", "square"), Look("purple", "triangle"), Look("green", "diamond"))
@@ -23,7 +23,7 @@ TRAININGS = (Look("blue", "circle"), Look("amber", "square"), Look("purple", "tr
 class LearningCurve:
     """Validation figures of the dense model: (step, mean, lowest, highest) at the steps that all seeds have."""
 
-    track: Place
+    track: GridPlace
     seeds: int
     points: tuple[tuple[int, float, float, float], ...]
 
@@ -57,7 +57,7 @@ def curves(bench: Bench) -> list[LearningCurve]:
 def lessons(bench: Bench) -> list[Lesson]:
     """Return the learning curves with those of dense trainings alone beside the one that they prolong."""
     found = {curve.track: curve for curve in curves(bench)}
-    beside: dict[Place, list[Longer]] = {}
+    beside: dict[GridPlace, list[Longer]] = {}
     for track, curve in found.items():
         shorter = [other for other, its in found.items() if its.steps < curve.steps]
         if _alone(bench, track) and (short := _same_data(bench, track, shorter)):
@@ -93,7 +93,7 @@ def gained(found: list[Lesson]) -> str | None:
     return f"{begin} {len(pairs)} comparisons{': ' * bool(named)}{listed(named)}."
 
 
-def _curve(bench: Bench, track: Place) -> LearningCurve | None:
+def _curve(bench: Bench, track: GridPlace) -> LearningCurve | None:
     entry = bench.entries.get((track, DENSE))
     runs = [dict(cell.curve) for cell in entry.cells if cell.curve] if entry else []
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
@@ -102,11 +102,11 @@ def _curve(bench: Bench, track: Place) -> LearningCurve | None:
     return LearningCurve(track, len(runs), made) if made else None
 
 
-def _alone(bench: Bench, track: Place) -> bool:
+def _alone(bench: Bench, track: GridPlace) -> bool:
     return (track.model, track.task) in bench.dense_alone
 
 
-def _same_data(bench: Bench, track: Place, others: list[Place]) -> Place | None:
+def _same_data(bench: Bench, track: GridPlace, others: list[GridPlace]) -> GridPlace | None:
     """The one among others that this training prolongs: of the same model, kind, data and metric."""
     wanted = _without_training(_dense(bench, track).cells[0])
     for other in others:
@@ -116,7 +116,7 @@ def _same_data(bench: Bench, track: Place, others: list[Place]) -> Place | None:
     return None
 
 
-def _dense(bench: Bench, track: Place) -> Entry:
+def _dense(bench: Bench, track: GridPlace) -> PlaceEntry:
     return bench.entries[track, DENSE]
 
 
@@ -143,11 +143,11 @@ def learning_section(bench: Bench) -> Section | None:
         lead += " Those shown here are of the dense model alone and take no part in the comparisons."
     adds = gained(found)
     blocks: list[Block] = [Paragraph(Mark(adds, "strong"))] if adds else []
-    blocks += [Figures([_chart(lesson) for lesson in found]), Items([verdict(lesson) for lesson in found])]
+    blocks += [Drawings([_chart(lesson) for lesson in found]), Items([verdict(lesson) for lesson in found])]
     return Section("learning", "How long to fine-tune", blocks, lead)
 
 
-def _chart(lesson: Lesson) -> Figure:
+def _chart(lesson: Lesson) -> Drawing:
     drawn = [lesson.curve, *(longer.curve for longer in lesson.longer)]
     track, last = lesson.curve.track, max(*(curve.steps for curve in drawn), 1)
     series = [_series(curve, TRAININGS[i % len(TRAININGS)]) for i, curve in enumerate(drawn)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from multiflow.bench.records import DENSE, Cell
-from multiflow.report.bench.results import Bench, Entry, Place
+from multiflow.report.bench.results import Bench, GridPlace, PlaceEntry
 from multiflow.report.bench.words import Standing, duel, entry_text, standings
 from multiflow.report.charts import Axis, Look, Point, Reference, Series, chart, round_axis, shares
-from multiflow.report.document import Block, Figure, Figures, Mark, Paragraph, Section
+from multiflow.report.document import Block, Drawing, Drawings, Mark, Paragraph, Section
 from multiflow.report.tables import Column, Row, Table, TableCell
 from multiflow.report.text import nominal, number
 
@@ -37,7 +37,7 @@ def figures(bench: Bench, looks: Mapping[str, Look]) -> Section | None:
     return Section("figures", "All figures", blocks, lead) if blocks else None
 
 
-def columns(bench: Bench, model: str) -> list[Place]:
+def columns(bench: Bench, model: str) -> list[GridPlace]:
     """Return the places of a model; where it has but dense figures yet, those of the dense baseline."""
     return bench.places_of(model) or bench.tracks(model)
 
@@ -71,12 +71,12 @@ def pruner_row(bench: Bench, pruner: str, cells: Sequence[TableCell], looks: Map
     return Row([name, *cells], pruner, bench.tier_keys(pruner), "dense" if pruner == DENSE else None)
 
 
-def _figure_column(place: Place) -> Column:
+def _figure_column(place: GridPlace) -> Column:
     over = f"{place.task} ({place.metric})"
     return Column(nominal(place.sparsity), over, class_="number figure", after="rest")
 
 
-def _figure(bench: Bench, place: Place, pruner: str) -> TableCell:
+def _figure(bench: Bench, place: GridPlace, pruner: str) -> TableCell:
     """The dense baseline's figure stands at every sparsity of a task."""
     entry = bench.entries.get((place.dense if pruner == DENSE else place, pruner))
     if entry is None:
@@ -88,7 +88,7 @@ def _figure(bench: Bench, place: Place, pruner: str) -> TableCell:
     return TableCell(f"{entry.mean:.1f}", entry.mean, entry.look, std, seeds, tip)
 
 
-def _state(bench: Bench, place: Place, pruner: str) -> str:
+def _state(bench: Bench, place: GridPlace, pruner: str) -> str:
     """Why there is no figure: ``failed``, ``pending``, or nothing where the grid has no such cell."""
 
     def here(cell: Cell) -> bool:
@@ -107,11 +107,11 @@ def curves(bench: Bench, looks: Mapping[str, Look]) -> Section | None:
         "Hollow marks are means over fewer seeds than others. Grey lines are the other pruners: point at one to see "
         "which. An axis may begin above 0."
     )
-    return Section("quality", "Quality against sparsity", [Figures(made)], lead) if made else None
+    return Section("quality", "Quality against sparsity", [Drawings(made)], lead) if made else None
 
 
-def _curves(bench: Bench, looks: Mapping[str, Look], track: Place) -> Figure:
-    def point(entry: Entry) -> Point:
+def _curves(bench: Bench, looks: Mapping[str, Look], track: GridPlace) -> Drawing:
+    def point(entry: PlaceEntry) -> Point:
         text, few = entry_text(entry, bench), bool(bench.few(entry))
         return Point(entry.place.sparsity, entry.mean, entry.low, entry.high, text, hollow=few)
 
@@ -126,12 +126,12 @@ def _curves(bench: Bench, looks: Mapping[str, Look], track: Place) -> Figure:
     return fitted(f"{track.model}, {track.task}: {track.metric}", series, references, shares(series, "zeros"))
 
 
-def fitted(title: str, series: Sequence[Series], references: Sequence[Reference], x_axis: Axis) -> Figure:
+def fitted(title: str, series: Sequence[Series], references: Sequence[Reference], x_axis: Axis) -> Drawing:
     """Return a chart with a y axis that fits what is in it."""
     lows = [p.low for line in series for p in line.points] + [r.y for r in references]
     highs = [p.high for line in series for p in line.points] + [r.y for r in references]
     y_axis = round_axis("", min(lows), max(highs))
-    return Figure(chart(title, series, references, x_axis=x_axis, y_axis=y_axis), title)
+    return Drawing(chart(title, series, references, x_axis=x_axis, y_axis=y_axis), title)
 
 
 def duels(bench: Bench, looks: Mapping[str, Look]) -> Section | None:

@@ -29,7 +29,7 @@ FIRST = "multiflow"
 """The pruner whose standing the words tell, where the grid has it."""
 
 
-class Place(NamedTuple):
+class GridPlace(NamedTuple):
     """Where pruners are compared; the dense baselines stand at sparsity 0."""
 
     model: str
@@ -38,13 +38,13 @@ class Place(NamedTuple):
     sparsity: float
 
     @property
-    def dense(self) -> Place:
+    def dense(self) -> GridPlace:
         """Where the dense baseline of this place stands."""
         return self._replace(sparsity=0.0)
 
 
 @dataclass(frozen=True)
-class Entry:
+class PlaceEntry:
     """What one pruner reaches at one place.
 
     Args:
@@ -59,7 +59,7 @@ class Entry:
         best: whether it is the best pruner of its place.
     """
 
-    place: Place
+    place: GridPlace
     pruner: str
     tier: str
     cells: tuple[Cell, ...]
@@ -173,14 +173,14 @@ class Bench:
     pruners: tuple[str, ...]
     tiers: tuple[str, ...]
     tiers_of: Mapping[str, tuple[str, ...]]
-    entries: Mapping[tuple[Place, str], Entry] = field(repr=False)
-    differences: Mapping[tuple[Place, str, str], Difference] = field(repr=False)
+    entries: Mapping[tuple[GridPlace, str], PlaceEntry] = field(repr=False)
+    differences: Mapping[tuple[GridPlace, str, str], Difference] = field(repr=False)
     overall: Mapping[tuple[float, str], Overall] = field(repr=False, default_factory=dict)
     overall_differences: Mapping[tuple[float, str, str], Difference] = field(repr=False, default_factory=dict)
     dense_alone: frozenset[tuple[str, str]] = frozenset()
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[GridPlace]:
         """Where sparse models stand: by model, task and sparsity."""
         return [place for place in dict.fromkeys(place for place, _ in self.entries) if place.sparsity]
 
@@ -210,7 +210,7 @@ class Bench:
         prunings = {one.id: one for one in self.prunings if one.versions or one.git or one.machine}
         return [*self.cells, *prunings.values()]
 
-    def few(self, entry: Entry) -> int | None:
+    def few(self, entry: PlaceEntry) -> int | None:
         """Return the number of seeds of a mean that has fewer than others of its column, else None."""
         column = [*self.at(entry.place), *self.at(entry.place.dense)]
         if entry.pruner == DENSE:
@@ -238,23 +238,23 @@ class Bench:
         keys = [str(self.tiers.index(tier) + 1) for tier in self.tiers_of[pruner]]
         return None if pruner == DENSE else " ".join(keys)
 
-    def at(self, place: Place) -> list[Entry]:
+    def at(self, place: GridPlace) -> list[PlaceEntry]:
         """Return what the pruners reach at a place, in the order of the grid."""
         return [self.entries[place, p] for p in self.pruners if (place, p) in self.entries]
 
-    def best(self, place: Place) -> Entry:
+    def best(self, place: GridPlace) -> PlaceEntry:
         """Return the best entry of a place."""
         return next(entry for entry in self.at(place) if entry.best)
 
-    def places_of(self, model: str) -> list[Place]:
+    def places_of(self, model: str) -> list[GridPlace]:
         """Return the places of a model."""
         return [place for place in self.places if place.model == model]
 
-    def tracks(self, model: str) -> list[Place]:
+    def tracks(self, model: str) -> list[GridPlace]:
         """Return the tasks of a model, each with its metric, as the places of their dense baselines."""
         return [track for track in self.trainings(model) if (model, track.task) not in self.dense_alone]
 
-    def trainings(self, model: str) -> list[Place]:
+    def trainings(self, model: str) -> list[GridPlace]:
         """Return the tasks of a model, those that only the dense model does included."""
         return list(dict.fromkeys(place.dense for place, _ in self.entries if place.model == model))
 
@@ -368,17 +368,19 @@ def dense_alone(grid: Iterable[Cell]) -> frozenset[tuple[str, str]]:
 
 def _compare(
     cells: Sequence[Cell], pruners: Sequence[str], tasks: Sequence[str], tier_of: Mapping[str, str]
-) -> tuple[dict[tuple[Place, str], Entry], dict[tuple[Place, str, str], Difference]]:
-    by_entry: dict[tuple[Place, str], list[Cell]] = {}
+) -> tuple[dict[tuple[GridPlace, str], PlaceEntry], dict[tuple[GridPlace, str, str], Difference]]:
+    by_entry: dict[tuple[GridPlace, str], list[Cell]] = {}
     for cell in cells:
-        by_entry.setdefault((Place(cell.model, cell.task, cell.metric, cell.sparsity), cell.pruner), []).append(cell)
+        by_entry.setdefault((GridPlace(cell.model, cell.task, cell.metric, cell.sparsity), cell.pruner), []).append(
+            cell
+        )
     models = _unique(cell.model for cell in cells)
 
-    def order(place: Place) -> tuple[int, int, str, float]:
+    def order(place: GridPlace) -> tuple[int, int, str, float]:
         return models.index(place.model), tasks.index(place.task), place.metric, place.sparsity
 
-    entries: dict[tuple[Place, str], Entry] = {}
-    found: dict[tuple[Place, str, str], Difference] = {}
+    entries: dict[tuple[GridPlace, str], PlaceEntry] = {}
+    found: dict[tuple[GridPlace, str, str], Difference] = {}
     for place in sorted({place for place, _ in by_entry}, key=order):
         here = {name: by_entry[place, name] for name in pruners if (place, name) in by_entry}
         dense = {DENSE: by_entry[place.dense, DENSE]} if (place.dense, DENSE) in by_entry else {}
@@ -395,17 +397,17 @@ def _compare(
 
 
 def _entry(
-    place: Place, name: str, tier: str, cells: Sequence[Cell], pairs: Mapping[tuple[str, str], Difference]
-) -> Entry:
+    place: GridPlace, name: str, tier: str, cells: Sequence[Cell], pairs: Mapping[tuple[str, str], Difference]
+) -> PlaceEntry:
     cells = tuple(sorted(cells, key=lambda cell: cell.seed))
     each = each_of(cells)
     mean = fmean(score_of(cell) for cell in cells)
     low, high = interval(each) if len(each) == len(cells) else (mean, mean)
-    return Entry(place, name, tier, cells, low, high, to_dense=pairs.get((name, DENSE)))
+    return PlaceEntry(place, name, tier, cells, low, high, to_dense=pairs.get((name, DENSE)))
 
 
 def compare_overall(
-    entries: Mapping[tuple[Place, str], Entry], pruners: Sequence[str]
+    entries: Mapping[tuple[GridPlace, str], PlaceEntry], pruners: Sequence[str]
 ) -> tuple[dict[tuple[float, str], Overall], dict[tuple[float, str, str], Difference]]:
     """Return the share of the dense score at each sparsity, and the differences of every two pruners, both ways round.
 

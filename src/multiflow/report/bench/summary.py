@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from multiflow.bench.records import DENSE
 from multiflow.report.bench.quality import leads_cell, leads_column, pruner_row
-from multiflow.report.bench.results import Bench, Place
+from multiflow.report.bench.results import Bench, GridPlace
 from multiflow.report.bench.words import (
     difference_text,
     duel,
@@ -20,7 +20,7 @@ from multiflow.report.bench.words import (
     verdicts,
 )
 from multiflow.report.charts import Look, forest
-from multiflow.report.document import Block, Figure, Figures, Items, Mark, Paragraph, Section
+from multiflow.report.document import Block, Drawing, Drawings, Items, Mark, Paragraph, Section
 from multiflow.report.tables import Column, Row, Table, TableCell
 from multiflow.report.text import nominal, span
 
@@ -90,14 +90,14 @@ def _forests(bench: Bench, looks: Mapping[str, Look], first: str) -> list[Block]
         if found:
             title = f"{nominal(sparsity)} zeros"
             tips = {name: overall_text(bench, bench.overall[sparsity, name]) for name in found}
-            made.append(Figure(forest(title, found, looks, first, tips), title))
+            made.append(Drawing(forest(title, found, looks, first, tips), title))
     lead = (
         f"Share of the dense score minus that of {first}, in points, mean over all models and tasks, with its 95 % "
         f"interval. Right of the line is better than {first}; an interval that crosses it is within noise. Hollow "
         "marks rest on one seed, whose intervals are too narrow; an arrow points to what is off the scale."
     )
     heading = Paragraph(f"How sure: against {first}, over everything", "h3", page_only=True)
-    return [heading, Paragraph(lead, "lead", page_only=True), Figures(made, "forests")] if made else []
+    return [heading, Paragraph(lead, "lead", page_only=True), Drawings(made, "forests")] if made else []
 
 
 MAP = (
@@ -128,7 +128,7 @@ def _map(bench: Bench, looks: Mapping[str, Look]) -> Table:
     return Table(head, rows, caption, "map-table", page_only=True)
 
 
-def _spot(bench: Bench, place: Place, pruner: str) -> TableCell:
+def _spot(bench: Bench, place: GridPlace, pruner: str) -> TableCell:
     entry, dense = bench.entries.get((place, pruner)), bench.entries.get((place.dense, DENSE))
     if entry is None:
         return TableCell()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from multiflow.bench.records import DENSE
-from multiflow.report.bench.results import Bench, Entry, Overall, Place
+from multiflow.report.bench.results import Bench, GridPlace, Overall, PlaceEntry
 from multiflow.report.bench.statistics import Difference
 from multiflow.report.text import count, listed, nominal, seeds_text, signed
 
@@ -110,7 +110,7 @@ def scope(bench: Bench) -> str:
     )
 
 
-def leaders(bench: Bench) -> Iterator[tuple[Place, str]]:
+def leaders(bench: Bench) -> Iterator[tuple[GridPlace, str]]:
     """Yield for each place who leads, by how much, and what the dense model reaches."""
     for place in bench.places:
         best = bench.best(place)
@@ -194,7 +194,7 @@ def overall_text(bench: Bench, one: Overall) -> str:
     return "; ".join(parts)
 
 
-def losses(bench: Bench) -> list[tuple[Place, str, Difference]]:
+def losses(bench: Bench) -> list[tuple[GridPlace, str, Difference]]:
     """Return every place where the first pruner is behind another beyond noise: place, the other, by how much."""
     first = bench.first
     return [
@@ -205,7 +205,7 @@ def losses(bench: Bench) -> list[tuple[Place, str, Difference]]:
     ]
 
 
-def place_text(place: Place) -> str:
+def place_text(place: GridPlace) -> str:
     """Write a place."""
     return f"{place.model}, {place.task} at {nominal(place.sparsity)}"
 
@@ -220,7 +220,7 @@ def difference_text(difference: Difference) -> str:
     return f"{value} (95\N{NO-BREAK SPACE}% interval {low} to {high})"
 
 
-def entry_text(entry: Entry, bench: Bench | None = None) -> str:
+def entry_text(entry: PlaceEntry, bench: Bench | None = None) -> str:
     """Write all that is known of an entry, for hover texts; with the benchmark, against its first pruner too."""
     place = entry.place
     where = f"{entry.pruner}, {nominal(place.sparsity)} zeros" if entry.pruner != DENSE else DENSE
@@ -240,12 +240,12 @@ def entry_text(entry: Entry, bench: Bench | None = None) -> str:
     return "; ".join(parts)
 
 
-def _mean_text(entry: Entry, bench: Bench, more: str | None = None) -> str:
+def _mean_text(entry: PlaceEntry, bench: Bench, more: str | None = None) -> str:
     few = bench.few(entry)
     beside = [text for text in (count(few, "seed") if few else None, more) if text]
     return f"{entry.pruner} {entry.mean:.1f}" + (f" ({'; '.join(beside)})" if beside else "")
 
 
-def _against(entry: Entry) -> str:
+def _against(entry: PlaceEntry) -> str:
     assert entry.to_best is not None
     return f"{entry.pruner} {difference_text(entry.to_best)}"

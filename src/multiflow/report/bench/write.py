@@ -10,7 +10,7 @@ from multiflow.base.files import write_atomically
 from multiflow.bench.records import Cell, Pruning
 from multiflow.report.bench.page import bench_document
 from multiflow.report.bench.quality import columns, figures_table
-from multiflow.report.bench.results import Bench, Entry, gather
+from multiflow.report.bench.results import Bench, PlaceEntry, gather
 from multiflow.report.bench.statistics import Difference
 from multiflow.report.bench.words import duel
 from multiflow.report.document import markdown, page
@@ -74,7 +74,7 @@ def tables_csv(bench: Bench) -> str:
         *("to_best", "to_best_low", "to_best_high", "within_noise_of_best", "common_seeds_with_best"),
     ]
 
-    def line(entry: Entry) -> list[object]:
+    def line(entry: PlaceEntry) -> list[object]:
         place = entry.place
         return [
             *(place.model, place.task, place.metric, place.sparsity, entry.pruner, entry.tier),
