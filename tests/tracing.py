@@ -2,7 +2,7 @@
 
 What runs while a module of the package is imported (its own lines, class bodies, decorators) does not count.
 
-    python -m tests.tracing       # mf.prune of a tiny X-VLM, and the command line on it
+    python -m tests.tracing       # mf.prune of a plain module and of a tiny X-VLM, and the command line
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import multiflow as mf
 from multiflow.cli import main
 from multiflow.worlds.shapes import write
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
+from tests.small import ADAPTER, towers_batches, two_towers
 from tests.tiny import SMALL
 
 HOME = str(Path(mf.__file__).parent)
@@ -54,13 +55,22 @@ def _imports(frame: Any) -> bool:
     return False
 
 
-def entered_by_prune() -> set[str]:
-    """Return the files that ``mf.prune(model, "multiflow", ...)`` of an X-VLM enters."""
+def entered_by_pruning_a_module() -> set[str]:
+    """Return the files that ``mf.prune(model, "multiflow", ...)`` of any module enters, with an adapter."""
+    model, batches = two_towers(), towers_batches()
+    mf.prune(model, "multiflow", [0.5, 0.75], batches, adapter=ADAPTER)  # imports what the first call imports
+    with entered_files() as files:
+        mf.prune(model, "multiflow", [0.5, 0.75], batches, adapter=ADAPTER)
+    return files
+
+
+def entered_by_pruning_xvlm() -> set[str]:
+    """Return the files that it enters for an X-VLM; the files of the model itself are among them."""
     model = shapes_model(SMALL, len(shapes_tokenizer("xvlm"))).eval()
     ids = torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0]])
     size = SMALL.image_size
     batches = [{"pixel_values": torch.randn(2, 3, size, size), "input_ids": ids, "attention_mask": (ids > 0).long()}]
-    mf.prune(model, "multiflow", [0.5, 0.75], batches)  # imports what is imported at the first call
+    mf.prune(model, "multiflow", [0.5, 0.75], batches)
     with entered_files() as files:
         mf.prune(model, "multiflow", [0.5, 0.75], batches)
     return files
@@ -82,5 +92,9 @@ def entered_by_command(folder: Path) -> set[str]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as made:
-        for what, files in (("mf.prune", entered_by_prune()), ("multiflow prune", entered_by_command(Path(made)))):
+        for what, files in (
+            ("mf.prune of a module", entered_by_pruning_a_module()),
+            ("mf.prune of an X-VLM", entered_by_pruning_xvlm()),
+            ("multiflow prune", entered_by_command(Path(made))),
+        ):
             print(f"{what} enters {len(files)} files:", *sorted(files), sep="\n  ")

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from multiflow.cli import progress
-from multiflow.cli.progress import step_progress
+from multiflow.cli.console import step_progress
 
 
 class Clock:

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from multiflow.cli.show_data import data_sets
+from multiflow.cli.show import data_sets
 from tests.cli.conftest import Run
 from tests.cli.test_show import cells
 from tests.data.worlds import write_images

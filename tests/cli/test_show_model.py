@@ -5,7 +5,7 @@ from torch import nn
 
 import multiflow as mf
 from multiflow.base.types import Layer, Layout
-from multiflow.cli.show_model import blocks, span, spanned, stays_dense
+from multiflow.cli.show import blocks, span, spanned, stays_dense
 
 
 class Own(nn.Module):

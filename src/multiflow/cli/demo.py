@@ -19,8 +19,7 @@ from multiflow.base.files import write_atomically
 from multiflow.base.runs import whole_folder
 from multiflow.bench.demo import Demo, mask_path, measure
 from multiflow.bench.records import Cell
-from multiflow.cli.console import show
-from multiflow.cli.progress import step_progress
+from multiflow.cli.console import show, step_progress
 from multiflow.cli.settings import Device, Dtype, Seed
 from multiflow.families.opening import find_device, find_dtype, find_model
 from multiflow.pruning.plan import request

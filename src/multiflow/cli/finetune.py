@@ -62,7 +62,7 @@ def finetune(settings: FinetuneSettings) -> None:
     check_values(settings.training, MAY_BE_ZERO)
     if settings.mask_decoder and not settings.training.mask_decoder:
         raise MultiflowError("--mask-decoder and --no-mask-decoder were given; give one of them")
-    with processes(settings.training.device) as device:
+    with processes(settings.training.device, settings) as device:
         figures = run(settings, str(find_device(device)))
         if rank() == 0:
             print_figures(figures, Path(settings.out))

@@ -16,8 +16,7 @@ from multiflow.base.ranks import agree, rank, world
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
 from multiflow.calibration import Checkpoint
-from multiflow.cli.console import announcements, say
-from multiflow.cli.progress import step_progress
+from multiflow.cli.console import announcements, say, step_progress
 from multiflow.cli.ranks import processes
 from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, parse_hyper
 from multiflow.cli.show_run import show_run
@@ -101,7 +100,7 @@ class PruneSettings:
 
 def prune(settings: PruneSettings) -> None:
     """Prune a model, write the masks and print what came of it; of several processes the first does the latter two."""
-    with processes(settings.device) as device, announcements() if rank() == 0 else nullcontext():
+    with processes(settings.device, settings) as device, announcements() if rank() == 0 else nullcontext():
         _prune(replace(settings, device=device), first=rank() == 0)
 
 

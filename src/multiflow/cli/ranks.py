@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,17 +14,22 @@ import torch.distributed.nn  # now: imported inside a group, its default argumen
 from multiflow.base.errors import MultiflowError
 from multiflow.base.ranks import Ended, exchange, rank, together
 from multiflow.cli.console import say
+from multiflow.cli.settings import option_of
 from multiflow.families.opening import find_device
 
 BAD_INPUT = 2
 
 
 @contextmanager
-def processes(device: str) -> Iterator[str]:
+def processes(device: str, settings: Any = None) -> Iterator[str]:
     """Join the processes that ``torchrun`` has started, for the time of the block; yield the device of this one.
 
     What ends one of them ends all of them: the first says so, and the exit code is that of bad input. Alone, a process
     keeps the device that was given.
+
+    Args:
+        device: as it was given.
+        settings: of the command, whose options errors name.
     """
     size, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
     if size == 1 or "RANK" not in os.environ:
@@ -35,7 +41,7 @@ def processes(device: str) -> Iterator[str]:
             yield own_device(device, local, size)
     except MultiflowError as error:
         if rank() == 0:
-            say(f"error: {error}")
+            say(f"error: {error.worded(option_of(settings))}")
         with suppress(Ended):
             exchange("said")  # torchrun stops the others as soon as one is gone
         raise SystemExit(BAD_INPUT) from None

@@ -99,7 +99,7 @@ def _options(settings: Any) -> Iterator[str]:
 
 def option_of(settings: Any) -> Callable[[str], str]:
     """Return what names an argument as the option that it is for this command; a hyper-parameter is one of --set."""
-    options = set(_options(settings))
+    options = set() if settings is None else set(_options(settings))
 
     def option(name: str) -> str:
         if (own := _option(name)) in options:

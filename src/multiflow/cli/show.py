@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.types import Layer, Layout
+from multiflow.cli.console import percent, table
 from multiflow.cli.console import show as put
-from multiflow.cli.console import table
+from multiflow.cli.masks import compare_masks, is_mask_file, show_masks
 from multiflow.cli.settings import Config, Family
-from multiflow.cli.show_data import show_data
-from multiflow.cli.show_masks import compare_masks, is_mask_file, show_masks
-from multiflow.cli.show_model import show_model
 from multiflow.cli.show_run import find_run, show_run
+from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
+from multiflow.data.dataset import AnyData
+from multiflow.data.files import WHOLE, NoSuchSplit
+from multiflow.data.items import missing_images
+from multiflow.data.source import is_labelled, open_labelled
+from multiflow.families import adapter_for
 from multiflow.families.family import FAMILIES, model_types
 from multiflow.families.opening import bundled_models, find_model, open_model
 from multiflow.methods import PRUNERS
@@ -107,3 +116,196 @@ def list_tasks() -> object:
 
 
 LISTS = {"pruners": list_pruners, "models": list_models, "tasks": list_tasks}
+
+
+BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def show_model(model: nn.Module, name: str) -> None:
+    """Print the layers of a model, alike ones of a stack of blocks in one row, their groups and what stays dense."""
+    adapter = adapter_for(model)
+    layout = adapter.layout(model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    rows = [
+        (
+            spanned(alike),
+            alike[0].group,
+            " x ".join(map(str, alike[0].shape)),
+            len(alike),
+            f"{sum(x.size for x in alike):,}",
+        )
+        for alike in blocks(layout)
+    ]
+    title = f"{name}: {type(model).__name__}, family {adapter.name}, {total:,} weights"
+    put(table(title, ["prunable layers", "group", "out x in", "layers", "weights"], rows))
+    groups = [
+        (group, len(layers), f"{(count := sum(layer.size for layer in layers)):,}", percent(count / total))
+        for group, layers in layout.groups.items()
+    ]
+    groups.append(("in all", len(layout), f"{layout.size:,}", percent(layout.size / total)))
+    put(table("", ["group", "layers", "weights", "of the model"], groups))
+    dense = [(where, kind, f"{count:,}", percent(count / total)) for where, kind, count in stays_dense(model, layout)]
+    put(table("", ["stays dense", "kind", "weights", "of the model"], dense))
+
+
+def blocks(layout: Layout) -> Iterator[list[Layer]]:
+    """Gather the layers that differ in the number of their block alone, group by group."""
+    for layers in layout.groups.values():
+        alike: dict[tuple[str, tuple[int, int]], list[Layer]] = {}
+        for layer in layers:
+            alike.setdefault((BLOCK_NUMBER.sub("*", layer.name), layer.shape), []).append(layer)
+        yield from alike.values()
+
+
+def spanned(layers: list[Layer]) -> str:
+    """Write the names of layers that differ in numbers as one.
+
+    >>> spanned([Layer(f"layer.{i}.fc", (2, 2), "text") for i in range(6)])
+    'layer.{0-5}.fc'
+    """
+    numbers = [BLOCK_NUMBER.findall(layer.name) for layer in layers]
+    spans = iter([span(sorted({int(n) for n in column})) for column in zip(*numbers, strict=True)])
+    return BLOCK_NUMBER.sub(lambda _: next(spans), layers[0].name)
+
+
+def span(numbers: list[int]) -> str:
+    """Write numbers as ranges: one alone as it is, several in braces.
+
+    >>> span([3]), span([0, 1, 2, 6])
+    ('3', '{0-2,6}')
+    """
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+    text = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return text if len(numbers) == 1 else f"{{{text}}}"
+
+
+def stays_dense(model: nn.Module, layout: Layout) -> list[tuple[str, str, int]]:
+    """List what is not pruned: other linear layers and lone parameters by name, the rest summed by kind."""
+    seen = {id(model.get_submodule(name).weight) for name in layout}
+    listed: list[tuple[str, str, int]] = []
+    sums: dict[str, int] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if isinstance(module, nn.Linear) and name == "weight":
+                listed.append((path, "Linear", parameter.numel()))
+            elif type(module).__module__.startswith("torch.nn"):
+                kind = "biases of Linear" if isinstance(module, nn.Linear) else type(module).__name__
+                sums[kind] = sums.get(kind, 0) + parameter.numel()
+            else:
+                listed.append((f"{path}.{name}".lstrip("."), "Parameter", parameter.numel()))
+    return [*listed, *(("all", kind, count) for kind, count in sums.items())]
+
+
+SPLITS = ("train", "val", "test")
+SAMPLES = 3
+NAMED = 5
+DEPTH = 2
+
+
+def show_data(source: str, images: str | None = None) -> None:
+    """Print the count and the first samples of every data set and split at a place on disk, and what is missing.
+
+    Raises:
+        MultiflowError: there are no data, or a split of theirs cannot be opened; the others are printed before.
+    """
+    wrong: list[MultiflowError] = []
+    path = Path(source).expanduser()
+    try:
+        found = data_sets(path, images, wrong=wrong)
+    except MultiflowError:
+        if not is_labelled(path):
+            raise
+        found = labelled(path)
+    missing = [missing_images(data) for _, data in found]
+    rows = [
+        (data.source, data.layout, split or "-", data.kind, len(data), len(data.skipped), len(lacking))
+        for (split, data), lacking in zip(found, missing, strict=True)
+    ]
+    put(table(source, ["source", "layout", "split", "kind", "items", "skipped", "missing images"], rows))
+    for (split, data), lacking in zip(found, missing, strict=True):
+        lines = [line for item in islice(samples(data), SAMPLES) for line in item]
+        put("", f"{data.source}{f' ({split})' if split else ''}", *(f"  {line}" for line in lines))
+        for what, skips in (("missing", lacking), ("skipped", data.skipped)):
+            if skips:
+                listed = ", ".join(f"{skip.key} ({skip.reason})" for skip in skips[:NAMED])
+                more = f" and {len(skips) - NAMED} more" if len(skips) > NAMED else ""
+                put(f"  {len(skips)} {what}: {listed}{more}")
+    if wrong:
+        raise wrong[0]
+
+
+def labelled(path: Path) -> list[tuple[str, Dataset[Any]]]:
+    """Open labelled images, split by split."""
+    found = []
+    for split in (*SPLITS, WHOLE):
+        with suppress(NoSuchSplit):
+            data = open_labelled(path, split)
+            found.append((split, replace(data, layout=f"{len(data.classes)} classes")))
+    return found
+
+
+def data_sets(
+    path: Path, images: str | None = None, depth: int = DEPTH, wrong: list[MultiflowError] | None = None
+) -> list[tuple[str, Dataset[Any]]]:
+    """Find the data sets in the folders below a path, or else at the path itself: (split or "", data).
+
+    A split that cannot be opened, of data whose others can, is noted in ``wrong``.
+    """
+    wrong = [] if wrong is None else wrong
+    found: list[tuple[str, Dataset[Any]]] = []
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() and depth else []:
+        try:
+            found += data_sets(folder, images, depth - 1, wrong)
+        except MultiflowError:  # no data set
+            continue
+    if found:
+        return found
+    opened = open_splits(path, images, wrong) or [("", open_data(path, images=images))]
+    parts = [(split, (data.pairs, data.regions) if isinstance(data, Mixed) else (data,)) for split, data in opened]
+    return [(split, data) for split, several in parts for data in several]
+
+
+def open_splits(path: Path, images: str | None, wrong: list[MultiflowError]) -> list[tuple[str, AnyData]]:
+    """Open every split that a data set has; note what is wrong with the others if it has one that opens."""
+    opened: list[tuple[str, AnyData]] = []
+    failed = []
+    for split in SPLITS:
+        try:
+            opened.append((split, open_data(path, images=images, split=split)))
+        except NoSuchSplit:
+            continue
+        except MultiflowError as error:
+            failed.append(MultiflowError(f"split '{split}' cannot be opened: {error}"))
+    wrong += failed if opened else []
+    return opened
+
+
+def samples(data: Dataset[Any]) -> Iterator[list[str]]:
+    """Describe the items of a data set one by one, in a few lines each."""
+    for number in range(len(data)):
+        try:
+            yield describe(data[number])
+        except BrokenItem as error:
+            yield [f"{error.skip.key}: {error.skip.reason}"]
+
+
+def describe(item: Pair | RegionItem | Question) -> list[str]:
+    """Describe an item of a data set: a line for each of its first texts."""
+    size = " x ".join(map(str, getattr(item.image, "size", ())))
+    head = f"{item.key}, {size} pixels"
+    match item:
+        case Pair():
+            texts = list(item.captions)
+        case Question():
+            texts = [f"{item.question} {', '.join(dict.fromkeys(item.answers)) or '(no answers)'}"]
+        case _:
+            texts = [f"{region.captions[0]}, {box(region.box)}" for region in item.regions]
+    return [head, *(f"    {text}" for text in texts[:SAMPLES])]
+
+
+def box(given: tuple[float, ...] | None) -> str:
+    """Write a box in words."""
+    return "the whole image" if given is None else "box " + " ".join(f"{value:g}" for value in given)

@@ -18,9 +18,8 @@ from multiflow.base.types import Layer, NofM, Pattern, PerRow
 from multiflow.calibration import MOMENT, Stats, announce, check_fits, free_memory, sums_size
 from multiflow.masks import pack, select
 from multiflow.pruning import measure
-from multiflow.pruning.choose import Outcome, Packed, budgets
+from multiflow.pruning.choose import Outcome, Packed, budgets, check_fitted, check_pair, check_scores
 from multiflow.pruning.plan import PruningPlan
-from multiflow.pruning.returned import check_fitted, check_pair, check_scores
 
 ON_WEIGHT = 30  # bytes for each weight of a layer while it is fitted: seven float32 tensors and two masks
 ON_MOMENT = 8  # bytes for each number of its moment meanwhile: the float32 moment, and the damped one

@@ -27,11 +27,10 @@ from multiflow.calibration import (
     weights_replaced,
 )
 from multiflow.masks import hash_weight, pack
-from multiflow.pruning.choose import Outcome, Packed, choose_masks
+from multiflow.pruning.choose import Outcome, Packed, check_named, check_scores, choose_masks
 from multiflow.pruning.measure import plan_identity
 from multiflow.pruning.plan import PruningPlan
 from multiflow.pruning.result import short
-from multiflow.pruning.returned import check_named, check_scores
 
 TRAINED = 5 * 4  # bytes a weight while scores are trained: score, its gradient and two moments, room for a step
 SLOW = 1.0  # seconds to write a checkpoint from which on it is written less often
