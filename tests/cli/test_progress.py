@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from multiflow.cli import progress
+from multiflow.cli import console
 from multiflow.cli.console import step_progress
 
 
@@ -12,7 +12,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(console.time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_an_unknown_total_is_left_out(clock: Clock, capsys: pytest.CaptureFixtur
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     terminal = lambda **options: Console(**options, force_terminal=True, width=100)  # noqa: E731
-    monkeypatch.setattr(progress, "Console", terminal)
+    monkeypatch.setattr(console, "Console", terminal)
     with step_progress() as step:
         step("calibrate", 1, 2)
         step("calibrate", 2, 2)
