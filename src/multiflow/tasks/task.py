@@ -39,7 +39,6 @@ class Figures(dict[str, float]):
     __slots__ = ("each",)
 
     def __init__(self, figures: Mapping[str, float], each: Iterable[float] = ()) -> None:
-        """Take over the figures."""
         super().__init__(figures)
         self.each: tuple[float, ...] = tuple(map(float, each))
 

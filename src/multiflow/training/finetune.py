@@ -218,7 +218,6 @@ def _claimed(
 
 
 def _best(out: Path) -> dict[str, float] | None:
-    """Return the figures of the best checkpoint so far."""
     path = out / MODEL / VALIDATION
     return json.loads(path.read_text()) if path.exists() else None
 

@@ -120,6 +120,7 @@ def train(
     >>> train(model, lambda position: data, fit, TrainSettings(steps=100), Path("runs/fit")).steps  # doctest: +SKIP
     100
     """
+    # 1. where the run stands
     if settings.shard:
         split_model(model)
     optimizer = make_optimizer(model, settings, new)
@@ -138,6 +139,7 @@ def train(
         check_zeros = stack.enter_context(keep_sparse(model, masks, optimizer, copies)) if masks else None
         model.train()
         for step in range(first + 1, settings.steps + 1):
+            # 2. gradients of the batches of a step, averaged
             rate = learning_rate(settings, step)
             set_learning_rate(optimizer, rate)
             optimizer.zero_grad()
@@ -150,10 +152,11 @@ def train(
                 (value if settings.accumulate == 1 else value / settings.accumulate).backward()
                 meter.add({"loss": value, **figures}, batch_size(inputs))
             average_gradients(model)
+            # 3. one step of the optimizer
             norm = clip_gradients(model, settings.clip)
             _check_finite(run_dir.name, step, value, norm, settings)
             optimizer.step()
-
+            # 4. what is due: a line of metrics, an evaluation, a checkpoint
             meter.add({"grad_norm": norm}, 0)
             seconds = time.monotonic() - began
             due = step % settings.checkpoint_every == 0 or step == settings.steps

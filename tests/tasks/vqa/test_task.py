@@ -100,7 +100,7 @@ def test_training_needs_answers(tmp_path):
     data = TASK.open(path.parent, "train")
     with pytest.raises(MultiflowError, match="question 0 has no answers; train on"):
         TASK.batch(data, TASK.inputs(tiny("xvlm", "vqa"), TOKENIZER), 1, 0)
-    with pytest.raises(MultiflowError, match="have no answers to compare with; give --save DIR"):
+    with pytest.raises(MultiflowError, match="have no answers to compare with; give save=DIR"):
         TASK.evaluate(tiny("xvlm", "vqa"), TOKENIZER, data)
     figures = TASK.evaluate(tiny("xvlm", "vqa"), TOKENIZER, data, save=tmp_path / "out")
     assert (figures, figures.each) == ({}, ())
@@ -119,10 +119,10 @@ def test_what_a_run_lacks_is_said_before_it_starts(tmp_path, world, data):
     train = TASK.open(world / "vqa", "train")
     TASK.check(train, train, top=3)
     TASK.check(lone, train)
-    with pytest.raises(MultiflowError, match=r"1 of 1 items from .* have no answers; train on .*--train-split"):
+    with pytest.raises(MultiflowError, match=r"1 of 1 items from .* have no answers; train on .*train_split="):
         TASK.check(silent, data)
     for few in (silent, lone):
-        with pytest.raises(MultiflowError, match=r"1 of 1 items from .* fewer than 2 people.*; choose .*--val-split"):
+        with pytest.raises(MultiflowError, match=r"1 of 1 items from .* fewer than 2 people.*; choose .*val_split="):
             TASK.check(data, few)
     with pytest.raises(MultiflowError, match="fewer than 2 people"):
         TASK.evaluate(None, TOKENIZER, lone, save=tmp_path / "out")

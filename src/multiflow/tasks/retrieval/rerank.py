@@ -153,7 +153,6 @@ def evaluate_retrieval(
 
 
 def _chunks(model: PairModel, pixel_values: Tensor | Pixels, size: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (number of the first image, images) on the model's device."""
     for first in range(0, len(pixel_values), size):
         yield first, pixel_values[first : first + size].to(model.device, model.dtype)
 
@@ -182,7 +181,6 @@ def _encode_texts(
 
 
 def _top(queries: Tensor, answers: Tensor, shortlist: int, size: int) -> Tensor:
-    """Return for each query the most similar answers, best first."""
     count = min(shortlist, len(answers))
     return torch.cat([(rows @ answers.T).topk(count).indices for rows in queries.split(size)])
 
@@ -232,7 +230,6 @@ def _sorted(answers: Tensor, keys: Tensor, pairs: Tensor, scores: Tensor) -> Ten
 
 
 def _ranks(right: Tensor) -> Tensor:
-    """Return the place of the first right answer in each row."""
     return torch.where(right.any(1), right.int().argmax(1), UNFOUND)
 
 

@@ -141,7 +141,6 @@ def r1_of_images(found: RetrievalResult, counts: Sequence[int]) -> list[float]:
 
 
 def _named(found: Recall) -> dict[str, float]:
-    """Name recalls as papers do: ``TR@1``."""
     return {f"{name[:2].upper()}@{name[2:]}": value for name, value in asdict(found).items()}
 
 

@@ -91,14 +91,14 @@ def check_answers(data: TaskData, val_data: TaskData, **options: Any) -> None:
     lacking = sum(not answers for answers in data.texts)
     if lacking:
         raise MultiflowError(
-            f"{lacking} of {data} have no answers; train on a split whose questions have them, with train_split= "
-            "(--train-split)"
+            f"{lacking} of {data} have no answers; train on a split whose questions have them: {{train_split=NAME}}",
+            field="train_split",
         )
     try:
         check_comparable(val_data)
     except MultiflowError as error:
         raise MultiflowError(
-            f"{error}; choose the best checkpoint on another split, with val_split= (--val-split)"
+            f"{error}; choose the best checkpoint on another split, with {{val_split=NAME}}", field="val_split"
         ) from error
     if val_data.unlisted and rank() == 0:
         warnings.warn(val_data.unlisted, stacklevel=3)
@@ -214,7 +214,9 @@ def evaluate_vqa(
     """
     answered = all(data.texts)
     if not answered and save is None:
-        raise MultiflowError(f"{data} have no answers to compare with; give --save DIR to write the file for EvalAI")
+        raise MultiflowError(
+            f"{data} have no answers to compare with; give {{save=DIR}} to write the file for EvalAI", field="save"
+        )
     if answered:
         check_comparable(data)
     said = answer_questions(model, tokenizer, data, batch_size=batch_size, top=top, progress=progress, **how)
