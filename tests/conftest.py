@@ -17,7 +17,7 @@ from multiflow.data import load_tokenizer
 from multiflow.methods import PRUNERS
 from multiflow.tasks.task import TASKS
 from multiflow.worlds.shapes import write
-from multiflow.worlds.shapes.models import PretrainSettings, shapes_model, shapes_tokenizer
+from multiflow.worlds.shapes.models import Pretraining, shapes_model, shapes_tokenizer
 from tests.tiny import SMALL
 
 
@@ -113,7 +113,7 @@ def save_tiny(family: Literal["xvlm", "blip"], folder: Path) -> Path:
     """Write a tiny model of a family with its tokenizer."""
     tokenizer = shapes_tokenizer(family)
     sizes = {"image_size": 32, "width": 16, "heads": 2, "vision_layers": 2, "text_layers": 1, "fusion_layers": 1}
-    settings = PretrainSettings(family=family, **sizes, vision_mlp=32, text_mlp=32, embed_dim=8)
+    settings = Pretraining(family=family, **sizes, vision_mlp=32, text_mlp=32, embed_dim=8)
     shapes_model(settings, len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

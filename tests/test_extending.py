@@ -12,7 +12,7 @@ import multiflow as mf
 from multiflow.base.registry import import_modules
 from multiflow.tasks.task import TASKS
 from multiflow.training.finetune import finetune
-from multiflow.training.settings import FinetuneSettings
+from multiflow.training.settings import Finetuning
 from multiflow.worlds.digits.data import write_digits
 from tests.conftest import Run
 from tests.small import ADAPTER, towers_batches, two_towers
@@ -38,7 +38,7 @@ def test_a_task_in_a_folder_from_python(digit_images: Path, tmp_path: Path) -> N
     import_modules([str(PARITY)])
     task, vit = TASKS["parity"], mf.load_model("vit-digits")
     masks = mf.prune(vit, "magnitude", 0.5).masks[0.5]
-    settings = FinetuneSettings(str(digit_images), preset="quick", precision="fp32", device="cpu")
+    settings = Finetuning(str(digit_images), preset="quick", precision="fp32", device="cpu")
     best = finetune("parity", vit, masks, settings, tmp_path / "run")
     assert best["mean of even and odd"] > 80
     stored = mf.load_model(tmp_path / "run" / "model")

@@ -12,9 +12,9 @@ from torch import Tensor
 from multiflow.data import to_pixels
 from multiflow.tasks.task_model import task_model
 from multiflow.worlds.shapes import Scene, render
-from multiflow.worlds.shapes.models import PretrainSettings, shapes_model, shapes_tokenizer
+from multiflow.worlds.shapes.models import Pretraining, shapes_model, shapes_tokenizer
 
-SMALL = PretrainSettings(
+SMALL = Pretraining(
     image_size=24,
     patch_size=8,
     width=16,

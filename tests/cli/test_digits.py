@@ -15,21 +15,21 @@ from tests.cli.conftest import Run
 
 def test_every_setting_of_the_task_is_an_option(run: Run) -> None:
     out = run("digits", "--help").out
-    for field in fields(task.DigitsSettings):
+    for field in fields(task.DigitsTraining):
         assert f"--{field.name.replace('_', '-')} " in out
 
 
 def test_options_reach_the_task() -> None:
     args = ["out", "--steps", "7", "--lr", "1e-4", "--resume"]
     assert parse(DigitsSettings, COMMANDS["digits"], args) == DigitsSettings(
-        "out", resume=True, training=task.DigitsSettings(steps=7, lr=1e-4)
+        "out", resume=True, training=task.DigitsTraining(steps=7, lr=1e-4)
     )
 
 
 def test_the_images_are_written_and_the_model_is_trained(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(settings: task.DigitsSettings, out: Path, *, resume: bool, progress: Any) -> dict[str, float]:
+    def train(settings: task.DigitsTraining, out: Path, *, resume: bool, progress: Any) -> dict[str, float]:
         assert (settings.steps, out) == (7, Path("out"))
         resumed.append(resume)
         return {"accuracy": 97.25}

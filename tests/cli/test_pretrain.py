@@ -17,7 +17,7 @@ from tests.cli.conftest import Run
 
 def test_every_setting_of_the_task_is_an_option(run: Run) -> None:
     out = run("pretrain", "--help").out
-    for field in fields(models.PretrainSettings):
+    for field in fields(models.Pretraining):
         assert f"--{field.name.replace('_', '-')} " in out
 
 
@@ -25,7 +25,7 @@ def test_options_reach_the_task() -> None:
     args = ["out", "--steps", "7", "--lr", "1e-4", "--precision", "fp32", "--resume", "--family", "blip"]
     args += ["--text-mlp", "64"]
     assert parse(PretrainSettings, COMMANDS["pretrain"], args) == PretrainSettings(
-        "out", True, models.PretrainSettings("blip", steps=7, lr=1e-4, precision="fp32", text_mlp=64)
+        "out", True, models.Pretraining("blip", steps=7, lr=1e-4, precision="fp32", text_mlp=64)
     )
 
 
@@ -36,7 +36,7 @@ def test_help_says_which_sizes_are_those_of_the_family(run: Run) -> None:
 
 
 def test_the_task_is_run_and_its_figures_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pretrain(settings: models.PretrainSettings, out_dir: Path, *, resume: bool, progress: Any) -> dict[str, float]:
+    def pretrain(settings: models.Pretraining, out_dir: Path, *, resume: bool, progress: Any) -> dict[str, float]:
         assert (settings.steps, out_dir, resume) == (7, Path("out"), False)
         progress(Progress("joint", 7, 7, 150.0, 0.0, {"loss": 1.5}))
         return {"tr1": 95.25, "ir1": 3.0}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from multiflow.families.opening import (
     find_device,
     find_dtype,
     find_model,
+    load_model,
     model_files,
-    naming_options,
     open_model,
     pixel_statistics,
     quiet_transformers,
@@ -95,12 +96,15 @@ def test_transformers_is_as_loud_as_before() -> None:
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
-@pytest.mark.parametrize(("said", "here"), [
-    ("pass family= one of xvlm", "pass --family one of xvlm"),
-    ("at most 12 rows fit: set batches_per_step=12", "at most 12 rows fit: --set batches_per_step=12"),
-    ("no layer 'a'; set Adapter(streams=...)", "no layer 'a'; set Adapter(streams=...)"),
-])  # fmt: skip
-def test_errors_name_options(said: str, here: str) -> None:
-    with pytest.raises(MultiflowError) as caught, naming_options():
-        raise MultiflowError(said)
-    assert str(caught.value) == here
+def test_errors_name_what_is_wrong_as_an_argument_and_as_an_option(tiny: Path) -> None:
+    weights = str(tiny / "model.safetensors")
+    for source, given, said in (
+        (weights, {}, "pass family= one of"),
+        (str(tiny), {"config": "base"}, "config= is for files of an original release"),
+        (str(tiny), {"family": "blip"}, "leave family= out"),
+        (weights, {"family": "xvlm"}, "pass config= with the sizes"),
+    ):
+        with pytest.raises(MultiflowError) as caught:
+            load_model(source, **given)
+        assert said in str(caught.value)
+        assert re.sub(r"(\w+)=", r"--\1", said) in caught.value.worded("--{}".format)

@@ -21,7 +21,7 @@ from multiflow.tasks.task import TASKS
 from multiflow.training.checkpoint import checkpoints, load_checkpoint
 from multiflow.training.finetune import build, finetune, new_parameters
 from multiflow.training.optimizer import make_optimizer
-from multiflow.training.settings import FinetuneSettings, TrainSettings, plan_finetuning
+from multiflow.training.settings import Finetuning, TrainSettings, plan_finetuning
 from multiflow.training.tracking import read_metrics
 from multiflow.worlds.shapes import write
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
@@ -39,8 +39,8 @@ def pretrained(family: str):
     return model, Preprocessing(tokenizer), mf.prune(model, "random", 0.5).masks[0.5]
 
 
-def settings_for(data: object, **changes: object) -> FinetuneSettings:
-    plain = FinetuneSettings(
+def settings_for(data: object, **changes: object) -> Finetuning:
+    plain = Finetuning(
         str(data), preset="shapes", steps=STEPS, batch_size=8, evaluate_every=10, checkpoint_every=3, precision="fp32"
     )
     return replace(plain, **changes)
@@ -223,7 +223,7 @@ def test_a_finished_run_resumes_to_its_end(sparse, shapes):
 
 def test_what_is_given_takes_the_place_of_the_preset():
     vit = mf.load_model("vit-digits")
-    given = FinetuneSettings("data", lr=1e-3, epochs=5, weight_decay=0.0, batch_size=64, accumulate=2)
+    given = Finetuning("data", lr=1e-3, epochs=5, weight_decay=0.0, batch_size=64, accumulate=2)
     plan = plan_finetuning("classification", vit, given)
     assert (plan.preset.lr, plan.preset.epochs, plan.preset.weight_decay) == (1e-3, 5, 0.0)
     found = plan.train_settings(range(200))
@@ -234,5 +234,5 @@ def test_what_is_given_takes_the_place_of_the_preset():
 
 def test_an_image_size_of_zero_is_that_of_the_pretrained_model():
     model = pretrained("xvlm")[0]
-    sizes = [plan_finetuning("vqa", model, FinetuneSettings("data", image_size=n)).preset.image_size for n in (None, 0)]
+    sizes = [plan_finetuning("vqa", model, Finetuning("data", image_size=n)).preset.image_size for n in (None, 0)]
     assert sizes == [384, None]

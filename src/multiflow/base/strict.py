@@ -101,8 +101,8 @@ def changed(settings: Any, leave_out: Collection[str] = ()) -> dict[str, Any]:
 def flags(settings: Any) -> str:
     """Write the settings that differ from their defaults as options of the command line.
 
-    >>> from multiflow.worlds.shapes.models import PretrainSettings
-    >>> flags(PretrainSettings(family="blip", steps=100))
+    >>> from multiflow.worlds.shapes.models import Pretraining
+    >>> flags(Pretraining(family="blip", steps=100))
     ' --family blip --steps 100'
     """
     return "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed(settings).items())

@@ -13,7 +13,7 @@ import yaml
 from multiflow.base.errors import MultiflowError, did_you_mean
 from multiflow.base.reading import MOST_NODES, parse_yaml, read_yaml
 from multiflow.base.strict import build
-from multiflow.training.settings import FinetuneSettings
+from multiflow.training.settings import Finetuning
 
 MOST_TEXT = 2**16  # characters of a text with its variables in their places
 VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -68,7 +68,7 @@ class Override:
     """What is different for one model: settings put over those of the task.
 
     Args:
-        finetune: fields of `FinetuneSettings`.
+        finetune: fields of `Finetuning`.
         evaluate: options of the evaluation.
     """
 
@@ -87,7 +87,7 @@ class TaskEntry:
         skip_missing: leave out items whose image is missing.
         test_split: on which the figures are measured.
         test_limit: items of it at most.
-        finetune: fields of `FinetuneSettings`, such as ``preset`` and ``steps``.
+        finetune: fields of `Finetuning`, such as ``preset`` and ``steps``.
         evaluate: options of the evaluation, such as ``k_test``; they are put over the preset's.
         models: name of a model -> what is different for it.
     """
@@ -108,10 +108,10 @@ class TaskEntry:
         finetune, evaluate = {**self.finetune, **own.finetune}, {**self.evaluate, **own.evaluate}
         return replace(self, kind=self.kind or name, models={}, finetune=finetune, evaluate=evaluate)
 
-    def training(self, place: str = "finetune", **more: Any) -> FinetuneSettings:
+    def training(self, place: str = "finetune", **more: Any) -> Finetuning:
         """Return the settings of fine-tuning, with more of them."""
         given = {"data": self.data, "images": self.images, "skip_missing": self.skip_missing, **self.finetune}
-        return build(FinetuneSettings, {**given, **more}, place)
+        return build(Finetuning, {**given, **more}, place)
 
 
 @dataclass(frozen=True)

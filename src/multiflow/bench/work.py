@@ -33,7 +33,7 @@ from multiflow.pruning.plan import versions
 from multiflow.tasks.task import TASKS, Figures
 from multiflow.training.checkpoint import checkpoints
 from multiflow.training.finetune import FREE_TO_CHANGE, MODEL, TRAIN, finetune
-from multiflow.training.settings import FinetuneSettings
+from multiflow.training.settings import Finetuning
 from multiflow.training.tracking import read_metrics
 
 
@@ -147,7 +147,7 @@ def compute(order: Order, results: Results, run: Path) -> Cell:
 
 
 def fine_tune(
-    task: str, model: nn.Module, masks: Masks | None, settings: FinetuneSettings, run: Path, beside: Preprocessing
+    task: str, model: nn.Module, masks: Masks | None, settings: Finetuning, run: Path, beside: Preprocessing
 ) -> float:
     """Fine-tune the model of a cell, or go on with it after a kill; return the seconds that all of it took.
 
@@ -166,7 +166,7 @@ def fine_tune(
     return before + time.monotonic() - began
 
 
-def goes_on(run: Path, settings: FinetuneSettings) -> bool:
+def goes_on(run: Path, settings: Finetuning) -> bool:
     """Return whether a run has a checkpoint and was started with these settings: data may lie elsewhere by now."""
     try:
         there = json.loads((run / SETTINGS).read_text(encoding="utf-8"))

@@ -29,7 +29,7 @@ class DigitsSettings:
     out_dir: Positional[str]
     images_only: bool = False
     resume: Resume = False
-    training: OmitArgPrefixes[task.DigitsSettings] = field(default_factory=task.DigitsSettings)
+    training: OmitArgPrefixes[task.DigitsTraining] = field(default_factory=task.DigitsTraining)
 
 
 def digits(settings: DigitsSettings) -> None:

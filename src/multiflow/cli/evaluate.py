@@ -29,7 +29,6 @@ from multiflow.families.opening import (
     find_dtype,
     find_model,
     load_preprocessing,
-    naming_options,
     open_model,
     quiet_transformers,
 )
@@ -112,7 +111,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     if data.unlisted:
         say(f"warning: {data.unlisted}")
     began = time.monotonic()
-    with naming_options(), quiet_transformers(), console_progress(Console(stderr=True)) as shown:
+    with quiet_transformers(), console_progress(Console(stderr=True)) as shown:
         progress = paced(task.name, shown)
         figures = task.evaluate(
             model,

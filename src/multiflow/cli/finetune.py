@@ -23,7 +23,7 @@ from multiflow.families.opening import find_device, find_model, load_preprocessi
 from multiflow.masks import Masks, is_original
 from multiflow.tasks.task import TASKS
 from multiflow.training.finetune import finetune as train
-from multiflow.training.settings import FinetuneSettings as TrainingSettings
+from multiflow.training.settings import Finetuning
 
 MAY_BE_ZERO = ("seed", "image_size", "skip_missing", "mask_decoder", "shard")
 
@@ -44,7 +44,7 @@ class FinetuneSettings:
 
     task: Positional[str]
     model: Positional[str]
-    training: OmitArgPrefixes[TrainingSettings]
+    training: OmitArgPrefixes[Finetuning]
     out: Annotated[str, arg(metavar="DIR")]
     mask: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: dense)")] = None
     mask_decoder: Annotated[bool, arg(help_behavior_hint="")] = False

@@ -32,7 +32,7 @@ class PretrainSettings:
 
     out_dir: Positional[str]
     resume: Resume = False
-    training: OmitArgPrefixes[models.PretrainSettings] = field(default_factory=models.PretrainSettings)
+    training: OmitArgPrefixes[models.Pretraining] = field(default_factory=models.Pretraining)
 
 
 def pretrain(settings: PretrainSettings) -> None:
@@ -44,7 +44,7 @@ def pretrain(settings: PretrainSettings) -> None:
     print_figures(figures, out)
 
 
-def check(training: models.PretrainSettings) -> None:
+def check(training: models.Pretraining) -> None:
     """Check all that can be checked before the output folder is touched."""
     find_device(training.device)
     check_values(training, MAY_BE_ZERO)

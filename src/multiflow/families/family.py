@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import nn
@@ -248,17 +249,24 @@ def adapter_for(
     )
 
 
-def find_builder(model: nn.Module, task: str) -> Builder:
+def find_builder(model: nn.Module, task: str, others: Mapping[str, Builder] = MappingProxyType({})) -> Builder:
     """Import the builder of a task model.
+
+    Args:
+        model: the pretrained model.
+        task: name of the task.
+        others: type of a model -> a builder of the task's own, for models whose family has none.
 
     Raises:
         MultiflowError: there is no such task, or the model cannot do it.
     """
-    able = [model_type for model_type, _, known in model_types() if task in known.tasks]
+    able = [*(model_type for model_type, _, known in model_types() if task in known.tasks), *others]
     if not able:
         raise unknown("task", task, dict.fromkeys(task for *_, known in model_types() for task in known.tasks))
     found = find_family(model)
     if found is None or task not in found[1].tasks:
+        if type_of(model) in others:
+            return others[type_of(model)]
         can = "none of the tasks" if found is None else ", ".join(found[1].tasks) or "none of the tasks"
         raise MultiflowError(
             f"a model of type '{type_of(model)}' cannot do task '{task}', which takes one of type {' or '.join(able)}; "

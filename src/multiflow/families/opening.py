@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,14 +39,6 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 FILE_SUFFIXES = (".pth", ".th", ".pt", ".bin", ".ckpt", ".safetensors")
 
-IN_PYTHON = {
-    r"\b(family|config)=": r"--\1",
-    r"\bset (?=\w+=)": "--set ",
-    r"\buntil_stable\b": "--until-stable",
-    r" or leave the layer out with Adapter\(exclude=\.\.\.\)": "",
-}
-"""What errors say to users of Python -> what they say on the command line."""
-
 
 def load_model(
     source: str | Path, family: str | None = None, config: Mapping[str, Any] | str | Path | None = None
@@ -77,8 +68,9 @@ def load_model(
         raise MultiflowError(f"there is no file or folder '{source}'; check the path")
     if config is not None:
         raise MultiflowError(
-            f"'{source}' is not a file, and config= is for files of an original release; a Hugging Face id or folder "
-            "has a config of its own"
+            f"'{source}' is not a file, and {{config=}} is for files of an original release; a Hugging Face id or "
+            "folder has a config of its own",
+            field="config",
         )
     bundled = files("multiflow") / "assets" / str(source)
     return _load_pretrained(str(bundled) if not path.exists() and bundled.is_dir() else str(source), family)
@@ -87,7 +79,9 @@ def load_model(
 def _load_file(path: Path, family: str | None, config: Mapping[str, Any] | str | Path | None) -> nn.Module:
     if family is None:
         raise MultiflowError(
-            f"'{path}' is a file and does not say which model it holds; pass family= one of {', '.join(_released())}"
+            f"'{path}' is a file and does not say which model it holds; pass {{family=}} one of "
+            f"{', '.join(_released())}",
+            field="family",
         )
     known = FAMILIES[family]
     original: Original | None = known.get(known.release)
@@ -121,7 +115,8 @@ def _check_family(source: str, family: str, model_type: str | None) -> None:
         what = f"of family '{own.name}'" if own else f"of none of the families {', '.join(_released())}"
         raise MultiflowError(
             f"family '{family}' was given, but '{source}' is {what}: its config says model_type '{model_type}'; leave "
-            "family= out, or give a file of the original release"
+            "{family=} out, or give a file of the original release",
+            field="family",
         )
 
 
@@ -189,23 +184,9 @@ def open_model(
 ) -> nn.Module:
     """Load MODEL, which `find_model` has resolved, in a dtype on a device, without a word from transformers."""
     place, kind = find_device(device), find_dtype(dtype)
-    with naming_options(), quiet_transformers():
+    with quiet_transformers():
         model = load_model(source, family=family, config=config)
     return model.to(device=place, dtype=kind)
-
-
-@contextmanager
-def naming_options() -> Iterator[None]:
-    """Let errors name what is an argument in Python as the option that it is here."""
-    try:
-        yield
-    except MultiflowError as error:
-        said = str(error)
-        for python, here in IN_PYTHON.items():
-            said = re.sub(python, here, said)
-        if said == str(error):
-            raise
-        raise type(error)(said) from error
 
 
 def find_device(name: str) -> torch.device:
@@ -243,7 +224,8 @@ def fitting_tokenizer(given: str | None, source: str, vocabulary: int) -> PreTra
     if token_count(tokenizer) > vocabulary:
         raise MultiflowError(
             f"the tokenizer has {token_count(tokenizer)} tokens, the model embeds {vocabulary}; "
-            "give the tokenizer that belongs to the model with --tokenizer DIR_OR_ID"
+            "give the tokenizer that belongs to the model with {tokenizer=DIR_OR_ID}",
+            field="tokenizer",
         )
     return tokenizer
 

@@ -97,20 +97,21 @@ def fill(model: PreTrainedModel, state: Mapping[str, Tensor], original: Original
     for key, value in model.state_dict().items():
         if wanted[key] not in given and (tensor := original.absent(wanted[key], value, tensors)) is not None:
             given[wanted[key]] = key, tensor
-    hint = "pass config= with the sizes of this checkpoint"
+    hint = "pass {config=} with the sizes of this checkpoint"
     for key, value in model.state_dict().items():
         name, tensor = given.get(wanted[key], (key, value))
         if tensor.shape != value.shape:
             raise MultiflowError(
                 f"'{path}': '{name}' has shape {tuple(tensor.shape)} in the file and {tuple(value.shape)} "
-                f"in the model; {hint}"
+                f"in the model; {hint}",
+                field="config",
             )
     missing = list(dict.fromkeys(name for name in wanted.values() if name not in given))
     unexpected = [name for key, (name, _) in given.items() if key not in wanted.values()]
     if missing or unexpected:
         wrong = [f"lacks {_some(missing)}"] if missing else []
         wrong += [f"holds {_some(unexpected)}, which the model does not have"] if unexpected else []
-        raise MultiflowError(f"'{path}' {', and '.join(wrong)}; {hint}, and the family it belongs to")
+        raise MultiflowError(f"'{path}' {', and '.join(wrong)}; {hint}, and the family it belongs to", field="config")
 
     buffers = {wanted[key]: buffer.dtype for key, buffer in model.named_buffers() if key in wanted}
     filled = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.registry import Registry
-from multiflow.families.family import Builder, Preset, find_builder, find_preset, type_of
+from multiflow.families.family import Builder, Preset, find_builder, find_preset
 
 Batch: TypeAlias = Mapping[str, Any]
 Loss: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
@@ -96,14 +96,7 @@ class Task:
         Raises:
             MultiflowError: the model cannot do this task.
         """
-        if type_of(model) in self.builders:
-            return self.builders[type_of(model)]
-        if self.builders:
-            able = " or ".join(self.builders)
-            raise MultiflowError(
-                f"a model of type '{type_of(model)}' cannot do task '{self.name}', which takes one of type {able}"
-            )
-        return find_builder(model, self.name)
+        return find_builder(model, self.name, self.builders)
 
     def preset(self, name: str, model: nn.Module) -> Preset:
         """Return the hyper-parameters of a preset for a model: the task's own, or those of the model's family.

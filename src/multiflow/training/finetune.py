@@ -36,7 +36,7 @@ from multiflow.masks.keep import buffer_places
 from multiflow.tasks.task_model import build_task_model, task_masks
 from multiflow.training.loop import Validation, train
 from multiflow.training.processes import full_state
-from multiflow.training.settings import FinetunePlan, FinetuneSettings, plan_finetuning
+from multiflow.training.settings import FinetunePlan, Finetuning, plan_finetuning
 
 MODEL, TRAIN, MASK, FIGURES, VALIDATION = "model", "train", "mask.safetensors", "figures.json", "validation.json"
 TOKENS = (("eos", "sep"), ("pad", "pad"))  # ours and the tokenizer's names of what ends and fills captions
@@ -48,7 +48,7 @@ def finetune(
     task: str,
     model: nn.Module,
     masks: Masks | None,
-    settings: FinetuneSettings,
+    settings: Finetuning,
     out_dir: str | Path,
     preprocessing: Preprocessing | None = None,
     *,
@@ -61,7 +61,7 @@ def finetune(
         task: ``retrieval``, ``captioning``, ``vqa`` or ``classification``.
         model: the pretrained model; it stays as it is.
         masks: which of its weights are kept; None trains the dense baseline.
-        settings: see `FinetuneSettings`.
+        settings: see `Finetuning`.
         out_dir: folder of the run; see the top of this file.
         preprocessing: tokenizer and files of the model.
         resume: go on where an interrupted run of the same settings stopped, or start if there is none.
@@ -74,7 +74,7 @@ def finetune(
         MultiflowError: the folder holds another run, the masks are another model's, the data do not fit the task, or
             training diverged.
 
-    >>> settings = FinetuneSettings("shapes/coco", preset="shapes")         # doctest: +SKIP
+    >>> settings = Finetuning("shapes/coco", preset="shapes")         # doctest: +SKIP
     >>> finetune("retrieval", model, masks, settings, "runs/a", preprocessing)     # doctest: +SKIP
     """
     out, preprocessing = Path(out_dir), preprocessing or Preprocessing()
@@ -205,7 +205,7 @@ def new_parameters(built: nn.Module, model: nn.Module) -> set[str]:
 
 @contextmanager
 def _claimed(
-    out: Path, task: str, model: Any, masks: Masks | None, settings: FinetuneSettings, resume: bool
+    out: Path, task: str, model: Any, masks: Masks | None, settings: Finetuning, resume: bool
 ) -> Iterator[None]:
     """Claim the folder of the run for these settings, this model and this mask, in all processes alike."""
     mask = None if masks is None else f"{reduce(lambda crc, name: crc32(masks.packed[name].data, crc), masks, 0):08x}"

@@ -85,7 +85,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class FinetuneSettings:
+class Finetuning:
     """What to train on, and how; what is not given is the preset's.
 
     Args:
@@ -157,7 +157,7 @@ class FinetunePlan:
     """
 
     task: Task
-    given: FinetuneSettings
+    given: Finetuning
     preset: Preset
 
     def train_settings(self, data: Any) -> TrainSettings:
@@ -185,7 +185,7 @@ class FinetunePlan:
         )
 
 
-def plan_finetuning(task: str, model: nn.Module, given: FinetuneSettings) -> FinetunePlan:
+def plan_finetuning(task: str, model: nn.Module, given: Finetuning) -> FinetunePlan:
     """Check settings, and put them in the place of what their preset says.
 
     Raises:
@@ -212,7 +212,7 @@ def plan_finetuning(task: str, model: nn.Module, given: FinetuneSettings) -> Fin
     return FinetunePlan(kind, given, preset)
 
 
-def adjust(preset: Preset, settings: FinetuneSettings) -> Preset:
+def adjust(preset: Preset, settings: Finetuning) -> Preset:
     """Put what was given in the place of what a preset says."""
     names = ("val_split", "epochs", "batch_size", "lr", "weight_decay", "warmup")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}

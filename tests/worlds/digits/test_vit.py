@@ -12,9 +12,9 @@ import multiflow as mf
 from multiflow.base.errors import MultiflowError
 from multiflow.training.tracking import read_metrics
 from multiflow.worlds.digits.data import digit_batches, digits
-from multiflow.worlds.digits.vit import DigitsSettings, augmented, digit_accuracy, digits_model, train_digits
+from multiflow.worlds.digits.vit import DigitsTraining, augmented, digit_accuracy, digits_model, train_digits
 
-SMALL = DigitsSettings(patch_size=8, width=12, layers=1, mlp=16, steps=6, batch_size=8, checkpoint_every=2)
+SMALL = DigitsTraining(patch_size=8, width=12, layers=1, mlp=16, steps=6, batch_size=8, checkpoint_every=2)
 
 
 class Stopped(Exception):
@@ -73,7 +73,7 @@ def test_the_model_depends_on_the_seed_alone():
     assert all(torch.equal(one[name], two[name]) for name in one)
     other = digits_model(replace(SMALL, seed=1))
     assert not torch.equal(one["classifier.weight"], other.classifier.weight)
-    assert 100_000 < digits_model(DigitsSettings()).num_parameters() < 130_000
+    assert 100_000 < digits_model(DigitsTraining()).num_parameters() < 130_000
 
 
 def test_images_are_moved_a_little_as_the_seed_says():

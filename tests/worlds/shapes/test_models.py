@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from multiflow.families.blip.models import BlipForPretraining
-from multiflow.worlds.shapes.models import PretrainSettings, plane_waves, shapes_model, shapes_tokenizer
+from multiflow.worlds.shapes.models import Pretraining, plane_waves, shapes_model, shapes_tokenizer
 from tests.tiny import FAMILIES, SMALL_BLIP
 
 
@@ -21,7 +21,7 @@ def test_the_model_depends_on_the_seed_alone(settings):
 
 
 def test_positions_start_apart():
-    waves = plane_waves(PretrainSettings(image_size=48, patch_size=8, width=32))
+    waves = plane_waves(Pretraining(image_size=48, patch_size=8, width=32))
     assert waves.shape == (36, 32)
     near = waves @ waves.T
     assert (near.argmax(1) == torch.arange(36)).all()
@@ -41,15 +41,15 @@ def test_the_patches_of_both_families_start_from_plane_waves(name, positions):
 def test_both_bundled_models_fit_into_15_megabytes_of_float16():
     sizes = {}
     for family in FAMILIES:
-        model = shapes_model(PretrainSettings(family=family), len(shapes_tokenizer(family)))
+        model = shapes_model(Pretraining(family=family), len(shapes_tokenizer(family)))
         sizes[family] = 2 * model.num_parameters()
     assert sizes["xvlm"] < 8e6
     assert sum(sizes.values()) < 15e6
 
 
 def test_sizes_that_are_not_given_are_those_of_the_family():
-    assert PretrainSettings().size("vision_mlp") == 768
-    assert PretrainSettings(family="blip").size("vision_mlp") == 576
+    assert Pretraining().size("vision_mlp") == 768
+    assert Pretraining(family="blip").size("vision_mlp") == 576
     config = shapes_model(replace(SMALL_BLIP, text_layers=None, text_mlp=40), 50).config
     assert (config.text["layers"], config.text["mlp"]) == (3, 40)
     config = shapes_model(FAMILIES["xvlm"], 50).config

@@ -42,7 +42,7 @@ TURN, SCALE, SHIFT = math.radians(10), 0.1, 0.12  # at most; the shift as a shar
 
 
 @dataclass(frozen=True)
-class DigitsSettings:
+class DigitsTraining:
     """Model and schedule of a training run on the digits.
 
     Args:
@@ -87,7 +87,7 @@ class DigitsSettings:
             )
 
 
-def digits_model(settings: DigitsSettings) -> ViTForImageClassification:
+def digits_model(settings: DigitsTraining) -> ViTForImageClassification:
     """Build the classifier with random weights that depend on the seed alone."""
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -109,12 +109,12 @@ def digits_model(settings: DigitsSettings) -> ViTForImageClassification:
 
 
 def train_digits(
-    settings: DigitsSettings, out_dir: Path, *, resume: bool = False, progress: Report | None = None
+    settings: DigitsTraining, out_dir: Path, *, resume: bool = False, progress: Report | None = None
 ) -> dict[str, float]:
     """Train the classifier and write it, ready to load, to ``out_dir/model``.
 
     Args:
-        settings: see `DigitsSettings`.
+        settings: see `DigitsTraining`.
         out_dir: holds ``settings.json``, the folder ``vit`` with checkpoints and metrics, and the model.
         resume: go on where an interrupted run of the same settings stopped.
         progress: called with a `Progress` after every step.
@@ -205,7 +205,7 @@ def _counts() -> dict[str, int]:
     return {split: len(digits(split)[1]) for split in SPLITS}
 
 
-def _facts(s: DigitsSettings, run: Trained) -> dict[str, object]:
+def _facts(s: DigitsTraining, run: Trained) -> dict[str, object]:
     return {
         "architecture": f"`ViTForImageClassification`, {s.image_size} px in patches of {s.patch_size}, "
         f"width {s.width}, {s.layers} layers",

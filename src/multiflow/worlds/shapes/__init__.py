@@ -6,7 +6,7 @@ package does not import the factory.
 
 import numpy as np
 
-from multiflow.worlds.shapes.language import VOCABULARY, Question, describe, questions, regions
+from multiflow.worlds.shapes.language import VOCABULARY, SceneQuestion, describe, questions, regions
 from multiflow.worlds.shapes.render import render
 from multiflow.worlds.shapes.scene import (
     BACKGROUNDS,
@@ -37,8 +37,8 @@ __all__ = [
     "STYLES",
     "VOCABULARY",
     "Object",
-    "Question",
     "Scene",
+    "SceneQuestion",
     "describe",
     "draw_pairs",
     "make_scenes",

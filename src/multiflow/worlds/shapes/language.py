@@ -282,7 +282,7 @@ def regions(scene: Scene) -> list[tuple[str, Box]]:
     return found
 
 
-class Question(NamedTuple):
+class SceneQuestion(NamedTuple):
     """A question, its answer, and its kind (one of KINDS)."""
 
     question: str
@@ -290,24 +290,24 @@ class Question(NamedTuple):
     kind: str
 
 
-def questions(scene: Scene) -> list[Question]:
+def questions(scene: Scene) -> list[SceneQuestion]:
     """Return every question that the scene decides, a pure function of the scene; about 4 for each object."""
     rng = Random(scene.seed ^ 0xA5C)
     return [*_count(scene, rng), *_exists(scene, rng), *_relations(scene, rng), *_single(scene, rng)]
 
 
-def _count(scene: Scene, rng: Random) -> Iterator[Question]:
+def _count(scene: Scene, rng: Random) -> Iterator[SceneQuestion]:
     total = len(scene.objects)
-    yield Question("how many objects are there?", str(total), "count")
+    yield SceneQuestion("how many objects are there?", str(total), "count")
     obj = pick(rng, scene.objects)
     n = sum(o.shape == obj.shape for o in scene.objects)
-    yield Question(f"how many {plural(pick(rng, NOUNS[obj.shape]))} are there?", str(n), "count")
+    yield SceneQuestion(f"how many {plural(pick(rng, NOUNS[obj.shape]))} are there?", str(n), "count")
     colour = obj.colour if rng.random() < 0.7 else pick(rng, COLOURS)
     n = sum(o.colour == colour for o in scene.objects)
-    yield Question(f"how many {pick(rng, COLOUR_WORDS[colour])} objects are there?", str(n), "count")
+    yield SceneQuestion(f"how many {pick(rng, COLOUR_WORDS[colour])} objects are there?", str(n), "count")
 
 
-def _exists(scene: Scene, rng: Random) -> Iterator[Question]:
+def _exists(scene: Scene, rng: Random) -> Iterator[SceneQuestion]:
     """One question to say yes to, and one to say no to that is right in either colour or shape."""
     obj = pick(rng, scene.objects)
     here = {(o.colour, o.shape) for o in scene.objects}
@@ -317,10 +317,10 @@ def _exists(scene: Scene, rng: Random) -> Iterator[Question]:
         (pick(rng, [look for look in wrong if look not in here]), "no"),
     ):
         thing = article(f"{pick(rng, COLOUR_WORDS[colour])} {pick(rng, NOUNS[shape])}")
-        yield Question(f"is there {thing}?", answer, "yes/no")
+        yield SceneQuestion(f"is there {thing}?", answer, "yes/no")
 
 
-def _relations(scene: Scene, rng: Random) -> Iterator[Question]:
+def _relations(scene: Scene, rng: Random) -> Iterator[SceneQuestion]:
     """Whether one object is left of, above ... another: the true relation or its opposite."""
     pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b and _known(a, b, scene)]
     if not pairs:
@@ -329,24 +329,24 @@ def _relations(scene: Scene, rng: Random) -> Iterator[Question]:
     true = relation(a, b)
     asked = true if rng.random() < 0.5 else {"left": "right", "right": "left", "above": "below", "below": "above"}[true]
     text = f"is the {_reference(a, scene, rng)} {pick(rng, RELATIONS[asked])} the {_reference(b, scene, rng)}?"
-    yield Question(text, "yes" if asked == true else "no", "yes/no")
+    yield SceneQuestion(text, "yes" if asked == true else "no", "yes/no")
 
 
-def _single(scene: Scene, rng: Random) -> Iterator[Question]:
+def _single(scene: Scene, rng: Random) -> Iterator[SceneQuestion]:
     """Colour, shape and place of the objects that can be pointed at without saying the answer."""
     for obj in scene.objects:
         noun = pick(rng, NOUNS[obj.shape])
         if _sole(scene, shape=obj.shape):
-            yield Question(f"what color is the {noun}?", obj.colour, "colour")
+            yield SceneQuestion(f"what color is the {noun}?", obj.colour, "colour")
         if _sole(scene, colour=obj.colour):
-            yield Question(f"what shape is the {pick(rng, COLOUR_WORDS[obj.colour])} object?", obj.shape, "shape")
+            yield SceneQuestion(f"what shape is the {pick(rng, COLOUR_WORDS[obj.colour])} object?", obj.shape, "shape")
         if _known(obj, obj, scene):
-            yield Question(f"where is the {_reference(obj, scene, rng)}?", PLACES[obj.cell], "where")
+            yield SceneQuestion(f"where is the {_reference(obj, scene, rng)}?", PLACES[obj.cell], "where")
     obj = pick(rng, scene.objects)
     asked, answer = ("color", obj.colour) if rng.random() < 0.5 else ("shape", obj.shape)
     kind = "colour" if asked == "color" else "shape"
     where = PLACES[obj.cell]
-    yield Question(f"what {asked} is the object {'in' if where == 'center' else 'at'} the {where}?", answer, kind)
+    yield SceneQuestion(f"what {asked} is the object {'in' if where == 'center' else 'at'} the {where}?", answer, kind)
 
 
 def _sole(scene: Scene, **attributes: str) -> bool:

@@ -28,7 +28,7 @@ FAMILY = "xvlm"
 
 
 @dataclass(frozen=True)
-class PretrainSettings:
+class Pretraining:
     """Model, data and schedule of a pretraining run on Shapes.
 
     Args:
@@ -108,7 +108,7 @@ def shapes_tokenizer(family: str = FAMILY) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def shapes_model(settings: PretrainSettings, vocab_size: int) -> PairModel:
+def shapes_model(settings: Pretraining, vocab_size: int) -> PairModel:
     """Build the model with random weights that depend on the seed alone.
 
     Args:
@@ -124,7 +124,7 @@ def shapes_model(settings: PretrainSettings, vocab_size: int) -> PairModel:
     return model
 
 
-def _sizes(settings: PretrainSettings, vocab_size: int) -> dict[str, Any]:
+def _sizes(settings: Pretraining, vocab_size: int) -> dict[str, Any]:
     """Sizes that all families write alike."""
     tower = {"width": settings.width, "heads": settings.heads, "act": "gelu"}
     return {
@@ -139,7 +139,7 @@ def _sizes(settings: PretrainSettings, vocab_size: int) -> dict[str, Any]:
     }
 
 
-def plane_waves(settings: PretrainSettings) -> Float[Tensor, "patches width"]:
+def plane_waves(settings: Pretraining) -> Float[Tensor, "patches width"]:
     """Sines and cosines of column and row: what the learned positions of the patches start from.
 
     Wavelengths run from two patches to twice the side.

@@ -28,7 +28,7 @@ from multiflow.worlds.folder import trained_on
 from multiflow.worlds.shapes import describe, make_scenes, regions, render
 from multiflow.worlds.shapes.models import (
     MAX_TOKENS,
-    PretrainSettings,
+    Pretraining,
     shapes_model,
     shapes_tokenizer,
 )
@@ -44,12 +44,12 @@ CURRICULUM = ((0.04, 1), (0.10, 2), (1.0, 4))  # until this share of the joint s
 
 
 def pretrain(
-    settings: PretrainSettings, out_dir: Path, *, resume: bool = False, progress: Report | None = None
+    settings: Pretraining, out_dir: Path, *, resume: bool = False, progress: Report | None = None
 ) -> dict[str, float]:
     """Pretrain a model on Shapes and write the model, ready to load, to ``out_dir/model``.
 
     Args:
-        settings: see `PretrainSettings`.
+        settings: see `Pretraining`.
         out_dir: holds ``settings.json``, a folder with checkpoints and metrics for each stage, and the model.
         resume: go on where an interrupted run of the same settings stopped.
         progress: called with a `Progress` after every step.
@@ -60,7 +60,7 @@ def pretrain(
     Raises:
         MultiflowError: the folder holds another run, or training diverged.
 
-    >>> figures = pretrain(PretrainSettings(steps=100), Path("runs/try"))  # doctest: +SKIP
+    >>> figures = pretrain(Pretraining(steps=100), Path("runs/try"))  # doctest: +SKIP
     """
     out_dir = Path(out_dir)
     with run_folder(out_dir, settings, resume=resume, free=FREE_TO_CHANGE, keep=KEEP):
@@ -80,7 +80,7 @@ def pretrain(
 def train_joint(
     model: PairModel,
     tokenizer: PreTrainedTokenizerBase,
-    settings: PretrainSettings,
+    settings: Pretraining,
     run_dir: Path,
     **options: Any,
 ) -> Trained:
@@ -97,7 +97,7 @@ def train_joint(
     return train(model, lambda position: joint_batch(settings, tokenizer, position), loss, plan, run_dir, **options)
 
 
-def joint_batch(settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase, position: int) -> Batch:
+def joint_batch(settings: Pretraining, tokenizer: PreTrainedTokenizerBase, position: int) -> Batch:
     """Return a batch of pairs or, for a family that learns from them, every ``region_every`` th time of regions.
 
     A region batch has half as many pictures, with up to two regions each.
@@ -126,7 +126,7 @@ def _pixel_box(box: tuple[float, float, float, float], size: int) -> tuple[float
     return cx - width / 2, cy - height / 2, width, height
 
 
-def _facts(settings: PretrainSettings, vision: Trained, joint: Trained) -> dict[str, object]:
+def _facts(settings: Pretraining, vision: Trained, joint: Trained) -> dict[str, object]:
     """Return the rows of the model card that tell how the model was made."""
     s = settings
     pictures, pairs = s.vision_batch_size * vision.steps, s.batch_size * joint.steps

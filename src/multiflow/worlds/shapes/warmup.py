@@ -28,7 +28,7 @@ from multiflow.families.pairs import PairModel, recipe_of
 from multiflow.tasks.task import Batch
 from multiflow.training.loop import Trained, train
 from multiflow.worlds.shapes import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, Scene, make_scenes, render
-from multiflow.worlds.shapes.models import PretrainSettings
+from multiflow.worlds.shapes.models import Pretraining
 from multiflow.worlds.shapes.render import OUTLINES
 
 ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "fill": FILLS}
@@ -37,7 +37,7 @@ PIXELS = 10.0  # weight of the outlines
 COVERED = 0.06  # share of its pixels from which on a patch belongs to an object
 
 
-def train_vision(model: PairModel, settings: PretrainSettings, run_dir: Path, **options: Any) -> Trained:
+def train_vision(model: PairModel, settings: Pretraining, run_dir: Path, **options: Any) -> Trained:
     """Warm up the vision tower."""
 
     def loss(classifier: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -50,7 +50,7 @@ def train_vision(model: PairModel, settings: PretrainSettings, run_dir: Path, **
     return train(classifier, lambda position: vision_batch(settings, position), loss, plan, run_dir, **options)
 
 
-def vision_batch(settings: PretrainSettings, position: int) -> Batch:
+def vision_batch(settings: Pretraining, position: int) -> Batch:
     """Return pictures and the labels of their patches."""
     count, side = settings.vision_batch_size, settings.image_size
     scenes = make_scenes("train", count, seed=settings.seed, start=position * count)

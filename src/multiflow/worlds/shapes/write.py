@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.worlds.shapes.language import Question, describe, questions, regions, variants
+from multiflow.worlds.shapes.language import SceneQuestion, describe, questions, regions, variants
 from multiflow.worlds.shapes.render import MIN_SIZE, render
 from multiflow.worlds.shapes.scene import STYLES, Scene, make_scenes
 
@@ -274,12 +274,12 @@ def numbered(splits: Mapping[str, Sequence[Scene]]) -> Iterator[tuple[str, int, 
             yield split, image_id, scene
 
 
-def _some(scene: Scene) -> list[Question]:
+def _some(scene: Scene) -> list[SceneQuestion]:
     rng = Random(scene.seed ^ 0x0A)
     return sorted(questions(scene), key=lambda _: rng.random())[:QUESTIONS_PER_IMAGE]
 
 
-def _annotation(question: Question) -> dict[str, Any]:
+def _annotation(question: SceneQuestion) -> dict[str, Any]:
     """Ten people answer: eight with the usual word, two with another one where there is another."""
     words = variants(question.answer)
     given = [words[0]] * 8 + [words[-1]] * 2
