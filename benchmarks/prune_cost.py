@@ -27,8 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import multiflow as mf
-from multiflow.calibration import differentiable
-from multiflow.calibration.hooks import evaluating
+from multiflow.calibration import differentiable, evaluating
 
 SPARSITIES = [0.63, 0.75, 0.9]
 STEPS = 2

@@ -28,12 +28,14 @@ def test_a_state_comes_back_as_it_was_written(tmp_path):
     assert place.load_state(SETTINGS) is None
 
 
-def test_settings_that_differ_are_named_in_order(tmp_path):
+def test_settings_that_differ_are_named(tmp_path):
     place = Checkpoint(tmp_path / "state")
     place.save_state(TENSORS, SETTINGS, FACTS)
-    said = r"settings: lr \(None then, 0.1 now\), seed \(0 then, 1 now\), steps \(3 then, None now\); use the same ones"
-    with pytest.raises(mf.MultiflowError, match=said):
+    with pytest.raises(mf.MultiflowError, match="other settings") as error:
         place.load_state({"method": "itersnip", "seed": 1, "lr": 0.1})
+    for fact in ("seed (0 then, 1 now)", "steps (3 then,", "lr (", "0.1 now)"):
+        assert fact in str(error.value)
+    assert "method" not in str(error.value)
 
 
 @pytest.mark.parametrize(("path", "part"), [("c.safetensors", "c-0.75.safetensors"), ("c", "c-0.75")])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from multiflow.base.errors import MultiflowError
-from multiflow.calibration.hooks import evaluating
+from multiflow.calibration import evaluating
 from multiflow.data import BrokenItem, Pair, augment, encode_texts, to_pixels
 from multiflow.data.dataset import from_memory
 from multiflow.data.items import take_items

@@ -24,8 +24,7 @@ from multiflow.bench.machine import describe_machine, peak_memory, reset_peak_me
 from multiflow.bench.records import Pruning
 from multiflow.bench.sources import calibration_batches, find_device, load
 from multiflow.bench.store import Results
-from multiflow.calibration import Stats
-from multiflow.calibration.stats import read_stats
+from multiflow.calibration import Stats, read_stats
 from multiflow.masks import Masks
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune

@@ -1,9 +1,10 @@
-"""Calibration: running the model on data and summing up what its layers see."""
+"""Calibration: running the model on data and summing up what its layers see.
 
+No pruner and no adapter lives here: callables say how to run a model, what its loss is and which tokens are real.
+"""
+
+from multiflow.calibration.batches import Cycle, iterate, length, to_device, turns
 from multiflow.calibration.checkpoint import Checkpoint
-from multiflow.calibration.collect import Progress, collect, iterate, length, to_device
-from multiflow.calibration.curve import Doubling, is_stable
-from multiflow.calibration.cycle import Cycle
 from multiflow.calibration.gradients import (
     check_precision,
     check_rows_fit,
@@ -12,11 +13,10 @@ from multiflow.calibration.gradients import (
     loss_of,
     mean_gradient,
 )
+from multiflow.calibration.inputs import MOMENT, NORM, Progress, collect, sums_size
 from multiflow.calibration.memory import announce, check_fits, free_memory
-from multiflow.calibration.restore import buffers_restored, differentiable, put_buffers, weights_replaced
-from multiflow.calibration.stats import STATISTICS, Statistic, Stats
-from multiflow.calibration.sums import MOMENT, NORM, sums_size
-from multiflow.calibration.turns import turns
+from multiflow.calibration.state import buffers_restored, differentiable, evaluating, put_buffers, weights_replaced
+from multiflow.calibration.stats import STATISTICS, Doubling, Statistic, Stats, is_stable, read_stats
 
 __all__ = [
     "MOMENT",
@@ -35,6 +35,7 @@ __all__ = [
     "check_rows_fit",
     "collect",
     "differentiable",
+    "evaluating",
     "free_memory",
     "gradient_rows",
     "is_stable",
@@ -44,6 +45,7 @@ __all__ = [
     "loss_of",
     "mean_gradient",
     "put_buffers",
+    "read_stats",
     "sums_size",
     "to_device",
     "turns",

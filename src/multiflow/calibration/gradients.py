@@ -1,9 +1,10 @@
 """Gradients of the pretraining loss: their mean over batches, or one row a batch.
 
-The model runs in evaluation mode; only prunable weights get gradients, and each is taken away as soon as the backward
-pass has made it, so that little more than the sums or rows themselves is held. A shared weight's gradient sums over
-its users by itself. Training flags, ``requires_grad`` and ``.grad`` are afterwards as they were; buffers that the loss
-moves (queues, momentum copies) are the caller's to restore, since they run on from step to step.
+The model runs in evaluation mode. Gradients of prunable weights are taken away as soon as the backward pass has made
+them, and those of other parameters are let go, so that little more than the sums or rows themselves is held. A shared
+weight's gradient sums over its users by itself. Training flags, ``requires_grad`` and ``.grad`` are afterwards as they
+were; buffers that the loss moves (queues, momentum copies) are the caller's to restore, since they run on from step to
+step.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.ranks import exchange, sum_over_ranks_
-from multiflow.calibration.collect import Progress, iterate, length, missing_keys_named, to_device
+from multiflow.calibration.batches import Turn, check_some, iterate, length, missing_keys_named, to_device, turns
+from multiflow.calibration.inputs import Progress
 from multiflow.calibration.memory import GIB, check_fits, free_memory
-from multiflow.calibration.restore import differentiable, put_buffers
+from multiflow.calibration.state import differentiable, put_buffers
 from multiflow.calibration.stats import Stats, check_start, sum_stats_
-from multiflow.calibration.turns import Turn, check_some, turns
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Split = Callable[[Any], list[Any]]
 Idle = Callable[[nn.Module], object]
 HEADROOM = 6  # float32 copies of the weights that a step of CHITA works in, beside its rows
+CPU = torch.device("cpu")
 LATER = 2  # and that later steps hold besides: the weights solved so far, and those that the model runs with
 
 
@@ -126,7 +128,7 @@ def gradient_rows(
         rows[name][number - 1].copy_(gradient.flatten())
 
     def after(turn: Turn) -> None:
-        seen.update({number: samples(batch) for number, batch in turn.own})
+        seen.update({number: samples(to_device(batch, CPU)) for number, batch in turn.own})
 
     backward(model, weights, batches, loss, take, after, split=split, idle=idle, progress=progress)
     sum_over_ranks_(rows.values())  # each row is zero in all processes but one

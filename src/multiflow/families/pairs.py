@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from multiflow.base.errors import MultiflowError
-from multiflow.calibration.hooks import evaluating
+from multiflow.calibration import evaluating
 from multiflow.families.family import FAMILIES, family_of, find_family, model_types, type_of
 
 Words: TypeAlias = tuple[Int[Tensor, "texts tokens"], Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]

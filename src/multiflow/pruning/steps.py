@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -194,6 +194,7 @@ def count_samples(batch: Any) -> int:
 
 
 def _rows(part: Any) -> int:
+    part = vars(part) if is_dataclass(part) else part
     if isinstance(part, Mapping):
         tensors = [part[name] for name in ("input_ids", "pixel_values") if name in part] or list(part.values())
     else:

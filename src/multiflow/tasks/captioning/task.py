@@ -18,7 +18,7 @@ from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import write_atomically
-from multiflow.calibration.hooks import evaluating
+from multiflow.calibration import evaluating
 from multiflow.data.items import TaskData, open_items
 from multiflow.tasks.captioning.metrics import CAPTION_METRICS, caption_scores, missing_caption_metrics
 from multiflow.tasks.inputs import (

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
-from multiflow.calibration.hooks import evaluating
+from multiflow.calibration import evaluating
 from multiflow.data import Dataset, Skip
 from multiflow.data.items import TaskData, refuse_broken
 from multiflow.data.source import open_labelled

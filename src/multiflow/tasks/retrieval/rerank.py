@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from multiflow.base.errors import MultiflowError
-from multiflow.calibration.hooks import evaluating
+from multiflow.calibration import evaluating
 from multiflow.data import encode_texts
 from multiflow.families.family import texts_of
 from multiflow.families.pairs import PairModel, PairScoring, scoring_of

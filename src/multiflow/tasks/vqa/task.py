@@ -17,7 +17,7 @@ import torch
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.ranks import rank
-from multiflow.calibration.hooks import evaluating
+from multiflow.calibration import evaluating
 from multiflow.data import Dataset, answer_list, answer_weights
 from multiflow.data.items import TaskData, open_kind, take_items
 from multiflow.families.family import family_of

@@ -22,7 +22,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.progress import Report
 from multiflow.base.runs import run_folder
 from multiflow.base.strict import flags
-from multiflow.calibration.hooks import evaluating
+from multiflow.calibration import evaluating
 from multiflow.data import VIT_MEAN, VIT_STD
 from multiflow.data.sampling import seed_at
 from multiflow.tasks.task import Batch

@@ -1,15 +1,46 @@
-"""Leaving a model as it was: what a method changes on the way is put back, whatever happens."""
+"""Running a model and leaving it as it was: what is changed on the way is put back, whatever happens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
-from multiflow.calibration.hooks import evaluating
+
+Observer = Callable[[str, Tensor], None]
+
+
+@contextmanager
+def watching(modules: Mapping[str, nn.Module], observe: Observer) -> Iterator[None]:
+    """Call ``observe(path, input)`` before every forward of the modules; the hooks are gone after the block."""
+    with ExitStack() as stack:
+        for path, module in modules.items():
+            hook = module.register_forward_pre_hook(_hook(path, observe), with_kwargs=True)
+            stack.callback(hook.remove)
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module back as it was afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def _hook(path: str, observe: Observer) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        observe(path, args[0] if args else kwargs["input"])
+
+    return hook
 
 
 @contextmanager
@@ -53,19 +84,32 @@ def weights_replaced(weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def differentiable(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let only these weights have gradients, in evaluation mode; put flags and gradients back afterwards."""
+    """Let these weights have gradients, in evaluation mode; put flags and gradients back afterwards.
+
+    Other parameters keep their flags, for a graph may need them: what is recomputed in the backward pass (reentrant
+    checkpoints) gets there only if its inputs have gradients. Theirs are let go as they arrive.
+    """
     if torch.is_inference_mode_enabled():
         raise MultiflowError("there are no gradients inside torch.inference_mode(); call this outside of it")
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     wanted = {id(weight) for weight in weights.values()}
+    stack = ExitStack()
     try:
-        for parameter, _, _ in before:
+        for parameter, flag, _ in before:
             parameter.grad = None
-            parameter.requires_grad_(id(parameter) in wanted)
+            if id(parameter) in wanted:
+                parameter.requires_grad_(True)
+            elif flag:
+                stack.callback(parameter.register_post_accumulate_grad_hook(_let_go).remove)
         with evaluating(model), torch.enable_grad():
             yield
     finally:
+        stack.close()
         for parameter, flag, gradient in before:
             parameter.grad = None
             parameter.requires_grad_(flag)
             parameter.grad = gradient
+
+
+def _let_go(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -1,29 +1,132 @@
-"""Sums over the inputs of layers: of squares for ``input_norm``, of all pairs of features for ``input_moment``.
+"""Calibration: one pass over the batches, forward only, nothing stored but sums.
 
-Squares take O(in_features) memory a layer, products O(in_features^2): how much is announced before the first batch,
-and more than there is refused.
+Every prunable layer's input is squared and summed over the real tokens as it passes by: within an input in float32,
+over inputs and batches in float64. For ``input_moment`` it is the products of all pairs of features; one pass serves
+both. A tensor that feeds several layers in a row (query, key, value) is measured once. A shared weight sums the inputs
+of every module that uses it, a layer used twice in a forward those of both uses.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from multiflow.base.adapter import TokenMask, lay_mask
 from multiflow.base.errors import MultiflowError
+from multiflow.base.guards import check_values
 from multiflow.base.ranks import exchange
 from multiflow.base.types import Layout
+from multiflow.calibration.batches import form, iterate, length, missing_keys_named, to_device, turns
 from multiflow.calibration.memory import announce, check_fits, free_memory
-from multiflow.calibration.stats import Stats, sum_stats_
+from multiflow.calibration.state import evaluating, watching
+from multiflow.calibration.stats import Stats, check_start, sum_stats_
 
+TokenMasks = Mapping[str, TokenMask]
+Progress = Callable[[str, int, int | None], None]
+"""``f(what, done, total)``, called after every step; ``total`` is None where it is not known."""
 NORM, MOMENT = "input_norm", "input_moment"
 CHUNK = 128  # tokens squared at a time
 BLOCK = 768  # features; of a wider product, which is symmetric, only the blocks on and above the diagonal are computed
 NONE = 1 << 62
+
+
+def collect(
+    model: nn.Module,
+    layout: Layout,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    *,
+    split: Callable[[Any], list[Any]],
+    stream: Callable[[str], str | None],
+    token_masks: Callable[[Any], TokenMasks] | None = None,
+    names: Sequence[str] = (NORM,),
+    progress: Progress | None = None,
+    start: Stats | None = None,
+    after_batch: Callable[[Stats], None] | None = None,
+) -> Stats:
+    """Measure ``input_norm``, ``input_moment`` or both of every layer in one pass over the batches.
+
+    Args:
+        model: runs in evaluation mode without gradients, and is left as it was.
+        layout: the layers to measure.
+        batches: moved to the model's device one by one; several processes share them out.
+        forward: ``f(model, part)`` for each part of a batch.
+        split: splits a batch into its parts (a general and a region batch).
+        stream: path -> stream whose padding mask the module's input follows.
+        token_masks: ``f(part) -> {stream: bool (B, L)}``, True = a real token.
+        names: of the statistics.
+        progress: called after every batch.
+        start: statistics of the first ``start.batches`` batches, which are skipped: how a run goes on.
+        after_batch: called with the statistics so far.
+
+    Raises:
+        MultiflowError: no batches, a layer that no forward reached, NaN or Inf in a layer's input, or less memory than
+            the sums take.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    paths = {path: modules[path] for layer in layout.layers for path in layer.paths}
+    watched = {id(module): path for path, module in reversed(paths.items())}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    streams = {path: stream(path) for path in paths}
+    weights = {name: paths[name].weight for name in layout}
+    check_values(weights)
+    devices = {name: weight.device for name, weight in weights.items()}
+    check_sums_fit(layout, names, devices)
+    total = length(batches)
+    if start:
+        widths = {layer.name: layer.shape[1] for layer in layout.layers}
+        shapes = {name: {n: (width,) * (1 + (name == MOMENT)) for n, width in widths.items()} for name in names}
+        check_start(start, shapes, total)
+    sums = Sums(names, layout, devices, start)
+    masks: TokenMasks = {}
+    reached: set[str] = set()  # by the part of a batch that runs
+    alike: dict[Any, frozenset[str]] = {}  # form of a part -> what the first one of this form reached
+    uneven: dict[str, int] = {}  # what not all parts of a form reach, and the batch where it shows
+    first = start.batches if start else 0
+
+    def observe(path: str, value: Tensor) -> None:
+        of = streams[path]
+        reached.add(path)
+        if of and of not in masks:
+            raise MultiflowError(
+                f"layer '{path}' follows stream '{of}', but token_masks gives {', '.join(masks) or 'nothing'}; "
+                "let it give a mask for every stream, or None for one without padding"
+            )
+        sums.add(path, value, lay_mask(masks[of], path, value) if of else None, of)
+
+    done = first
+    with evaluating(model), watching({path: paths[path] for path in watched.values()}, observe), torch.no_grad():
+        for turn in turns(iterate(batches), first):
+            done = turn.done
+            for number, batch in turn.own:
+                for part in split(to_device(batch, device)):
+                    with missing_keys_named(part, number):
+                        masks = token_masks(part) if token_masks else {}
+                        forward(model, part)
+                    differ = alike.setdefault(form(part), frozenset(reached)) ^ reached
+                    uneven = {**dict.fromkeys(differ, number), **uneven} if differ else uneven
+                    reached.clear()
+                sums.check(number)
+            if after_batch:
+                after_batch(sums.stats(done))
+            if progress:
+                progress("calibrate", done, total)
+    if uneven:
+        path = min(uneven, key=lambda one: (uneven[one], one))
+        warnings.warn(
+            f"{len(uneven)} of {len(watched)} layers are reached by some batches and not by others of the same form, "
+            f"first '{path}' (batch {uneven[path]} differs): what is measured there comes from fewer tokens, as is "
+            "right for experts that choose their tokens, and wrong for code that calls no hooks",
+            stacklevel=2,
+        )
+    return sums.finish(done)
 
 
 def sums_size(layout: Layout, names: Sequence[str]) -> int:
@@ -87,6 +190,7 @@ class Sums:
                 for layer, total in start.sums[name].items():
                     self._sums[name][layer].copy_(total)
                 self._counts.update(start.counts[name])
+        self._empty: set[str] = set()  # layers that saw an input without tokens
         self._padded: dict[str, str] = {}  # layers that saw a batch of padding alone, and its stream
         self._measured: list[str] = []  # the layers of one batch's measurements, in the order of the forward
         # which of them was the first with NaN or Inf
@@ -111,7 +215,9 @@ class Sums:
         for name, totals in self._totals.items():
             self._sums[name][layer] += totals[place]
         self._counts[layer] += count
-        if stream and not count:
+        if not count and not value.numel():
+            self._empty.add(layer)
+        elif not count and stream:
             self._padded[layer] = stream
 
     def _measure(self, name: str, tokens: Tensor, total: Tensor) -> None:
@@ -163,6 +269,12 @@ class Sums:
             raise MultiflowError(
                 f"layer '{padded[0]}' saw nothing but padding: in every batch all tokens of its stream "
                 f"'{streams[padded[0]]}' are masked; check the attention_mask, which has 1 for real tokens"
+            )
+        empty = set().union(*exchange("empty", self._empty))
+        if nothing := [name for name in missed if name in empty]:
+            raise MultiflowError(
+                f"layer '{nothing[0]}' saw no tokens: all batches that reach it are empty, of size 0; give batches "
+                "that hold samples"
             )
         if missed:
             raise never_reached(self._layout, missed)
