@@ -1,0 +1,287 @@
+"""The packed format: a tensor with many zeros as one bit an entry, and the values of the others.
+
+A packed file is a safetensors file. A tensor NAME that is packed becomes, as one-dimensional uint8 tensors,
+
+- ``NAME.bitmap``: bit ``i % 8`` (least significant first) of byte ``i // 8`` says whether entry ``i``, counted row by
+  row, is stored. One that is not stored is +0.0.
+- ``NAME.values``: the stored entries in this order, little-endian. As ``bf16``, ``fp16`` or ``fp32`` all first bytes
+  come first, then all second bytes and so on (byte planes, which compress better); as ``int8`` one byte each.
+- ``NAME.scales``: for ``int8`` alone, one little-endian float32 a row: an entry is int8 times the scale of its row.
+
+Each of these parts may be compressed by itself (zlib or zstd). Other tensors are stored as they are. The metadata hold,
+as JSON under ``packed``: the format's version, the shape, dtype and coding of each packed tensor, and a SHA-256 over
+this header and all stored bytes. The whole is specified in docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.files import write_atomically
+
+FORMAT = 1
+FILE = "packed.safetensors"
+"""What the packed file of a model folder is called."""
+
+KEY = "packed"
+VALUES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
+"""How entries are stored -> the dtype of what is stored."""
+
+STANDS_FOR = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+UNSIGNED = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+LEVEL = 6  # of zlib; of zstd 3, as its authors suggest
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How one tensor is packed.
+
+    Args:
+        shape: its sizes.
+        dtype: what it is read back as, a name of torch's such as ``bfloat16``.
+        values: how its entries are stored, a name of `VALUES`.
+        count: how many entries are stored.
+        compress: ``none``, ``zlib`` or ``zstd``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    values: str
+    count: int
+    compress: str
+
+
+def encode(tensor: Tensor, values: str, compress: str) -> tuple[Coding, dict[str, Tensor]]:
+    """Pack a tensor; return how, and its parts by name (``bitmap``, ``values``, ``scales``), uint8 and 1-D.
+
+    ``bf16``, ``fp16`` and ``fp32`` store the entries exactly where the tensor is of that dtype; otherwise they are
+    rounded to it. An entry is left out if all its bits are zero: -0.0 is stored.
+
+    Raises:
+        MultiflowError: an entry is not finite, or not after rounding.
+    """
+    if values not in VALUES:
+        raise unknown("coding of values", values, VALUES)
+    flat = tensor.detach().cpu().contiguous().flatten()
+    parts: dict[str, np.ndarray] = {}
+    if values == "int8":
+        rows = flat.float().view(*_rows(tensor.shape))
+        scales = (rows.abs().amax(dim=1) if tensor.numel() else rows.new_zeros(len(rows))) / 127
+        stored = (rows / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round().to(torch.int8).flatten()
+        kept = _bits(flat) != 0
+        parts["scales"] = scales.numpy().astype("<f4").view("u1")
+        finite = bool(scales.isfinite().all())
+    else:
+        stored = flat.to(VALUES[values])
+        kept = _bits(stored) != 0
+        finite = bool(stored.isfinite().all())
+    if not finite:
+        raise MultiflowError(f"a tensor of shape {tuple(tensor.shape)} holds entries that are not finite as {values}")
+    chosen = _bits(stored)[kept]
+    parts["bitmap"] = np.packbits(kept, bitorder="little")
+    parts["values"] = chosen.view("u1").reshape(-1, stored.element_size()).T.ravel()
+    coding = Coding(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), values, len(chosen), compress)
+    press = _compressor(compress)
+    return coding, {name: torch.from_numpy(np.frombuffer(press(part), "u1").copy()) for name, part in parts.items()}
+
+
+def decode(coding: Coding, parts: Mapping[str, Tensor]) -> Tensor:
+    """Return the tensor that was packed, in its own dtype; entries that were not stored are +0.0.
+
+    Raises:
+        MultiflowError: the parts are not what the coding says; sizes are compared before memory is taken.
+    """
+    size = math.prod(coding.shape)
+    width = VALUES[coding.values].itemsize
+    sizes = {"bitmap": -(-size // 8), "values": coding.count * width}
+    if coding.values == "int8":
+        sizes["scales"] = 4 * _rows(coding.shape)[0]
+    expand = _expander(coding.compress)
+    raw = {name: expand(parts[name].numpy().tobytes(), length) for name, length in sizes.items()}
+    kept = np.flatnonzero(np.unpackbits(raw["bitmap"], bitorder="little"))
+    if len(kept) != coding.count or (len(kept) and kept[-1] >= size):
+        raise MultiflowError(f"a bitmap of {size} entries does not mark the {coding.count} that are stored")
+    flat = np.zeros(size, UNSIGNED[width])
+    flat[kept] = np.ascontiguousarray(raw["values"].reshape(width, -1).T).view(UNSIGNED[width]).ravel()
+    stored = torch.from_numpy(flat.view(f"<i{width}")).view(VALUES[coding.values])
+    if coding.values == "int8":
+        scales = torch.from_numpy(raw["scales"].view("<f4").copy())
+        stored = (stored.float().view(*_rows(coding.shape)) * scales[:, None]).flatten()
+    return stored.to(getattr(torch, coding.dtype)).view(coding.shape)
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], values: str, compress: str, least: float = 0.2) -> bytes:
+    """Return a packed file with these tensors.
+
+    Args:
+        tensors: by name.
+        values: how the entries of packed tensors are stored, a name of `VALUES`.
+        compress: ``none``, ``zlib`` or ``zstd``.
+        least: share of zeros from which a tensor of floating point numbers with two or more dimensions is packed.
+    """
+    stored: dict[str, Tensor] = {}
+    codings: dict[str, Coding] = {}
+    for name, tensor in tensors.items():
+        zeros = tensor.numel() - int(tensor.count_nonzero())
+        if tensor.ndim < 2 or not tensor.is_floating_point() or zeros < least * tensor.numel() or not tensor.numel():
+            stored[name] = tensor.detach().cpu().contiguous().clone()
+            continue
+        try:
+            codings[name], parts = encode(tensor, values, compress)
+        except MultiflowError as error:
+            raise MultiflowError(
+                f"'{name}' cannot be packed: {error}; choose other values, or mend the weights"
+            ) from error
+        stored.update({f"{name}.{part}": bits for part, bits in parts.items()})
+    header: dict[str, Any] = {"format": FORMAT, "tensors": {name: asdict(coding) for name, coding in codings.items()}}
+    header["checksum"] = _checksum(header, stored)
+    return to_bytes(stored, metadata={KEY: json.dumps(header)})
+
+
+def write_packed(path: Path, tensors: Mapping[str, Tensor], values: str, compress: str) -> Path:
+    """Write tensors to a packed file, whole or not at all; see `pack_tensors`."""
+    return write_atomically(path, pack_tensors(tensors, values, compress))
+
+
+def read_header(path: Path) -> dict[str, Coding]:
+    """Return how each packed tensor of a file is coded, without reading any of them.
+
+    Raises:
+        MultiflowError: it is no packed file, of a newer format, or its header is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return _codings(path, _header(path, file.metadata() or {}))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MultiflowError(f"'{path}' is no complete packed file ({error}); export the model again") from error
+
+
+def read_packed(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a packed file.
+
+    Raises:
+        MultiflowError: it is no packed file, of a newer format, cut short or altered.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = _header(path, file.metadata() or {})
+            codings = _codings(path, header)
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MultiflowError(f"'{path}' is no complete packed file ({error}); export the model again") from error
+    if header.get("checksum") != _checksum(header, stored):
+        raise MultiflowError(f"packed file '{path}' was altered: its checksum does not fit; export the model again")
+    tensors: dict[str, Tensor] = {}
+    for name, coding in codings.items():
+        try:
+            parts = {part: stored.pop(f"{name}.{part}") for part in ("bitmap", "values")}
+            if coding.values == "int8":
+                parts["scales"] = stored.pop(f"{name}.scales")
+            tensors[name] = decode(coding, parts)
+        except (KeyError, ValueError, RuntimeError, MultiflowError) as error:
+            raise MultiflowError(f"'{name}' of packed file '{path}' is damaged ({error}); export it again") from error
+    return {**stored, **tensors}
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if KEY not in metadata:
+        raise MultiflowError(f"'{path}' is a safetensors file that is not packed; expected one of 'multiflow export'")
+    header = json.loads(metadata[KEY])
+    if not isinstance(header, dict) or not isinstance(header.get("tensors"), dict):
+        raise MultiflowError(f"the header of packed file '{path}' is damaged; export the model again")
+    if header.get("format") != FORMAT:
+        raise MultiflowError(
+            f"packed file '{path}' has format {header.get('format')}, this version reads format {FORMAT}; "
+            "update multiflow"
+        )
+    return header
+
+
+def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:
+    codings = {}
+    for name, fields in header["tensors"].items():
+        try:
+            coding = Coding(**{**fields, "shape": tuple(fields["shape"])})
+            dtype = getattr(torch, coding.dtype, None)
+            whole = all(type(number) is int and number >= 0 for number in (*coding.shape, coding.count))
+            fine = whole and coding.values in VALUES and isinstance(dtype, torch.dtype)
+            fine = fine and coding.count <= math.prod(coding.shape)
+        except (TypeError, KeyError) as error:
+            raise MultiflowError(f"the header of packed file '{path}' is damaged at '{name}' ({error})") from error
+        if not fine:
+            raise MultiflowError(f"the header of packed file '{path}' is damaged at '{name}'; export the model again")
+        codings[name] = coding
+    return codings
+
+
+def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    """Return the entries as unsigned integers of their size (float64 has none here: it is rounded before)."""
+    if tensor.dtype == torch.float64:
+        return (tensor.numpy().view("<u8") != 0).astype("u1")
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    return tensor.view(kind).numpy().view(UNSIGNED[tensor.element_size()])
+
+
+def _checksum(header: Mapping[str, Any], stored: Mapping[str, Tensor]) -> str:
+    rest = {key: value for key, value in header.items() if key != "checksum"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode(), usedforsecurity=False)
+    for name in sorted(stored):
+        tensor = stored[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _compressor(name: str) -> Callable[[np.ndarray], bytes]:
+    if name == "none":
+        return lambda part: part.tobytes()
+    if name == "zlib":
+        return lambda part: zlib.compress(part.tobytes(), LEVEL)
+    if name == "zstd":
+        return lambda part: _zstd().ZstdCompressor(level=3).compress(part.tobytes())
+    raise unknown("compression", name, ("none", "zlib", "zstd"))
+
+
+def _expander(name: str) -> Callable[[bytes, int], np.ndarray]:
+    def expand(data: bytes, length: int) -> np.ndarray:
+        if name == "none":
+            raw = data
+        elif name == "zlib":
+            raw = zlib.decompressobj().decompress(data, length + 1)  # never more memory than the tensor needs
+        else:
+            raw = _zstd().ZstdDecompressor().stream_reader(data).read(length + 1)
+        if len(raw) != length:
+            raise MultiflowError(f"a part holds {len(raw)} bytes or more where its tensor has {length}")
+        return np.frombuffer(raw, "u1")
+
+    if name not in ("none", "zlib", "zstd"):
+        raise unknown("compression", name, ("none", "zlib", "zstd"))
+    return expand
+
+
+def _zstd() -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MultiflowError(
+            "compression 'zstd' needs the package zstandard, which is not installed; pip install zstandard, or use zlib"
+        ) from error
+    return zstandard

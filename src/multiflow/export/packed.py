@@ -1,0 +1,132 @@
+"""Packed folders: a Hugging Face folder whose weights are one packed file, a third of the size or less.
+
+Everything beside the weights stays as it was. ``mf.load_model`` opens such a folder like any other; `unpack` makes an
+ordinary one of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
+from multiflow.masks import Masks
+
+FORMATS = ("packed",)
+COMPRESSIONS = ("zlib", "zstd", "none")
+
+
+def export(
+    model: nn.Module,
+    masks: Masks,
+    path: str | Path,
+    format: str = "packed",
+    values: str = "bf16",
+    compress: str = "zlib",
+    weights: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write a sparse model as a folder in which zeros cost one bit, and less where it is compressed; return the folder.
+
+    Args:
+        model: a model of transformers, or of ours; it is not changed, whether the masks are applied already or not.
+        masks: of this model.
+        path: folder to write, new or empty.
+        format: ``packed``.
+        values: how kept weights are stored: ``bf16``, ``fp16`` and ``fp32`` exactly where the model is in that dtype
+            and rounded to it otherwise; ``int8`` with one scale a row.
+        compress: ``zlib``, ``zstd`` (needs the package zstandard) or ``none``.
+        weights: layer name -> the weight that a method changed, ``result.weights[sparsity]``; None = the model's own.
+
+    Raises:
+        MultiflowError: the masks are those of another model, or a name is unknown.
+
+    >>> mf.export(model, result.masks[0.75], "small")      # doctest: +SKIP
+    >>> mf.load_model("small")                             # doctest: +SKIP
+    """
+    for kind, given, known in (("format", format, FORMATS), ("coding of values", values, VALUES)):
+        if given not in known:
+            raise unknown(kind, given, known)
+    if compress not in COMPRESSIONS:
+        raise unknown("compression", compress, COMPRESSIONS)
+    if not hasattr(model, "save_pretrained"):
+        raise MultiflowError(f"a {type(model).__name__} has no save_pretrained; export takes models of transformers")
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        _save(model, _sparse_state(model, masks, weights or {}), folder)
+        return pack_folder(folder, path, values=values, compress=compress)
+
+
+def pack_folder(source: str | Path, path: str | Path, *, values: str = "bf16", compress: str = "zlib") -> Path:
+    """Write the packed form of an ordinary folder of a sparse model; return its path.
+
+    Tensors in which at least a fifth of the entries is zero are packed, everything else is copied.
+    """
+    source, out = Path(source), _new_folder(path)
+    files = sorted(source.glob("*.safetensors"))
+    if not files:
+        raise MultiflowError(f"'{source}' holds no *.safetensors; give a folder that save_pretrained or apply wrote")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= load_file(file)
+    try:
+        for file in source.iterdir():
+            if file.is_file() and file not in files and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, out / file.name)
+        write_packed(out / FILE, tensors, values, compress)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    return out
+
+
+def unpack(path: str | Path, out: str | Path) -> Path:
+    """Write the ordinary Hugging Face folder of a packed one; return its path.
+
+    Raises:
+        MultiflowError: there is no packed file, it is of a newer format, cut short or altered.
+    """
+    source = Path(path)
+    if not (source / FILE).is_file():
+        raise MultiflowError(f"'{source}' holds no {FILE}; give a folder that mf.export or 'multiflow export' wrote")
+    tensors = read_packed(source / FILE)  # all of it is checked before anything is written
+    folder = _new_folder(out)
+    try:
+        for file in source.iterdir():
+            if file.is_file() and file.name != FILE:
+                shutil.copyfile(file, folder / file.name)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _sparse_state(model: Any, masks: Masks, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = masks.find_weights(model)
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for layer in masks.layout.layers:
+        own = found[layer.name][0].detach()
+        new = weights.get(layer.name, own).to(own)
+        sparse = torch.where(masks[layer.name].to(own.device), new, new.new_zeros(()))
+        state.update({f"{name}.weight": sparse for name in layer.paths})
+    return state
+
+
+def _save(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    model.save_pretrained(folder, state_dict=dict(state))
+
+
+def _new_folder(path: str | Path) -> Path:
+    out = Path(path)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MultiflowError(f"output folder '{out}' is a file or not empty; choose a new folder or empty this one")
+    out.mkdir(parents=True, exist_ok=True)
+    return out

@@ -1,0 +1,191 @@
+"""Packed files: what goes in comes out bit for bit, sizes are those of the format, damage is noticed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from transformers import ViTConfig, ViTForImageClassification
+
+import multiflow as mf
+from multiflow.base.packed import VALUES, decode, encode, pack_tensors, read_packed, write_packed
+from multiflow.export import export, unpack
+
+FLOATS = ["bf16", "fp16", "fp32"]
+
+
+def sparse(shape: tuple[int, ...], dtype: torch.dtype, share: float = 0.7, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.randn(shape, generator=generator)
+    return dense.masked_fill(torch.rand(shape, generator=generator) < share, 0.0).to(dtype)
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.flatten().clone().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    values=st.sampled_from(FLOATS),
+    compress=st.sampled_from(["none", "zlib"]),
+    share=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_float_codings_are_lossless(shape, values, compress, share):
+    tensor = sparse(tuple(shape), VALUES[values], share)
+    tensor.view(-1)[:1] = -0.0
+    again = decode(*encode(tensor, values, compress))
+    assert (again.dtype, again.shape, bits(again)) == (tensor.dtype, tensor.shape, bits(tensor))
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_other_dtypes_are_rounded_and_come_back_as_they_were(values):
+    tensor = sparse((7, 33), torch.float64)
+    again = decode(*encode(tensor, values, "none"))
+    assert again.dtype == torch.float64
+    assert torch.equal(again == 0, (tensor == 0) | (again == 0))
+    if values == "int8":
+        assert ((again - tensor).abs() <= tensor.abs().amax(dim=1, keepdim=True) / 254 * 1.001).all()
+    else:
+        assert torch.equal(again, tensor.to(VALUES[values]).double())
+
+
+def test_a_reader_written_from_the_specification_alone_agrees(tmp_path):
+    tensor = sparse((5, 13), torch.bfloat16)
+    path = write_packed(tmp_path / "packed.safetensors", {"w": tensor}, "bf16", "none")
+    parts = load_file(path)
+    kept = np.unpackbits(parts["w.bitmap"], bitorder="little")[: tensor.numel()].astype(bool)
+    low, high = parts["w.values"].reshape(2, -1).astype(np.uint32)
+    entries = np.zeros(tensor.numel(), np.uint32)
+    entries[kept] = (low | high << 8) << 16  # a bfloat16 is the upper half of a float32
+    assert np.array_equal(entries.view(np.float32).reshape(5, 13), tensor.float().numpy())
+
+
+def test_what_has_few_zeros_is_stored_as_it_is(tmp_path):
+    tensors = {"dense": torch.randn(4, 4), "bias": torch.zeros(9), "ids": torch.zeros(3, 3, dtype=torch.int64)}
+    path = write_packed(tmp_path / "p.safetensors", {**tensors, "w": sparse((8, 8), torch.float16)}, "fp16", "zlib")
+    again = read_packed(path)
+    assert set(load_file(path)) == {*tensors, "w.bitmap", "w.values"}
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(("sparsity", "plain", "compressed"), [(0.75, 0.32, 0.24), (0.9, 0.17, 0.11)])
+def test_sizes(sparsity, plain, compressed):
+    tensor = sparse((512, 768), torch.bfloat16, sparsity) * 0.02
+    dense = tensor.numel() * 2
+    assert len(pack_tensors({"w": tensor}, "bf16", "none")) < plain * dense
+    assert len(pack_tensors({"w": tensor}, "bf16", "zlib")) < compressed * dense
+
+
+@pytest.mark.parametrize("compress", ["none", "zlib"])
+def test_every_altered_byte_is_noticed(tmp_path, compress):
+    path = write_packed(
+        tmp_path / "p.safetensors", {"w": sparse((6, 16), torch.bfloat16), "b": torch.ones(3)}, "bf16", compress
+    )
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(mf.MultiflowError):
+            read_packed(path)
+    for length in (0, 7, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(mf.MultiflowError, match="p.safetensors"):
+            read_packed(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 2}, "format 2"),
+        (
+            {
+                "tensors": {
+                    "w": {
+                        "shape": [2**40, 2**20],
+                        "dtype": "bfloat16",
+                        "values": "bf16",
+                        "count": 1,
+                        "compress": "none",
+                    }
+                }
+            },
+            "'w'",
+        ),
+        (
+            {"tensors": {"w": {"shape": [-1], "dtype": "bfloat16", "values": "bf16", "count": 1, "compress": "none"}}},
+            "'w'",
+        ),
+        ({"tensors": {"w": 5}}, "'w'"),
+        ({"tensors": []}, "damaged"),
+    ],
+)
+def test_headers_that_say_other_things(tmp_path, change, said):
+    from multiflow.base import packed  # the checksum of a forged file is right: what is claimed is checked for itself
+
+    path = write_packed(tmp_path / "p.safetensors", {"w": sparse((4, 4), torch.bfloat16)}, "bf16", "none")
+    header = {"format": 1, "tensors": {}} | change
+    stored = load_file(path)
+    header["checksum"] = packed._checksum(
+        header, {n: torch.from_numpy(a) for n, a in stored.items()}
+    )  # forged on purpose
+    save_file(stored, path, metadata={"packed": json.dumps(header)})
+    with pytest.raises(mf.MultiflowError, match=said):
+        read_packed(path)
+
+
+def test_entries_that_are_not_finite_are_refused():
+    with pytest.raises(mf.MultiflowError, match=r"'w'.*not finite"):
+        pack_tensors({"w": torch.tensor([[math.inf, 0.0]])}, "bf16", "none")
+    with pytest.raises(mf.MultiflowError, match="not finite as fp16"):
+        pack_tensors({"w": torch.tensor([[1e6, 0.0]])}, "fp16", "none")
+
+
+@pytest.fixture(scope="module")
+def model() -> ViTForImageClassification:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    return ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=3)).eval()
+
+
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
+def test_a_model_goes_out_and_comes_back(model, tmp_path, values):
+    result = mf.prune(model, "magnitude", sparsity=0.75)
+    masks, before = result.masks[0.75], {name: bits(p) for name, p in model.named_parameters()}
+    folder = export(model, masks, tmp_path / "small", values=values)
+    assert before == {name: bits(p) for name, p in model.named_parameters()}
+    ordinary = mf.load_model(unpack(folder, tmp_path / "ordinary"))
+    packed = mf.load_model(folder)
+    masks.apply_(model_copy := mf.load_model(tmp_path / "ordinary"))
+    assert masks.is_applied(ordinary)
+    for (name, ours), theirs, kept in zip(
+        ordinary.named_parameters(), packed.parameters(), model_copy.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+        assert torch.equal(ours, kept), name
+    if values == "fp32":
+        result.apply_(model, 0.75)
+        assert {n: bits(p) for n, p in model.named_parameters()} == {n: bits(p) for n, p in packed.named_parameters()}
+
+
+def test_bad_input(model, tmp_path):
+    masks = mf.prune(model, "magnitude", sparsity=0.75).masks[0.75]
+    for wrong, said in [
+        ({"values": "bf17"}, "did you mean 'bf16'"),
+        ({"format": "packd"}, "packed"),
+        ({"compress": "lz"}, "zlib"),
+    ]:
+        with pytest.raises(mf.MultiflowError, match=said):
+            export(model, masks, tmp_path / "x", **wrong)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    with pytest.raises(mf.MultiflowError, match="not empty"):
+        export(model, masks, tmp_path / "full")
+    with pytest.raises(mf.MultiflowError, match="packed.safetensors"):
+        unpack(tmp_path / "full", tmp_path / "y")
