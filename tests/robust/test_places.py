@@ -1,0 +1,113 @@
+"""Every command that writes, where it cannot: a full disk, a read-only one, a folder of somebody else, little memory.
+
+Exit code 2, one sentence that names the place or what is short, nothing half-written.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from multiflow.cli import main
+from multiflow.worlds.shapes import write
+from tests.bench.conftest import config
+from tests.cli.conftest import Run, files, run
+from tests.robust.commands import COMMANDS, Place, Setting
+
+__all__ = ["run"]
+
+
+def mounted(folder: Path, options: str) -> bool:
+    """Mount a small file system; False where this user may not."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+    return done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def setting(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """What the commands read: a model, data, a run with masks, a finished grid."""
+    root = tmp_path_factory.mktemp("setting")
+    world = write(root / "world", train=12, val=4, test=4, size=32)
+    (root / "grid.yaml").write_text(yaml.safe_dump(config(tiny, world)))
+    pairs = world / "pretrain" / "cc3m"
+    prune = ["prune", str(tiny), "--data", str(pairs), "--sparsity", "0.5", "--batches", "1", "--batch-size", "4"]
+    assert main([*prune, "--method", "multiflow", "--out", str(root / "pruned")]) == 0
+    assert main(["bench", "run", str(root / "grid.yaml"), "--out", str(root / "grid"), "--device", "cpu"]) == 0
+    return Setting(tiny, world, root / "pruned" / "mask-0.5.safetensors", root / "grid.yaml", root / "grid")
+
+
+@pytest.fixture(params=["full", "read-only"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """A folder on a disk of its own that takes 8 kB, or nothing."""
+    disk, kind = tmp_path / "disk", request.param
+    if not mounted(disk, "size=8k" if kind == "full" else "size=1m,ro"):
+        pytest.skip("only root may mount")
+    yield Place(disk, kind)
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_place_that_takes_no_more(run: Run, setting: Setting, place: Place, name: str):
+    before = files(place.disk)
+    said = run(*COMMANDS[name](setting, place.disk / "out"))
+    assert said.code == 2, said
+    assert "Traceback" not in said.err
+    last = said.err.strip().splitlines()[-1]
+    assert last.startswith("multiflow: error: ")
+    assert str(place.disk) in last or "space" in last.lower(), last
+    left = [path for path in files(place.disk) if not path.endswith(tuple(place.may_stay))]
+    assert left == before, "nothing half-written"
+
+
+@pytest.mark.parametrize("name", ["prune", "apply", "shapes"])
+def test_a_folder_of_somebody_else(setting: Setting, tmp_path: Path, name: str):
+    """In a process that has lost root's right to write everywhere."""
+    if os.geteuid() or not shutil.which("setpriv"):
+        pytest.skip("only root can give that right away")
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o755)
+    os.chown(folder, 65534, 65534)
+    weak = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+    command = [*weak, sys.executable, "-m", "multiflow", *COMMANDS[name](setting, folder / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "multiflow: error: " in done.stderr
+    assert str(folder) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files(folder) == []
+
+
+@pytest.mark.parametrize("name", ["prune-lobs", "apply", "finetune"])
+def test_too_little_memory(setting: Setting, tmp_path: Path, name: str):
+    """The address space of the process is closed when everything is imported, but for 64 MB."""
+    code = (
+        "import resource, sys, torch, transformers, multiflow.cli, multiflow.cli.prune, multiflow.cli.apply;"
+        "import multiflow.cli.finetune, multiflow as mf;"
+        "mf.load_model(sys.argv[1]);"
+        "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (now + 64 * 2**20,) * 2);"
+        "sys.exit(multiflow.cli.main(sys.argv[2:]))"
+    )
+    big = Setting(Path("xvlm-shapes"), *setting[1:])
+    args = COMMANDS[name](big, tmp_path / "out")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(setting.model), *args],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode in (0, 2), done.stderr
+    assert "Traceback" not in done.stderr
+    if done.returncode == 2:
+        assert "memory" in done.stderr
+        assert files(tmp_path) == []
