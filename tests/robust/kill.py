@@ -68,7 +68,7 @@ def left(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or any(part in name for part in ("lock", "tensorboard", "metrics.jsonl", "checkpoint", "log")):
+        if path.is_dir() or any(part in name for part in ("lock", "tensorboard", "metrics.jsonl", "checkpoint", "log", "tfevents")):
             continue
         data = path.read_bytes()
         if path.suffix in (".json", ".jsonl"):
