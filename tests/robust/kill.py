@@ -68,7 +68,9 @@ def left(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or any(part in name for part in ("lock", "tensorboard", "metrics.jsonl", "checkpoint", "log", "tfevents")):
+        if path.is_dir() or any(
+            part in name for part in ("lock", "tensorboard", "metrics.jsonl", "checkpoint", "log", "tfevents")
+        ):
             continue
         data = path.read_bytes()
         if path.suffix in (".json", ".jsonl"):

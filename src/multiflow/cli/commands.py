@@ -98,6 +98,11 @@ for _command in (
         "multiflow bench report runs/shapes",
     ),
     Command(
+        "doctor",
+        "Say what is installed, what is missing for which feature, and where files are kept.",
+        "multiflow doctor",
+    ),
+    Command(
         "digits",
         "Write scikit-learn's handwritten digits as images, and train a small ViT on them.",
         "multiflow digits runs/digits\nmultiflow digits runs/digits --images-only",

@@ -1,0 +1,121 @@
+"""``multiflow doctor``: what is installed, what is missing for which feature, and where files are kept."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from multiflow.calibration.memory import free_memory
+from multiflow.cli.console import show, table
+from multiflow.tasks.captioning.metrics import missing_caption_metrics
+
+EXTRAS = {
+    "data": "Hugging Face data sets and parquet files",
+    "eval": "caption metrics (with a Java runtime)",
+    "track": "TensorBoard",
+    "wandb": "Weights & Biases",
+    "ray": "benchmarks on a Ray cluster",
+    "slurm": "benchmarks by Slurm",
+}
+"""Extra of the package -> what it is for; one that is not described here is listed by its name alone."""
+
+DEVELOPMENT = ("dev",)  # extras that no user needs
+
+
+@dataclass(frozen=True)
+class DoctorSettings:
+    """What is installed, what is missing, where files are kept; it takes no options."""
+
+
+def doctor(settings: DoctorSettings) -> int:
+    """Print what was found; the exit code is 1 where a package that the library needs is missing or too old."""
+    required, extras = requirements()
+    broken = [name for name, said in required.items() if said.startswith("MISSING")]
+    show(
+        table("", ["package", "installed"], list(required.items())),
+        table("", ["extra", "for", "state"], [(name, EXTRAS.get(name, ""), said) for name, said in extras.items()]),
+        table("", ["what", "here"], [*machine().items(), *places().items(), *captions().items()]),
+    )
+    if broken:
+        show(f"not everything is there: {', '.join(broken)}; in the checkout: pip install -c constraints.txt -e .")
+    return 1 if broken else 0
+
+
+def requirements() -> tuple[dict[str, str], dict[str, str]]:
+    """Return what is installed of each package that is needed, and of each extra."""
+    required = {"multiflow": _version("multiflow"), "python": platform.python_version()}
+    extras: dict[str, list[str]] = {}
+    for line in distribution("multiflow").requires or []:
+        requirement = Requirement(line)
+        said = _state(requirement)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            required[requirement.name] = said
+            continue
+        for extra in distribution("multiflow").metadata.get_all("Provides-Extra") or []:
+            if extra not in DEVELOPMENT and requirement.marker.evaluate({"extra": extra}):
+                extras.setdefault(extra, []).append(
+                    said if said.startswith("MISSING") else f"{requirement.name} {said}"
+                )
+    missing = {extra: [said for said in all_of if said.startswith("MISSING")] for extra, all_of in extras.items()}
+    return required, {
+        extra: f"pip install -e '.[{extra}]' ({'; '.join(missing[extra])})" if missing[extra] else ", ".join(all_of)
+        for extra, all_of in extras.items()
+    }
+
+
+def machine() -> dict[str, str]:
+    """Return what computes here."""
+    import torch
+
+    found = {"processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"}
+    if (free := free_memory(torch.device("cpu"))) is not None:
+        found["free memory"] = f"{free / 2**30:.1f} GiB"
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            found[f"cuda:{number}"] = torch.cuda.get_device_name(number)
+    else:
+        built = torch.version.cuda
+        found["CUDA"] = f"no GPU is seen by this build of torch (for CUDA {built})" if built else "torch is a CPU build"
+    return found
+
+
+def places() -> dict[str, str]:
+    """Return where files are kept, and how much room there is."""
+    from huggingface_hub import constants
+
+    cache, here = Path(constants.HF_HUB_CACHE), Path.cwd()
+    offline = " (offline: HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+    return {
+        "models of the hub": f"{cache}{'' if cache.is_dir() else ' (nothing there so far)'}{offline}",
+        "room here": f"{shutil.disk_usage(here).free / 2**30:.1f} GiB in {here}",
+    }
+
+
+def captions() -> dict[str, str]:
+    """Return which caption metrics cannot be computed, and why."""
+    missing = missing_caption_metrics()
+    reasons: dict[str, list[str]] = {}
+    for metric, why in missing.items():
+        reasons.setdefault(why, []).append(metric)
+    return {"caption metrics": "; ".join(f"no {', '.join(names)}: {why}" for why, names in reasons.items()) or "all"}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "MISSING"
+
+
+def _state(requirement: Requirement) -> str:
+    found = _version(requirement.name)
+    if found == "MISSING" or not requirement.specifier.contains(found, prereleases=True):
+        why = "" if found == "MISSING" else f", {found} is installed"
+        return f"MISSING: {requirement.name}{requirement.specifier}{why}"
+    return found
