@@ -185,7 +185,7 @@ def test_bad_input(model, tmp_path):
             export(model, masks, tmp_path / "x", **wrong)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
-    with pytest.raises(mf.MultiflowError, match="not empty"):
+    with pytest.raises(mf.MultiflowError, match="already holds"):
         export(model, masks, tmp_path / "full")
     with pytest.raises(mf.MultiflowError, match="packed.safetensors"):
         unpack(tmp_path / "full", tmp_path / "y")

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
+from multiflow.base.runs import whole_folder
 from multiflow.masks import Masks
 
 FORMATS = ("packed",)
@@ -25,7 +26,7 @@ COMPRESSIONS = ("zlib", "zstd", "none")
 
 
 def export(
-    model: nn.Module,
+    model: Any,
     masks: Masks,
     path: str | Path,
     format: str = "packed",
@@ -60,7 +61,7 @@ def export(
         raise MultiflowError(f"a {type(model).__name__} has no save_pretrained; export takes models of transformers")
     with TemporaryDirectory() as place:
         folder = Path(place) / "model"
-        _save(model, _sparse_state(model, masks, weights or {}), folder)
+        model.save_pretrained(folder, state_dict=_sparse_state(model, masks, weights or {}))
         return pack_folder(folder, path, values=values, compress=compress)
 
 
@@ -69,22 +70,19 @@ def pack_folder(source: str | Path, path: str | Path, *, values: str = "bf16", c
 
     Tensors in which at least a fifth of the entries is zero are packed, everything else is copied.
     """
-    source, out = Path(source), _new_folder(path)
+    source = Path(source)
     files = sorted(source.glob("*.safetensors"))
     if not files:
         raise MultiflowError(f"'{source}' holds no *.safetensors; give a folder that save_pretrained or apply wrote")
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= load_file(file)
-    try:
+    with whole_folder(path) as out:
         for file in source.iterdir():
             if file.is_file() and file not in files and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, out / file.name)
         write_packed(out / FILE, tensors, values, compress)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
-    return out
+    return Path(path)
 
 
 def unpack(path: str | Path, out: str | Path) -> Path:
@@ -97,16 +95,12 @@ def unpack(path: str | Path, out: str | Path) -> Path:
     if not (source / FILE).is_file():
         raise MultiflowError(f"'{source}' holds no {FILE}; give a folder that mf.export or 'multiflow export' wrote")
     tensors = read_packed(source / FILE)  # all of it is checked before anything is written
-    folder = _new_folder(out)
-    try:
+    with whole_folder(out) as folder:
         for file in source.iterdir():
             if file.is_file() and file.name != FILE:
                 shutil.copyfile(file, folder / file.name)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return folder
+    return Path(out)
 
 
 def _sparse_state(model: Any, masks: Masks, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,15 +112,3 @@ def _sparse_state(model: Any, masks: Masks, weights: Mapping[str, Tensor]) -> di
         sparse = torch.where(masks[layer.name].to(own.device), new, new.new_zeros(()))
         state.update({f"{name}.weight": sparse for name in layer.paths})
     return state
-
-
-def _save(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
-    model.save_pretrained(folder, state_dict=dict(state))
-
-
-def _new_folder(path: str | Path) -> Path:
-    out = Path(path)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MultiflowError(f"output folder '{out}' is a file or not empty; choose a new folder or empty this one")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
