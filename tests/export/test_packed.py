@@ -61,7 +61,7 @@ def test_a_reader_written_from_the_specification_alone_agrees(tmp_path):
     tensor = sparse((5, 13), torch.bfloat16)
     path = write_packed(tmp_path / "packed.safetensors", {"w": tensor}, "bf16", "none")
     parts = load_file(path)
-    kept = np.unpackbits(parts["w.bitmap"], bitorder="little")[: tensor.numel()].astype(bool)
+    kept = np.unpackbits(parts["w.bitmap"])[: tensor.numel()].astype(bool)
     low, high = parts["w.values"].reshape(2, -1).astype(np.uint32)
     entries = np.zeros(tensor.numel(), np.uint32)
     entries[kept] = (low | high << 8) << 16  # a bfloat16 is the upper half of a float32

@@ -2,8 +2,8 @@
 
 A packed file is a safetensors file. A tensor NAME that is packed becomes, as one-dimensional uint8 tensors,
 
-- ``NAME.bitmap``: bit ``i % 8`` (least significant first) of byte ``i // 8`` says whether entry ``i``, counted row by
-  row, is stored. One that is not stored is +0.0.
+- ``NAME.bitmap``: bit ``i % 8`` (highest first, as in mask files) of byte ``i // 8`` says whether entry ``i``, counted
+  row by row, is stored. One that is not stored is +0.0.
 - ``NAME.values``: the stored entries in this order, little-endian. As ``bf16``, ``fp16`` or ``fp32`` all first bytes
   come first, then all second bytes and so on (byte planes, which compress better); as ``int8`` one byte each.
 - ``NAME.scales``: for ``int8`` alone, one little-endian float32 a row: an entry is int8 times the scale of its row.
@@ -92,7 +92,7 @@ def encode(tensor: Tensor, values: str, compress: str) -> tuple[Coding, dict[str
     if not finite:
         raise MultiflowError(f"a tensor of shape {tuple(tensor.shape)} holds entries that are not finite as {values}")
     chosen = _bits(stored)[kept]
-    parts["bitmap"] = np.packbits(kept, bitorder="little")
+    parts["bitmap"] = np.packbits(kept)
     parts["values"] = chosen.view("u1").reshape(-1, stored.element_size()).T.ravel()
     coding = Coding(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), values, len(chosen), compress)
     press = _compressor(compress)
@@ -112,7 +112,7 @@ def decode(coding: Coding, parts: Mapping[str, Tensor]) -> Tensor:
         sizes["scales"] = 4 * _rows(coding.shape)[0]
     expand = _expander(coding.compress)
     raw = {name: expand(parts[name].numpy().tobytes(), length) for name, length in sizes.items()}
-    kept = np.flatnonzero(np.unpackbits(raw["bitmap"], bitorder="little"))
+    kept = np.flatnonzero(np.unpackbits(raw["bitmap"]))
     if len(kept) != coding.count or (len(kept) and kept[-1] >= size):
         raise MultiflowError(f"a bitmap of {size} entries does not mark the {coding.count} that are stored")
     flat = np.zeros(size, UNSIGNED[width])
