@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import multiflow as mf
-from multiflow.base.guards import exclusively, naming_memory
+from multiflow.base.guards import exclusively, naming_shortages
 from tests import golden_data
 from tests.small import ADAPTER, QUICK, chain, every, towers_batches, two_towers
 
@@ -226,10 +226,10 @@ def test_what_is_no_model_and_memory_that_runs_out_are_sentences():
     ):
         with (
             pytest.raises(mf.MultiflowError, match="^multiflow apply ran out of memory"),
-            naming_memory("multiflow apply"),
+            naming_shortages("multiflow apply"),
         ):
             raise error
-    with pytest.raises(RuntimeError, match="another"), naming_memory("it"):
+    with pytest.raises(RuntimeError, match="another"), naming_shortages("it"):
         raise RuntimeError("another")
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, did_you_mean
@@ -60,7 +60,7 @@ def write_tensors(
     if whole is None:
         full["tensors"] = dict(zip(there, in_parallel(_describe, there.values()), strict=True))
     full["checksum"] = _checksum(full, [there[name] for name in whole or ()])
-    return write_atomically(path, to_bytes(there, metadata={KEY: json.dumps(full)}))
+    return write_atomically(path, lambda place: save_file(there, place, metadata={KEY: json.dumps(full)}))
 
 
 def read_tensors(

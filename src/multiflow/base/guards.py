@@ -6,6 +6,7 @@ and `check_values` of its weight; what measures or trains runs inside `exclusive
 
 from __future__ import annotations
 
+import errno
 import functools
 import re
 import sys
@@ -15,10 +16,16 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from multiflow.base.errors import MultiflowError
+
+NO_MEMORY = re.compile("not enough memory|can't allocate memory|out of memory")
+NO_ROOM = re.compile("No space left|Read-only file system|quota exceeded", re.I)
+NO_PLACE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
+"""Of a disk that takes no more, takes nothing, or not from this user."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -189,7 +196,7 @@ def exclusively(what: str) -> Callable[[F], F]:
         def guarded(model: Any, *args: Any, **options: Any) -> Any:
             if not isinstance(model, nn.Module):
                 raise MultiflowError(f"model is a {type(model).__name__}; expected an nn.Module")
-            with _alone(model), _running_eagerly(), naming_memory(what):
+            with _alone(model), _running_eagerly(), naming_shortages(what):
                 return function(model, *args, **options)
 
         return guarded  # type: ignore[return-value]
@@ -238,16 +245,17 @@ def _running_eagerly() -> Iterator[None]:
 
 
 @contextmanager
-def naming_memory(what: str) -> Iterator[None]:
-    """Turn what allocators say when memory runs out into a sentence that says what was being done."""
+def naming_shortages(what: str) -> Iterator[None]:
+    """Turn what allocators and disks say when they have no more into a sentence that says what was being done."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        short = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not short and not re.search(r"not enough memory|can't allocate memory|out of memory", said):
-            raise
-        raise MultiflowError(
-            f"{what} ran out of memory ({said[:160] or 'MemoryError'}); free some, take smaller batches or fewer "
-            "layers and sparsities at a time, or use a machine with more"
-        ) from error
+    except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(said):
+            raise MultiflowError(
+                f"{what} ran out of memory ({said}); free some, take smaller batches, fewer layers or sparsities at a "
+                "time, or use a machine with more"
+            ) from error
+        if getattr(error, "errno", None) in NO_PLACE or NO_ROOM.search(said):
+            raise MultiflowError(f"{what} cannot write ({said}); make room, or choose another place") from error
+        raise

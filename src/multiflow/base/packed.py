@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, unknown
@@ -124,10 +124,11 @@ def decode(coding: Coding, parts: Mapping[str, Tensor]) -> Tensor:
     return stored.to(getattr(torch, coding.dtype)).view(coding.shape)
 
 
-def pack_tensors(tensors: Mapping[str, Tensor], values: str, compress: str, least: float = 0.2) -> bytes:
-    """Return a packed file with these tensors.
+def write_packed(path: Path, tensors: Mapping[str, Tensor], values: str, compress: str, least: float = 0.2) -> Path:
+    """Write tensors to a packed file, whole or not at all; return its path.
 
     Args:
+        path: of the file.
         tensors: by name.
         values: how the entries of packed tensors are stored, a name of `VALUES`.
         compress: ``none``, ``zlib`` or ``zstd``.
@@ -149,12 +150,7 @@ def pack_tensors(tensors: Mapping[str, Tensor], values: str, compress: str, leas
         stored.update({f"{name}.{part}": bits for part, bits in parts.items()})
     header: dict[str, Any] = {"format": FORMAT, "tensors": {name: asdict(coding) for name, coding in codings.items()}}
     header["checksum"] = _checksum(header, stored)
-    return to_bytes(stored, metadata={KEY: json.dumps(header)})
-
-
-def write_packed(path: Path, tensors: Mapping[str, Tensor], values: str, compress: str) -> Path:
-    """Write tensors to a packed file, whole or not at all; see `pack_tensors`."""
-    return write_atomically(path, pack_tensors(tensors, values, compress))
+    return write_atomically(path, lambda place: save_file(stored, place, metadata={KEY: json.dumps(header)}))
 
 
 def read_header(path: Path) -> dict[str, Coding]:

@@ -60,10 +60,10 @@ def _run(args: list[str]) -> int:
     settings = parse(settings_type, command, rest)
     if settings is None:
         return 0
-    from multiflow.base.guards import naming_memory
+    from multiflow.base.guards import naming_shortages
 
     try:
-        with naming_memory(f"multiflow {command.name}"):
+        with naming_shortages(f"multiflow {command.name}"):
             return run(settings) or 0
     except MultiflowError as error:
         raise MultiflowError(error.worded(option_of(settings))) from error

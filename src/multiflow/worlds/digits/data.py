@@ -5,8 +5,6 @@ A fixed fifth of them is the test split, whatever is trained: no seed moves an i
 
 from __future__ import annotations
 
-import os
-import shutil
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.runs import fresh_folder
+from multiflow.base.runs import whole_folder
 from multiflow.data import VIT_MEAN, VIT_STD, to_pixels
 
 SPLITS = ("train", "test")
@@ -89,13 +87,10 @@ def write_digits(folder: str | Path) -> Path:
     PosixPath('digits')
     """
     parts = {split: digits(split) for split in SPLITS}
-    folder = fresh_folder(folder, ended="train")
-    partial = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    for split, (images, labels) in parts.items():
-        for label in range(CLASSES):
-            (partial / split / str(label)).mkdir(parents=True)
-        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-            Image.fromarray(image).save(partial / split / str(label) / f"{number:04}.png")
-    os.replace(partial, folder)
-    return folder
+    with whole_folder(folder) as place:
+        for split, (images, labels) in parts.items():
+            for label in range(CLASSES):
+                (place / split / str(label)).mkdir(parents=True)
+            for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+                Image.fromarray(image).save(place / split / str(label) / f"{number:04}.png")
+    return Path(folder)
