@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from multiflow.families.batches import calibration_batches
     from multiflow.families.opening import load_model
     from multiflow.families.original import original_names
+    from multiflow.formats import export, unpack
     from multiflow.masks import Masks, keep_sparse
     from multiflow.methods import PRUNERS, STEPWISE, fitter, learner, scorer, solver, variant
     from multiflow.methods.budgets import ALLOCATIONS
@@ -40,6 +41,7 @@ _HOMES = {
     "families.batches": ("calibration_batches",),
     "families.opening": ("load_model",),
     "families.original": ("original_names",),
+    "formats": ("export", "unpack"),
     "methods": ("PRUNERS", "STEPWISE", "fitter", "learner", "scorer", "solver", "variant"),
     "methods.budgets": ("ALLOCATIONS",),
     "pruning": ("calibrate", "prune"),
@@ -100,6 +102,7 @@ __all__ = [
     "build_task_model",
     "calibrate",
     "calibration_batches",
+    "export",
     "fitter",
     "keep_sparse",
     "learner",
@@ -112,5 +115,6 @@ __all__ = [
     "solver",
     "task_masks",
     "task_model",
+    "unpack",
     "variant",
 ]

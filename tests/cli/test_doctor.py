@@ -6,7 +6,7 @@ from importlib import metadata
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.conftest import Run
 
 
 def test_what_is_installed(run: Run):

@@ -54,6 +54,7 @@ COMMANDS: dict[str, Callable[[Setting, Path], list[str]]] = {
     "prune-lobs": prune("lobs"),
     "prune-steps": prune("itersnip", "--set", "steps=2", "batches_per_step=1"),
     "apply": lambda given, out: ["apply", str(given.model), str(given.mask), "--out", str(out)],
+    "export": lambda given, out: ["export", str(given.model), "--mask", str(given.mask), "--out", str(out)],
     "shapes": lambda given, out: ["shapes", str(out), "--train", "24", "--val", "4", "--test", "4"],
     "pretrain": lambda given, out: ["pretrain", str(out), "--vision-steps", "2", "--steps", "2"],
     "digits": lambda given, out: ["digits", str(out), "--images-only"],

@@ -20,10 +20,9 @@ import multiflow as mf
 from multiflow.cli import main
 from multiflow.worlds.shapes import write
 from tests.bench.conftest import config
-from tests.cli.conftest import Run, files, run
+from tests.cli.conftest import files
+from tests.conftest import Run
 from tests.robust.commands import COMMANDS, Place, Setting
-
-__all__ = ["run"]
 
 
 def mounted(folder: Path, options: str) -> bool:

@@ -65,6 +65,11 @@ for _command in (
         "multiflow apply xvlm-shapes runs/a/mask-0.75.safetensors --out xvlm-shapes-75",
     ),
     Command(
+        "export",
+        "Write a sparse model as a packed folder: a bit a weight and the values of those that are kept.",
+        "multiflow export xvlm-shapes --mask runs/a/mask-0.75.safetensors --out xvlm-shapes-75-packed",
+    ),
+    Command(
         "shapes",
         "Write Shapes, a synthetic image-text world, in the formats of the real data sets.",
         "multiflow shapes data/shapes --train 2000",

@@ -18,6 +18,8 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.hub import reach_hub
+from multiflow.base.packed import FILE as PACKED_FILE
+from multiflow.base.packed import read_packed
 from multiflow.data.images import read_statistics
 from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, token_count
 from multiflow.families.family import FAMILIES, model_types
@@ -137,7 +139,10 @@ def _load_pretrained(source: str, family: str | None) -> nn.Module:
         architecture = (config.get("architectures") or ["AutoModel"])[0]
         found = [getattr(home, architecture) for home in (*homes, transformers) if hasattr(home, architecture)]
         model_class: Any = found[0] if found else transformers.AutoModel
-        model, report = model_class.from_pretrained(source, output_loading_info=True)
+        if (packed := Path(source) / PACKED_FILE).is_file():
+            model, report = _unpacked(model_class, source, packed)
+        else:
+            model, report = model_class.from_pretrained(source, output_loading_info=True)
     except MultiflowError:
         raise
     except Exception as error:  # what can go wrong here is transformers' and the hub's, in many classes
@@ -155,6 +160,18 @@ def _load_pretrained(source: str, family: str | None) -> nn.Module:
             stacklevel=3,
         )
     return model.eval()
+
+
+def _unpacked(model_class: Any, source: str, packed: Path) -> tuple[Any, dict[str, Any]]:
+    from transformers import GenerationConfig, PretrainedConfig
+
+    state = read_packed(packed)
+    kind = model_class.config_class or PretrainedConfig
+    given = {"config": kind.from_pretrained(source), "state_dict": state, "output_loading_info": True}
+    model, report = model_class.from_pretrained(None, **given)
+    if (Path(source) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model, report
 
 
 def _released() -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +18,10 @@ from transformers import ViTConfig, ViTForImageClassification
 
 import multiflow as mf
 from multiflow.base.packed import VALUES, decode, encode, read_packed, write_packed
-from multiflow.export import export, unpack
+from multiflow.formats import export, unpack
+from tests.conftest import Run
 
+ROOT = Path(__file__).parents[2]
 FLOATS = ["bf16", "fp16", "fp32"]
 
 
@@ -57,15 +61,14 @@ def test_other_dtypes_are_rounded_and_come_back_as_they_were(values):
         assert torch.equal(again, tensor.to(VALUES[values]).double())
 
 
-def test_a_reader_written_from_the_specification_alone_agrees(tmp_path):
-    tensor = sparse((5, 13), torch.bfloat16)
-    path = write_packed(tmp_path / "packed.safetensors", {"w": tensor}, "bf16", "none")
-    parts = load_file(path)
-    kept = np.unpackbits(parts["w.bitmap"])[: tensor.numel()].astype(bool)
-    low, high = parts["w.values"].reshape(2, -1).astype(np.uint32)
-    entries = np.zeros(tensor.numel(), np.uint32)
-    entries[kept] = (low | high << 8) << 16  # a bfloat16 is the upper half of a float32
-    assert np.array_equal(entries.view(np.float32).reshape(5, 13), tensor.float().numpy())
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("compress", ["none", "zlib"])
+def test_the_reader_in_the_documents_agrees(tmp_path, values, compress):
+    tensor = sparse((5, 13), torch.float32 if values == "int8" else VALUES[values])
+    path = write_packed(tmp_path / "packed.safetensors", {"w": tensor, "b": torch.ones(3)}, values, compress)
+    theirs = runpy.run_path(str(ROOT / "docs/packed_reader.py"))["read"](str(path))
+    assert set(theirs) == {"w", "b"}
+    assert np.array_equal(theirs["w"].astype(np.float32), read_packed(path)["w"].float().numpy())
 
 
 def test_what_has_few_zeros_is_stored_as_it_is(tmp_path):
@@ -189,3 +192,16 @@ def test_bad_input(model, tmp_path):
         export(model, masks, tmp_path / "full")
     with pytest.raises(mf.MultiflowError, match="packed.safetensors"):
         unpack(tmp_path / "full", tmp_path / "y")
+
+
+def test_the_command_line(run: Run, tiny: Path):
+    assert run("prune", tiny, "--method", "magnitude", "--sparsity", 0.75, "--out", "pruned").code == 0
+    words = ("export", tiny, "--mask", "pruned/mask-0.75.safetensors", "--values", "fp32")
+    assert "MB" in run(*words, "--out", "packed").out
+    names = {path.name for path in Path("packed").iterdir()}
+    assert {"packed.safetensors", "config.json", "tokenizer.json"} <= names
+    assert run("show", "packed").code == 0
+    packed, masks = mf.load_model("packed"), mf.Masks.load("pruned/mask-0.75.safetensors")
+    assert masks.is_applied(packed)
+    assert "bf17" in run(*words[:-1], "bf17", "--out", "other").error
+    assert not Path("other").exists()

@@ -7,7 +7,7 @@ ordinary one of it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +33,7 @@ def export(
     values: str = "bf16",
     compress: str = "zlib",
     weights: Mapping[str, Tensor] | None = None,
+    beside: Iterable[Path] = (),
 ) -> Path:
     """Write a sparse model as a folder in which zeros cost one bit, and less where it is compressed; return the folder.
 
@@ -45,6 +46,7 @@ def export(
             and rounded to it otherwise; ``int8`` with one scale a row.
         compress: ``zlib``, ``zstd`` (needs the package zstandard) or ``none``.
         weights: layer name -> the weight that a method changed, ``result.weights[sparsity]``; None = the model's own.
+        beside: files to copy, such as those of the tokenizer.
 
     Raises:
         MultiflowError: the masks are those of another model, or a name is unknown.
@@ -62,6 +64,8 @@ def export(
     with TemporaryDirectory() as place:
         folder = Path(place) / "model"
         model.save_pretrained(folder, state_dict=_sparse_state(model, masks, weights or {}))
+        for file in beside:
+            shutil.copyfile(file, folder / file.name)
         return pack_folder(folder, path, values=values, compress=compress)
 
 

@@ -1,0 +1,67 @@
+"""``multiflow export``: a sparse model as a folder in which zeros cost one bit, or less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from multiflow.cli.console import percent, show
+from multiflow.cli.masks import put_on
+from multiflow.cli.settings import Config, Family
+from multiflow.families.opening import (
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    find_model,
+    model_files,
+    open_model,
+    quiet_transformers,
+)
+from multiflow.formats import export as write
+from multiflow.masks import Masks, is_original
+from multiflow.pruning.result import changed_weights
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Which sparse model to write, and how.
+
+    Args:
+        model: the model that the mask was made for: a folder, Hugging Face id, checkpoint file or bundled model
+        mask: a file that 'multiflow prune' wrote, or one of the original release
+        out: folder to write, new or empty; mf.load_model and every command open it like any model
+        format: packed
+        values: how kept weights are stored: bf16, fp16, fp32 (exact where the model is of that type) or int8
+        compress: zlib, zstd (needs the package zstandard) or none
+    """
+
+    model: Positional[str]
+    mask: Annotated[str, arg(metavar="FILE")]
+    out: Annotated[str, arg(metavar="DIR")]
+    format: Annotated[str, arg(metavar="NAME")] = "packed"
+    values: Annotated[str, arg(metavar="TYPE")] = "bf16"
+    compress: Annotated[str, arg(metavar="NAME")] = "zlib"
+    family: Family = None
+    config: Config = None
+
+
+def export(settings: ExportSettings) -> None:
+    """Write the folder, and say how large it is beside the dense weights in bfloat16."""
+    place = find_model(settings.model)
+    masks = Masks.load(settings.mask)
+    changed = changed_weights(Path(settings.mask), masks)
+    model: Any = open_model(place, settings.family, settings.config, "cpu")
+    if is_original(Path(settings.mask)):
+        masks = put_on(model, masks)
+    how = {"format": settings.format, "values": settings.values, "compress": settings.compress}
+    beside = model_files(place, TOKENIZER_FILES + PROCESSOR_FILES)
+    with quiet_transformers():
+        folder = write(model, masks, settings.out, **how, weights=changed, beside=beside)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    dense = 2 * sum(parameter.numel() for parameter in model.parameters())
+    show(
+        f"{folder}: {type(model).__name__} with {percent(masks.sparsity)} of the prunable weights zero, "
+        f"{size / 1e6:.1f} MB; dense in bfloat16 {dense / 1e6:.1f} MB. It computes as fast as the dense model."
+    )

@@ -1,0 +1,9 @@
+"""Formats: what a sparse model is shipped as, so that its zeros buy bytes.
+
+Here live the doors that write shipped models and turn them back, one format a file. Not here: training, evaluation,
+and masks themselves; how a packed file is coded is in `multiflow.base.packed`, where loading reads it as well.
+"""
+
+from multiflow.formats.packed import export, unpack
+
+__all__ = ["export", "unpack"]
