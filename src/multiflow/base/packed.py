@@ -42,7 +42,7 @@ VALUES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 """How entries are stored -> the dtype of what is stored."""
 
 STANDS_FOR = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-UNSIGNED = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+UNSIGNED: dict[int, Any] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 LEVEL = 6  # of zlib; of zstd 3, as its authors suggest
 
 
