@@ -14,6 +14,7 @@ import transformers
 
 from multiflow.cli import main
 from multiflow.data import load_tokenizer
+from multiflow.families import FAMILIES
 from multiflow.methods import PRUNERS
 from multiflow.tasks.task import TASKS
 from multiflow.worlds.shapes import write
@@ -27,7 +28,7 @@ def _forget_records_of_the_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
     The one place that reaches into the registries: nobody but a test has a reason to take a record out of one.
     """
-    for registry in (PRUNERS, TASKS):
+    for registry in (PRUNERS, TASKS, FAMILIES):
         monkeypatch.setattr(registry, "_records", dict(registry))  # all of ours are there
     modules = set(sys.modules)
     yield

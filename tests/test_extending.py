@@ -1,15 +1,21 @@
-"""What comes from outside the package: a pruner in one file, a task in one folder, from Python and the command line."""
+"""What comes from outside the package: a pruner in one file, a task or a family in one folder.
+
+Each is used by its name from Python and from the command line. And how much of the package knows of a family of ours.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import multiflow as mf
 from multiflow.base.registry import import_modules
+from multiflow.families import FAMILIES
 from multiflow.tasks.task import TASKS
 from multiflow.training.finetune import finetune
 from multiflow.training.settings import Finetuning
@@ -18,7 +24,7 @@ from tests.conftest import Run
 from tests.small import ADAPTER, towers_batches, two_towers
 
 FOLDERS = Path(__file__).parent / "extending"
-PARITY = FOLDERS / "parity"
+PARITY, TILES = FOLDERS / "parity", FOLDERS / "tiles"
 FIGURES = {"mean of even and odd", "even", "odd"}
 PACKAGE = Path(mf.__file__).parent
 
@@ -31,7 +37,8 @@ def digit_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folders_lie_outside_the_package() -> None:
     assert not FOLDERS.is_relative_to(PACKAGE)
-    assert not any(folder.name in path.read_text() for folder in (PARITY,) for path in PACKAGE.rglob("*.py"))
+    names = [f'"{folder.name}"' for folder in (PARITY, TILES)]
+    assert not any(name in path.read_text() for name in names for path in PACKAGE.rglob("*.py"))
 
 
 def test_a_task_in_a_folder_from_python(digit_images: Path, tmp_path: Path) -> None:
@@ -100,3 +107,71 @@ def test_a_pruner_in_a_file_from_the_command_line(run: Run, tiny: Path, digit_im
     assert "has no hyper-parameter 'pwer'; it has: power" in run("prune", *words, *given, "--set", "pwer=1").error
     error = run("prune", *words, *given, "--set", "power=much").error
     assert "--set power='much' of pruner 'norm_power' is a str; expected a finite number" in error
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    """Folder of a small model of the family from outside, written without the family."""
+    import_modules([str(TILES / "model.py")])
+    classes = sys.modules.pop("model")
+    torch.manual_seed(0)
+    classes.TilesForClassification(classes.TilesConfig(num_labels=10)).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_family_in_a_folder_from_python(digit_images: Path, tiles: Path) -> None:
+    import_modules([str(TILES)])
+    assert "tiles.model" not in sys.modules  # its parts are imported when they are asked for
+    model = mf.load_model(tiles)
+    assert type(model) is sys.modules["tiles.model"].TilesForClassification
+    assert list(mf.adapter_for(model).layout(model)) == ["layers.0", "layers.1"]
+    batches = mf.calibration_batches(model, str(digit_images), batches=2, batch_size=8)
+    for pruner in ("wanda", "snip"):
+        result = mf.prune(model, pruner, 0.5, batches)
+        assert result.masks[0.5].sparsity == 0.5
+    task = mf.task_model(model, "classification", result.masks[0.5], classes=3)
+    assert ((task.layers[0].weight == 0) == ~result.masks[0.5]["layers.0"]).all()
+    with pytest.raises(mf.MultiflowError, match="'tiles' cannot do task 'vqa'.*; it can do classification"):
+        mf.task_model(model, "vqa")
+
+
+def test_a_family_in_a_folder_from_the_command_line(run: Run, digit_images: Path, tiles: Path) -> None:
+    assert "cannot load folder 'model'" in run("show", "model").error
+    more = ("--modules", TILES)
+    data = ("--data", digit_images)
+    assert run("prune", "model", *data, "--sparsity", 0.5, "--out", "pruned", "--batches", 2, *more).code == 0
+    assert "family tiles" in run("show", "model", *more).out
+    assert run("apply", "model", "pruned/mask-0.5.safetensors", "--out", "sparse", *more).code == 0
+    words = ("--preset", "quick", "--steps", 2, "--device", "cpu", "--mask", "pruned/mask-0.5.safetensors")
+    ran = run("finetune", "classification", "model", *data, *words, "--out", "run", *more, "--val-split", "test")
+    assert ran.code == 0, ran.err
+    ran = run("evaluate", "classification", "run/model", *data, "--limit", 20, *more)
+    assert ran.code == 0, ran.err
+    assert "top-1" in ran.out
+
+
+def mentions(path: Path, folder: str, names: set[str]) -> list[int]:
+    """Lines of a file that import from the folder of a family, or hold its name or a type of its models as a string."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        home = f"multiflow.families.{folder}"
+        if text in names or home in text or any(name == home or name.startswith(f"{home}.") for name in imported):
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.models])
+def test_a_family_of_ours_is_one_folder_and_at_most_one_line_elsewhere(name: str) -> None:
+    family = FAMILIES[name]
+    folder = family.home.rpartition(".")[2]
+    others = [PACKAGE / "families" / other.home.rpartition(".")[2] for other in FAMILIES.values()]
+    places = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if not path.is_relative_to(PACKAGE / "families" / folder):
+            alien = any(path.is_relative_to(place) for place in others)  # their configs may use a word in another sense
+            found = mentions(path, folder, set() if alien else {name, *family.models})
+            places += [f"{path.relative_to(PACKAGE)}:{line}" for line in found]
+    assert len(places) <= 1, places

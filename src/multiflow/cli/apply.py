@@ -11,10 +11,11 @@ import torch
 from tyro.conf import Positional, arg
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
 from multiflow.cli.console import percent, show
 from multiflow.cli.masks import put_on
-from multiflow.cli.settings import Config, Device, Dtype, Family
+from multiflow.cli.settings import Config, Device, Dtype, Family, Modules
 from multiflow.families.opening import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
@@ -44,12 +45,14 @@ class ApplySettings:
     out: Annotated[str, arg(metavar="DIR")]
     family: Family = None
     config: Config = None
+    modules: Modules = ()
     device: Device = "cpu"
     dtype: Dtype = "auto"
 
 
 def apply(settings: ApplySettings) -> None:
     """Write the pruned model, read it back, and say what it holds."""
+    import_modules(settings.modules)
     find_device(settings.device)
     find_dtype(settings.dtype)
     place = find_model(settings.model)

@@ -35,6 +35,14 @@ Config: TypeAlias = Annotated[
         help_behavior_hint="(default: base)",
     ),
 ]
+Modules: TypeAlias = Annotated[
+    tuple[str, ...],
+    arg(
+        metavar="FILE ...",
+        help="Python files, folders or names of modules with a family of your own",
+        help_behavior_hint="",
+    ),
+]
 Resume: TypeAlias = Annotated[
     bool, arg(help="go on with an unfinished run in the output folder", help_behavior_hint="")
 ]

@@ -15,11 +15,12 @@ from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.registry import import_modules
 from multiflow.base.types import Layer, Layout
 from multiflow.cli.console import percent, table
 from multiflow.cli.console import show as put
 from multiflow.cli.masks import compare_masks, is_mask_file, show_masks
-from multiflow.cli.settings import Config, Family
+from multiflow.cli.settings import Config, Family, Modules
 from multiflow.cli.show_run import find_run, show_run
 from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
 from multiflow.data.dataset import AnyData
@@ -50,11 +51,13 @@ class ShowSettings:
     model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     family: Family = None
     config: Config = None
+    modules: Modules = ()
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
 
 
 def show(settings: ShowSettings) -> None:
     """Show what was named."""
+    import_modules(settings.modules)
     match settings.what:
         case [name] if name in LISTS:
             put(LISTS[name]())

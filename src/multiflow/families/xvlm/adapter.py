@@ -63,6 +63,8 @@ def _adapter(
         for group, layers in numbers.items()
         if layers
     }
+    if not numbers["fusion"]:
+        streams = {regex: stream for regex, stream in streams.items() if regex != SOURCE}
     if hasattr(model, "text_decoder"):
         groups["fusion"] += r"|^text_decoder\.bert\.encoder\."
     return Adapter(
