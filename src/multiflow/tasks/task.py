@@ -59,8 +59,10 @@ class Task:
             function of its arguments: the items in an order that the seed and the epoch decide, without end.
         loss: ``loss(model, batch, position)`` -> scalar to minimise and figures to log, as `train` takes it.
         evaluate: ``evaluate(model, tokenizer, data, *, batch_size=32, progress=None, save=None, **options)`` ->
-            figures in percent, see `Figures`. ``progress`` is called with (items done, items in all);
-            ``save`` is a folder for what the model says.
+            figures in percent, see `Figures`. The model is in evaluation mode meanwhile; ``tokenizer`` is its own, None
+            for images alone; ``batch_size`` items are computed at once; ``progress`` is called with (items done, items
+            in all); ``save`` is a folder for what the model says; further options are ``mean`` and ``std`` of the
+            pixels, and those of the task.
         main: the figure that results are compared by; ``each`` of the figures is this one of each item, in the order
             of the data.
         best: the figure by which the best checkpoint is chosen, the higher the better.

@@ -54,7 +54,7 @@ def caption_scores(
         empty where CIDEr was not asked for.
 
     Raises:
-        MultiflowError: the ids differ, a reference is blank, a metric is unknown or not to be had here, or Java fails.
+        MultiflowError: the ids differ, a reference is blank, a metric is unknown or cannot be computed, or Java fails.
 
     >>> caption_scores({7: "a red star"}, {7: ["A red star."]}, metrics=["BLEU-1", "ROUGE-L"])  # doctest: +SKIP
     {'BLEU-1': 100.0, 'ROUGE-L': 100.0}
@@ -97,6 +97,15 @@ def missing_caption_metrics(tokenizer: Tokenizer = "ptb") -> dict[str, str]:
     return {"SPICE": f"it lacks {', '.join(map(str, lacking))}; put them there from CoreNLP 3.6.0"} if lacking else {}
 
 
+def check_names(metrics: Sequence[str] | None, missing: Mapping[str, str]) -> None:
+    """Raise an error where a metric that is asked for (None = whatever can be computed) is unknown or missing."""
+    for name in CAPTION_METRICS if metrics is None else metrics:
+        if name not in CAPTION_METRICS:
+            raise unknown("caption metric", str(name), CAPTION_METRICS)
+        if name in missing and (metrics is not None or len(missing) == len(CAPTION_METRICS)):
+            raise MultiflowError(f"{name} cannot be computed: {missing[name]}")
+
+
 def _check(predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> None:
     if not references:
         raise MultiflowError("no references were given; expected image id -> captions, of at least one image")
@@ -120,11 +129,7 @@ def _choose(metrics: Sequence[str] | None, tokenizer: Tokenizer) -> list[str]:
     if isinstance(metrics, str):
         raise MultiflowError(f"metrics='{metrics}' was given; expected a list of names: metrics=['{metrics}']")
     asked = CAPTION_METRICS if metrics is None else tuple(dict.fromkeys(metrics))
-    for name in asked:
-        if name not in CAPTION_METRICS:
-            raise unknown("caption metric", str(name), CAPTION_METRICS)
-        if name in missing and (metrics is not None or len(missing) == len(CAPTION_METRICS)):
-            raise MultiflowError(f"{name} cannot be computed: {missing[name]}")
+    check_names(metrics, missing)
     if not asked:
         raise MultiflowError(f"no metrics were asked for; known: {', '.join(CAPTION_METRICS)}")
     return [name for name in asked if name not in missing]

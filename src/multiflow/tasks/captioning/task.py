@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import write_atomically
 from multiflow.calibration import evaluating
 from multiflow.data.items import TaskData, open_items
-from multiflow.tasks.captioning.metrics import CAPTION_METRICS, caption_scores, missing_caption_metrics
+from multiflow.tasks.captioning.metrics import caption_scores, check_names, missing_caption_metrics
 from multiflow.tasks.inputs import (
     TaskInputs,
     clean,
@@ -68,18 +67,9 @@ def write_captions(
     progress: Callable[[int, int], None] | None = None,
     **how: Any,
 ) -> list[tuple[str, str]]:
-    """Return (name of the image, caption) of every image, without the prompt.
+    """Return (name of the image, caption) of every image, without the prompt, found by a search with some beams.
 
-    Args:
-        model: a captioning model; it is set to evaluation mode meanwhile.
-        tokenizer: the model's.
-        data: the images.
-        batch_size: images at once.
-        beams: of the search.
-        shortest: tokens of a caption at least, the first one and the prompt counted.
-        longest: tokens at most.
-        progress: called with (images done, images in all).
-        how: mean and std of the pixels.
+    The tokens of a caption are counted with the first one and the prompt.
     """
     inputs = text_inputs(model, tokenizer, **how)
     start = prompt_ids(inputs).to(model.device)
@@ -108,25 +98,16 @@ def evaluate_captioning(
 ) -> Figures:
     """Caption every image and score the captions against those that people wrote.
 
-    Without Java the official words cannot be had: the metrics that go without them are computed on plain words, under
-    names that say so (``CIDEr (words)``), with a warning.
-
-    Args:
-        model: a captioning model.
-        tokenizer: the model's.
-        data: images with captions.
-        batch_size: images at once.
-        progress: called with (images done, images in all).
-        save: folder for ``captions.json`` in the form of COCO's results: ``[{"image_id", "caption"}]``.
-        metrics: names from `multiflow.metrics.CAPTION_METRICS`; None = all that can be had.
-        beams: of the search.
-        options: further ones of `write_captions`.
+    See `Task.evaluate`; ``save`` gets ``captions.json`` in the form of COCO's results: ``[{"image_id", "caption"}]``;
+    ``metrics`` are names from `multiflow.metrics.CAPTION_METRICS`, None = all that can be computed; further options are
+    those of `write_captions`. The official words need Java: without it, the metrics that go without them are computed
+    on plain words, under names that say so (``CIDEr (words)``), with a warning.
 
     Returns:
         The metrics; ``each`` is the CIDEr of each image, in the order of the data, and empty where it was not computed.
 
     Raises:
-        MultiflowError: a metric is unknown or not to be had here.
+        MultiflowError: a metric is unknown or cannot be computed.
     """
     check_metrics(metrics)
     kind = tokenizer_kind(metrics)
@@ -150,14 +131,9 @@ def tokenizer_kind(metrics: Sequence[str] | None) -> Any:
 
 
 def check_metrics(metrics: Sequence[str] | None) -> None:
-    """Raise an error where a metric is unknown or not to be had here, before any caption is written."""
+    """Raise an error where a metric is unknown or cannot be computed, before any caption is written."""
     plain = missing_caption_metrics("words")
-    missing = {name: why for name, why in missing_caption_metrics().items() if name in plain}
-    for name in CAPTION_METRICS if metrics is None else metrics:
-        if name not in CAPTION_METRICS:
-            raise unknown("caption metric", str(name), CAPTION_METRICS)
-        if name in missing and (metrics is not None or len(missing) == len(CAPTION_METRICS)):
-            raise MultiflowError(f"{name} cannot be computed: {missing[name]}")
+    check_names(metrics, {name: why for name, why in missing_caption_metrics().items() if name in plain})
 
 
 def prompt_ids(inputs: TaskInputs) -> Tensor:

@@ -104,16 +104,9 @@ def evaluate_classification(
     save: str | Path | None = None,
     **how: Any,
 ) -> Figures:
-    """Classify every image.
+    """Classify every image; ``save`` gets ``classes.json``: ``[{"image", "class"}]``. See `Task.evaluate`.
 
-    Args:
-        model: a classifier.
-        tokenizer: nothing; it is there for the form.
-        data: labelled images. Where the model knows their classes by name, these names decide; else their order.
-        batch_size: images at once.
-        progress: called with (images done, images in all).
-        save: folder for ``classes.json``: ``[{"image", "class"}]``.
-        how: mean and std of the pixels.
+    Where the model knows the classes of the data by name, these names decide; else their order.
 
     Returns:
         ``top-1``; ``each`` is 100 for an image that is right and 0 for another, in the order of the data.

@@ -84,15 +84,8 @@ def evaluate_pairs(
 ) -> Figures:
     """Search the captions by image and the images by caption; also with a model that was pretrained only.
 
-    Args:
-        model: a model for retrieval, or a pretrained one.
-        tokenizer: the model's.
-        data: images with captions.
-        batch_size: images, texts or pairs at once.
-        progress: called with (images done, images in all).
-        save: folder for ``retrieval.json``: for each image the captions found, for each caption the images, best first.
-        k_test: candidates a query that are re-ranked.
-        how: mean and std of the pixels.
+    See `Task.evaluate`; ``save`` gets ``retrieval.json``: for each image the captions found, for each caption the
+    images, best first; ``k_test`` candidates a query are re-ranked.
 
     Returns:
         ``TR@1`` ... ``IR@10``, their ``mean recall``, the ``mean R@1`` of both ways, and ``ITC TR@1`` ... of the

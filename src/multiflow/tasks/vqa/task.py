@@ -157,17 +157,7 @@ def answer_questions(
     progress: Callable[[int, int], None] | None = None,
     **how: Any,
 ) -> list[tuple[str, str]]:
-    """Return (id of the question, answer) of every question; the answers are of those in ``data.choices``.
-
-    Args:
-        model: a model for questions; it is set to evaluation mode meanwhile.
-        tokenizer: the model's.
-        data: the questions.
-        batch_size: questions at once.
-        top: how many answers are scored whole.
-        progress: called with (questions done, questions in all).
-        how: mean and std of the pixels.
-    """
+    """Return (id of the question, answer) of every question, of ``data.choices``; ``top`` of them are scored whole."""
     if top < 1:
         raise MultiflowError(f"top {top} was given; expected at least 1 answer to score whole")
     inputs = text_inputs(model, tokenizer, **how)
@@ -195,15 +185,8 @@ def evaluate_vqa(
 ) -> Figures:
     """Answer every question and score the answers as the official evaluation does.
 
-    Args:
-        model: a model for questions.
-        tokenizer: the model's.
-        data: questions with the answers of several people; without answers, as in a test split, ``save`` is needed.
-        batch_size: questions at once.
-        progress: called with (questions done, questions in all).
-        save: folder for ``vqa_results.json``, the file that EvalAI takes.
-        top: how many answers are scored whole.
-        how: mean and std of the pixels.
+    See `Task.evaluate`; ``save`` gets ``vqa_results.json``, the file that EvalAI takes, and is needed where the data
+    have no answers, as in a test split; ``top`` answers of the list are scored whole.
 
     Returns:
         ``accuracy``; ``listed``: what always choosing the best answer of the list would reach; none without answers.
