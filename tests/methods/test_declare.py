@@ -96,7 +96,8 @@ def test_names_and_order_of_the_list():
     assert ours == [
         *("l2", "lamp", "magnitude", "magnitude-layer", "magnitude-modality", "random"),  # without data
         *("multiflow", "ria", "wanda", "snip", "itersnip"),  # scores: forward, backward, in steps
-        *("lobs", "multiflow-refit", "chita", "chita++", "tamt"),
+        *("admm", "alps", "exchange", "lobs", "multiflow-refit", "sparsegpt"),
+        *("chita", "chita++", "tamt"),
     ]
     assert all(mf.list_pruners().values())
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import pytest
 import torch
 
 import multiflow as mf
-from multiflow.base.types import NofM, PerRow, Unstructured
+from multiflow.base.types import NofM, Pattern, PerRow, Unstructured
 from multiflow.methods import find_pruner
+from multiflow.methods.least_squares import damped, refit
 from multiflow.methods.lobs import lobs
 from multiflow.methods.multiflow import multiflow
-from multiflow.methods.refit import damped, multiflow_refit, refit
+from multiflow.methods.refit import multiflow_refit
 from multiflow.pruning.fitter import choose_part
 
 
@@ -25,8 +26,23 @@ def problem(rows=6, columns=12, seed=0):
     return torch.randn(rows, columns, generator=generator), (moment + moment.T) / 2
 
 
+@dataclass(frozen=True)
+class Dropping:
+    """A budget as a fitter is given it, of a layer that no model has."""
+
+    count: int
+    pattern: Pattern
+    layer: str = "tower.fc1"
+
+    def __call__(self, scores, done=1.0):
+        return choose_part(scores, done, count=self.count, pattern=self.pattern)
+
+    def within(self, scores, count):
+        return choose_part(scores, count=count, pattern=self.pattern)
+
+
 def dropping(count, pattern=None):
-    return partial(choose_part, count=count, pattern=pattern or Unstructured())
+    return Dropping(count, pattern or Unstructured())
 
 
 def best_on(mask, weight, moment):
@@ -119,7 +135,7 @@ def test_a_ridge_too_small_for_few_tokens_says_so():
     inputs = torch.randn(10, 512, generator=torch.Generator().manual_seed(0)) + 30
     moment = inputs.T @ inputs / len(inputs)
     with pytest.raises(
-        mf.MultiflowError, match=r"layer \(8, 512\) has no inverse at ridge 1e-07; raise ridge, to 0.01"
+        mf.MultiflowError, match="layer 'tower.fc1' has no inverse at ridge 1e-07; raise ridge, to 0.01"
     ):
         lobs(torch.randn(8, 512), dropping(3), input_moment=moment, ridge=1e-7)
 

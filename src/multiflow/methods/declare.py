@@ -33,7 +33,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -43,11 +43,32 @@ from multiflow.base.types import Pattern, parse_pattern
 
 Function = Callable[..., Any]
 KindName = Literal["scorer", "fitter", "solver", "learner"]
-Choose = Callable[..., Tensor]
-"""``f(scores, done=1.0) -> mask``: drop a layer's lowest scores, as many as its budget says once ``done`` is 1."""
 
 STEPWISE: Mapping[str, Any] = MappingProxyType({"steps": 60, "batches_per_step": 50, "schedule": "exp"})
 """Hyper-parameters of the schedule, which the pipeline reads: steps, batches measured in each, growth of sparsity."""
+
+
+class Choose(Protocol):
+    """What a fitter is given to choose with: the budget of its layer, under a pattern."""
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer, for errors."""
+
+    @property
+    def count(self) -> int:
+        """How many weights go in the end."""
+
+    @property
+    def pattern(self) -> Pattern:
+        """Which weights may go together."""
+
+    def __call__(self, scores: Tensor, done: float = 1.0) -> Tensor:
+        """Drop the lowest of ``(out, in)`` scores, as many as the budget says once ``done`` is 1; True = kept."""
+
+    def within(self, scores: Tensor, count: int) -> Tensor:
+        """Drop ``count`` of the scores of some columns, whole groups of an N:M pattern, by the same pattern."""
+
 
 SCOPES = {"layer": "uniform", "global": "global"}
 """What a hyper-parameter ``threshold`` means as an allocation."""
@@ -121,8 +142,8 @@ class Pruner:
         name: how users call it.
         kind: ``scorer``, ``fitter``, ``solver`` or ``learner``; it says what ``function`` is.
         function: a scorer is ``f(weight, *, <statistics>, <hyper-parameters>) -> scores``, of the weight's shape, of
-            which low ones go. A fitter is ``f(weight, choose, *, ...) -> (mask, new weight)``, with ``choose`` as
-            `Choose` says. A solver is ``f(weights, count, select, *, ...) -> (masks, new weights)``: ``count``
+            which low ones go. A fitter is ``f(weight, choose, *, ...) -> (mask, new weight)``, with ``choose`` a
+            `Choose`. A solver is ``f(weights, count, select, *, ...) -> (masks, new weights)``: ``count``
             weights to drop in all, and ``select(scores, count) -> masks`` does that exactly. A learner is
             ``f(model, weights, loss, select, *, ...) -> scores``: ``weights`` are the layers' parameters, ``loss()``
             is the loss of the model on the next batch, ``select(scores) -> masks`` drops at the sparsity asked for.

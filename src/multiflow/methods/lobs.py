@@ -22,7 +22,7 @@ from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
 from multiflow.methods.declare import Choose, fitter
-from multiflow.methods.refit import Fitted, check_ridge, damped, refit
+from multiflow.methods.least_squares import Fitted, check_ridge, damped, no_inverse, refit
 
 
 def check(rounds: int, ridge: float) -> None:
@@ -47,10 +47,7 @@ def lobs(
     try:
         spread = torch.cholesky_inverse(torch.linalg.cholesky(moment.double())).diagonal().rsqrt().to(weight)
     except torch.linalg.LinAlgError as error:
-        raise MultiflowError(
-            f"the second moment of the inputs of a layer {tuple(weight.shape)} has no inverse at ridge {ridge:g}; "
-            "raise ridge, to 0.01 say, or calibrate on more batches"
-        ) from error
+        raise no_inverse(choose.layer, ridge) from error
     mask, found = torch.ones_like(weight, dtype=torch.bool), weight
     for done in range(1, rounds + 1):
         mask = choose((found.abs() * spread).masked_fill(~mask, -torch.inf), done / rounds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.types import Layer, NofM, Pattern, PerRow
 from multiflow.calibration import MOMENT, Stats, announce, check_fits, free_memory, sums_size
 from multiflow.masks import pack, select
+from multiflow.methods import Pruner
 from multiflow.pruning import measure
 from multiflow.pruning.choose import Outcome, Packed, budgets, check_fitted, check_pair, check_scores
 from multiflow.pruning.plan import PruningPlan
@@ -80,11 +81,7 @@ def _fit(plan: PruningPlan, stats: Stats | None, name: str, count: int) -> tuple
     """Return the packed mask and the new weight of a layer that drops ``count``."""
     weight, parameter = plan.weights[name], plan.weights.parameters[name]
     version = parameter._version
-
-    def choose(scores: Any, done: float = 1.0) -> Tensor:
-        checked = check_scores(plan.pruner, name, scores, plan.layout[name].shape, some_gone=True)
-        return choose_part(checked, done, count=count, pattern=plan.request.pattern)
-
+    choose = Chooser(plan.layout[name], count, plan.request.pattern, plan.pruner)
     given = {need: stats.get_layer(need, name).to(weight) for need in plan.pruner.needs} if stats else {}
     found = plan.pruner.function(weight, choose, **given, **plan.request.own_hyper)
     if parameter._version != version:
@@ -95,6 +92,38 @@ def _fit(plan: PruningPlan, stats: Stats | None, name: str, count: int) -> tuple
     mask, fitted = check_pair(plan.pruner, found)
     fitted = check_fitted(plan.pruner, name, mask, fitted, plan.layout[name].shape, count)
     return pack(mask), fitted.to("cpu", parameter.dtype)
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """A layer's budget under a pattern, as fitters are given it (`multiflow.methods.declare.Choose`).
+
+    Args:
+        of: the layer.
+        count: how many of its weights go in the end.
+        pattern: which weights may go together.
+        pruner: who chooses, for errors.
+    """
+
+    of: Layer
+    count: int
+    pattern: Pattern
+    pruner: Pruner
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer."""
+        return self.of.name
+
+    def __call__(self, scores: Tensor, done: float = 1.0) -> Tensor:
+        """Drop the lowest scores of the layer, as `choose_part` says."""
+        checked = check_scores(self.pruner, self.layer, scores, self.of.shape, some_gone=True)
+        return choose_part(checked, done, count=self.count, pattern=self.pattern)
+
+    def within(self, scores: Tensor, count: int) -> Tensor:
+        """Drop ``count`` of the scores of some columns, whole groups of an N:M pattern."""
+        checked = check_scores(self.pruner, self.layer, scores, tuple(scores.shape), some_gone=True)
+        return choose_part(checked, count=count, pattern=self.pattern)
 
 
 def choose_part(scores: Tensor, done: float = 1.0, *, count: int, pattern: Pattern) -> Tensor:

@@ -1,0 +1,217 @@
+"""Supports and exchanges against least squares written out row by row."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+
+import multiflow as mf
+from multiflow.base.types import NofM, PerRow, Unstructured
+from multiflow.methods import find_pruner
+from multiflow.methods.exchange import Search, affordable, exchange, first_mask
+from multiflow.methods.least_squares import damped, scaled
+from multiflow.methods.lobs import lobs
+from multiflow.methods.supports import Panel, Supports, invert
+from tests.methods.test_refit import best_on, dropping, error, problem, random_mask
+
+
+def rows_of(rows=7, columns=40, share=0.4, seed=0, dtype=torch.float64):
+    weight, moment = problem(rows, columns, seed)
+    layer = scaled(weight.to(dtype), moment.to(dtype), 1e-2)
+    return layer, Supports.of(layer.moment, layer.weight, random_mask(weight.shape, share), 3)
+
+
+def errors(state, layer):
+    away = best_on(state.kept, layer.weight, layer.moment) - layer.weight.double()
+    return ((away @ layer.moment.double()) * away).sum(1)
+
+
+def solves(state, layer, tolerance=1e-8):
+    torch.testing.assert_close(
+        state.dense().double(), best_on(state.kept, layer.weight, layer.moment), rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("size", [1, 5, 48, 49, 130])
+def test_inverses(size):
+    numbers = torch.randn(3, size, 2 * size, generator=torch.Generator().manual_seed(0)).double()
+    moments = numbers @ numbers.mT
+    torch.testing.assert_close(invert(moments) @ moments, torch.eye(size).double().expand(3, -1, -1), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.9])
+def test_the_start_solves_every_row(share):
+    layer, state = rows_of(share=share)
+    solves(state, layer)
+
+
+def test_every_step_of_a_panel_is_what_it_says():
+    layer, state = rows_of()
+    slope = state.slope().masked_fill(state.kept, 0.0)
+    columns = slope.abs().topk(6, 1).indices
+    panel = Panel(state, columns, slope.gather(1, columns))
+    on = torch.tensor([True, True, False, True, True, True, True])
+    for _ in range(4):
+        before = errors(state, layer)
+        fall, which = panel.falls().max(1)
+        rises = panel.rises()[panel.every, :, which]
+        slot = rises.argmin(1)
+        panel.bring_in(which, on)
+        between = errors(state, layer)
+        torch.testing.assert_close((before - between)[on], fall[on], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            panel.costs()[on],
+            rises[on].where(panel.costs()[on].isfinite() & rises[on].isfinite(), panel.costs()[on]),
+            rtol=1e-5,
+            atol=1e-7,
+        )
+        panel.drop(slot, on)
+        torch.testing.assert_close(
+            (errors(state, layer) - between)[on], rises[panel.every, slot][on], rtol=1e-5, atol=1e-7
+        )
+        solves(state, layer, 1e-5)
+    panel.close()
+    solves(state, layer, 1e-5)
+    kept = state.place[3] < state.width
+    own = state.place[3][kept]
+    torch.testing.assert_close(
+        state.solved[3][kept][:, kept], torch.linalg.inv(layer.moment[own][:, own]), rtol=1e-5, atol=1e-6
+    )
+    assert not state.solved[3][~kept].any()
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(), PerRow(), NofM(2, 4), NofM(1, 8)])
+def test_patterns_and_counts(pattern):
+    weight, moment = problem(12, 64)
+    count = {Unstructured: 701, PerRow: 12 * 48, NofM: 0}[type(pattern)]
+    mask, found = exchange(weight, dropping(count, pattern), input_moment=moment)
+    if isinstance(pattern, NofM):
+        assert set(mask.reshape(-1, pattern.of).sum(1).tolist()) == {pattern.keep}
+    else:
+        assert int((~mask).sum()) == count
+    if isinstance(pattern, PerRow):
+        assert set(mask.sum(1).tolist()) == {16}
+    assert not found[~mask].any()
+    assert not torch.signbit(found[~mask]).any()
+    expected = best_on(mask, weight, damped(moment, 1e-3))
+    assert error(weight, found, damped(moment, 1e-3)) == pytest.approx(
+        error(weight, expected, damped(moment, 1e-3)), rel=1e-4
+    )
+    other = lobs(weight, dropping(count, pattern), input_moment=moment, ridge=1e-3)[1]
+    assert error(weight, found, moment) < error(weight, other, moment)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 300, 767, 768])
+def test_any_budget(count):
+    weight, moment = problem(12, 64)
+    mask, found = exchange(weight, dropping(count), input_moment=moment)
+    assert int((~mask).sum()) == count
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_row_ends_where_no_swap_helps(seed):
+    weight, moment = problem(1, 12, seed)
+    moment = damped(moment, 1e-3)
+    mask, found = exchange(weight, dropping(7, PerRow()), input_moment=moment, ridge=1e-9)
+    reached = error(weight, found, moment)
+
+    def least(support):
+        other = torch.zeros(1, 12, dtype=torch.bool)
+        other[0, list(support)] = True
+        return error(weight, best_on(other, weight, moment), moment)
+
+    kept = set(mask[0].nonzero().flatten().tolist())
+    swaps = [least(kept - {k} | {u}) for k in kept for u in set(range(12)) - kept]
+    assert reached <= min(swaps) * 1.01
+    assert reached <= sorted(map(least, combinations(range(12), 5)))[40]
+
+
+def test_every_exchange_is_downhill():
+    weight, moment = problem(24, 64)
+    choose = dropping(round(0.8 * weight.numel()))
+    found = [
+        error(weight, exchange(weight, choose, input_moment=moment, panels=n)[1], damped(moment, 1e-3))
+        for n in (1, 2, 4, 40)
+    ]
+    assert found[-1] < found[0]
+    pattern = dropping(24 * 51, PerRow())
+    found = [
+        error(weight, exchange(weight, pattern, input_moment=moment, panels=n)[1], damped(moment, 1e-3))
+        for n in (1, 2, 4, 40)
+    ]
+    assert found == sorted(found, reverse=True)
+
+
+def test_inputs_that_are_never_there():
+    weight, moment = problem()
+    moment[3], moment[:, 3] = 0, 0
+    for second in (moment, torch.zeros_like(moment)):
+        mask, found = exchange(weight, dropping(40), input_moment=second)
+        assert found.isfinite().all()
+        assert int((~mask).sum()) == 40
+    assert not exchange(weight, dropping(6), input_moment=moment, ridge=1e-6)[0][:, 3].any()
+
+
+def test_few_tokens_and_a_small_ridge_are_solved_in_float64():
+    inputs = torch.randn(10, 512, generator=torch.Generator().manual_seed(0)) + 30
+    moment = inputs.T @ inputs / len(inputs)
+    weight = torch.randn(8, 512, generator=torch.Generator().manual_seed(1))
+    mask, found = exchange(weight, dropping(3000), input_moment=moment, ridge=1e-4)
+    assert int((~mask).sum()) == 3000
+    assert error(weight, found, moment) < 0.01 * error(weight, weight * 0, moment)
+
+
+def test_a_moment_without_inverse_says_so():
+    moment = torch.eye(16) + 3 * (torch.ones(16, 16) - torch.eye(16))
+    for panels in (0, 8):
+        with pytest.raises(
+            mf.MultiflowError, match="layer 'tower.fc1' has no inverse at ridge 0.001; raise ridge, to 0.01"
+        ):
+            exchange(torch.randn(8, 16), dropping(60), input_moment=moment, panels=panels)
+
+
+def test_layers_that_are_too_dear_stay_with_the_first_mask(monkeypatch):
+    monkeypatch.setattr("multiflow.methods.exchange.DEAREST", 0)
+    weight, moment = problem(12, 64)
+    mask, found = exchange(weight, dropping(500), input_moment=moment)
+    assert not affordable(mask)
+    assert int((~mask).sum()) == 500
+    assert torch.equal(mask, first_mask(scaled(weight, moment, 1e-3), dropping(500), 30, 1e-3))
+    assert error(weight, found, moment) < 1.05 * error(
+        weight, lobs(weight, dropping(500), input_moment=moment)[1], moment
+    )
+
+
+def test_groups_of_rows_keep_the_budget(monkeypatch):
+    weight, moment = problem(30, 64)
+    one = exchange(weight, dropping(1500), input_moment=moment)
+    monkeypatch.setattr("multiflow.methods.exchange.HELD", 7 * 40**2)
+    mask, found = exchange(weight, dropping(1500), input_moment=moment)
+    assert int((~mask).sum()) == 1500
+    assert error(weight, found, moment) < 1.1 * error(weight, one[1], moment)
+
+
+def test_the_inputs_are_left_alone():
+    weight, moment = problem()
+    before = weight.clone(), moment.clone()
+    exchange(weight, dropping(30), input_moment=moment)
+    assert torch.equal(weight, before[0])
+    assert torch.equal(moment, before[1])
+
+
+@pytest.mark.parametrize("hyper", [{"start": 0}, {"panels": -1}, {"ridge": 0.0}])
+def test_what_gives_no_mask_is_refused(hyper):
+    with pytest.raises(mf.MultiflowError, match="was given; expected"):
+        find_pruner("exchange").settings(hyper)
+
+
+def test_search_meets_its_budget_from_either_side():
+    for excess in (-9, 9):
+        layer, state = rows_of()
+        kept = int(state.kept.sum())
+        Search(state, Unstructured(), excess).run(0)
+        assert int(state.kept.sum()) == kept - excess
+        solves(state, layer, 1e-5)
