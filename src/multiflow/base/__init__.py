@@ -1,1 +1,4 @@
-"""What everything else rests on: values, errors, registries, files, order statistics; no methods, no models."""
+"""What everything else rests on: values, errors, registries, files, folders of runs, order statistics, processes.
+
+No methods, no models, no data: nothing here knows what is pruned.
+"""

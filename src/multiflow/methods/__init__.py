@@ -5,7 +5,7 @@ asks for by keyword.
 """
 
 from multiflow.methods.declare import (
-    KINDS,
+    PRUNER_KINDS,
     PRUNERS,
     STEPWISE,
     Pruner,
@@ -18,8 +18,8 @@ from multiflow.methods.declare import (
 )
 
 __all__ = [
-    "KINDS",
     "PRUNERS",
+    "PRUNER_KINDS",
     "STEPWISE",
     "Pruner",
     "find_pruner",

@@ -75,7 +75,7 @@ SCOPES = {"layer": "uniform", "global": "global"}
 
 
 @dataclass(frozen=True)
-class Kind:
+class PrunerKind:
     """What the functions of one kind of pruner take and give; how they are run stands in `multiflow.pruning`.
 
     Args:
@@ -103,17 +103,17 @@ class Kind:
     never_settles: str | None = None
 
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
+PRUNER_KINDS: Mapping[str, PrunerKind] = MappingProxyType(
     {
-        "scorer": Kind(("weight",), ("generator",), statistics=True),
-        "fitter": Kind(
+        "scorer": PrunerKind(("weight",), ("generator",), statistics=True),
+        "fitter": PrunerKind(
             ("weight", "choose"),
             statistics=True,
             changes_weights=True,
             budgets_first=True,
             never_settles="changes what it keeps",
         ),
-        "solver": Kind(
+        "solver": PrunerKind(
             ("weights", "count", "select"),
             ("gradient_rows", "batch_samples"),
             measures=("gradient of each batch",),
@@ -122,7 +122,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             shares_out=True,
             never_settles="prunes in steps",
         ),
-        "learner": Kind(
+        "learner": PrunerKind(
             ("model", "weights", "loss", "select"),
             ("sparsity", "seed", "checkpoint", "progress"),
             measures=("loss",),
@@ -171,7 +171,7 @@ class Pruner:
     @property
     def statistics(self) -> tuple[str, ...]:
         """The statistics it needs from calibration data."""
-        return tuple(name for name in self.needs if name not in KINDS[self.kind].keywords)
+        return tuple(name for name in self.needs if name not in PRUNER_KINDS[self.kind].keywords)
 
     @property
     def own_hyper(self) -> tuple[str, ...]:
@@ -186,22 +186,22 @@ class Pruner:
     @property
     def looks_at(self) -> tuple[str, ...]:
         """What it takes from calibration data, in words: statistics, or what its kind runs the model for."""
-        return (*self.statistics, *KINDS[self.kind].measures)
+        return (*self.statistics, *PRUNER_KINDS[self.kind].measures)
 
     @property
     def takes_gradients(self) -> bool:
         """Whether the model is run backwards for it."""
-        return KINDS[self.kind].gradients or "gradient" in self.statistics
+        return PRUNER_KINDS[self.kind].gradients or "gradient" in self.statistics
 
     @property
     def shares_pass(self) -> bool:
         """Whether statistics measured once, on the dense model, serve it at every sparsity."""
-        return KINDS[self.kind].statistics and not self.stepwise
+        return PRUNER_KINDS[self.kind].statistics and not self.stepwise
 
     @property
     def never_settles(self) -> str | None:
         """Why nobody can watch its masks settle while data come in; None where one can."""
-        if why := KINDS[self.kind].never_settles or ("prunes in steps" if self.stepwise else None):
+        if why := PRUNER_KINDS[self.kind].never_settles or ("prunes in steps" if self.stepwise else None):
             return why
         if len(self.statistics) > 1:
             return f"needs a pass of its own for each of {', '.join(self.statistics)}"
@@ -210,7 +210,7 @@ class Pruner:
     @property
     def changes_weights(self) -> bool:
         """Whether it changes the weights that it keeps."""
-        return KINDS[self.kind].changes_weights
+        return PRUNER_KINDS[self.kind].changes_weights
 
     def scope(self, hyper: Mapping[str, Any]) -> str:
         """Return the allocation it uses with these hyper-parameters, unless told otherwise."""
@@ -243,7 +243,7 @@ class Pruner:
 def list_order(name: str, pruner: Pruner) -> tuple[Any, ...]:
     """Sort by kind, then by what it costs: without data, forward passes, backward passes, in steps; then by name."""
     cost = (pruner.takes_gradients, bool(pruner.statistics), pruner.stepwise)
-    return (list(KINDS).index(pruner.kind), *cost, name)
+    return (list(PRUNER_KINDS).index(pruner.kind), *cost, name)
 
 
 PRUNERS: Registry[Pruner] = Registry("pruner", "multiflow.methods", order=list_order)
@@ -392,7 +392,7 @@ def function_name(function: Function) -> str:
 
 
 def _check_positional(name: str, kind: str, function: Callable[..., Any]) -> None:
-    given, signature = KINDS[kind].positional, inspect.signature(function)
+    given, signature = PRUNER_KINDS[kind].positional, inspect.signature(function)
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [p.name for p in signature.parameters.values() if p.kind in by_position and p.default is p.empty]
     try:
@@ -412,7 +412,7 @@ def _accepted(function: Function, keywords: Mapping[str, Any]) -> dict[str, Any]
     return {name: value for name, value in keywords.items() if name in parameters}
 
 
-WORDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a word"}
+IN_WORDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a word"}
 
 
 def typed_as(default: Any, name: str, value: Any, pruner: str) -> Any:
@@ -427,13 +427,13 @@ def typed_as(default: Any, name: str, value: Any, pruner: str) -> Any:
         MultiflowError: a value of another type than the default.
     """
     kind = type(default)
-    if kind not in WORDS or (kind in (bool, str) and isinstance(value, kind)):
+    if kind not in IN_WORDS or (kind in (bool, str) and isinstance(value, kind)):
         return value
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if number and (kind is float or (kind is int and value == int(value))):
         return kind(value)
     raise MultiflowError(
-        f"{{{name}={value!r}}} of pruner '{pruner}' is a {type(value).__name__}; expected {WORDS[kind]}, such as its "
-        f"default {default!r}",
+        f"{{{name}={value!r}}} of pruner '{pruner}' is a {type(value).__name__}; expected {IN_WORDS[kind]}, such as "
+        f"its default {default!r}",
         field=name,
     )

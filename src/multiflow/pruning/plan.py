@@ -22,7 +22,7 @@ from multiflow.base.guards import check_device, check_values
 from multiflow.base.ranks import world
 from multiflow.base.types import Layout, NofM, Pattern, PerRow, Unstructured, parse_pattern
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_precision
-from multiflow.methods import KINDS, PRUNERS, Pruner, find_pruner
+from multiflow.methods import PRUNER_KINDS, PRUNERS, Pruner, find_pruner
 from multiflow.methods.budgets import ALLOCATIONS, PROVIDED, SCHEDULES, Allocation, check_pattern, find_allocation
 from multiflow.pruning.result import short
 
@@ -132,7 +132,7 @@ def _sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern) -> t
 
 def _check_needs(pruner: Pruner, allocation: Allocation) -> None:
     """Refuse what asks for something that nobody brings, by a keyword without a default."""
-    kind = KINDS[pruner.kind]
+    kind = PRUNER_KINDS[pruner.kind]
     wishes = (
         (f"pruner '{pruner.name}'", pruner.needs, (*(STATISTICS if kind.statistics else ()), *kind.keywords)),
         (f"allocation '{allocation.name}'", allocation.needs, (*PROVIDED, *STATISTICS)),
@@ -148,7 +148,7 @@ def _check_needs(pruner: Pruner, allocation: Allocation) -> None:
 
 
 def _check_allocation(asked: Request) -> None:
-    pruner, allocation, kind = asked.pruner, asked.allocation, KINDS[asked.pruner.kind]
+    pruner, allocation, kind = asked.pruner, asked.allocation, PRUNER_KINDS[asked.pruner.kind]
     if kind.shares_out and not (isinstance(asked.pattern, Unstructured) and _ranks_all(asked)):
         raise MultiflowError(
             f"pruner '{pruner.name}' shares the sparsity out itself, whatever the pattern; leave {{pattern}} and "

@@ -12,7 +12,7 @@ from multiflow.pruning import measure
 from multiflow.pruning.choose import Outcome, Scores, choose
 from multiflow.pruning.plan import PruningPlan
 from multiflow.pruning.stable import HALF, calibrate_until_stable
-from multiflow.pruning.steps import State, Step, prune_in_steps
+from multiflow.pruning.steps import PruningStep, State, prune_in_steps
 
 
 def run(plan: PruningPlan) -> Outcome:
@@ -51,7 +51,7 @@ def _score_size(weight: Tensor) -> int:
     return max(4, weight.element_size()) * weight.numel()
 
 
-def _score(plan: PruningPlan, state: State, step: Step) -> State:
+def _score(plan: PruningPlan, state: State, step: PruningStep) -> State:
     """Score the model as it is by now, and drop up to the target."""
     names = plan.pruner.statistics
     given = list(step.batches) if len(names) > 1 else step.batches

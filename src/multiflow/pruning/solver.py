@@ -8,7 +8,7 @@ from multiflow.calibration import announce, check_rows_fit, gradient_rows
 from multiflow.masks import pack, unpack
 from multiflow.pruning.choose import Outcome, check_fitted, check_named, check_pair, select_lowest
 from multiflow.pruning.plan import PruningPlan
-from multiflow.pruning.steps import State, Step, count_samples, most_batches, prune_in_steps
+from multiflow.pruning.steps import PruningStep, State, count_samples, most_batches, prune_in_steps
 
 
 def run(plan: PruningPlan) -> Outcome:
@@ -19,7 +19,7 @@ def run(plan: PruningPlan) -> Outcome:
     return prune_in_steps(plan, _solve)
 
 
-def _solve(plan: PruningPlan, state: State, step: Step) -> State:
+def _solve(plan: PruningPlan, state: State, step: PruningStep) -> State:
     pruner, layout = plan.pruner, plan.layout
     # 1. The gradient of each batch; a weight that is gone has none, so that it stays gone.
     rows, samples = gradient_rows(

@@ -46,7 +46,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Step:
+class PruningStep:
     """One step of a method in steps.
 
     Args:
@@ -62,7 +62,7 @@ class Step:
     progress: Progress
 
 
-Take = Callable[[PruningPlan, State, Step], State]
+Take = Callable[[PruningPlan, State, PruningStep], State]
 """``f(plan, state, step)``: measure on the model as it is by now, prune up to the target, return the new state."""
 
 
@@ -116,7 +116,7 @@ class _Run:
         """Take the steps that are left, yielding after each."""
         most = most_batches(self._plan)
         for target in self._targets[self._done :]:
-            step = Step(target, self._cycle.take(), most, self._progress)
+            step = PruningStep(target, self._cycle.take(), most, self._progress)
             self.state = self._take(self._plan, self.state, step)
             self._done += 1
             self._install()
