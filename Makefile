@@ -1,4 +1,4 @@
-# demo, test, check, bench, cost: each makes .venv from the pinned constraints on its first run and reuses it afterwards
+# demo, test, check, fuzz, bench, cost: each makes .venv from the pinned constraints on its first run and reuses it afterwards
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,7 +9,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all check bench cost docs format test-old wheel clean
+N ?= 100000
+SECONDS ?= 3600
+
+.PHONY: demo test test-all check fuzz bench cost docs format test-old wheel clean
 
 demo: $(VENV)/.ready  ## prune the bundled model four ways and write runs/demo/report.html
 	$(BIN)/multiflow demo $(ARGS)
@@ -25,6 +28,9 @@ check: $(VENV)/.ready  ## format, lint, types, import contract
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(VENV)/.ready  ## N damaged files against every reader, for at most SECONDS; findings become tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robust.fuzz --cases $(N) --seconds $(SECONDS) $(ARGS)
 
 bench: $(VENV)/.ready  ## a cut of the benchmark on Shapes, and its report
 	$(BIN)/multiflow bench run benchmarks/shapes.yaml --out runs/bench/cut --engine local --workers 2 --tier 1 --only \

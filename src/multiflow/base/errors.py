@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+LONG = re.compile(r"\S{500,}")
+"""A word of no use in a message: a number of thousands of digits, text without a space."""
 
 
 class MultiflowError(Exception):
@@ -55,16 +56,18 @@ class MultiflowError(Exception):
         return re.sub(rf"\{{({names})(=?)([^{{}}]*)\}}", lambda found: write(*found.groups()), self._message)
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return LONG.sub(lambda word: f"{word[0][:300]}...", printable(super().__str__()))
 
 
 def printable(text: str) -> str:
-    """Write control characters, and bytes of file names that are no text, as escapes: any terminal and file takes it.
+    """Write what no terminal or file should be given as escapes: control characters, bytes of names that are no text.
 
     >>> printable("a\\x1b[2J.png")
     'a\\\\x1b[2J.png'
     """
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(given: str, choices: Iterable[str]) -> str:

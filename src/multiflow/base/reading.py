@@ -28,6 +28,14 @@ MERGE = "tag:yaml.org,2002:merge"
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
+def exists(path: str | Path) -> bool:
+    """Whether there is something at a path; nothing is at one that no file system takes."""
+    try:
+        return os.path.exists(path)
+    except (OSError, ValueError):  # too long, or not to be encoded
+        return False
+
+
 def open_regular(path: str | Path) -> io.FileIO:
     """Open a regular file to read it, without a buffer; a pipe, a device or a folder does not block.
 
@@ -58,7 +66,10 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
             raise OSError(f"it has {size} bytes, more than the {most} that are read")
-        return file.readall()
+        try:
+            return file.readall()
+        except MemoryError as error:
+            raise OSError(f"its {size} bytes do not fit into memory") from error
 
 
 def read_text(path: Path, wanted: str, most: int | None = None) -> str:
@@ -71,8 +82,9 @@ def read_text(path: Path, wanted: str, most: int | None = None) -> str:
         return read_regular(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MultiflowError(f"'{path}' is not UTF-8 text (byte {error.start}); expected {wanted}") from error
-    except OSError as error:
-        raise MultiflowError(f"cannot read '{path}': {error.strerror or error}; check the path") from error
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
+        raise MultiflowError(f"cannot read '{path}': {reason}; check the path") from error
 
 
 def parse_json(text: str, called: str, line: int = 1) -> Any:
@@ -92,6 +104,8 @@ def parse_json(text: str, called: str, line: int = 1) -> Any:
         ) from error
     except RecursionError as error:
         raise MultiflowError(f"{called} is JSON that is nested too deeply to be read; repair it") from error
+    except MemoryError as error:
+        raise MultiflowError(f"{called} does not fit into memory; split it into smaller files") from error
     except ValueError as error:  # a number of thousands of digits
         raise MultiflowError(f"{called} holds a number that is too long to be read ({error}); repair it") from error
     if r"\ud" in text or r"\uD" in text:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from multiflow.base.errors import MultiflowError, did_you_mean
+from multiflow.base.reading import exists
 from multiflow.data.dataset import Dataset, Item, Kind, Known, Pair, Skip
 from multiflow.data.images import load_image
 
@@ -156,14 +157,6 @@ def locate(manners: Sequence[Sequence[str]], folder: Path, images: Path | None, 
         f"{looked}; give their folder with {{images=DIR}}",
         field="images",
     )
-
-
-def exists(path: str | Path) -> bool:
-    """Whether there is something at a path; nothing is at one that no file system takes."""
-    try:
-        return os.path.exists(path)
-    except (OSError, ValueError):  # too long, or not to be encoded
-        return False
 
 
 def _inside(root: Path, name: str) -> str | None:

@@ -79,8 +79,7 @@ def is_image(name: str) -> bool:
 
 def image_files(folder: Path) -> list[str]:
     """Return the names of the image files in a folder, sorted."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_image(entry.name) and entry.is_file())
+    return sorted(name for name in os.listdir(folder) if is_image(name) and not os.path.isdir(folder / name))
 
 
 def decode(picture: Picture, key: str = "image") -> Image.Image | np.ndarray:

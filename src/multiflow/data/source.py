@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import islice
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from multiflow.base.errors import MultiflowError, did_you_mean
+from multiflow.base.reading import exists
 from multiflow.data.dataset import AnyData, Dataset, Mixed, Pair, RegionItem, join
 from multiflow.data.files import (
     NoSuchSplit,
     WrongLayout,
     choose_split,
     data_of_files,
-    exists,
     refuse_split,
     split_in_name,
 )
@@ -71,10 +72,8 @@ def open_data(
         if layout.prefix is not None and str(source).startswith(layout.prefix):
             return layout.read(replace(place, source=str(source)))
     _refuse_missing(source, path)
-    try:
+    with _naming(source):
         data = _open(place, DEPTH)
-    except OSError as error:
-        raise MultiflowError(f"cannot read '{source}': {error}; check the path and its permissions") from error
     if data is not None:
         return data
     if place.is_folder and image_files(path):
@@ -106,10 +105,11 @@ def open_labelled(source: str | Path, split: str | None) -> Dataset[Pair]:
     forms = ", ".join(layout.form for layout in LAYOUTS.values() if layout.labelled)
     if not place.is_folder:
         raise MultiflowError(f"there is no folder '{source}'; give labelled images as {forms}")
-    layout = _recognised(place, labelled=True)
-    if layout is None:
-        raise MultiflowError(f"'{source}' holds no labelled images; expected {forms}")
-    return cast("Dataset[Pair]", layout.read(place))
+    with _naming(source):
+        layout = _recognised(place, labelled=True)
+        if layout is None:
+            raise MultiflowError(f"'{source}' holds no labelled images; expected {forms}")
+        return cast("Dataset[Pair]", layout.read(place))
 
 
 def is_labelled(source: str | Path) -> bool:
@@ -155,6 +155,15 @@ def label_classes(classes: Sequence[str], known: Mapping[str, int]) -> dict[str,
     return {name: number for number, name in enumerate(classes)}
 
 
+@contextmanager
+def _naming(source: str | Path) -> Iterator[None]:
+    """Let errors of the file system, such as a folder that may not be read, name the source."""
+    try:
+        yield
+    except OSError as error:
+        raise MultiflowError(f"cannot read '{source}': {error}; check the path and its permissions") from error
+
+
 def _bare_pair(image: Any, name: str) -> Pair:
     return Pair(image, ("",), name)
 
@@ -173,7 +182,11 @@ def _held(place: Place) -> str:
         return ""
     content = file.content
     first = content[0] if isinstance(content, list) and content else content
-    held = f"{{{', '.join(map(str, islice(first, 8)))}}}" if isinstance(first, dict) else type(first).__name__
+    held = (
+        f"{{{', '.join(f'{key:.40}' for key in islice(map(str, first), 8))}}}"
+        if isinstance(first, dict)
+        else type(first).__name__
+    )
     return f" ('{file.path.name}' holds {'a list of ' if isinstance(content, list) and content else ''}{held})"
 
 

@@ -10,6 +10,7 @@ over.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.hub import reach_hub
+from multiflow.base.reading import exists, open_regular
 from multiflow.data.sampling import Stream, random_at
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ SPECIAL_TOKENS = {
 }
 DEFAULT_TOKENIZER = "bert-base-uncased"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "tokenizer_config.json")
+MOST_BYTES = 2**28  # of a tokenizer's file
 UNPAIRED = re.compile("[\ud800-\udfff]")  # half of a character
 IGNORE = -100
 """Label of an unused slot."""
@@ -48,8 +51,11 @@ def load_tokenizer(source: str | Path = DEFAULT_TOKENIZER) -> PreTrainedTokenize
     """
     from transformers import AutoTokenizer
 
-    on_disk = Path(source).exists() or _looks_like_path(str(source))
+    on_disk = exists(source) or _looks_like_path(str(source))
     reason: BaseException | None = None
+    held = [name for name in TOKENIZER_FILES if exists(Path(source) / name)]
+    for name in held:
+        _check_size(Path(source) / name)
     for local in (True,) if on_disk else (True, False):
         try:
             if not local:
@@ -63,7 +69,6 @@ def load_tokenizer(source: str | Path = DEFAULT_TOKENIZER) -> PreTrainedTokenize
             if not is_damage(error):
                 raise
             reason = error
-    held = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
     if held:
         raise MultiflowError(
             f"the tokenizer in '{source}' cannot be read ({shortened(reason)}); copy its files again: {', '.join(held)}"
@@ -89,6 +94,16 @@ def shortened(error: BaseException | None) -> str:
 def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many embeddings the ids of a tokenizer need: one more than the highest."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+def _check_size(path: Path) -> None:
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise MultiflowError(f"cannot read '{path}': {error.strerror or error}; check the tokenizer") from error
+    if size > MOST_BYTES:
+        raise MultiflowError(f"'{path}' has {size} bytes, too many for a tokenizer; copy it again")
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from multiflow.base.artifacts import read_torch
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.reading import read_json, read_yaml
+from multiflow.base.reading import exists, read_json, read_yaml
 from multiflow.families.family import find_family, model_types, type_of
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _read_inner(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     places = (Path(), folder, folder / "..", folder / "../..")
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, str):
-            found = [place / value for place in places if (place / value).is_file()]
+            found = [place / value for place in places if exists(place / value)]
             config[key] = _read_mapping(found[0] if found else folder / value)
     return config
 

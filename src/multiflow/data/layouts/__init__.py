@@ -115,7 +115,7 @@ def _misfit(said: str, content: Any, path: Path) -> WrongLayout:
     if lacks := re.search(r"missing required field `(.*)`", what):
         for step in re.findall(r"\.(\w+)|\[(\d+)\]", place):
             content = content[step[0] or int(step[1])]
-        held = ", ".join(f"'{key}'" for key in islice(content, 8)) or "nothing"
+        held = ", ".join(f"'{key:.40}'" for key in islice(content, 8)) or "nothing"
         return WrongLayout(f"{where} has no '{lacks[1]}' (it has {held}); every entry needs one")
     what = what.replace("`", "").replace("Expected", "expected").replace("array", "list").replace(" |", " or")
     return WrongLayout(f"{where} does not fit its layout: {what}; correct it")
