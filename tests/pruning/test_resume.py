@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import multiflow as mf
+from multiflow.base.artifacts import read_tensors, write_tensors
 from tests import golden_data
 from tests.small import ADAPTER, TwoTowers, towers_batches
 
@@ -152,6 +153,30 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path, method):
             run("custom, tied", method, checkpoint=place)
     file.unlink()
     assert run("custom, tied", method, checkpoint=place).masks == straight("custom, tied", method).masks
+
+
+@pytest.mark.parametrize("method", ["itersnip", "chita++", "tamt"])
+def test_a_checkpoint_that_claims_what_cannot_be_is_refused(tmp_path, method):
+    """Also one whose checksum fits: whoever wrote it may have made that, too."""
+    place = mf.Checkpoint(tmp_path / "checkpoint", every=EVERY)
+    with pytest.raises(KeyboardInterrupt):
+        run("custom, tied", method, Stopping(kind("custom, tied")[1], 3), checkpoint=place)
+    (file,) = tmp_path.iterdir()
+    tensors, header = read_tensors(file, "checkpoint")
+    facts, first = header["facts"], next(name for name in tensors if name.endswith("text.0"))
+    lies = [
+        ({}, {"taken": 1 << 63}, "says taken=9223372036854775808"),
+        ({}, {"step": -1}, "says step=-1"),
+        ({}, {"step": 2.5}, "says step=2.5"),
+        ({first: None}, {}, f"lacks '{first}'"),
+        ({"more/text.9": tensors[first]}, {}, "'more/text.9', which does not belong there"),
+        ({first: tensors[first].reshape(-1)[:1].clone()}, {}, rf"'{first}' in '.*' is \w+ \(1,\); expected"),
+    ]
+    for tensor, fact, said in lies:
+        changed = {name: value for name, value in (tensors | tensor).items() if value is not None}
+        write_tensors(file, changed, {"settings": header["settings"], "facts": facts | fact})
+        with pytest.raises(mf.MultiflowError, match=said):
+            run("custom, tied", method, checkpoint=place)
 
 
 def test_data_with_fewer_batches_than_the_checkpoint_has_seen_begin_again(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from multiflow.base.artifacts import read_tensors, write_tensors
+from multiflow.base.artifacts import check_tensors, read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.ranks import exchange, rank, world
 from multiflow.base.runs import check_same
@@ -65,8 +65,23 @@ class Checkpoint:
         if now or stats.batches % self.every < world():
             stats.save(self.path, settings=dict(settings))
 
-    def load_state(self, settings: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read what `save_state` wrote, tensors and facts; None where there is no file yet. Errors: as `load`."""
+    def load_state(
+        self,
+        settings: Mapping[str, Any],
+        like: Mapping[str, Tensor] | None = None,
+        most: Mapping[str, int] | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read what `save_state` wrote, tensors and facts; None where there is no file yet.
+
+        Args:
+            settings: of the run.
+            like: name -> tensor of the shape and type that the file's must have; with None that is the caller's to
+                check.
+            most: name of a fact -> the largest number that it can be.
+
+        Raises:
+            MultiflowError: as `load`; or tensors and numbers that cannot be of this run.
+        """
         found = None
         if self._there():
             tensors, header = read_tensors(self.path, "checkpoint")
@@ -74,6 +89,15 @@ class Checkpoint:
             if not isinstance(saved, dict) or not isinstance(facts, dict):
                 raise MultiflowError(f"'{self.path}' holds no state of a run in steps; delete it or use another")
             self._check(saved, settings)
+            if like is not None:
+                wanted = {name: (tuple(tensor.shape), [tensor.dtype]) for name, tensor in like.items()}
+                check_tensors(self.path, tensors, wanted, "delete it", finite=False)
+            for name, limit in (most or {}).items():
+                if type(number := facts.get(name)) is not int or not 0 <= number <= limit:
+                    raise MultiflowError(
+                        f"checkpoint '{self.path}' says {name}={number!r}, and expected is a whole number of at most "
+                        f"{limit}; delete it"
+                    )
             found = tensors, facts
         everyone = exchange("checkpoint", found and found[1])
         if any(facts != everyone[0] for facts in everyone):

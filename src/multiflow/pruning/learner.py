@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from multiflow.base.adapter import parts
+from multiflow.base.artifacts import check_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.parallel import in_parallel
 from multiflow.base.ranks import world
@@ -34,6 +35,8 @@ from multiflow.pruning.result import short
 
 TRAINED = 5 * 4  # bytes a weight while scores are trained: score, its gradient and two moments, room for a step
 SLOW = 1.0  # seconds to write a checkpoint from which on it is written less often
+MOST_STEPS = 10**6  # of a learner that has no hyper-parameter of this name
+MOST_LOSSES = 100  # of a step, each of a batch
 SHARE = 0.1  # of the time, at most, that slow ones take
 
 
@@ -142,10 +145,20 @@ class LearnerCheckpoint:
 
     def resume(self, scores: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
         """Put scores, optimizer, buffers and batches where they were; return the number of steps done."""
-        found = self.place.load_state(self.settings)
+        steps = int(self.feed.plan.request.hyper.get("steps", MOST_STEPS))
+        most = {"step": steps, "taken": MOST_LOSSES * steps * world()}
+        found = self.place.load_state(self.settings, most=most)
         if found is None:
             return 0
         tensors, facts = found
+        kept = {f"score/{name}": value for name, value in scores.items()}
+        kept |= {f"buffer/{name}": value for name, value in self.feed.plan.model.named_buffers()}
+        like = {key: (tuple(value.shape), [value.dtype]) for key, value in kept.items()}
+        for kind in {key.partition("/")[0] for key in tensors if key not in kept}:  # of moments each layer has all
+            for name, value in scores.items():
+                there = tensors.get(f"{kind}/{name}", value)
+                like[f"{kind}/{name}"] = tuple(value.shape) if there.ndim else (), [there.dtype]
+        check_tensors(self.place.path, tensors, like, "delete it", finite=False)
         with torch.no_grad():
             for key, tensor in tensors.items():
                 kind, _, name = key.partition("/")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from multiflow.base.artifacts import check_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.calibration import Doubling, Stats, buffers_restored, is_stable, iterate
 from multiflow.pruning.choose import Packed, Scores, choose
@@ -118,14 +119,20 @@ class _Watched:
         if start is None:
             return None
         assert self._plan.checkpoint is not None
-        tensors, facts = self._plan.checkpoint.part(HALF).load_state(self._settings) or ({}, {"looked": 0, "curve": []})
+        tensors, facts = self._plan.checkpoint.part(HALF).load_state(
+            self._settings, most={"looked": start.batches}
+        ) or ({}, {"looked": 0, "curve": []})
+        if tensors:
+            bits = {n: ((-(-layer.size // 8),), [torch.uint8]) for n, layer in self._plan.layout.items()}
+            like = {f"{i}/{n}": of for i in range(len(self._plan.sparsities)) for n, of in bits.items()}
+            check_tensors(self._plan.checkpoint.part(HALF).path, tensors, like, "delete it")
         last = 1 << (start.batches.bit_length() - 1)
         if facts["looked"] != last and not (start.batches == last == max(1, 2 * facts["looked"])):
             return None  # the two files are not of one run
         packed: list[Packed] = [{} for _ in self._plan.sparsities] if tensors else []
-        for key, bits in tensors.items():
+        for key, tensor in tensors.items():
             number, _, name = key.partition("/")
-            packed[int(number)][name] = bits.numpy()
+            packed[int(number)][name] = tensor.numpy()
         self.packed, self.looked, self._stats = packed, facts["looked"], start
         for batches, before, shares, samples in facts["curve"]:
             agreement = dict(zip(self._plan.sparsities, shares, strict=True))

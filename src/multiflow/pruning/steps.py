@@ -75,7 +75,7 @@ def prune_in_steps(plan: PruningPlan, take: Take) -> Outcome:
         place = plan.checkpoint.part(short(sparsity)) if plan.checkpoint else None
         with buffers_restored(plan.model), weights_replaced(plan.weights.parameters):
             run = _Run(plan, take, sparsity)
-            if place and (saved := place.load_state(settings)):
+            if place and (saved := place.load_state(settings, run.tensors(), run.most())):
                 run.go_on(*saved)
             for _ in run.steps():
                 if place:
@@ -148,6 +148,11 @@ class _Run:
     def facts(self) -> dict[str, int]:
         """Return the numbers of a checkpoint."""
         return {"step": self._done, "taken": self.taken}
+
+    def most(self) -> dict[str, int]:
+        """Return the largest numbers that a checkpoint can hold."""
+        steps = len(self._targets)
+        return {"step": steps, "taken": steps * int(self._plan.request.hyper["batches_per_step"])}
 
     def go_on(self, tensors: Tensors, facts: Mapping[str, int]) -> None:
         """Stand where a checkpoint stood."""
