@@ -19,6 +19,7 @@ import multiflow as mf
 from multiflow.base.artifacts import check_tensors, read_facts, read_tensors, read_torch, write_facts, write_tensors
 from multiflow.calibration import Checkpoint
 from multiflow.pruning.result import changed_weights
+from multiflow.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.small import ADAPTER, towers_batches, two_towers
 
 SETTINGS = {"method": "itersnip", "pi": 0.1 + 0.2, "name": "né"}
@@ -55,7 +56,20 @@ def result(folder: Path) -> tuple[Path, Reader]:
     return folder / "run/result.json", lambda: mf.Result.load(folder / "run")
 
 
-KINDS = [state, stats, masks, weights, result]
+def training(name: str) -> Callable[[Path], tuple[Path, Reader]]:
+    def training(folder: Path) -> tuple[Path, Reader]:
+        model = two_towers()
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+        ADAPTER.loss(model, towers_batches(2)[0]).backward()
+        optimizer.step()
+        path = save_checkpoint(folder, model, optimizer, {"step": 3, "metrics": {"loss": 0.1 + 0.2}})
+        return path / name, lambda: load_checkpoint(path, model, optimizer)
+
+    training.__name__ = f"training {name}"
+    return training
+
+
+KINDS = [state, stats, masks, weights, result, *map(training, ("model.safetensors", "optimizer.pt", "state.json"))]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

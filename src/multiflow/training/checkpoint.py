@@ -1,13 +1,12 @@
 """Training checkpoints: one folder per step, complete or absent.
 
 A checkpoint ``step-00000120/`` holds ``model.safetensors``, ``optimizer.pt`` (read with ``weights_only=True``) and
-``state.json``. It is written under a temporary name and renamed, so a kill at any moment leaves the previous one.
+``state.json``, with checksums of all three. It is written under a temporary name and renamed, so a kill at any moment leaves the previous one.
 Of several processes the first one writes, and all read; of a model that is split among them it writes the whole.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,9 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
+from multiflow.base.artifacts import hash_file, read_facts, write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.ranks import exchange, rank
 from multiflow.training.processes import is_split
+
+FILES = ("model.safetensors", "optimizer.pt")
+"""Beside ``state.json``, which holds their checksums and its own."""
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -64,7 +67,7 @@ def _write(
         else:
             save_file({name: x.clone().contiguous() for name, x in split[0].items()}, partial / "model.safetensors")
         torch.save(optimizer.state_dict() if split is None else split[1], partial / "optimizer.pt")
-        (partial / "state.json").write_text(json.dumps(state, indent=1))
+        write_facts(partial / "state.json", {**state, "files": {name: hash_file(partial / name) for name in FILES}})
         os.replace(partial, final)
     except OSError as error:
         raise MultiflowError(
@@ -79,14 +82,27 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         MultiflowError: the checkpoint is incomplete, altered, or of another model.
     """
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = read_facts(path / "state.json", "state of a training run", "go on from the one before")
+        if hashes := state.pop("files", None):  # checkpoints of older versions have none
+            for name in FILES:
+                if hash_file(path / name) != dict(hashes).get(name):
+                    raise ValueError(f"{name} was altered: its checksum does not fit")
         if is_split(model):
             _load_split(path, model, optimizer)
         else:
             load_model(model, str(path / "model.safetensors"))
         if optimizer is not None and not is_split(model):
             optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"))
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        EOFError,
+        UnpicklingError,
+        SafetensorError,
+        MultiflowError,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MultiflowError(
             f"checkpoint {path} is damaged or of another model ({reason}); delete it to go on from the one before"
