@@ -1,8 +1,9 @@
 """Training checkpoints: one folder per step, complete or absent.
 
 A checkpoint ``step-00000120/`` holds ``model.safetensors``, ``optimizer.pt`` (read with ``weights_only=True``) and
-``state.json``, with checksums of all three. It is written under a temporary name and renamed, so a kill at any moment leaves the previous one.
-Of several processes the first one writes, and all read; of a model that is split among them it writes the whole.
+``state.json``, with checksums of all three. It is written under a temporary name and renamed, so a kill at any moment
+leaves the previous one. Of several processes the first one writes, and all read; of a model that is split among them it
+writes the whole.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from multiflow.training.processes import is_split
 
 FILES = ("model.safetensors", "optimizer.pt")
 """Beside ``state.json``, which holds their checksums and its own."""
+DAMAGED = (
+    *(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError),
+    *(UnpicklingError, SafetensorError, MultiflowError),
+)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -93,16 +98,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             load_model(model, str(path / "model.safetensors"))
         if optimizer is not None and not is_split(model):
             optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"))
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        EOFError,
-        UnpicklingError,
-        SafetensorError,
-        MultiflowError,
-    ) as error:
+    except DAMAGED as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MultiflowError(
             f"checkpoint {path} is damaged or of another model ({reason}); delete it to go on from the one before"
