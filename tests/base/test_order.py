@@ -61,7 +61,8 @@ def test_equals_sorting_where_the_bracket_is_used(kind):
 
 
 def test_a_bracket_that_misses_is_widened(monkeypatch):
-    monkeypatch.setattr(order, "_sample", lambda *_: np.full(100, 5.0, np.float32))
+    # a sample that misleads comes by chance alone
+    monkeypatch.setattr(order, "_sample", lambda *_: np.full(100, 5.0, np.float32))  # made to happen
     values = torch.linspace(0, 1, 70_000)
     assert find([values], [35_000])[0].value == pytest.approx(0.5, abs=1e-4)
 

@@ -277,10 +277,10 @@ def test_a_forward_of_blip_alone_is_a_step_with_no_others() -> None:
 )
 def test_a_process_that_is_gone_is_told_with_what_torch_says_first(error: Exception) -> None:
     said = r"has died or does not answer; see what it said last \([^\n]*\[::1\]\)$"
-    with pytest.raises(ranks.Ended, match=said), ranks._naming_lost():
+    with pytest.raises(ranks.Ended, match=said), ranks._naming_lost():  # nobody can lose a process on demand
         raise error
 
 
 def test_another_error_is_left_as_it_is() -> None:
-    with pytest.raises(RuntimeError, match="^shape mismatch$"), ranks._naming_lost():
+    with pytest.raises(RuntimeError, match="^shape mismatch$"), ranks._naming_lost():  # as above
         raise RuntimeError("shape mismatch")

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def container(tmp_path, monkeypatch):
     """A container's files, with a machine that has much more memory."""
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    monkeypatch.setattr(memory, "_machine", lambda: 1 << 40)
+    monkeypatch.setattr(memory, "_machine", lambda: 1 << 40)  # another machine
 
     def write(limit, used=0, cached=0):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
@@ -43,7 +43,7 @@ def test_without_the_files_of_a_container_the_machine_counts(container):
 
 
 def test_nobody_knows(container, monkeypatch):
-    monkeypatch.setattr(memory, "_machine", lambda: None)
+    monkeypatch.setattr(memory, "_machine", lambda: None)  # one that says nothing
     assert memory.free_memory(CPU) is None
     assert memory.free_memory(torch.device("meta")) is None
 
@@ -56,7 +56,7 @@ def test_this_machine_has_some():
 def test_no_figure_without_psutil(monkeypatch):
     imports = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", lambda name, *a: imports("none" if name == "psutil" else name, *a))
-    assert memory._machine() is None
+    assert memory._machine() is None  # a container would answer in its place
 
 
 def test_rows_that_do_not_fit_are_refused_with_the_number_that_does(monkeypatch):

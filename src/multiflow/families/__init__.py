@@ -1,4 +1,8 @@
-"""Families of models: for each one folder, with its models, its adapter and its release; here what they share."""
+"""Families of models: one folder each, with its models, adapter, task models, release, presets and batches.
+
+Here live the record `Family`, what several families share, opening a model by name, and adapters that are read from a
+model of transformers itself. Not here: training, and anything that a folder of a family would have to be named in.
+"""
 
 from multiflow.families.family import FAMILIES, Family, ModelType, Preset, Texts, adapter_for
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.data.layouts.labelled import _Unpickler
+from multiflow.data.layouts.labelled import _Unpickler  # what it refuses would run before a reader can show it
 from multiflow.data.source import is_labelled, open_labelled
 from tests.data.worlds import number_of, write_images
 
