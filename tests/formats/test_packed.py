@@ -135,9 +135,9 @@ def test_headers_that_say_other_things(tmp_path, change, said):
     path = write_packed(tmp_path / "p.safetensors", {"w": sparse((4, 4), torch.bfloat16)}, "bf16", "none")
     header = {"format": 1, "tensors": {}} | change
     stored = load_file(path)
-    header["checksum"] = packed._checksum(
+    header["checksum"] = packed._checksum(  # forged on purpose
         header, {n: torch.from_numpy(a) for n, a in stored.items()}
-    )  # forged on purpose
+    )
     save_file(stored, path, metadata={"packed": json.dumps(header)})
     with pytest.raises(mf.MultiflowError, match=said):
         read_packed(path)
