@@ -87,7 +87,7 @@ class TaskData:
         return item, self.texts[item][number - int(self._ends[item])]
 
 
-class Entry(NamedTuple):
+class KnownItem(NamedTuple):
     """What is known of an item without its image; of what cannot be used, the reason."""
 
     path: str | None
@@ -165,22 +165,22 @@ def refuse_broken(skipped: Sequence[Skip], usable: int, source: str, *, allowed:
     )
 
 
-def entries_of(data: Dataset[Any]) -> list[Entry]:
+def entries_of(data: Dataset[Any]) -> list[KnownItem]:
     """Return what is known of every item: its texts, and whether its image is there.
 
     Data sets of files know both without opening an image; of others, such as shards, every item is read once.
     """
     known = map(data.known, range(len(data)))
-    return _checked([_read_entry(data.read, i) if of is None else Entry(*of) for i, of in enumerate(known)])
+    return _checked([_read_entry(data.read, i) if of is None else KnownItem(*of) for i, of in enumerate(known)])
 
 
 def missing_images(data: Dataset[Any]) -> list[Skip]:
     """Return which image files are not there; images that are not files of their own do not count."""
-    known = [Entry(*of) for of in map(data.known, range(len(data))) if of is not None]
+    known = [KnownItem(*of) for of in map(data.known, range(len(data))) if of is not None]
     return list(dict.fromkeys(entry.broken for entry in _checked(known) if entry.broken is not None))
 
 
-def _checked(entries: Sequence[Entry]) -> list[Entry]:
+def _checked(entries: Sequence[KnownItem]) -> list[KnownItem]:
     """Note of every entry whether its file is there."""
     is_there = cache(exists)
     return [
@@ -191,12 +191,12 @@ def _checked(entries: Sequence[Entry]) -> list[Entry]:
     ]
 
 
-def _read_entry(read: Callable[[int], Any], index: int) -> Entry:
+def _read_entry(read: Callable[[int], Any], index: int) -> KnownItem:
     try:
         item = read(index)
     except BrokenItem as error:
-        return Entry(None, (), error.skip)
-    return Entry(None, item.captions if hasattr(item, "captions") else item.answers)
+        return KnownItem(None, (), error.skip)
+    return KnownItem(None, item.captions if hasattr(item, "captions") else item.answers)
 
 
 def answer_weights(answers: Sequence[str]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from multiflow.data.files import (
     split_in_name,
 )
 from multiflow.data.images import image_files
-from multiflow.data.layouts import LAYOUTS, Layout, Place
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 DEPTH = 2
 """Folders inside folders that are searched."""
@@ -208,7 +208,7 @@ def _with_images(parts: list[str], images: str | Path | None) -> list[tuple[str,
     return list(zip(parts, list(folders) * (len(parts) // len(folders)), strict=True))
 
 
-def _recognised(place: Place, *, late: bool | None = None, labelled: bool = False) -> Layout | None:
+def _recognised(place: Place, *, late: bool | None = None, labelled: bool = False) -> DataLayout | None:
     """Return the first layout that recognises a place, of the early or the late ones, or of all."""
     asked = [of for of in LAYOUTS.values() if of.labelled == labelled and late in (None, of.late)]
     return next((layout for layout in asked if layout.recognise(place)), None)
@@ -235,7 +235,7 @@ def _open(place: Place, depth: int) -> AnyData | None:
     return _combine(found, place.path, joins=bool(recognised) and all(layout.joins for _, layout in recognised))
 
 
-def _read(layout: Layout, place: Place) -> AnyData:
+def _read(layout: DataLayout, place: Place) -> AnyData:
     """Read a place; a split of data that have none is refused."""
     if not layout.splits:
         refuse_split(place.split, f"'{place.path}'")

@@ -69,7 +69,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DataLayout:
     """One layout of data sets.
 
     Args:
@@ -102,7 +102,7 @@ class Layout:
         return self.order >= 10
 
 
-LAYOUTS: Registry[Layout] = Registry("layout", __name__, order=lambda name, layout: layout.order)
+LAYOUTS: Registry[DataLayout] = Registry("layout", __name__, order=lambda name, layout: layout.order)
 """Every layout, in the order in which they are asked."""
 
 

@@ -18,7 +18,7 @@ from multiflow.base.reading import read_text
 from multiflow.data.dataset import Dataset, Pair, Skip
 from multiflow.data.files import WrongLayout, pairs_of_files, texts_of
 from multiflow.data.images import is_image
-from multiflow.data.layouts import LAYOUTS, Layout, Place
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 Texts = str | list[str] | None
 IMAGE_KEYS = (
@@ -160,7 +160,7 @@ def _column(place: Place, kind: str, given: str | None, usual: tuple[str, ...], 
 
 LAYOUTS.add(
     "captions",
-    Layout(
+    DataLayout(
         "a JSON list or JSON lines of {image, caption}, captions.json ({image: caption}), or a table (.csv, .tsv, "
         "captions.txt: image<TAB>caption) beside images",
         _recognise,

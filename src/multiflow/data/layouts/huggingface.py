@@ -13,7 +13,7 @@ from multiflow.base.reading import exists
 from multiflow.data.dataset import BrokenItem, Dataset, Pair
 from multiflow.data.files import choose_split, refuse_split, split_in_name, texts_of
 from multiflow.data.images import load_image, open_image
-from multiflow.data.layouts import LAYOUTS, Layout, Place
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 PREFIX = "hf:"
 IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "webp")
@@ -23,7 +23,7 @@ BYTE_TYPES = ("binary", "large_binary", "binary_view")
 
 
 @dataclass(frozen=True)
-class Choice:
+class Columns:
     """What ``hf:NAME,OPTION=VALUE,...`` may say beside the name."""
 
     image: str | None = None
@@ -41,7 +41,7 @@ def _recognise(place: Place) -> bool:
 def _open(place: Place) -> Dataset[Pair]:
     if place.source:
         return _open_named(place)
-    choice = Choice(place.image_column, place.text_column)
+    choice = Columns(place.image_column, place.text_column)
     if _is_saved(place.path):
         return _open_saved(place.path, place.split, choice)
     return _open_parquet(_parquet_files(place.path), place.path, place.split, choice)
@@ -53,7 +53,7 @@ def _open_named(place: Place) -> Dataset[Pair]:
     What is given beside the name goes before what it says.
     """
     name, *options = place.source.removeprefix(PREFIX).split(",")
-    known = [field.name for field in fields(Choice)]
+    known = [field.name for field in fields(Columns)]
     given = {}
     for option in options:
         key, _, value = option.partition("=")
@@ -63,7 +63,7 @@ def _open_named(place: Place) -> Dataset[Pair]:
                 f"{', '.join(f'{word}=' for word in known)} after commas, such as hf:owner/name,text=caption"
             )
         given[key] = value
-    choice = Choice(**given)
+    choice = Columns(**given)
     choice = replace(choice, image=place.image_column or choice.image, text=place.text_column or choice.text)
     split, path = place.split or choice.split, Path(name).expanduser()
     if not name:
@@ -88,7 +88,7 @@ def _parquet_files(path: Path) -> list[Path]:
     return [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
 
 
-def _open_saved(folder: Path, split: str | None, choice: Choice) -> Dataset[Pair]:
+def _open_saved(folder: Path, split: str | None, choice: Columns) -> Dataset[Pair]:
     """Open a folder that ``save_to_disk`` wrote: one table, or one a split."""
     library = _library()
     where = f"'{folder}'"
@@ -103,7 +103,7 @@ def _open_saved(folder: Path, split: str | None, choice: Choice) -> Dataset[Pair
     return _dataset(table, choice, str(folder))
 
 
-def _open_parquet(files: Sequence[Path], source: Path, split: str | None, choice: Choice) -> Dataset[Pair]:
+def _open_parquet(files: Sequence[Path], source: Path, split: str | None, choice: Columns) -> Dataset[Pair]:
     """Open parquet files, those of one split if their names tell splits; the library keeps a copy in its cache."""
     library = _library()
     where = f"'{source}'"
@@ -121,7 +121,7 @@ def _open_parquet(files: Sequence[Path], source: Path, split: str | None, choice
     return _dataset(table, choice, str(source))
 
 
-def _open_on_hub(name: str, choice: Choice, split: str | None) -> Dataset[Pair]:
+def _open_on_hub(name: str, choice: Columns, split: str | None) -> Dataset[Pair]:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise MultiflowError(f"no data at '{name}': no such file or folder; check the path")
     library = _library()
@@ -163,7 +163,7 @@ def _choose(split: str | None, held: Sequence[str], where: str) -> str:
     )
 
 
-def _dataset(table: Any, choice: Choice, source: str) -> Dataset[Pair]:
+def _dataset(table: Any, choice: Columns, source: str) -> Dataset[Pair]:
     """Make the data set of a table of the library."""
     kinds = {name: _kind_of(feature) for name, feature in table.features.items()}
     image = _column("image", choice.image, IMAGE_NAMES, kinds, table.features, source)
@@ -253,7 +253,7 @@ def _unreadable(where: str, error: Exception) -> MultiflowError:
 
 LAYOUTS.add(
     "huggingface",
-    Layout(
+    DataLayout(
         "a Hugging Face data set on disk (save_to_disk, or parquet files), or hf:OWNER/NAME on the Hub",
         _recognise,
         _open,

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from multiflow.data.dataset import Dataset, Pair
 from multiflow.data.files import choose_split, pairs_of_files, texts_of
-from multiflow.data.layouts import LAYOUTS, Layout, Place
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 
 class Sentence(Struct):
@@ -52,7 +52,7 @@ def _read(place: Place) -> Dataset[Pair]:
 
 LAYOUTS.add(
     "karpathy",
-    Layout(
+    DataLayout(
         "dataset_*.json (Karpathy splits of COCO or Flickr30k)",
         _recognise,
         _read,

@@ -20,7 +20,7 @@ from multiflow.base.reading import read_regular
 from multiflow.data.dataset import Dataset, Known, Pair
 from multiflow.data.files import choose_split, data_of_files, refuse_split
 from multiflow.data.images import image_files
-from multiflow.data.layouts import LAYOUTS, Layout, Place
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Name of a folder -> the split that it holds."""
@@ -194,7 +194,7 @@ def _open_flowers(place: Place) -> Dataset[Pair]:
 
 LAYOUTS.add(
     "cifar",
-    Layout(
+    DataLayout(
         "the Python version of CIFAR-10 or CIFAR-100",
         lambda place: _cifar_of(place) is not None,
         _open_cifar,
@@ -205,7 +205,7 @@ LAYOUTS.add(
 )
 LAYOUTS.add(
     "flowers-102",
-    Layout(
+    DataLayout(
         "Flowers-102 (imagelabels.mat, setid.mat, jpg/)",
         _is_flowers,
         _open_flowers,
@@ -216,5 +216,5 @@ LAYOUTS.add(
 )
 LAYOUTS.add(
     "classes",
-    Layout("SPLIT/CLASS/IMAGE or CLASS/IMAGE", _is_classes, _open_classes, splits=True, labelled=True, order=3),
+    DataLayout("SPLIT/CLASS/IMAGE or CLASS/IMAGE", _is_classes, _open_classes, splits=True, labelled=True, order=3),
 )

@@ -15,7 +15,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.reading import read_json
 from multiflow.data.dataset import Dataset, Question, Skip
 from multiflow.data.files import data_of_files, locate, texts_of
-from multiflow.data.layouts import LAYOUTS, Layout, Place
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 Texts = str | list[str]
 FOLDERS = {"vg": ("visual_genome", "vg"), "vqa": ("coco", "coco/images", "vqa")}
@@ -56,7 +56,7 @@ class Annotations(Struct):
     annotations: list[Annotation]
 
 
-class Entry(Struct):
+class ListedQuestion(Struct):
     """A question of a prepared list; `dataset` ("vqa" or "vg") tells which folder an image name belongs to."""
 
     image: str
@@ -89,7 +89,7 @@ def _read_vqa(place: Place) -> Dataset[Question]:
 
 def _read_list(place: Place) -> Dataset[Question]:
     """Read a prepared list ``[{image, question, answer?, question_id?, dataset?}]``."""
-    listed = place.as_(list[Entry])
+    listed = place.as_(list[ListedQuestion])
     paths = [""] * len(listed)
     for kind in dict.fromkeys(of.dataset for of in listed):
         here = [i for i, of in enumerate(listed) if of.dataset == kind]
@@ -155,13 +155,13 @@ def _is_list(place: Place) -> bool:
 
 LAYOUTS.add(
     "vqa",
-    Layout(
+    DataLayout(
         "v2_*_questions.json with v2_*_annotations.json (VQA v2)", _is_vqa, _read_vqa, companions=["*_annotations.json"]
     ),
 )
 LAYOUTS.add(
     "question-list",
-    Layout(
+    DataLayout(
         "a JSON list of {image, question, answer}", _is_list, _read_list, companions=["answer_list.json"], joins=True
     ),
 )

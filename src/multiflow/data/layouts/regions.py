@@ -16,7 +16,7 @@ from multiflow.base.reading import read_json
 from multiflow.data.dataset import Box, BrokenItem, Dataset, Region, RegionItem, Skip
 from multiflow.data.files import data_of_files, locate, texts_of
 from multiflow.data.images import image_files, is_turned
-from multiflow.data.layouts import LAYOUTS, Layout, Place
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 Pixels = Annotated[float, Meta(ge=-1e9, le=1e9)]
 Size = tuple[int, int]
@@ -61,7 +61,7 @@ class Element(Struct):
     attributes: Texts = None
 
 
-class Entry(Struct):
+class ListedImage(Struct):
     """An image of X-VLM's list; its caption describes the whole image."""
 
     image: str
@@ -101,7 +101,7 @@ def _read_genome(place: Place) -> Dataset[RegionItem]:
 def _read_list(place: Place) -> Dataset[RegionItem]:
     """Read X-VLM's list ``[{image, caption?, elems: [{bb, caption, attributes?}]}]``."""
     names, parts, skipped = [], [], []
-    for image in place.as_(list[Entry]):
+    for image in place.as_(list[ListedImage]):
         whole = texts_of(image.caption)
         regions = [Region(whole, None)] if whole else []
         for j, element in enumerate(image.elems):
@@ -186,7 +186,7 @@ def _is_list(place: Place) -> bool:
 
 LAYOUTS.add(
     "visual-genome",
-    Layout(
+    DataLayout(
         "region_descriptions.json (Visual Genome)",
         _is_genome,
         _read_genome,
@@ -196,5 +196,5 @@ LAYOUTS.add(
     ),
 )
 LAYOUTS.add(
-    "region-list", Layout("a JSON list of {image, elems: [{bb, caption}]} (regions of X-VLM)", _is_list, _read_list)
+    "region-list", DataLayout("a JSON list of {image, elems: [{bb, caption}]} (regions of X-VLM)", _is_list, _read_list)
 )

@@ -22,7 +22,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.reading import open_regular, parse_json
 from multiflow.data.dataset import BrokenItem, Dataset, Pair, Skip
 from multiflow.data.images import IMAGE_SUFFIXES, MOST_BYTES, open_image
-from multiflow.data.layouts import LAYOUTS, Layout, Place
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 BLOCK = 512  # a tar is made of blocks of so many bytes
 MOST_TEXT = 2**20  # bytes of a caption, of its JSON, or of a name that is too long for its header
@@ -43,7 +43,7 @@ class Member(NamedTuple):
     size: int
 
 
-class Described(msgspec.Struct):
+class Sidecar(msgspec.Struct):
     """What img2dataset writes beside an image."""
 
     caption: str
@@ -191,7 +191,7 @@ def _read(shards: tuple[str, ...], keys: str, ends: np.ndarray, rows: np.ndarray
             data = file.read(size)
             file.seek(text_offset)
             text = file.read(text_size).decode()
-        caption = msgspec.convert(parse_json(text, key), Described).caption if as_json else text
+        caption = msgspec.convert(parse_json(text, key), Sidecar).caption if as_json else text
     except OSError as error:
         raise BrokenItem(key, error.strerror or str(error)) from error
     except (ValueError, MultiflowError) as error:
@@ -203,5 +203,5 @@ def _read(shards: tuple[str, ...], keys: str, ends: np.ndarray, rows: np.ndarray
 
 LAYOUTS.add(
     "shards",
-    Layout("*.tar (shards of img2dataset, as for CC3M)", _recognise, _open, companions=["*_stats.json"], order=1),
+    DataLayout("*.tar (shards of img2dataset, as for CC3M)", _recognise, _open, companions=["*_stats.json"], order=1),
 )

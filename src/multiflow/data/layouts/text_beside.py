@@ -9,7 +9,7 @@ from multiflow.base.reading import read_text
 from multiflow.data.dataset import Dataset, Pair, Skip
 from multiflow.data.files import pairs_of_files, texts_of
 from multiflow.data.images import image_files
-from multiflow.data.layouts import LAYOUTS, Layout, Place
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 
 def _recognise(place: Place) -> bool:
@@ -36,5 +36,5 @@ def _beside(name: str) -> str:
 
 
 LAYOUTS.add(
-    "text-beside", Layout("NAME.txt, a caption on every line, beside each NAME.jpg", _recognise, _read, order=12)
+    "text-beside", DataLayout("NAME.txt, a caption on every line, beside each NAME.jpg", _recognise, _read, order=12)
 )
