@@ -52,9 +52,9 @@ def test_what_stays_dense_is_all_the_rest_counted_once() -> None:
     model.embed = nn.Embedding(3, 4)
     model.inner = Own()
     layout = mf.Adapter(groups={"text": "^encoder$"}).layout(model)
-    assert stays_dense(model, layout) == [
-        ("head", "Linear", 8),
-        ("inner.scale", "Parameter", 5),
-        ("all", "biases of Linear", 6),
-        ("all", "Embedding", 12),
+    assert stays_dense(model, layout, {"head": "output embeddings"}) == [
+        ("head", "Linear", 8, "output embeddings"),
+        ("inner.scale", "Parameter", 5, ""),
+        ("all", "biases of Linear", 6, ""),
+        ("all", "Embedding", 12, ""),
     ]

@@ -52,7 +52,8 @@ class Adapter:
         forward_moves_buffers: whether ``forward`` may change buffers of the model, which are then put back; False
             spares a copy of them.
         exclude: regex of module paths that stay dense although a group matches them.
-        dense: path of a layer that stays dense -> why, for lists.
+        dense: path of a layer, or name of a parameter, that stays dense -> why, for lists.
+        towers: path of a sub-model -> its group, for the share of it that can be pruned.
         name: what lists and reports call it.
 
     Example:
@@ -69,6 +70,7 @@ class Adapter:
     forward_moves_buffers: bool = True
     exclude: str | None = None
     dense: Mapping[str, str] = field(default_factory=dict, repr=False)
+    towers: Mapping[str, str] = field(default_factory=dict, repr=False)
     name: str = "custom"
 
     def __post_init__(self) -> None:
@@ -132,6 +134,20 @@ def regex_of(paths: Iterable[str], all_paths: Iterable[str]) -> str:
 
 def _numbers(path: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\\\.|$)", lambda _: r"\d+", re.escape(path))
+
+
+def prunable_shares(model: nn.Module, layout: Layout, towers: Mapping[str, str]) -> dict[str, float]:
+    """Return the share of all weights that layers may lose: of the ``model``, and of each group's towers."""
+    sizes = {layer.name: layer.size for layer in layout.layers}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    shares = {"model": layout.size / total}
+    for group in dict.fromkeys(towers.values()):
+        roots = [path for path, of in towers.items() if of == group]
+        inside = {id(p): p.numel() for path in roots for p in model.get_submodule(path).parameters()}
+        own = sum(size for name, size in sizes.items() if any(f"{name}.".startswith(f"{path}.") for path in roots))
+        if inside:
+            shares[group] = own / sum(inside.values())
+    return shares
 
 
 def parts(batch: Any) -> list[Any]:

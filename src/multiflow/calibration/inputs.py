@@ -31,6 +31,9 @@ from multiflow.calibration.stats import Stats, check_start, sum_stats_
 TokenMasks = Mapping[str, TokenMask]
 Progress = Callable[[str, int, int | None], None]
 """``f(what, done, total)``, called after every step; ``total`` is None where it is not known."""
+PADDING = re.compile(r"(^|_)(attention_mask|pixel_mask|padding_mask)$")
+"""Names of what says in a batch which tokens are real."""
+EARLY = 8  # batches after which a whole group that saw nothing is an error, rather than at the end
 NORM, MOMENT = "input_norm", "input_moment"
 CHUNK = 128  # tokens squared at a time
 BLOCK = 768  # features; of a wider product, which is symmetric, only the blocks on and above the diagonal are computed
@@ -101,7 +104,7 @@ def collect(
             )
         sums.add(path, value, lay_mask(masks[of], path, value) if of else None, of)
 
-    done = first
+    padding, done = _Padding(), first
     with evaluating(model), watching({path: paths[path] for path in watched.values()}, observe), torch.no_grad():
         for turn in turns(iterate(batches), first):
             done = turn.done
@@ -109,11 +112,14 @@ def collect(
                 for part in split(to_device(batch, device)):
                     with missing_keys_named(part, number):
                         masks = token_masks(part) if token_masks else {}
+                        padding.look(part, masks)
                         forward(model, part)
                     differ = alike.setdefault(form(part), frozenset(reached)) ^ reached
                     uneven = {**dict.fromkeys(differ, number), **uneven} if differ else uneven
                     reached.clear()
                 sums.check(number)
+                if number == EARLY:
+                    sums.check_groups_reached(number)
             if after_batch:
                 after_batch(sums.stats(done))
             if progress:
@@ -126,7 +132,39 @@ def collect(
             "right for experts that choose their tokens, and wrong for code that calls no hooks",
             stacklevel=2,
         )
+    padding.warn()
     return sums.finish(done)
+
+
+class _Padding:
+    """Counts the padding in masks that a batch carries and no stream declares."""
+
+    def __init__(self) -> None:
+        self._padded: dict[str, int] = {}
+        self._tokens: dict[str, int] = {}
+
+    def look(self, part: Any, masks: TokenMasks) -> None:
+        if not isinstance(part, Mapping) or any(callable(mask) for mask in masks.values()):
+            return
+        for name, mask in part.items():
+            if not isinstance(mask, Tensor) or mask.dim() != 2 or not PADDING.search(str(name)):
+                continue
+            real = mask.bool()
+            declared = (m.bool() for m in masks.values() if isinstance(m, Tensor) and m.shape == real.shape)
+            if any(torch.equal(m, real) for m in declared):
+                continue
+            self._padded[name] = self._padded.get(name, 0) + int((~real).sum())
+            self._tokens[name] = self._tokens.get(name, 0) + real.numel()
+
+    def warn(self) -> None:
+        for name, padded in self._padded.items():
+            if padded:
+                warnings.warn(
+                    f"{padded / self._tokens[name]:.0%} of the tokens are padding by the batches' '{name}', which no "
+                    "stream declares: they counted as real; declare them with Adapter(streams={regex of module paths: "
+                    f"'text'}}, token_masks=lambda batch: {{'text': batch['{name}'].bool()}})",
+                    stacklevel=3,
+                )
 
 
 def sums_size(layout: Layout, names: Sequence[str]) -> int:
@@ -249,6 +287,17 @@ class Sums:
                 "or run the model in float32 or bfloat16 if it overflows"
             )
         self._measured.clear()
+
+    def check_groups_reached(self, batch: int) -> None:
+        """Stop early where a whole group saw nothing so far, such as the vision tower of batches of text alone."""
+        for group, layers in self._layout.groups.items():
+            if not any(self._counts[layer.name] for layer in layers) and not any(
+                x.name in self._padded for x in layers
+            ):
+                raise MultiflowError(
+                    f"the {len(layers)} layers of group '{group}' saw nothing in {batch} batches; "
+                    f"{never_reached(self._layout, [layer.name for layer in layers])}"
+                )
 
     def stats(self, batches: int) -> Stats:
         """Give the statistics so far."""

@@ -11,17 +11,18 @@ from typing import Annotated, Any
 from torch import nn
 from tyro.conf import Positional, arg
 
+from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.ranks import agree, rank, world
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
 from multiflow.calibration import Checkpoint
+from multiflow.cli.adapters import AdapterFile, Exclude, Group, Tokens, chosen_adapter
 from multiflow.cli.console import announcements, say, step_progress
 from multiflow.cli.ranks import processes
 from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, parse_hyper
 from multiflow.cli.show_run import show_run
 from multiflow.data.augment import AUGMENTATIONS
-from multiflow.families import adapter_for
 from multiflow.families.batches import Source, open_batches
 from multiflow.families.opening import bundled_models, find_device, find_dtype, find_model, open_model
 from multiflow.masks import hash_weight
@@ -90,6 +91,10 @@ class PruneSettings:
     split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: train)")] = None
     augment: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
     workers: Annotated[int, arg(metavar="N")] = 0
+    exclude: Exclude = None
+    group: Group = ()
+    tokens: Tokens = "all"
+    adapter: AdapterFile = None
     until_stable: Annotated[bool, arg(help_behavior_hint="")] = False
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: runs/prune-METHOD-HASH)")] = None
     checkpoint_every: Annotated[int, arg(metavar="N")] = 8
@@ -111,7 +116,7 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
     out = Path(settings.out or f"runs/prune-{asked.pruner.name}-{identity(what)}")
     agree({name: value for name, value in asdict(settings).items() if name != "device"})
     with own_folder(out, what, settings.resume) if first else nullcontext():
-        model, hashes = load(settings, place)
+        model, adapter, hashes = load(settings, place)
         batches = None
         if asked.needs_data:
             source = Source(**{field.name: getattr(settings, field.name) for field in fields(Source)})
@@ -123,6 +128,7 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
                 settings.method,
                 asked.sparsities,
                 batches,
+                adapter=adapter,
                 pattern=settings.pattern,
                 allocation=settings.allocation,
                 seed=settings.seed,
@@ -154,13 +160,13 @@ def own_folder(out: Path, what: Mapping[str, Any], resume: bool) -> Iterator[Non
         raise
 
 
-def load(settings: PruneSettings, place: str) -> tuple[nn.Module, dict[str, str]]:
-    """Load the model; if it is cast to another dtype also hash its weights as stored, for these the masks are made."""
+def load(settings: PruneSettings, place: str) -> tuple[nn.Module, Adapter, dict[str, str]]:
+    """Load the model and its adapter; if it is cast to another dtype, also hash the weights as they are stored."""
     model: Any = open_model(place, settings.family, settings.config)
-    dtype, hashes = find_dtype(settings.dtype), {}
+    adapter, dtype, hashes = chosen_adapter(model, settings), find_dtype(settings.dtype), {}
     if dtype not in (None, model.dtype):
-        hashes = {name: hash_weight(model.get_submodule(name).weight) for name in adapter_for(model).layout(model)}
-    return model.to(device=find_device(settings.device), dtype=dtype), hashes
+        hashes = {name: hash_weight(model.get_submodule(name).weight) for name in adapter.layout(model)}
+    return model.to(device=find_device(settings.device), dtype=dtype), adapter, hashes
 
 
 def check(settings: PruneSettings) -> Request:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -14,9 +14,11 @@ from typing import Annotated, Any
 from torch import nn
 from tyro.conf import Positional, arg
 
+from multiflow.base.adapter import Adapter, prunable_shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.registry import import_modules
 from multiflow.base.types import Layer, Layout
+from multiflow.cli.adapters import AdapterFile, Exclude, Group, Tokens, chosen_adapter
 from multiflow.cli.console import percent, table
 from multiflow.cli.console import show as put
 from multiflow.cli.masks import compare_masks, is_mask_file, show_masks
@@ -53,6 +55,10 @@ class ShowSettings:
     config: Config = None
     modules: Modules = ()
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    exclude: Exclude = None
+    group: Group = ()
+    tokens: Tokens = "all"
+    adapter: AdapterFile = None
 
 
 def show(settings: ShowSettings) -> None:
@@ -73,7 +79,8 @@ def show(settings: ShowSettings) -> None:
             if did_you_mean(source, LISTS) and not Path(source).exists():
                 raise unknown("name", source, [*LISTS, *bundled_models(), "a file or folder"])
             place = find_model(source)
-            show_model(open_model(place, settings.family, settings.config), source)
+            model = open_model(place, settings.family, settings.config)
+            show_model(model, source, chosen_adapter(model, settings))
         case given:
             raise MultiflowError(f"'multiflow show' got {len(given)} names; expected {WHAT}")
 
@@ -124,9 +131,9 @@ LISTS = {"pruners": list_pruners, "models": list_models, "tasks": list_tasks}
 BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def show_model(model: nn.Module, name: str) -> None:
+def show_model(model: nn.Module, name: str, adapter: Adapter | None = None) -> None:
     """Print the layers of a model, alike ones of a stack of blocks in one row, their groups and what stays dense."""
-    adapter = adapter_for(model)
+    adapter = adapter or adapter_for(model)
     layout = adapter.layout(model)
     total = sum(parameter.numel() for parameter in model.parameters())
     rows = [
@@ -141,14 +148,24 @@ def show_model(model: nn.Module, name: str) -> None:
     ]
     title = f"{name}: {type(model).__name__}, family {adapter.name}, {total:,} weights"
     put(table(title, ["prunable layers", "group", "out x in", "layers", "weights"], rows))
+    of_tower = prunable_shares(model, layout, adapter.towers)
     groups = [
-        (group, len(layers), f"{(count := sum(layer.size for layer in layers)):,}", percent(count / total))
+        (
+            group,
+            len(layers),
+            f"{(count := sum(layer.size for layer in layers)):,}",
+            percent(count / total),
+            percent(of_tower[group]) if group in of_tower else "-",
+        )
         for group, layers in layout.groups.items()
     ]
-    groups.append(("in all", len(layout), f"{layout.size:,}", percent(layout.size / total)))
-    put(table("", ["group", "layers", "weights", "of the model"], groups))
-    dense = [(where, kind, f"{count:,}", percent(count / total)) for where, kind, count in stays_dense(model, layout)]
-    put(table("", ["stays dense", "kind", "weights", "of the model"], dense))
+    groups.append(("in all", len(layout), f"{layout.size:,}", percent(layout.size / total), "-"))
+    put(table("", ["group", "layers", "weights", "of the model", "prunable of its towers"], groups))
+    dense = [
+        (where, kind, f"{count:,}", percent(count / total), why)
+        for where, kind, count, why in stays_dense(model, layout, adapter.dense)
+    ]
+    put(table("", ["stays dense", "kind", "weights", "of the model", "why"], dense))
 
 
 def blocks(layout: Layout) -> Iterator[list[Layer]]:
@@ -182,24 +199,31 @@ def span(numbers: list[int]) -> str:
     return text if len(numbers) == 1 else f"{{{text}}}"
 
 
-def stays_dense(model: nn.Module, layout: Layout) -> list[tuple[str, str, int]]:
-    """List what is not pruned: other linear layers and lone parameters by name, the rest summed by kind."""
+def stays_dense(model: nn.Module, layout: Layout, why: Mapping[str, str]) -> list[tuple[str, str, int, str]]:
+    """List what is not pruned: other linear layers and lone parameters by name, alike ones of a stack of blocks in one
+    row, the rest summed by kind; with the reason, where the adapter gives one.
+    """
     seen = {id(model.get_submodule(name).weight) for name in layout}
-    listed: list[tuple[str, str, int]] = []
+    listed: dict[tuple[str, str, str], int] = {}
     sums: dict[str, int] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
+            full = f"{path}.{name}".lstrip(".")
+            reason = why.get(path, why.get(full, ""))
             if isinstance(module, nn.Linear) and name == "weight":
-                listed.append((path, "Linear", parameter.numel()))
-            elif type(module).__module__.startswith("torch.nn"):
+                at = (BLOCK_NUMBER.sub("*", path) if reason else path, "Linear", reason)
+                listed[at] = listed.get(at, 0) + parameter.numel()
+            elif type(module).__module__.startswith("torch.nn") and full not in why:
                 kind = "biases of Linear" if isinstance(module, nn.Linear) else type(module).__name__
                 sums[kind] = sums.get(kind, 0) + parameter.numel()
             else:
-                listed.append((f"{path}.{name}".lstrip("."), "Parameter", parameter.numel()))
-    return [*listed, *(("all", kind, count) for kind, count in sums.items())]
+                at = (BLOCK_NUMBER.sub("*", full), "Parameter", reason)
+                listed[at] = listed.get(at, 0) + parameter.numel()
+    rows = [(where, kind, count, reason) for (where, kind, reason), count in listed.items()]
+    return [*rows, *(("all", kind, count, "") for kind, count in sums.items())]
 
 
 SPLITS = ("train", "val", "test")

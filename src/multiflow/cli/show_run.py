@@ -60,6 +60,9 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         show(f"scores, budgets and masks in {timings['select']:.1f} s")
     if how.get("changes_weights"):
         show("the kept weights have changed: they lie beside the masks, where multiflow apply finds them")
+    if "prunable" in how:
+        towers = ", ".join(f"{name} {percent(share)}" for name, share in how["prunable"].items() if name != "model")
+        show(f"prunable: {percent(how['prunable']['model'])} of the model" + (f" ({towers})" if towers else ""))
     show(f"in {folder}: {', '.join(entry['file'] for entry in masks.values())}")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from multiflow.base.adapter import Adapter, of_families
+from multiflow.base.adapter import Adapter, of_families, prunable_shares
 from multiflow.base.errors import MultiflowError
 from multiflow.base.guards import check_device, check_values, exclusively
 from multiflow.base.parallel import in_parallel
@@ -103,7 +103,8 @@ def prune(
         agree(measure.identity(plan.adapter, plan.layout, plan.weights, **known))
     found = RUNNERS[asked.pruner.kind](plan)
     masks = _masks(plan, found)
-    settings = {**plan.record(max(found.batches)), "sparsity": list(asked.sparsities)}
+    shares = prunable_shares(model, plan.layout, plan.adapter.towers)
+    settings = {**plan.record(max(found.batches)), "sparsity": list(asked.sparsities), "prunable": shares}
     changed = None if found.weights is None else dict(zip(asked.sparsities, found.weights, strict=True))
     return Result(masks, changed, found.scores, found.stats, settings, found.timings, found.curve)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import multiflow as mf
 from multiflow.base.adapter import regex_of
+from multiflow.cli import main
 from multiflow.families.automatic.roles import find_roles
 from tests.families.automatic import tiny
 from tests.families.automatic.contract import (
@@ -152,6 +153,83 @@ def test_a_tower_with_nothing_to_prune_is_refused():
         mf.adapter_for(align)
     layout = mf.adapter_for(align, exclude="^vision_model").layout(align)
     assert set(layout.groups) == {"text"}
+
+
+def test_a_decoder_of_other_weights_than_linear_ones_is_refused():
+    vision = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
+    )
+    text = transformers.GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=16, add_cross_attention=True
+    )
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
+    model = transformers.VisionEncoderDecoderModel(config)
+    with pytest.raises(mf.MultiflowError, match="no linear layer to prune in 'decoder'"):
+        mf.adapter_for(model)
+    assert "no linear layer (Conv1D)" in mf.adapter_for(model, exclude="^decoder").dense.values()
+
+
+def test_experts_that_stay_dense_are_said_with_their_share():
+    model = tiny.build("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration")
+    with pytest.warns(UserWarning, match=r"\d+% of the weights .* stay dense: .*experts.gate_up_proj"):
+        adapter = mf.adapter_for(model)
+    result = mf.prune(model, "magnitude", 0.5, adapter=adapter)
+    shares = result.settings["prunable"]
+    assert shares["model"] == adapter.layout(model).size / sum(p.numel() for p in model.parameters())
+    assert 0 < shares["text"] < shares["vision"] < 1
+
+
+def test_batches_of_text_alone_are_refused_early():
+    model = built("llava")
+    batch = tiny.batch(model)
+    text = {name: value for name, value in batch.items() if name != "pixel_values"}
+    text["input_ids"] = text["input_ids"].clamp(max=99)
+    seen = []
+    batches = (seen.append(number) or text for number in range(100))
+    with pytest.raises(mf.MultiflowError, match="the 6 layers of group 'vision' saw nothing in 8 batches"):
+        mf.prune(model, "multiflow", 0.5, batches)
+    assert len(seen) < 12
+
+
+def test_padding_that_nobody_declared_is_said_with_its_share():
+    model = built("clip")
+    batch = tiny.batch(model)
+    share = f"{1 - batch['attention_mask'].float().mean():.0%}"
+    undeclared = mf.Adapter(groups={"text": r"^text_model\.encoder\..*fc1"})
+    with pytest.warns(UserWarning, match=f"{share} of the tokens are padding by the batches' 'attention_mask'"):
+        mf.prune(model, "wanda", 0.5, [batch], adapter=undeclared)
+    declared = mf.Adapter(
+        groups=undeclared.groups,
+        streams={"^text_model": "text"},
+        token_masks=lambda batch: {"text": batch["attention_mask"].bool()},
+    )
+    mf.prune(model, "wanda", 0.5, [batch], adapter=declared)
+
+
+def test_the_command_line_shows_and_prunes_a_folder(tmp_path, capsys):
+    model = built("llava")
+    model.save_pretrained(tmp_path / "model")
+    adapter = tmp_path / "mine.py"
+    adapter.write_text("import multiflow as mf\nadapter = mf.Adapter(groups={'text': r'language_model'})\n")
+    assert main(["show", str(tmp_path / "model"), "--exclude", "fc2$"]) == 0
+    said = capsys.readouterr().out
+    assert "excluded" in said
+    assert "output embeddings" in said
+    prune = ["prune", str(tmp_path / "model"), "--method", "magnitude", "--sparsity", "0.5"]
+    assert main([*prune, "--group", "late=layers.1.mlp", "--out", str(tmp_path / "run")]) == 0
+    masks = mf.Masks.load(tmp_path / "run" / "mask-0.5.safetensors")
+    assert set(masks.layout.groups) == {"vision", "connector", "text", "late"}
+    assert main([*prune, "--adapter", str(adapter), "--out", str(tmp_path / "own")]) == 0
+    assert set(mf.Masks.load(tmp_path / "own" / "mask-0.5.safetensors").layout.groups) == {"text"}
+    assert "of the model (" in capsys.readouterr().out
+    adapter.write_text("adapters = 1\n")
+    for wrong, why in (
+        (["--group", "late"], "is not NAME=REGEX"),
+        (["--adapter", str(tmp_path / "none.py")], "is no Python file"),
+        (["--adapter", str(adapter), "--exclude", "fc2"], "say it in that file"),
+    ):
+        assert main([*prune, *wrong, "--out", str(tmp_path / "no")]) == 2
+        assert why in capsys.readouterr().err
 
 
 def test_padding_that_no_mask_explains_is_refused():

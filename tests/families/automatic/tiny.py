@@ -130,9 +130,16 @@ def small(name: str, value: Any) -> Any:
     return value
 
 
+def default_config(kind: type) -> Any:
+    """Return the default config of a type; that of an encoder and a decoder needs them named before 5.20."""
+    if kind is not transformers.VisionEncoderDecoderConfig:
+        return kind()
+    return kind(encoder=transformers.ViTConfig().to_dict(), decoder=transformers.BertConfig().to_dict())
+
+
 def shrink(kind: type, path: str, ids: list[int]) -> dict[str, Any]:
     """Return the arguments of a small config."""
-    default = kind()
+    default = default_config(kind)
     parts = {}
     for key, of in kind.sub_configs.items():
         part = getattr(default, key, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,13 +14,16 @@ from transformers import PreTrainedModel
 
 from multiflow.base.adapter import Adapter, call, regex_of
 from multiflow.base.errors import MultiflowError
-from multiflow.families.automatic.roles import Roles, find_roles
+from multiflow.families.automatic.roles import NO_LINEAR, Roles, find_roles
 from multiflow.families.automatic.streams import find_masks, find_streams
 
 
 def is_of_transformers(model: Any) -> bool:
     """Tell whether a model is one of transformers."""
     return isinstance(model, PreTrainedModel)
+
+
+WORTH_SAYING = 0.01  # of all weights: from this share on, weights that cannot be pruned are said
 
 
 def automatic_adapter(
@@ -47,6 +51,7 @@ def automatic_adapter(
     roles = _overridden(find_roles(model), model, exclude, groups or {})
     _refuse_unknown(model, roles)
     _refuse_empty(model, roles, exclude)
+    _warn_of_others(model, roles, exclude)
     paths = [path for path, _ in model.named_modules()]
     own = find_streams(model, roles)
     by_stream = {name: [path for path, of in own.items() if of == name] for name in dict.fromkeys(own.values())}
@@ -57,6 +62,7 @@ def automatic_adapter(
         streams={**(streams or {}), **{regex_of(layers, paths): name for name, layers in by_stream.items()}},
         token_masks=find_masks(model, roles.groups, tokens),
         dense=roles.dense,
+        towers=roles.towers,
         name=getattr(model.config, "model_type", "") or type(model).__name__,
     )
 
@@ -137,6 +143,21 @@ def _refuse_empty(model: nn.Module, roles: Roles, exclude: str | None) -> None:
         )
 
 
+def _warn_of_others(model: nn.Module, roles: Roles, exclude: str | None) -> None:
+    """Say how much of the model lies in weights that are no linear layers, such as stacked experts."""
+    parameters = dict(model.named_parameters())
+    others = {name: parameters[name].numel() for name, why in roles.dense.items() if why.startswith(NO_LINEAR)}
+    others = {name: size for name, size in others.items() if exclude is None or not re.search(exclude, name)}
+    share = sum(others.values()) / max(1, sum(parameter.numel() for parameter in parameters.values()))
+    if share >= WORTH_SAYING:
+        shown = dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".N", name) for name in others)
+        warnings.warn(
+            f"{share:.0%} of the weights of a {type(model).__name__} are no linear layers and stay dense: "
+            f"{', '.join(list(shown)[:4])}{', ...' if len(shown) > 4 else ''}",
+            stacklevel=4,
+        )
+
+
 def _projections(module: nn.Module) -> Iterable[nn.Parameter]:
     """Give the parameters of two and more dimensions that are no embeddings."""
     for part in module.modules():
@@ -145,13 +166,14 @@ def _projections(module: nn.Module) -> Iterable[nn.Parameter]:
 
 
 def _forward(model: Any, batch: Any) -> Any:
-    """Run the model on a batch, without its loss and without a cache of keys and values."""
+    """Run the model on a batch, without its loss and what only generation needs."""
     if not isinstance(batch, Mapping):
         return call(model, batch)
     parameters = inspect.signature(model.forward).parameters
     needs_labels = "decoder_input_ids" in parameters and "decoder_input_ids" not in batch  # they begin the decoder
     given = {name: value for name, value in batch.items() if name != "labels" or needs_labels}
-    return model(**given, **({"use_cache": False} if "use_cache" in parameters else {}))
+    cheap = {"use_cache": False} | ({} if "labels" in given else {"logits_to_keep": 1})  # nor logits of all tokens
+    return model(**{**given, **{name: value for name, value in cheap.items() if name in parameters}})
 
 
 def find_loss(model: Any) -> Callable[[nn.Module, Any], Tensor] | None:

@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import nn
 
+from multiflow.base.guards import NO_PROJECTION, STAYS_DENSE
+
 VISION, TEXT, AUDIO, CONNECTOR, FUSION = "vision", "text", "audio", "connector", "fusion"
 MODALITIES = {"image": VISION, "video": VISION, "text": TEXT, "audio": AUDIO}
 ENTRIES = {  # of a config, by what their name says
@@ -36,6 +38,9 @@ ROUTER = re.compile(r"gate|router|switch|shared_expert_gate", re.I)
 EMBEDDING = re.compile(r"embed", re.I)
 PATCHES = re.compile(r"\w*embed_tokens|patch_\w+", re.I)
 GENERATION = re.compile(r"generation_\w+", re.I)
+LOOKED_UP = re.compile(r"latent|probe|norm|rel_pos", re.I)
+"""Parameters beside those of `NO_PROJECTION` that no input is multiplied by."""
+NO_LINEAR = "no linear layer"
 SHARED_SPACE = re.compile(r"(visual|vision|image|text|video)_proj(ection)?", re.I)
 
 
@@ -66,6 +71,7 @@ def find_roles(model: Any) -> Roles:
     unknown: dict[str, str] = {}
     for path, module in modules.items():
         if not isinstance(module, nn.Linear):
+            dense.update(_other_weights(path, module))
             continue
         group, reason = place(path, module)
         if reason is not None:
@@ -77,6 +83,20 @@ def find_roles(model: Any) -> Roles:
             groups.setdefault(group, []).append(path)
     known = {path: role for path, role in towers.items() if role in MODALITIES.values() or role == CONNECTOR}
     return Roles({group: tuple(paths) for group, paths in groups.items()}, dense, unknown, known)
+
+
+def _other_weights(path: str, module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Give the weights of a module that multiply as those of a linear layer do, but are none."""
+    kind = type(module).__name__
+    if isinstance(module, STAYS_DENSE) or "Embed" in kind or "Norm" in kind:
+        return
+    for name, parameter in module._parameters.items():
+        if parameter is None or parameter.dim() < 2 or NO_PROJECTION.search(name) or LOOKED_UP.search(name):
+            continue
+        if min(parameter.shape[-2:]) > 1:
+            head = "head or pooler" if any(HEAD.fullmatch(part) for part in path.split(".")) else None
+            router = "router of experts" if "Router" in kind else None
+            yield f"{path}.{name}".lstrip("."), head or router or f"{NO_LINEAR} ({kind})"
 
 
 def find_towers(model: Any, modules: Mapping[str, nn.Module]) -> dict[str, str]:
