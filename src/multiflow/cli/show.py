@@ -33,6 +33,7 @@ from multiflow.families import adapter_for
 from multiflow.families.family import FAMILIES, model_types
 from multiflow.families.opening import bundled_models, find_model, open_model
 from multiflow.methods import PRUNERS
+from multiflow.methods.budgets import ALLOCATIONS
 from multiflow.tasks.task import TASKS
 
 WHAT = "pruners, models, tasks, MODEL, MASK_FILE [MASK_FILE], RUN_DIR or data DIR"
@@ -66,7 +67,8 @@ def show(settings: ShowSettings) -> None:
     import_modules(settings.modules)
     match settings.what:
         case [name] if name in LISTS:
-            put(LISTS[name]())
+            for found in LISTS[name]():
+                put(found)
         case ["data", source]:
             show_data(source, settings.images)
         case [first, second]:
@@ -92,8 +94,8 @@ def mask_model(settings: ShowSettings) -> nn.Module | None:
     return open_model(find_model(settings.model), settings.family, settings.config)
 
 
-def list_pruners() -> object:
-    """List every pruner, what it needs and how it shares the zeros out."""
+def list_pruners() -> list[object]:
+    """List every pruner, what it needs and how it shares the zeros out, and all ways to share them out."""
     rows = [
         (
             name,
@@ -104,10 +106,17 @@ def list_pruners() -> object:
         )
         for name, pruner in PRUNERS.items()
     ]
-    return table("", ["pruner", "what it does", "needs", "pattern, allocation", "hyper-parameters"], rows)
+    shares = [
+        (name, (inspect.getdoc(way.function) or "").split("\n\n")[0], ", ".join(way.statistics) or "no data")
+        for name, way in ALLOCATIONS.items()
+    ]
+    return [
+        table("", ["pruner", "what it does", "needs", "pattern, allocation", "hyper-parameters"], rows),
+        table("", ["allocation", "what it does", "needs"], shares),
+    ]
 
 
-def list_models() -> object:
+def list_models() -> list[object]:
     """List the families that need no adapter, and the models inside the package."""
     rows = [(name, "family", "a Hugging Face id or folder with this config.model_type") for name, *_ in model_types()]
     rows += [
@@ -116,13 +125,13 @@ def list_models() -> object:
         if family.release
     ]
     rows += [(name, "bundled", "inside this package: name it like a model") for name in bundled_models()]
-    return table("", ["model", "kind", "how to name it"], rows)
+    return [table("", ["model", "kind", "how to name it"], rows)]
 
 
-def list_tasks() -> object:
+def list_tasks() -> list[object]:
     """List the tasks that a model can be trained for and evaluated on."""
     rows = [(name, (inspect.getdoc(inspect.getmodule(TASKS[name].evaluate)) or "").split("\n\n")[0]) for name in TASKS]
-    return table("", ["task", "what it is"], rows)
+    return [table("", ["task", "what it is"], rows)]
 
 
 LISTS = {"pruners": list_pruners, "models": list_models, "tasks": list_tasks}
