@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from multiflow.base.errors import MultiflowError
     from multiflow.base.types import Budget, Layer, Layout, NofM, Pattern, PerRow, Unstructured
     from multiflow.calibration import Checkpoint, Stats
-    from multiflow.families import adapter_for
+    from multiflow.families import adapter_for, original_names
     from multiflow.families.batches import calibration_batches
     from multiflow.families.opening import load_model
-    from multiflow.families.original import original_names
     from multiflow.formats import export, unpack
     from multiflow.masks import Masks, keep_sparse
     from multiflow.methods import PRUNERS, STEPWISE, fitter, learner, scorer, solver, variant
@@ -37,10 +36,9 @@ _HOMES = {
     "calibration": ("Checkpoint", "Stats"),
     "base.errors": ("MultiflowError",),
     "masks": ("Masks", "keep_sparse"),
-    "families": ("adapter_for",),
+    "families": ("adapter_for", "original_names"),
     "families.batches": ("calibration_batches",),
     "families.opening": ("load_model",),
-    "families.original": ("original_names",),
     "formats": ("export", "unpack"),
     "methods": ("PRUNERS", "STEPWISE", "fitter", "learner", "scorer", "solver", "variant"),
     "methods.budgets": ("ALLOCATIONS",),

@@ -13,8 +13,8 @@ from torch import nn
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
 from multiflow.data import augment
+from multiflow.families import original_names
 from multiflow.families.family import FAMILIES, find_builder, find_family, find_preset, model_types
-from multiflow.families.original import original_names
 from multiflow.tasks import inputs
 from multiflow.tasks.captioning.task import write_captions
 from multiflow.tasks.retrieval.task import evaluate_pairs

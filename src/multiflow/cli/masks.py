@@ -10,8 +10,7 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.cli.console import megabytes, percent, show, table
-from multiflow.families import adapter_for
-from multiflow.families.original import original_names
+from multiflow.families import adapter_for, original_names
 from multiflow.masks import Masks, compare, is_original, total
 from multiflow.pruning.result import changed_weights
 

@@ -4,6 +4,6 @@ Here live the record `Family`, what several families share, opening a model by n
 model of transformers itself. Not here: training, and anything that a folder of a family would have to be named in.
 """
 
-from multiflow.families.family import FAMILIES, Family, ModelType, Preset, Texts, adapter_for
+from multiflow.families.family import FAMILIES, Family, ModelType, Preset, Texts, adapter_for, original_names
 
-__all__ = ["FAMILIES", "Family", "ModelType", "Preset", "Texts", "adapter_for"]
+__all__ = ["FAMILIES", "Family", "ModelType", "Preset", "Texts", "adapter_for", "original_names"]

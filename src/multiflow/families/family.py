@@ -7,6 +7,7 @@ itself is light: its parts are references, imported when they are asked for, or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -247,6 +248,33 @@ def adapter_for(
         groups=groups or own.groups,
         streams={**(streams or {}), **own.streams},
     )
+
+
+def original_names(model: nn.Module) -> dict[str, str]:
+    """Map each prunable layer of a known family to its parameter name in the original release.
+
+    Args:
+        model: a model whose ``config.model_type`` is known.
+
+    Returns:
+        Module path -> release name with its ``.weight``, in module order.
+
+    Raises:
+        MultiflowError: the model belongs to no family with an original release.
+
+    >>> original_names(load_model("xvlm.pth", "xvlm"))["vision_encoder.encoder.layers.0.mlp.fc1"]  # doctest: +SKIP
+    'vision_encoder.encoder.layers.0.mlp.fc1.weight'
+    """
+    able = {model_type: (family, known.original) for model_type, family, known in model_types() if known.original}
+    if type_of(model) not in able:
+        raise unknown("model type", type_of(model), able)
+    family, part = able[type_of(model)]
+    original = family.get(part)
+    return {
+        name: original.key(f"{name}.weight")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.search(original.layers, name)
+    }
 
 
 def find_builder(model: nn.Module, task: str, others: Mapping[str, Builder] = MappingProxyType({})) -> Builder:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from multiflow.base.artifacts import read_torch
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.reading import exists, read_json, read_yaml
-from multiflow.families.family import find_family, model_types, type_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,33 +49,6 @@ class Original:
     absent: Callable[[str, Tensor, Mapping[str, Tensor]], Tensor | None] = lambda name, like, given: None
     ignored: str = r"(?!)"
     presets: Mapping[str, Mapping[str, Any]] | None = None
-
-
-def original_names(model: nn.Module) -> dict[str, str]:
-    """Map each prunable layer of a known family to its parameter name in the original release.
-
-    Args:
-        model: a model whose ``config.model_type`` is known.
-
-    Returns:
-        Module path -> release name with its ``.weight``, in module order.
-
-    Raises:
-        MultiflowError: the model belongs to no known family.
-
-    >>> original_names(load_model("xvlm.pth", "xvlm"))["vision_encoder.encoder.layers.0.mlp.fc1"]  # doctest: +SKIP
-    'vision_encoder.encoder.layers.0.mlp.fc1.weight'
-    """
-    found = find_family(model)
-    if found is None or found[1].original is None:
-        raise unknown("model type", type_of(model), [name for name, _, known in model_types() if known.original])
-    original: Original = found[0].get(found[1].original)
-    pattern = re.compile(original.layers)
-    return {
-        name: original.key(f"{name}.weight")
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and pattern.search(name)
-    }
 
 
 def fill(model: PreTrainedModel, state: Mapping[str, Tensor], original: Original, path: str) -> None:

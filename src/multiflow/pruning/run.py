@@ -123,7 +123,7 @@ def _masks(plan: PruningPlan, found: Outcome) -> dict[float, Masks]:
 def _names(plan: PruningPlan) -> dict[str, str]:
     """Layer name -> name in the original release; empty for models of no known release."""
     try:
-        names = of_families("original:original_names")(plan.model)
+        names = of_families("family:original_names")(plan.model)
     except MultiflowError:
         return {}
     return {name: names[name] for name in plan.layout if name in names}

@@ -13,7 +13,7 @@ from multiflow.families.blip.contrastive import momentum_pairs
 from multiflow.families.blip.original import BLIP, MOMENTUM, blip_config, blip_key, vision_key
 from multiflow.families.blip.parts import shared_names
 from multiflow.families.opening import load_model
-from multiflow.families.original import original_names, read_config
+from multiflow.families.original import read_config
 from tests import golden_data
 
 MED = {"architectures": ["BertModel"], "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -182,13 +182,3 @@ def test_the_length_of_the_queues_is_read_off_the_file(tmp_path):
     sizes = {key: value for key, value in golden_data.config("blip").items() if key != "queue_size"}
     save_file(weights(), tmp_path / "model.safetensors")
     assert load_model(tmp_path / "model.safetensors", "blip", sizes).config.queue_size == 8
-
-
-def test_the_original_names_are_those_of_the_golden_list():
-    model = golden_data.model("blip")
-    names = original_names(model)
-    assert {name: tuple(model.get_submodule(layer).weight.shape) for layer, name in names.items()} == (
-        golden_data.prunable("blip")
-    )
-    for layer, name in names.items():
-        assert torch.equal(model.get_submodule(layer).weight, weights()[name])

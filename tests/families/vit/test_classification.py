@@ -13,8 +13,8 @@ from transformers import (
 
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
+from multiflow.families import original_names
 from multiflow.families.opening import load_model
-from multiflow.families.original import original_names
 from multiflow.families.task_models import resize_positions
 from tests import golden_data
 

@@ -5,8 +5,8 @@ import torch
 from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
 
 from multiflow.base.errors import MultiflowError
+from multiflow.families import original_names
 from multiflow.families.opening import load_model
-from multiflow.families.original import original_names
 from multiflow.families.vit.original import dinov2_key, vit_key
 from tests import golden_data
 

@@ -10,7 +10,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.families.xvlm.models import XVLMForCaptioning
 from tests import golden_data
 from tests.families.xvlm.sizes import pairs, small_model
-from tests.families.xvlm.test_pretraining import assert_golden
+from tests.golden_data import assert_golden
 
 KEYS = ("pixel_values", "input_ids", "attention_mask")
 

@@ -8,7 +8,7 @@ import yaml
 
 from multiflow.base.errors import MultiflowError
 from multiflow.families.opening import load_model
-from multiflow.families.original import original_names, read_config
+from multiflow.families.original import read_config
 from multiflow.families.xvlm.original import XVLM, xvlm_config
 from tests import golden_data
 
@@ -60,13 +60,3 @@ def test_a_checkpoint_loads_with_the_config_files_of_the_release(release):
 def test_sizes_that_do_not_fit(sizes, message):
     with pytest.raises(MultiflowError, match=message):
         xvlm_config(sizes)
-
-
-def test_the_original_names_are_those_of_the_golden_list():
-    model = golden_data.model("xvlm")
-    names = original_names(model)
-    assert {name: tuple(model.get_submodule(layer).weight.shape) for layer, name in names.items()} == (
-        golden_data.prunable("xvlm")
-    )
-    order = [name for name, _ in model.named_modules() if name in names]
-    assert list(names) == order

@@ -5,8 +5,8 @@ import torch
 
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
+from multiflow.families import original_names
 from multiflow.families.opening import load_model
-from multiflow.families.original import original_names
 from multiflow.families.task_models import resize_positions
 from multiflow.families.xvlm.models import XVLMForCaptioning, XVLMForRetrieval, XVLMForVQA
 from tests import golden_data
