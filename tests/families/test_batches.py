@@ -169,3 +169,17 @@ def test_misspelt_options_and_models_of_no_family_are_refused() -> None:
         calibration_batches(load_model("vit-digits"))
     with pytest.raises(MultiflowError, match="no calibration batches for models of type 'Linear'"):
         calibration_batches(nn.Linear(2, 2))
+
+
+def test_what_is_skipped_is_told_once_and_kept(tiny: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    (tmp_path / "pairs.csv").write_text("foto,alt\na.png,one\nb.png,two\n")
+    batches = calibration_batches(
+        load_model(tiny), str(tmp_path), tokenizer=str(tiny), image_column="foto", text_column="alt"
+    )
+    with pytest.warns(UserWarning, match="1 of 2 items skipped: b.png") as warned:
+        list(batches), list(batches)
+    assert len(warned) == 1
+    assert batches.skipped.skips == (("b.png", "not an image file"),)

@@ -242,7 +242,7 @@ def _watch(process: subprocess.Popen[bytes], log: Any) -> int:
         log.seek(0, 2)
         if log.tell() != size:
             size, since = log.tell(), time.monotonic()
-        elif time.monotonic() - since > 3 * SECONDS + 30 * (size <= 0):
+        elif time.monotonic() - since > (6 * SECONDS if size > 0 else 300):
             process.kill()
             process.wait()
     return process.returncode

@@ -58,6 +58,7 @@ def put(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 LAYOUTS = (
     "karpathy",
     "list",
+    "conversations",
     "mapping",
     "visual-genome",
     "region-list",

@@ -56,6 +56,8 @@ class PruneSettings:
         seed: seed of whatever is random
         tokenizer: folder or Hugging Face id
         images: folder of the images that the data name
+        image_column: column or key of the data that holds the images
+        text_column: column or key of the data that holds the texts
         split: of the data, train, val or test; train+val takes both
         augment: paper = crops, flips and RandAugment as in the published calibration
         workers: background processes that read and decode images
@@ -88,6 +90,8 @@ class PruneSettings:
         str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own, or bert-base-uncased)")
     ] = None
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
+    text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
     split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: train)")] = None
     augment: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
     workers: Annotated[int, arg(metavar="N")] = 0

@@ -36,6 +36,8 @@ class Source:
         split: of data that have splits; None = train.
         augment: None, or ``paper``, as in the published calibration.
         workers: processes that read and decode in the background.
+        image_column: column or key of the data that holds the images, where its name does not tell.
+        text_column: as `image_column`, of the texts.
     """
 
     data: str | None
@@ -47,6 +49,8 @@ class Source:
     split: str | None = None
     augment: str | None = None
     workers: int = 0
+    image_column: str | None = None
+    text_column: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -108,7 +112,7 @@ def calibration_batches(model: nn.Module, data: str | None = None, **options: An
     Args:
         model: from ``mf.load_model`` or ``from_pretrained``; a tokenizer in its folder is used.
         data: a data set on disk or ``hf:NAME``; None = scenes of Shapes, made on the fly (X-VLM and BLIP).
-        options: further fields of `Source`: images, tokenizer, batches, batch_size, seed, split, augment, workers.
+        options: further fields of `Source`, such as images, tokenizer, batches, batch_size, seed, split and augment.
 
     Raises:
         MultiflowError: an unknown option, data that do not fit the model, or a model of no known family.
@@ -151,7 +155,8 @@ def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
 def open_source(source: Source, size: int) -> AnyData:
     """Open the data; where none were given, draw training scenes of Shapes, ``size`` pixels wide, a caption each."""
     if source.data is not None:
-        return open_data(source.data, images=source.images, split=source.split)
+        columns = {"image_column": source.image_column, "text_column": source.text_column}
+        return open_data(source.data, images=source.images, split=source.split, **columns)
     draw = resolve("multiflow.worlds.shapes:draw_pairs")  # a world lies above: it is found by name, as data are
     return from_memory(draw((source.batches or SHAPES_BATCHES) * source.batch_size, size, seed=source.seed))
 

@@ -148,3 +148,52 @@ def test_paths_may_be_strings_and_start_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(open_data("~/dataset_coco.json")) == len(open_data(str(tmp_path))) == 3
     assert Path(open_data("~").source).name == "dataset_coco.json"
+
+
+HEADERS = ["image,caption", "file_name;text", "img\tsentence", "id,caption,image_path", "Image,Extra,Description"]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_tables_with_a_header_tell_their_columns(tmp_path, header):
+    write_images(tmp_path, ["a.png", "b.png"])
+    delimiter = next(sign for sign in "\t;," if sign in header)
+    lines = [header]
+    for name in ("a.png", "b.png"):
+        cells = {"image": name, "file_name": name, "img": name, "image_path": name, "id": "7", "extra": "x"}
+        lines.append(delimiter.join(cells.get(column.lower(), f"of {name}") for column in header.split(delimiter)))
+    (tmp_path / ("data.tsv" if delimiter == "\t" else "data.csv")).write_text("\r\n".join(lines) + "\r\n")
+    assert [(pair.key, *pair.captions) for pair in open_data(tmp_path)] == [
+        ("a.png", "of a.png"),
+        ("b.png", "of b.png"),
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_columns_of_other_names_are_told_by_the_user(tmp_path, suffix):
+    write_images(tmp_path, ["a.png"])
+    text = "foto,alt\na.png,one\n" if suffix == "csv" else '{"foto": "a.png", "alt": "one"}\n'
+    (tmp_path / f"data.{suffix}").write_text(text)
+    assert open_data(tmp_path, image_column="foto", text_column="alt")[0].captions == ("one",)
+    with pytest.raises(MultiflowError, match="column of .* 'fotto'; known: foto, alt; did you mean 'foto'"):
+        open_data(tmp_path, image_column="fotto", text_column="alt")
+
+
+def test_conversations_give_what_the_assistant_says(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
+    records = [{"id": "x", "image": "a.png", "conversations": turns}, {"id": "y", "conversations": turns}]
+    data = open_data(write_json(tmp_path / "llava.json", records))
+    assert [pair.captions for pair in data] == [("a dog",)]
+    assert data.skipped == (("y", "no image"),)
+
+
+def test_a_layout_from_outside_is_asked_too(tmp_path):
+    from multiflow.data.layouts import LAYOUTS, DataLayout
+
+    (tmp_path / "a.mine").write_text("x")
+    wanted = open_data(write_karpathy(tmp_path / "b", ["train"]))
+    LAYOUTS.add("mine", DataLayout("*.mine", lambda place: place.path.suffix == ".mine", lambda place: wanted, order=1))
+    try:
+        assert open_data(tmp_path / "a.mine") is wanted
+    finally:
+        LAYOUTS._records.pop("mine")  # there is no way out of a registry but for tests

@@ -80,6 +80,12 @@ def _lines(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
+def _conversations(folder: Path) -> None:
+    _pictures(folder)
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a picture"}]
+    write_json(folder / "llava.json", [{"id": name, "image": name, "conversations": turns} for name in PICTURES])
+
+
 def _mapping(folder: Path) -> None:
     _pictures(folder)
     write_json(folder / "captions.json", {name: ["one", "two"] for name in PICTURES})
@@ -153,6 +159,7 @@ TARGETS = [
     Target("karpathy", _karpathy, read),
     Target("list", _list, read),
     Target("lines", _lines, read),
+    Target("conversations", _conversations, read),
     Target("mapping", _mapping, read),
     Target("table", _table, read),
     Target("captions-txt", _captions_txt, read),
