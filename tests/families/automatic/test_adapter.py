@@ -147,6 +147,31 @@ def test_parts_that_cannot_be_placed_are_all_named_with_one_regex():
     assert "text" in mf.adapter_for(evolla, exclude=regex).layout(evolla).groups
 
 
+def test_stacks_that_nobody_tells_apart_are_refused():
+    with torch.device("meta"):
+        model = transformers.LxmertModel(transformers.LxmertConfig())  # text, regions and both, in three lists
+    with pytest.raises(mf.MultiflowError, match=r"encoder\.layer'.*encoder\.x_layers'.*encoder\.r_layers'"):
+        mf.adapter_for(model)
+    groups = {"text": r"encoder\.layer\.", "vision": r"encoder\.r_layers\.", "fusion": r"encoder\.x_layers\."}
+    layout = mf.adapter_for(model, groups=groups).layout(model)
+    assert set(layout.groups) == {*groups, "connector"}
+
+
+def test_a_joint_sequence_of_which_no_rule_is_known_is_refused_where_it_is_padded():
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    image = small | {"image_size": 16, "patch_size": 8}
+    config = transformers.FlavaConfig(
+        image_config=image, text_config=small | {"vocab_size": 64}, multimodal_config=small, hidden_size=16
+    )
+    model = transformers.FlavaModel(config).eval()
+    batch = {"pixel_values": torch.rand(2, 3, 16, 16), "input_ids": torch.randint(1, 60, (2, 5))}
+    batch["attention_mask"] = torch.ones(2, 5, dtype=torch.long)
+    mf.prune(model, "wanda", 0.5, [batch])
+    batch["attention_mask"][1, 3:] = 0
+    with pytest.raises(mf.MultiflowError, match="multimodal_model.* no mask of its stream 'text' fits"):
+        mf.prune(model, "wanda", 0.5, [batch])
+
+
 def test_a_tower_with_nothing_to_prune_is_refused():
     align = tiny.build("align", "AlignModel")  # its vision tower is an EfficientNet
     with pytest.raises(mf.MultiflowError, match=r"no linear layer to prune in 'vision_model' .*\d% of its weights"):

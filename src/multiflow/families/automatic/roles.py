@@ -69,6 +69,7 @@ def find_roles(model: Any) -> Roles:
     groups: dict[str, list[str]] = {}
     dense: dict[str, str] = {}
     unknown: dict[str, str] = {}
+    stacks: dict[str, None] = {}  # numbered blocks outside of towers that attend to themselves
     for path, module in modules.items():
         if not isinstance(module, nn.Linear):
             dense.update(_other_weights(path, module))
@@ -81,8 +82,14 @@ def find_roles(model: Any) -> Roles:
             unknown[tower] = type(modules[tower]).__name__
         else:
             groups.setdefault(group, []).append(path)
+            if not place.tower(path) and group not in (CONNECTOR, place.cross(path)):
+                stacks.setdefault(_block(path).rpartition(".")[0])
+    if len(stacks) > 1:  # of which nobody says what each is for
+        unknown.update({path: type(modules[path]).__name__ for path in stacks})
+        under = tuple(f"{path}." for path in stacks)
+        groups = {group: [path for path in paths if not path.startswith(under)] for group, paths in groups.items()}
     known = {path: role for path, role in towers.items() if role in MODALITIES.values() or role == CONNECTOR}
-    return Roles({group: tuple(paths) for group, paths in groups.items()}, dense, unknown, known)
+    return Roles({group: tuple(paths) for group, paths in groups.items() if paths}, dense, unknown, known)
 
 
 def _other_weights(path: str, module: nn.Module) -> Iterator[tuple[str, str]]:
@@ -191,6 +198,10 @@ class _Place:
         """Return the path of the innermost tower around a module; empty outside of towers."""
         around = (at for at in self._towers if path == at or path.startswith(f"{at}."))
         return max(around, key=len, default="")
+
+    def cross(self, path: str) -> str:
+        """Return the group of a layer outside of towers that attends to the image; empty if it does not."""
+        return FUSION if self._reads_image(path, "") else ""
 
     def _around(self, tower: str) -> list[str]:
         """The paths of the towers of text around a tower, and its own."""
