@@ -53,6 +53,10 @@ LOOKS = {
     "tamt": Look("purple", "square"),
     "lobs": Look("purple", "circle"),
     "multiflow-refit": Look("blue", "square"),
+    "sparsegpt": Look("green", "square"),
+    "alps": Look("amber", "circle"),
+    "admm": Look("amber", "diamond"),
+    "exchange": Look("blue", "diamond"),
 }
 
 
