@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickletools
 import re
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -28,11 +29,15 @@ from torch import Tensor
 from multiflow.base.errors import MultiflowError, did_you_mean
 from multiflow.base.files import plain, write_atomically
 from multiflow.base.parallel import in_parallel
+from multiflow.base.reading import read_regular
 
 KEY = "multiflow"
 """Of the safetensors metadata, under which the header stands."""
 DIGITS = 64
 """Of a checksum."""
+MOST_HEADER, MOST_JSON = 100_000_000, 1 << 26  # bytes
+LONGEST_NAME = 200  # of a global in a pickle
+PICKLES = 5  # at the beginning of a torch file of old versions; storages follow
 PART = 1 << 22  # bytes of a file read at a time
 MOST_USES = 8
 """How many times the size of a torch file its tensors may have together: shared weights are stored once."""
@@ -84,6 +89,7 @@ def read_tensors(
     check_regular(path, what)
     text = "{}"
     try:
+        _check_claims(Path(path))
         with safe_open(path, "pt") as file:
             if metadata := file.metadata():
                 text = metadata[KEY]
@@ -92,7 +98,16 @@ def read_tensors(
         if not isinstance(header, dict):
             raise ValueError(f"its header is a {type(header).__name__}, not names with values")
         order = whole(header) if whole else ()
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+    ) as error:
         raise MultiflowError(f"'{path}' holds no {what}, or is damaged ({_said(error)}); {fix}") from error
     if whole or "checksum" in header or "tensors" in header:
         listed = header.get("tensors", {}) if whole is None else dict.fromkeys(order)
@@ -119,7 +134,7 @@ def read_facts(path: str | Path, what: str, fix: str) -> dict[str, Any]:
     """
     check_regular(path, what)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(path, MOST_JSON).decode()
         value = json.loads(text)
         if not isinstance(value, dict):
             raise ValueError(f"it is a {type(value).__name__}, not names with values")
@@ -133,13 +148,19 @@ def read_facts(path: str | Path, what: str, fix: str) -> dict[str, Any]:
     return value
 
 
-def hash_file(path: str | Path) -> str:
-    """Hash the bytes of a file: 8 hexadecimal digits of CRC-32, for artifacts that another file of ours vouches for."""
+def describe_file(path: str | Path) -> str:
+    """Give size and CRC-32 of a file, for another file of ours to vouch for it."""
     found = 0
     with Path(path).open("rb") as file:
         while part := file.read(PART):
             found = zlib.crc32(part, found)
-    return f"{found:08x}"
+    return f"{Path(path).stat().st_size} bytes, {found:08x}"
+
+
+def is_described(path: str | Path, described: str) -> bool:
+    """Whether a file is as `describe_file` said; one of another size is not read."""
+    check_regular(path, "file")
+    return described.startswith(f"{Path(path).stat().st_size} bytes") and described == describe_file(path)
 
 
 def check_tensors(
@@ -199,6 +220,10 @@ def read_torch(path: Path, *, called: str, wanted: str, kind: str = "PyTorch", m
             is_zip = file.read(4) == b"PK\x03\x04"
         if is_zip:
             _check_zip(path, called)
+        else:
+            with path.open("rb") as file:
+                for _ in range(PICKLES):
+                    _check_globals(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the unpickler, about files that it then refuses
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
@@ -215,6 +240,19 @@ def read_torch(path: Path, *, called: str, wanted: str, kind: str = "PyTorch", m
     return content
 
 
+def _check_claims(path: Path) -> None:
+    """Compare what the header of a safetensors file claims with its size, before the file is mapped."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, MOST_HEADER):
+            raise ValueError(f"its header claims {length} bytes of {size}")
+        header = json.loads(file.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if max(ends, default=0) != size - 8 - length:
+        raise ValueError(f"its tensors claim {max(ends, default=0)} bytes of {size - 8 - length}")
+
+
 def _check_zip(path: Path, called: str) -> None:
     """Compare sizes and CRC-32 of all entries with what the file holds; torch itself looks at neither."""
     with zipfile.ZipFile(path) as file:
@@ -226,6 +264,17 @@ def _check_zip(path: Path, called: str) -> None:
             )
         if bad := file.testzip():
             raise MultiflowError(f"{called} was altered: the checksum of its entry '{bad}' does not fit; copy it again")
+        for entry in entries:
+            if entry.filename.endswith("/data.pkl"):
+                with file.open(entry) as pickled:
+                    _check_globals(pickled)
+
+
+def _check_globals(pickled: IO[bytes]) -> None:
+    """Read through a pickle without running it: torch takes very long to refuse a global whose name is very long."""
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name in ("GLOBAL", "INST") and len(str(argument)) > LONGEST_NAME:
+            raise ValueError("a name of thousands of letters")
 
 
 def _check_sizes(content: Any, size: int, called: str) -> None:

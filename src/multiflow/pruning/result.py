@@ -108,16 +108,18 @@ class Result:
         fix = "give a folder that result.save or 'multiflow prune' wrote"
         said = read_facts(path, "result", fix)
         try:
-            files = [Path(folder) / entry["file"] for entry in said["masks"].values()]
+            files = {Path(folder) / entry["file"]: s for s, entry in said["masks"].items()}
             settings, timings = dict(said["settings"]), {name: float(s) for name, s in said["timings"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MultiflowError(f"'{path}' holds no result that can be read ({error!r}); {fix}") from error
         masks: dict[float, Masks] = {}
         changed: dict[float, Mapping[str, Tensor]] = {}
-        for file in files:
+        for file, asked in files.items():
             found = Masks.load(file)
             if not isinstance(sparsity := found.settings.get("sparsity"), int | float):
                 raise MultiflowError(f"'{file}' does not say at which sparsity its masks are; {fix}")
+            if short(sparsity) != asked:
+                raise MultiflowError(f"'{file}' holds masks at sparsity {short(sparsity)}, not at {asked}; {fix}")
             masks[sparsity] = found
             if (weights := changed_weights(file, found)) is not None:
                 changed[sparsity] = weights
@@ -153,13 +155,16 @@ def changed_weights(mask_path: Path, masks: Masks) -> dict[str, Tensor] | None:
     """
     if not masks.settings.get("changes_weights"):
         return None
-    path = mask_path.with_name(weights_file(masks.settings["sparsity"]))
+    sparsity = masks.settings["sparsity"]
+    path = mask_path.with_name(weights_file(sparsity))
     if not path.is_file():
         raise MultiflowError(
             f"masks of '{masks.settings['method']}' belong to changed weights, which cannot be read from '{path}' "
             "(there is no such file); keep the two files side by side"
         )
-    weights, _ = read_tensors(path, "changed weights", "prune again")
+    weights, header = read_tensors(path, "changed weights", "prune again")
+    if (found := header.get("sparsity", sparsity)) != sparsity:
+        raise MultiflowError(f"'{path}' holds the changed weights of sparsity {found}, not {sparsity}; prune again")
     check_tensors(path, weights, {name: (layer.shape, FLOATS) for name, layer in masks.layout.items()}, "prune again")
     return weights
 

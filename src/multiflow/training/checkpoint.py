@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
-from multiflow.base.artifacts import hash_file, read_facts, write_facts
+from multiflow.base.artifacts import describe_file, is_described, read_facts, write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.ranks import exchange, rank
 from multiflow.training.processes import is_split
@@ -72,7 +72,7 @@ def _write(
         else:
             save_file({name: x.clone().contiguous() for name, x in split[0].items()}, partial / "model.safetensors")
         torch.save(optimizer.state_dict() if split is None else split[1], partial / "optimizer.pt")
-        write_facts(partial / "state.json", {**state, "files": {name: hash_file(partial / name) for name in FILES}})
+        write_facts(partial / "state.json", {**state, "files": {name: describe_file(partial / name) for name in FILES}})
         os.replace(partial, final)
     except OSError as error:
         raise MultiflowError(
@@ -88,9 +88,11 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """
     try:
         state = read_facts(path / "state.json", "state of a training run", "go on from the one before")
-        if hashes := state.pop("files", None):  # checkpoints of older versions have none
+        if type(state.get("step")) is not int:
+            raise ValueError("state.json says no step")
+        if vouched := state.pop("files", None):  # checkpoints of older versions have none
             for name in FILES:
-                if hash_file(path / name) != dict(hashes).get(name):
+                if not is_described(path / name, str(dict(vouched).get(name))):
                     raise ValueError(f"{name} was altered: its checksum does not fit")
         if is_split(model):
             _load_split(path, model, optimizer)

@@ -1,0 +1,119 @@
+"""Our own files, whose checksums tell damage; and what others publish as torch files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import multiflow as mf
+from multiflow.calibration import Checkpoint
+from multiflow.families.original import read_tensors
+from multiflow.training.checkpoint import load_checkpoint, save_checkpoint
+from tests.robust.fuzz import Target
+from tests.small import ADAPTER, towers_batches, two_towers
+
+SETTINGS = {"method": "itersnip", "seed": 0, "share": 0.1 + 0.2}
+
+
+def same(value: Any) -> str:
+    """Hash what a reader gave, tensors by all their bits."""
+    if isinstance(value, torch.Tensor):
+        bits = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return hashlib.sha256(f"{value.dtype} {tuple(value.shape)}".encode() + bits).hexdigest()
+    if isinstance(value, Mapping):
+        return repr({str(key): same(of) for key, of in value.items()})
+    return repr([same(of) for of in value]) if isinstance(value, list | tuple) else repr(value)
+
+
+def result_of(method: str, folder: Path) -> None:
+    mf.prune(two_towers(), method, [0.5, 0.75], towers_batches(), adapter=ADAPTER).save(folder)
+
+
+def read_result(folder: Path) -> str:
+    found = mf.Result.load(folder)
+    masks = {s: (of, dict(of.settings), dict(of.weights), of.layout.layers) for s, of in found.masks.items()}
+    return same([masks, found.weights, dict(found.settings), dict(found.timings)])
+
+
+def published(zipped: bool, folder: Path) -> None:
+    folder.mkdir()
+    content = {"a.0.weight_pruning_mask": torch.eye(20), "b.weight_pruning_mask": torch.ones(4, 6).bool()}
+    torch.save(content, folder / "masks.pth", _use_new_zipfile_serialization=zipped)
+
+
+def read_masks(folder: Path) -> str:
+    found = mf.Masks.load(folder / "masks.pth")
+    return same([found, found.layout.layers])
+
+
+def release(folder: Path) -> None:
+    folder.mkdir()
+    torch.save({"model": two_towers().state_dict(), "epoch": 3}, folder / "model.pth")
+
+
+def statistics(folder: Path) -> None:
+    mf.calibrate(two_towers(), towers_batches(2), adapter=ADAPTER).save(folder / "stats", note="a")
+
+
+def read_statistics(folder: Path) -> str:
+    found = mf.Stats.load(folder / "stats")
+    return same([found.sums, found.counts, found.batches])
+
+
+def state(folder: Path) -> None:
+    tensors = {"mask/a": torch.arange(9, dtype=torch.uint8), "weight/a": torch.ones(3, 2).bfloat16()}
+    Checkpoint(folder / "state").save_state(tensors, SETTINGS, {"step": 2})
+
+
+def read_state(folder: Path) -> str:
+    if (found := Checkpoint(folder / "state").load_state(SETTINGS)) is None:
+        raise mf.MultiflowError("no file: a run begins anew")
+    return same(found)
+
+
+def calibration(folder: Path) -> None:
+    place = Checkpoint(folder / "half", every=1, keep=True)
+    mf.prune(two_towers(), "snip", 0.5, towers_batches(2, 1), adapter=ADAPTER, checkpoint=place)
+
+
+def read_calibration(folder: Path) -> str:
+    place = Checkpoint(folder / "half", every=9, keep=True)
+    return same(mf.prune(two_towers(), "snip", 0.5, towers_batches(2, 1), adapter=ADAPTER, checkpoint=place).masks)
+
+
+def _trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = two_towers()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    ADAPTER.loss(model, towers_batches(2)[0]).backward()  # type: ignore[misc]
+    optimizer.step()
+    return model, optimizer
+
+
+def training(folder: Path) -> None:
+    save_checkpoint(folder, *_trained(), {"step": 3, "metrics": {"loss": 0.1 + 0.2}})
+
+
+def read_training(folder: Path) -> str:
+    model, optimizer = _trained()
+    said = load_checkpoint(folder / "step-00000003", model, optimizer)
+    return same([said, model.state_dict(), optimizer.state_dict()])
+
+
+Make, Read = Callable[[Path], None], Callable[[Path], Any]
+KINDS: dict[str, tuple[Make, Read, bool]] = {
+    "result": (partial(result_of, "magnitude"), read_result, True),
+    "result-weights": (partial(result_of, "lobs"), read_result, True),
+    "statistics": (statistics, read_statistics, True),
+    "state": (state, read_state, True),
+    "calibration": (calibration, read_calibration, True),
+    "training": (training, read_training, True),
+    "published": (partial(published, True), read_masks, True),
+    "published-pickle": (partial(published, False), read_masks, False),
+    "release": (release, lambda folder: same(read_tensors(folder / "model.pth")), True),
+}
+TARGETS = [Target(name, *how) for name, how in KINDS.items()]
