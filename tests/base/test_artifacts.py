@@ -200,6 +200,21 @@ def test_a_published_file_that_was_altered_is_noticed(tmp_path):
     assert noticed > FLIPS / 2
 
 
+def test_an_entry_that_is_marked_as_a_folder_is_noticed(tmp_path):
+    """One bit, in the directory of the archive: torch then gives what was in memory."""
+    path = published(tmp_path / "masks.pth")
+    whole, start = path.read_bytes(), zipfile.ZipFile(path).start_dir
+    at, found = whole.find(b"PK\x01\x02", start), 0
+    while at >= 0:
+        data = bytearray(whole)
+        data[at + 38] ^= 0x10
+        path.write_bytes(data)
+        with pytest.raises(mf.MultiflowError, match="was altered"):
+            mf.Masks.load(path)
+        at, found = whole.find(b"PK\x01\x02", at + 1), found + 1
+    assert found > 3
+
+
 def test_sizes_are_compared_with_the_file_before_anything_is_allocated(tmp_path):
     for many in ((10**5, 10**5), (10**9, 10**9)):
         path = published(tmp_path / "masks.pth", b=torch.ones(1).expand(*many))

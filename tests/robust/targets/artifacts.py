@@ -34,7 +34,14 @@ def result_of(method: str, folder: Path) -> None:
     mf.prune(two_towers(), method, [0.5, 0.75], towers_batches(), adapter=ADAPTER).save(folder)
 
 
+def check_signed(path: Path) -> None:
+    """Leave out files whose whole checksum was taken out: they look like those of older versions, and open."""
+    if path.is_file() and path.stat().st_size < 2**20 and b'"checksum"' not in path.read_bytes():
+        raise mf.MultiflowError("without a checksum")
+
+
 def read_result(folder: Path) -> str:
+    check_signed(folder / "result.json")
     found = mf.Result.load(folder)
     masks = {s: (of, dict(of.settings), dict(of.weights), of.layout.layers) for s, of in found.masks.items()}
     return same([masks, found.weights, dict(found.settings), dict(found.timings)])
@@ -99,6 +106,7 @@ def training(folder: Path) -> None:
 
 
 def read_training(folder: Path) -> str:
+    check_signed(folder / "step-00000003/state.json")
     model, optimizer = _trained()
     said = load_checkpoint(folder / "step-00000003", model, optimizer)
     return same([said, model.state_dict(), optimizer.state_dict()])
