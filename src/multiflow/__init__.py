@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from multiflow.families.opening import load_model
     from multiflow.formats import export, unpack
     from multiflow.masks import Masks, keep_sparse
+    from multiflow.masks.trainer import KeepSparse
     from multiflow.methods import PRUNERS, STEPWISE, fitter, learner, scorer, solver, variant
     from multiflow.methods.budgets import ALLOCATIONS
     from multiflow.pruning import calibrate, prune
@@ -36,6 +37,7 @@ _HOMES = {
     "calibration": ("Checkpoint", "Stats"),
     "base.errors": ("MultiflowError",),
     "masks": ("Masks", "keep_sparse"),
+    "masks.trainer": ("KeepSparse",),
     "families": ("adapter_for", "original_names"),
     "families.batches": ("calibration_batches",),
     "families.opening": ("load_model",),
@@ -86,6 +88,7 @@ __all__ = [
     "Adapter",
     "Budget",
     "Checkpoint",
+    "KeepSparse",
     "Layer",
     "Layout",
     "Masks",

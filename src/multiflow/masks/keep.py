@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.wrapped import layer_places
 from multiflow.masks.masks import Masks
+from multiflow.masks.merging import mask_factors
 
 WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of a number -> the type that shows its bits."""
@@ -48,7 +50,9 @@ def keep_sparse(
 
     Args:
         model: the model that trains, also one that DistributedDataParallel or ``torch.compile`` wraps, or that
-            ``fully_shard`` has split; the masks are applied to it first.
+            ``fully_shard`` has split; the masks are applied to it first. Of one that peft has wrapped the layers go by
+            their names from before; what LoRA adds to them is computed and merged without filling zeros, and its
+            factors stay dense.
         masks: which weights are kept.
         optimizer: a ``torch.optim.Optimizer`` or a wrapper with an ``optimizer`` attribute (Accelerate). Without one
             the weights are zeroed again at the end of the block and the zeroed gradients hold them there, which
@@ -72,12 +76,16 @@ def keep_sparse(
     if not any(_is_split(weight) for weights in found.values() for weight in weights):
         masks.apply_(model)
     kept = {name: _Kept(masks[name]) for name in masks}
+    there = layer_places(model)
     places = [
-        _Place(path, model.get_submodule(path), kept[name]) for name in masks for path in masks.layout[name].paths
+        _Place(path, module, kept[name])
+        for name in masks
+        for path in masks.layout[name].paths
+        for module in there[path]
     ]
     for name, paths in (copies or {}).items():  # buffers stay whole where weights are split
         of = _Kept(masks[name]) if any(map(_is_split, found[name])) else kept[name]
-        places += [_Place(path, model.get_submodule(path), of) for path in paths]
+        places += [_Place(path, module, of) for path in paths for module in there[path]]
     hooked: dict[int, weakref.ref[Tensor]] = {}
     settled = False  # whether the optimizer holds nothing for dropped weights
     turn = 0
@@ -126,9 +134,10 @@ def keep_sparse(
 
     def check() -> None:
         there = {id(module) for module in model.modules()}
+        held = {place.path for place in places if id(place.module) in there}  # merging drops copies that peft made
         for place in places:
             weight = place.tensor
-            if id(place.module) not in there or weight is None or weight.shape != place.kept.shape:
+            if place.path not in held or weight is None or weight.shape != place.kept.shape:
                 raise MultiflowError(
                     f"layer '{place.path}' holds no weight of shape {tuple(place.kept.shape)} any more; replace layers "
                     "of a model before keep_sparse begins"
@@ -174,6 +183,7 @@ def keep_sparse(
             stack.callback(inner.register_step_pre_hook(look_after).remove)
             stack.callback(inner.register_step_post_hook(after_step).remove)
             stack.callback(inner.register_load_state_dict_post_hook(unsettle).remove)
+        mask_factors(model, {key: place.kept for key, place in by_module.items()}, stack)
         stack.callback(zero_weights)
         yield check
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.guards import check_layer, check_values
 from multiflow.base.types import Layer, Layout
+from multiflow.base.wrapped import layer_places
 from multiflow.masks import files
 from multiflow.masks.files import pack, unpack
 
@@ -144,8 +145,9 @@ class Masks(Mapping[str, Tensor]):
 
     def find_weights(self, model: nn.Module) -> dict[str, tuple[nn.Parameter, ...]]:
         """Layer name -> the distinct parameters of the model behind it; a misfit is an error that names the layer."""
-        modules = dict(model.named_modules(remove_duplicate=False))
-        return {layer.name: _weights(modules, layer) for layer in self.layout.layers}
+        places = layer_places(model)
+        modules = {path: there[0] for path, there in places.items()}
+        return {layer.name: _weights(places, modules, layer) for layer in self.layout.layers}
 
     def rename(self, layout: Layout, names: Mapping[str, str]) -> Masks:
         """Put masks on the layers of a layout, of which they may go by original names or by module paths.
@@ -264,24 +266,27 @@ def hash_weight(weight: Tensor) -> str:
     return f"{zlib.crc32(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data):08x}"
 
 
-def _weights(modules: Mapping[str, nn.Module], layer: Layer) -> tuple[nn.Parameter, ...]:
+def _weights(
+    places: Mapping[str, tuple[nn.Module, ...]], modules: Mapping[str, nn.Module], layer: Layer
+) -> tuple[nn.Parameter, ...]:
     found: dict[int, nn.Parameter] = {}
     for path in layer.paths:
-        if path in modules:
-            check_layer(path, modules[path], modules)
-        weight = getattr(modules.get(path), "weight", None)
-        if not isinstance(weight, nn.Parameter):
-            raise MultiflowError(
-                f"the masks are those of another model: it has no layer '{path}'"
-                f"{did_you_mean(path, (name for name, m in modules.items() if isinstance(m, nn.Linear)))}"
-            )
-        if tuple(weight.shape) != layer.shape:
-            raise MultiflowError(
-                f"the masks are those of another model: layer '{path}' has shape {tuple(weight.shape)}, "
-                f"its mask {layer.shape}"
-            )
-        check_values({path: weight})
-        found[id(weight)] = weight
+        for module in places.get(path, (None,)):
+            if module is not None:
+                check_layer(path, module, modules)
+            weight = getattr(module, "weight", None)
+            if not isinstance(weight, nn.Parameter):
+                raise MultiflowError(
+                    f"the masks are those of another model: it has no layer '{path}'"
+                    f"{did_you_mean(path, (name for name, m in modules.items() if isinstance(m, nn.Linear)))}"
+                )
+            if tuple(weight.shape) != layer.shape:
+                raise MultiflowError(
+                    f"the masks are those of another model: layer '{path}' has shape {tuple(weight.shape)}, "
+                    f"its mask {layer.shape}"
+                )
+            check_values({path: weight})
+            found[id(weight)] = weight
     return tuple(found.values())
 
 
