@@ -64,8 +64,8 @@ def _walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
             yield from _walk(base, path)
         return
     if _is_a(module, COPIED):
-        for copy in (module.original_module, *module.modules_to_save.values()):  # type: ignore[union-attr, operator, misc]
-            yield from _walk(copy, path)  # type: ignore[arg-type]
+        for copy in (module.original_module, *module.modules_to_save.values()):  # type: ignore[operator]
+            yield from _walk(copy, path)
         return
     yield path, module
     for name, child in module._modules.items():

@@ -77,8 +77,9 @@ class MaskedDelta:
         self._tuner, self._kept = tuner, kept
 
     def __call__(self, *args: Any, **options: Any) -> Tensor:
+        """Give what is merged."""
         delta = getattr(type(self._tuner), DELTA)(self._tuner, *args, **options)
-        return _Masked.apply(delta, self._kept)  # type: ignore[no-any-return]
+        return _Masked.apply(delta, self._kept)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskedDelta:
         return MaskedDelta(memo.get(id(self._tuner), self._tuner), self._kept)

@@ -1,5 +1,7 @@
-"""`KeepSparse`: `keep_sparse` as a callback of ``transformers.Trainer``. It is imported when it is asked for, and with it
-transformers, which nothing else in this package needs."""
+"""`KeepSparse`: `keep_sparse` as a callback of ``transformers.Trainer``.
+
+It is imported when it is asked for, and with it transformers, which nothing else in this package needs.
+"""
 
 from __future__ import annotations
 
