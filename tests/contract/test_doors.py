@@ -88,7 +88,6 @@ def pruned_by_torch(layer: nn.Linear) -> nn.Module:
 
 UNFIT: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
     "meta": (lambda layer: layer.to("meta"), "on the meta device, without values"),
-    "offloaded": (offloaded, "on the meta device, without values"),
     "int8": (weight_as(lambda weight: weight.to(torch.int8)), "weights of torch.int8"),
     "float8": (weight_as(lambda weight: weight.to(torch.float8_e4m3fn)), "weights of torch.float8"),
     "complex": (weight_as(lambda weight: weight.to(torch.complex64)), "weights of torch.complex64"),
@@ -276,3 +275,15 @@ def twin_of(model: nn.Module) -> nn.Module:
     twin = Branch()
     twin.load_state_dict(model.state_dict())
     return twin
+
+
+def test_an_offloaded_weight_is_read_and_by_no_door_written(masks):
+    model = golden_data.model("xvlm")
+    name = next(name for name in masks if "text" in name)
+    offloaded(model.get_submodule(name))
+    assert mf.prune(model, "magnitude", 0.5).masks[0.5] == masks
+    for door in ("apply_", "keep_sparse", "task_model", "task_model with masks"):
+        with pytest.raises(mf.MultiflowError, match=f"'{name}' is on the meta device, without values"):
+            DOORS[door](model, masks)
+    with pytest.raises(mf.MultiflowError, match=f"'snip' needs all weights in memory, and that of layer '{name}'"):
+        DOORS["prune with data"](model, masks)

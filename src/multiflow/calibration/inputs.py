@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import TokenMask, lay_mask
 from multiflow.base.errors import MultiflowError
-from multiflow.base.guards import check_values
+from multiflow.base.offload import check_readable, input_device, naming_missing, working_device
 from multiflow.base.ranks import exchange
 from multiflow.base.types import Layout
 from multiflow.calibration.batches import form, iterate, length, missing_keys_named, to_device, turns
@@ -76,11 +76,11 @@ def collect(
     modules = dict(model.named_modules(remove_duplicate=False))
     paths = {path: modules[path] for layer in layout.layers for path in layer.paths}
     watched = {id(module): path for path, module in reversed(paths.items())}
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = input_device(model)
     streams = {path: stream(path) for path in paths}
     weights = {name: paths[name].weight for name in layout}
-    check_values(weights)
-    devices = {name: weight.device for name, weight in weights.items()}
+    check_readable(modules, weights)
+    devices = {name: working_device(modules, name, weight) for name, weight in weights.items()}
     check_sums_fit(layout, names, devices)
     total = length(batches)
     if start:
@@ -113,7 +113,8 @@ def collect(
                     with missing_keys_named(part, number):
                         masks = token_masks(part) if token_masks else {}
                         padding.look(part, masks)
-                        forward(model, part)
+                        with naming_missing(model):
+                            forward(model, part)
                     differ = alike.setdefault(form(part), frozenset(reached)) ^ reached
                     uneven = {**dict.fromkeys(differ, number), **uneven} if differ else uneven
                     reached.clear()

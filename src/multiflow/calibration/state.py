@@ -47,7 +47,7 @@ def _hook(path: str, observe: Observer) -> Callable[[nn.Module, Any, Any], None]
 def buffers_restored(model: nn.Module) -> Iterator[None]:
     """Give every buffer its values back afterwards: a loss may move queues and momentum copies, or put others there."""
     places = [(module._buffers, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         yield
     finally:

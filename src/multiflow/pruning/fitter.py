@@ -34,7 +34,7 @@ def check_memory(plan: PruningPlan) -> None:
         MultiflowError: more than are free, with the statistics that are still to be measured.
     """
     parameters = list(plan.weights.parameters.values())
-    device, number = parameters[0].device, len(plan.sparsities)
+    device, number = plan.weights.device(next(iter(plan.layout))), len(plan.sparsities)
     kept = number * sum(weight.nbytes for weight in parameters)
     work = max(work_size(layer, plan.pruner.needs) for layer in plan.layout.layers)
     what = f"new weights of {number} sparsities" if number > 1 else "new weights"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, parts
@@ -142,7 +143,7 @@ def measure(
 
 def identity(adapter: Adapter, layout: Layout, weights: Weights, /, **more: Any) -> Mapping[str, Any]:
     """Return the settings on which a checkpoint depends, a hash of the weights among them, as JSON gives them back."""
-    hashes = list(in_parallel(hash_weight, weights.parameters.values()))
+    hashes = list(in_parallel(lambda name: hash_weight(weights.value(name)), weights))
     settings = {
         **more,
         "adapter": adapter.name,
@@ -167,9 +168,10 @@ def check_gradient(who: str, weights: Mapping[str, Tensor]) -> None:
 
 def check_held(what: str, weights: Mapping[str, Tensor], size: Callable[[Tensor], int]) -> None:
     """Announce the bytes that are held for each weight on its device; more than are free there is an error."""
-    sizes = dict.fromkeys((weight.device for weight in weights.values()), 0)
+    sizes: dict[torch.device, int] = {}
     for weight in weights.values():
-        sizes[weight.device] += size(weight)
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        sizes[device] = sizes.get(device, 0) + size(weight)
     for device, need in sizes.items():
         check_fits(f"{what}, which", need, free_memory(device), "leave layers dense with Adapter(exclude=...)")
     announce(what, sum(sizes.values()))

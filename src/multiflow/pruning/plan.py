@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, of_families
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.guards import check_device, check_values
+from multiflow.base.guards import check_device
+from multiflow.base.offload import check_readable, stored_value, working_device
 from multiflow.base.ranks import world
 from multiflow.base.types import Layout, NofM, Pattern, PerRow, Unstructured, parse_pattern
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_precision
@@ -218,15 +219,48 @@ def _ranks_all(asked: Request) -> bool:
 
 
 class Weights(Mapping[str, Tensor]):
-    """Layer name -> its weight, detached, in float32 or better, converted when looked up."""
+    """Layer name -> its weight, detached, in float32 or better, converted when looked up.
+
+    One that accelerate keeps elsewhere is read when it is looked up, and kept by whoever did.
+    """
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
-        modules = dict(model.named_modules(remove_duplicate=False))
-        self.parameters: dict[str, nn.Parameter] = {name: modules[name].weight for name in layout}
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self.parameters: dict[str, nn.Parameter] = {name: self._modules[name].weight for name in layout}
 
     def __getitem__(self, name: str) -> Tensor:
-        weight = self.parameters[name].detach()
+        weight = self.value(name)
         return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+    def value(self, name: str) -> Tensor:
+        """Return a weight as it is stored, detached, on the device where its layer computes."""
+        weight = self.parameters[name].detach()
+        if not weight.is_meta:
+            return weight
+        found = stored_value(self._modules, name)
+        if found is None:
+            check_readable(self._modules, {name: weight})
+        assert found is not None
+        return found.detach().to(self.device(name), weight.dtype)
+
+    def device(self, name: str) -> torch.device:
+        """Return the device where a layer computes."""
+        return working_device(self._modules, name, self.parameters[name])
+
+    def check(self, *, in_memory: str | None = None) -> None:
+        """Refuse weights without values, on devices without float64, and offloaded ones for what cannot do with them.
+
+        Args:
+            in_memory: who needs all weights in memory, as an error begins; None if nobody does.
+        """
+        for name, weight in self.parameters.items():
+            if weight.is_meta and in_memory and stored_value(self._modules, name) is not None:
+                raise MultiflowError(
+                    f"{in_memory} needs all weights in memory, and that of layer '{name}' is offloaded; take a method "
+                    "of one pass without gradients, such as multiflow, wanda or lobs, or load the whole model"
+                )
+        check_readable(self._modules, self.parameters)
+        check_device(self.parameters)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.parameters)
@@ -326,14 +360,20 @@ def make_plan(
     adapter = find_adapter(model, adapter)
     layout = adapter.layout(model)
     weights = Weights(model, layout)
-    check_values(weights.parameters)
-    check_device(weights.parameters)
+    pruner = asked.pruner
+    one_pass = pruner.shares_pass and (isinstance(batches, Stats) or not takes_gradients(asked))
+    weights.check(in_memory=None if one_pass else f"pruner '{pruner.name}'")
     check_pattern(asked.pattern, layout)
     _check_batches(asked, batches)
-    if asked.pruner.takes_gradients and not isinstance(batches, Stats):
+    if pruner.takes_gradients and not isinstance(batches, Stats):
         check_loss(adapter)
         check_precision(weights.parameters)
     return PruningPlan(asked, model, adapter, layout, weights, seed, batches, checkpoint, progress)
+
+
+def takes_gradients(asked: Request) -> bool:
+    """Whether the model is run backwards, for the pruner or for the allocation."""
+    return asked.pruner.takes_gradients or "gradient" in asked.allocation.statistics
 
 
 def find_adapter(model: nn.Module, given: Adapter | None) -> Adapter:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, of_families, prunable_shares
 from multiflow.base.errors import MultiflowError
-from multiflow.base.guards import check_device, check_values, exclusively
+from multiflow.base.guards import exclusively
 from multiflow.base.parallel import in_parallel
 from multiflow.base.ranks import agree, rank, together, world
 from multiflow.base.types import Pattern
@@ -111,7 +111,7 @@ def prune(
 
 def _masks(plan: PruningPlan, found: Outcome) -> dict[float, Masks]:
     """Wrap packed masks, with a hash of the weights they are made for and how many batches each has taken."""
-    hashed = in_parallel(hash_weight, plan.weights.parameters.values())
+    hashed = in_parallel(lambda name: hash_weight(plan.weights.value(name)), plan.layout)
     hashes = dict(zip(plan.layout, hashed, strict=True))
     names = _names(plan)
     return {
@@ -158,8 +158,7 @@ def calibrate(
     place = None if checkpoint is None else _checkpoint(checkpoint)
     layout = adapter.layout(model)
     weights = Weights(model, layout)
-    check_values(weights.parameters)
-    check_device(weights.parameters)
+    weights.check(in_memory="the gradient" if "gradient" in names else None)
     if world() > 1:
         agree(measure.identity(adapter, layout, weights, statistics=names, batches=length(batches) or 0))
     going: dict[str, Any] = {"checkpoint": place, "progress": progress if rank() == 0 else None}

@@ -1,0 +1,103 @@
+"""Weights that accelerate keeps elsewhere: on a disk, or in CPU memory for a model that runs on another device.
+
+A model that was dispatched (``device_map=``) has parameters on the meta device, which have a shape and no values; the
+hooks of its modules bring the values for the time of a forward. What the library needs of a weight between forwards it
+reads through the same hooks, one weight at a time, and keeps no longer than it needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiflow.base.errors import MultiflowError
+from multiflow.base.guards import check_values
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether accelerate keeps any weight of a model elsewhere."""
+    return any(getattr(hook, "offload", False) for module in model.modules() for hook in _hooks(module))
+
+
+def stored_value(modules: Mapping[str, nn.Module], path: str, name: str = "weight") -> Tensor | None:
+    """Read a parameter that is on the meta device through the hook that would bring it; None where there is no hook.
+
+    Args:
+        modules: all of the model, by path.
+        path: of the module that has the parameter.
+        name: of the parameter there.
+
+    Returns:
+        The values on the CPU, in the dtype in which the model computes.
+    """
+    parts = [*path.split("."), name] if path else [name]
+    for at in range(len(parts) - 1, -1, -1):
+        for hook in _hooks(modules.get(".".join(parts[:at]))):
+            if (values := getattr(hook, "weights_map", None)) is not None:
+                try:
+                    return values[".".join(parts[at:])]
+                except KeyError:
+                    continue
+    return None
+
+
+def check_readable(modules: Mapping[str, nn.Module], paths: Mapping[str, Tensor]) -> None:
+    """Refuse weights whose values are nowhere: on the meta device, and no hook brings them.
+
+    Args:
+        modules: all of the model, by path.
+        paths: path of a layer -> its weight.
+    """
+    check_values({path: weight for path, weight in paths.items() if weight.is_meta and not _is_brought(modules, path)})
+
+
+def working_device(modules: Mapping[str, nn.Module], path: str, weight: Tensor) -> torch.device:
+    """Return where a layer computes: the device of its weight, or the one its hook brings the weight to."""
+    if not weight.is_meta:
+        return weight.device
+    parts = path.split(".")
+    for at in range(len(parts), -1, -1):
+        for hook in _hooks(modules.get(".".join(parts[:at]))):
+            if getattr(hook, "offload", False) and hook.execution_device is not None:
+                place = hook.execution_device
+                return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    return torch.device("cpu")
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return where a model takes its inputs: the device of its first weight, or where a hook brings that."""
+    path, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
+    return working_device(dict(model.named_modules()), path.rpartition(".")[0], weight)
+
+
+@contextmanager
+def naming_missing(model: nn.Module) -> Iterator[None]:
+    """Turn what torch says of a weight without values in the forward of an offloaded model into a sentence."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError, KeyError) as error:
+        lost = str(error).strip("'") in dict(model.named_parameters()) if isinstance(error, KeyError) else False
+        if not (lost or "meta" in str(error)) or not is_offloaded(model):
+            raise
+        said = " ".join(str(error).split())[:120]
+        raise MultiflowError(
+            f"a {type(model).__name__} cannot run with these weights offloaded ({said}): its code uses some outside of "
+            "the modules to which accelerate brings them; keep those parts in memory with device_map=, or prune its "
+            "folder with multiflow prune --stream"
+        ) from error
+
+
+def _is_brought(modules: Mapping[str, nn.Module], path: str) -> bool:
+    parts = path.split(".")
+    above = (modules.get(".".join(parts[:at])) for at in range(len(parts), -1, -1))
+    return any(getattr(hook, "weights_map", None) is not None for module in above for hook in _hooks(module))
+
+
+def _hooks(module: nn.Module | None) -> Iterator[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        yield from getattr(hook, "hooks", (hook,))
