@@ -47,7 +47,6 @@ def flat(tensor: Tensor) -> Array:
 
 
 def count_true(flags: Array) -> int:
-    """Count the True entries of a boolean array."""
     return int(np.count_nonzero(flags) if isinstance(flags, np.ndarray) else torch.count_nonzero(flags))
 
 

@@ -63,14 +63,12 @@ def _check_task(task: TaskEntry, place: str) -> None:
 
 
 def _request(entry: PrunerEntry, sparsities: Sequence[float]) -> Request:
-    """What a pruning asks for, checked."""
     return request(
         entry.method, sparsities, pattern=entry.pattern, allocation=entry.allocation, hyper=dict(entry.hyper)
     )
 
 
 def data_paths(grid: Grid) -> Iterator[str]:
-    """Yield the local paths of the data that tasks and calibrations name."""
     named = [task.data for task in grid.tasks.values()]
     named += [m.calibration.data for m in grid.models.values() if m.calibration and m.calibration.data]
     for source in named:

@@ -109,7 +109,6 @@ class TaskEntry:
         return replace(self, kind=self.kind or name, models={}, finetune=finetune, evaluate=evaluate)
 
     def training(self, place: str = "finetune", **more: Any) -> Finetuning:
-        """Return the settings of fine-tuning, with more of them."""
         given = {"data": self.data, "images": self.images, "skip_missing": self.skip_missing, **self.finetune}
         return build(Finetuning, {**given, **more}, place)
 

@@ -125,17 +125,14 @@ class Demo:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods, in the order of the cells."""
         return tuple(dict.fromkeys(cell.pruner for cell in self.cells))
 
     @property
     def sparsities(self) -> tuple[float, ...]:
-        """The sparsities asked for, ascending."""
         return tuple(sorted({cell.sparsity for cell in self.cells}))
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The modalities, in the order of the layers."""
         return tuple(dict.fromkeys(layer.group for layer in self.layout))
 
     @property
@@ -144,7 +141,6 @@ class Demo:
         return 100 / self.scenes
 
     def cell(self, method: str, sparsity: float) -> Cell:
-        """Return one cell."""
         return next(cell for cell in self.cells if (cell.pruner, cell.sparsity) == (method, sparsity))
 
     def seconds(self, method: str) -> float:
@@ -161,7 +157,6 @@ class Demo:
 
 
 def mask_path(method: str, sparsity: float) -> str:
-    """Return where the masks lie in the folder of a demo."""
     return f"{MASKS}/{method}/{mask_file(sparsity)}"
 
 
@@ -308,7 +303,6 @@ def _open_tokenizer(place: str, name: str, vocabulary: int) -> PreTrainedTokeniz
 
 @contextmanager
 def timed(phases: dict[str, float], name: str) -> Iterator[None]:
-    """Note the seconds that the block takes."""
     begun = time.perf_counter()
     yield
     phases[name] = time.perf_counter() - begun
@@ -345,7 +339,6 @@ def choose(examples: Iterable[Example], count: int) -> list[Example]:
 
 
 def png(image: np.ndarray) -> bytes:
-    """Return a picture as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", optimize=True)
     return file.getvalue()
@@ -366,7 +359,6 @@ def _cell(model: str, method: str, sparsity: float, seed: int, found: RetrievalR
 
 
 def _examples(models: Mapping[str, RetrievalResult], count: int) -> list[Example]:
-    """What every model puts first, scene by scene."""
     firsts = {
         name: list(zip(found.top_texts[:, 0].tolist(), found.top_images[:, 0].tolist(), strict=True))
         for name, found in models.items()

@@ -127,7 +127,6 @@ def _check_same(first: Cell, second: Cell) -> None:
 
 
 def check_names(grid: Grid) -> None:
-    """Check that what the grid names is defined, and that nothing is named twice."""
     pruners = {DENSE: None, **dict.fromkeys(PRUNERS), **dict.fromkeys(grid.pruners)}
     if DENSE in grid.pruners:
         raise MultiflowError(f"pruners.{DENSE} is the baseline's name; choose another one")

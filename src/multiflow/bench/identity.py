@@ -60,12 +60,10 @@ def data_settings(path: str, grid: Grid) -> Any:
 
 
 def calibration_settings(calibration: Calibration, grid: Grid) -> dict[str, Any]:
-    """Return what the calibration data of a model are."""
     return _with_data(changed(calibration, ("workers",)), grid)
 
 
 def task_settings(task: TaskEntry, grid: Grid) -> dict[str, Any]:
-    """Return what a task is for one model, as `TaskEntry.of` gives it."""
     training = changed(task.training(), (*FREE_TO_CHANGE, "data", "images"))
     return {**_with_data(changed(task, ("skip_missing",)), grid), "finetune": training}
 

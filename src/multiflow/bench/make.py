@@ -82,7 +82,6 @@ def make_data(make: Mapping[str, Mapping[str, Any]], say: Callable[[str], None])
 
 
 def folder_of(how: Mapping[str, Any]) -> Path:
-    """Return where data are made."""
     return Path(how["out"]).expanduser()
 
 
@@ -91,7 +90,6 @@ def _is_there(out: Path) -> bool:
 
 
 def is_missing(path: str, make: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Return whether data at a path are yet to be made."""
     folders = [folder_of(how) for how in make.values()]
     return any(Path(path).expanduser().is_relative_to(out) and not _is_there(out) for out in folders)
 

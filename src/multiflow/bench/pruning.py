@@ -91,7 +91,6 @@ def joined(known: Pruning, new: Pruning, *, anew: bool) -> Pruning:
 
 
 def shares_pass(plan: Plan) -> bool:
-    """Return whether a pruning takes its statistics from a pass that it shares, or measures its own in steps."""
     assert plan.pruner is not None
     pruner = find_pruner(plan.pruner.method)
     return bool(pruner.statistics) and pruner.shares_pass

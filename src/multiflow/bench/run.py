@@ -51,14 +51,12 @@ class RunOptions:
     engine_options: dict[str, str] = field(default_factory=dict)
 
     def job(self, results: Results, order: Order) -> Job:
-        """Return the job of a cell."""
         cpus = self.cpus or max(1, torch.get_num_threads() // self.workers)
         cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
         gpus = float(cuda) if self.gpus is None else self.gpus
         return Job(str(results.folder.resolve()), order.plan.cell.id, cpus, gpus, self.memory, order)
 
     def for_engine(self) -> EngineOptions:
-        """Return what the engine is told."""
         return EngineOptions(self.workers, options=self.engine_options)
 
 

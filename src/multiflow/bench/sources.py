@@ -33,12 +33,10 @@ def _load(model: ModelEntry, files: tuple[tuple[str, int, int], ...]) -> nn.Modu
 
 
 def load_beside(entry: ModelEntry, model: Any) -> Preprocessing:
-    """Load what belongs to a model of the grid beside its weights."""
     return opening.load_preprocessing(entry.tokenizer, find_model(entry.source), model)
 
 
 def calibration_batches(entry: ModelEntry, model: nn.Module, seed: int) -> Counted:
-    """Open the calibration batches of a model."""
     if entry.calibration is None:
         raise MultiflowError(f"model '{entry.source}' has no calibration data; give some under calibration")
     given = entry.calibration

@@ -35,7 +35,6 @@ class Results:
     folder: Path
 
     def append(self, record: Cell | Pruning) -> None:
-        """Append a record to its file."""
         path = self.folder / (CELLS if isinstance(record, Cell) else PRUNINGS)
         line = json.dumps(asdict(record), default=plain).encode() + b"\n"
         with self.lock(path.name), path.open("ab+") as file:
@@ -53,7 +52,6 @@ class Results:
         return found
 
     def cell(self, id: str) -> Cell | None:
-        """Return a cell; None if it has no line yet."""
         found = [cell for cell in self._read(Cell, CELLS, f'"{id}"') if cell.id == id]
         return next((cell for cell in reversed(found) if cell.error is None), found[-1] if found else None)
 
@@ -66,11 +64,9 @@ class Results:
         return found
 
     def expect(self, cells: Iterable[Cell]) -> None:
-        """Write which cells the grid has."""
         write_atomically(self.folder / GRID, "".join(json.dumps(asdict(cell)) + "\n" for cell in cells))
 
     def expected(self) -> list[Cell]:
-        """Return the cells that the grid has, without figures."""
         return list(self._read(Cell, GRID))
 
     @contextmanager

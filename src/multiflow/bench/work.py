@@ -87,12 +87,10 @@ def work_on(job: Job) -> None:
 
 
 def run_folder(results: Results, cell: str) -> Path:
-    """Return where a cell is fine-tuned."""
     return results.folder / "runs" / cell
 
 
 def _enter(folder: str) -> None:
-    """Go to the folder in which the runner was started."""
     if os.getcwd() != folder:
         try:
             os.chdir(folder)
@@ -190,7 +188,6 @@ def evaluation_options(plan: Plan, model: nn.Module) -> dict[str, Any]:
 
 
 def evaluate(plan: Plan, model: nn.Module, beside: Preprocessing, options: Mapping[str, Any]) -> Figures:
-    """Return the figures of a model on the test data of a cell."""
     task, kind = plan.task, TASKS[plan.task.kind or plan.cell.task]
     data = kind.open(
         task.data, task.test_split, images=task.images, limit=task.test_limit, skip_missing=task.skip_missing

@@ -230,7 +230,6 @@ def keep_up(model: nn.Module, turn: Turn, idle: Idle | None) -> None:
 
 
 def check_loss(value: Any, batch: int) -> None:
-    """Refuse a loss that is no finite scalar, naming the batch."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise MultiflowError(f"the loss of batch {batch} is {given}; Adapter(loss=...) must return a scalar tensor")

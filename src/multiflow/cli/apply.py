@@ -51,7 +51,6 @@ class ApplySettings:
 
 
 def apply(settings: ApplySettings) -> None:
-    """Write the pruned model, read it back, and say what it holds."""
     import_modules(settings.modules)
     find_device(settings.device)
     find_dtype(settings.dtype)

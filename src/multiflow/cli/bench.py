@@ -109,7 +109,6 @@ def bench_run(settings: BenchRunSettings) -> int:
 
 
 def run_options(settings: BenchRunSettings) -> RunOptions:
-    """Return where to compute, checked."""
     for name, value, least in (
         ("workers", settings.workers, 1),
         ("cpus", settings.cpus, 1),
@@ -175,7 +174,6 @@ def cell_lines(total: int) -> Iterator[Callable[[Cell], None]]:
 
 
 def progress_bar(console: Console) -> Bar:
-    """Make the bar of a run."""
     return Bar(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )
@@ -192,7 +190,6 @@ def words(cell: Cell) -> str:
 
 
 def found(cell: Cell) -> str:
-    """Say what a cell found, and how long it took."""
     return "failed" if cell.score is None else f"{cell.score:.1f} ({sum(cell.seconds.values()):.0f} s)"
 
 
@@ -206,7 +203,6 @@ def count(number: int, what: str) -> str:
 
 
 def summary(title: str, plans: Sequence[Plan], cells: Mapping[str, Cell]) -> Table:
-    """Make the table of how many cells of each tier are done."""
     counts: dict[str, dict[str, int]] = {}
     for plan in plans:
         cell = cells.get(plan.cell.id)
@@ -218,7 +214,6 @@ def summary(title: str, plans: Sequence[Plan], cells: Mapping[str, Cell]) -> Tab
 
 
 def bench_report(settings: BenchReportSettings) -> None:
-    """Write the report of a folder of results, and list its files."""
     from multiflow.report.bench import write_report
 
     results = Results(Path(settings.results))
@@ -231,14 +226,12 @@ def bench_report(settings: BenchReportSettings) -> None:
 
 
 def gather(results: Results) -> tuple[list[Cell], list[Cell], list[str]]:
-    """Return the cells, those that the grid has, and what is to be said of both."""
     expected = results.expected()
     note = f"There is no {GRID}, which says what the grid has: nothing is known missing."
     return list(results.cells().values()), expected, [] if expected else [note]
 
 
 def title(results: Results) -> str:
-    """Return the name of the grid."""
     path = results.folder / CONFIG
     content = read_yaml(path) if path.is_file() else None
     name = content.get("name") if isinstance(content, dict) else None

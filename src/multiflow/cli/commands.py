@@ -31,7 +31,6 @@ class Command:
     example: str
 
     def load(self) -> tuple[type, Callable[[Any], int | None]]:
-        """Import the command; return the dataclass of its settings and its function."""
         words = self.name.split()
         module = import_module(f"multiflow.cli.{words[0]}")
         return getattr(module, f"{''.join(map(str.capitalize, words))}Settings"), getattr(module, "_".join(words))

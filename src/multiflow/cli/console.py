@@ -72,7 +72,6 @@ def show(*lines: object) -> None:
 
 
 def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Make a table; columns of numbers are aligned to the right."""
     cells = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
     made = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
     for number, header in enumerate(headers):
@@ -102,7 +101,6 @@ def megabytes(size: int) -> str:
 
 
 def print_help(commands: Iterable[Command]) -> None:
-    """Print what ``multiflow --help`` says."""
     rows = [(command.name, command.summary) for command in commands]
     show(
         "Prune a vision-language model once, for every task.\n\nusage: multiflow COMMAND [OPTIONS]\n",

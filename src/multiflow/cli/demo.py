@@ -168,5 +168,4 @@ def _recalls(cell: Cell, style: str = "") -> list[Text]:
 
 
 def _zeros(share: float) -> Text:
-    """A share of zeros, loud where it is a collapse."""
     return Text(f"{100 * share:.1f}", "bold red" if share >= COLLAPSED else "")

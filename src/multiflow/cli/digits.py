@@ -33,7 +33,6 @@ class DigitsSettings:
 
 
 def digits(settings: DigitsSettings) -> None:
-    """Write the images, train, and print how many of the test images the stored model gets right."""
     check_values(settings.training)
     find_device(settings.training.device)
     out = Path(settings.out_dir)

@@ -48,7 +48,6 @@ def doctor(settings: DoctorSettings) -> int:
 
 
 def requirements() -> tuple[dict[str, str], dict[str, str]]:
-    """Return what is installed of each package that is needed, and of each extra."""
     required = {"multiflow": _version("multiflow"), "python": platform.python_version()}
     extras: dict[str, list[str]] = {}
     for line in distribution("multiflow").requires or []:
@@ -70,7 +69,6 @@ def requirements() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def machine() -> dict[str, str]:
-    """Return what computes here."""
     import torch
 
     found = {"processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"}
@@ -86,7 +84,6 @@ def machine() -> dict[str, str]:
 
 
 def places() -> dict[str, str]:
-    """Return where files are kept, and how much room there is."""
     from huggingface_hub import constants
 
     cache, here = Path(constants.HF_HUB_CACHE), Path.cwd()
@@ -98,7 +95,6 @@ def places() -> dict[str, str]:
 
 
 def captions() -> dict[str, str]:
-    """Return which caption metrics cannot be computed, and why."""
     missing = missing_caption_metrics()
     reasons: dict[str, list[str]] = {}
     for metric, why in missing.items():

@@ -86,7 +86,6 @@ OPTIONS = ("k_test", "top", "beams", "metrics")  # each of some tasks
 
 
 def evaluate(settings: EvaluateSettings) -> None:
-    """Evaluate a model, print the figures and, where a folder is given, write them there."""
     import_modules(settings.modules)
     task = TASKS[settings.task]
     check(settings)
@@ -137,7 +136,6 @@ def check(settings: EvaluateSettings) -> None:
 
 
 def ready(model: nn.Module, task: Task, source: str) -> nn.Module:
-    """Return the model that does a task: the given one, or a task model that needs no training."""
     found = find_family(model)
     if found is not None and task.name in found[1].untrained:
         return task_model(model, task.name)

@@ -48,7 +48,6 @@ class ExportSettings:
 
 
 def export(settings: ExportSettings) -> None:
-    """Write the folder, and say how large it is beside the dense weights in bfloat16."""
     place = find_model(settings.model)
     masks = Masks.load(settings.mask)
     changed = changed_weights(Path(settings.mask), masks)

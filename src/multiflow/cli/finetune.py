@@ -56,7 +56,6 @@ class FinetuneSettings:
 
 
 def finetune(settings: FinetuneSettings) -> None:
-    """Train, and print what the best checkpoint reaches on the validation data."""
     import_modules(settings.modules)
     TASKS[settings.task]
     check_values(settings.training, MAY_BE_ZERO)

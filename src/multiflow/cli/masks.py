@@ -22,7 +22,6 @@ def open_masks(source: str, model: nn.Module | None = None) -> Masks:
 
 
 def put_on(model: nn.Module, masks: Masks) -> Masks:
-    """Put masks of the original release on the layers of a model of a known family."""
     return masks.rename(adapter_for(model).layout(model), original_names(model))
 
 
@@ -68,7 +67,6 @@ def is_mask_file(source: str) -> bool:
 
 
 def show_masks(source: str, model: nn.Module | None = None) -> None:
-    """Print the sparsity of every layer and group of a mask file, and how the masks were made."""
     masks = open_masks(source, model)
     rows = [
         (
@@ -99,7 +97,6 @@ def show_masks(source: str, model: nn.Module | None = None) -> None:
 
 
 def compare_masks(first: str, second: str, model: nn.Module | None = None) -> None:
-    """Print how far two mask files agree, layer by layer and group by group."""
     one, other = open_two_masks(first, second, model)
     layers = compare(one, other)
     groups = {group: total([layers[x.name] for x in of]) for group, of in one.layout.groups.items()}
@@ -124,7 +121,6 @@ def bar(share: float) -> Text:
 
 
 def plain(value: object) -> str:
-    """Write a setting on one line."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or "none"
     return ", ".join(map(plain, value)) if isinstance(value, list | tuple) else str(value)

@@ -36,7 +36,6 @@ class PretrainSettings:
 
 
 def pretrain(settings: PretrainSettings) -> None:
-    """Train, and print what the stored model can do."""
     check(settings.training)
     out = Path(settings.out_dir)
     with quiet_transformers(), console_progress(Console(stderr=True)) as progress:

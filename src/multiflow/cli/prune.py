@@ -165,7 +165,6 @@ def own_folder(out: Path, what: Mapping[str, Any], resume: bool) -> Iterator[Non
 
 
 def load(settings: PruneSettings, place: str) -> tuple[nn.Module, Adapter, dict[str, str]]:
-    """Load the model and its adapter; if it is cast to another dtype, also hash the weights as they are stored."""
     model: Any = open_model(place, settings.family, settings.config)
     adapter, dtype, hashes = chosen_adapter(model, settings), find_dtype(settings.dtype), {}
     if dtype not in (None, model.dtype):
@@ -174,7 +173,6 @@ def load(settings: PruneSettings, place: str) -> tuple[nn.Module, Adapter, dict[
 
 
 def check(settings: PruneSettings) -> Request:
-    """Check what can be checked before anything is loaded; return what is asked for."""
     import_modules(settings.modules)
     asked = request(
         settings.method,

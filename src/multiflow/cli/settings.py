@@ -99,7 +99,6 @@ def _option(name: str) -> str:
 
 
 def _options(settings: Any) -> Iterator[str]:
-    """Names of the options of a settings dataclass, those of the dataclasses in it included."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         yield from _options(value) if is_dataclass(value) else [_option(field.name)]

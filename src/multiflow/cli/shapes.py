@@ -39,7 +39,6 @@ class ShapesSettings:
 
 
 def shapes(settings: ShapesSettings) -> None:
-    """Write the data sets and say where they are."""
     options = asdict(settings)
     with step_progress() as step:
         folder = write(options.pop("out_dir"), **options, progress=lambda done, total: step("write", done, total))

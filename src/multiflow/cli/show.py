@@ -63,7 +63,6 @@ class ShowSettings:
 
 
 def show(settings: ShowSettings) -> None:
-    """Show what was named."""
     import_modules(settings.modules)
     match settings.what:
         case [name] if name in LISTS:
@@ -88,14 +87,12 @@ def show(settings: ShowSettings) -> None:
 
 
 def mask_model(settings: ShowSettings) -> nn.Module | None:
-    """Load the model that masks are for, where one is named."""
     if settings.model is None:
         return None
     return open_model(find_model(settings.model), settings.family, settings.config)
 
 
 def list_pruners() -> list[object]:
-    """List every pruner, what it needs and how it shares the zeros out, and all ways to share them out."""
     rows = [
         (
             name,
@@ -117,7 +114,6 @@ def list_pruners() -> list[object]:
 
 
 def list_models() -> list[object]:
-    """List the families that need no adapter, and the models inside the package."""
     rows = [(name, "family", "a Hugging Face id or folder with this config.model_type") for name, *_ in model_types()]
     rows += [
         (name, "original release", f"a checkpoint file with --family {name}")
@@ -129,7 +125,6 @@ def list_models() -> list[object]:
 
 
 def list_tasks() -> list[object]:
-    """List the tasks that a model can be trained for and evaluated on."""
     rows = [(name, (inspect.getdoc(inspect.getmodule(TASKS[name].evaluate)) or "").split("\n\n")[0]) for name in TASKS]
     return [table("", ["task", "what it is"], rows)]
 
@@ -274,7 +269,6 @@ def show_data(source: str, images: str | None = None) -> None:
 
 
 def labelled(path: Path) -> list[tuple[str, Dataset[Any]]]:
-    """Open labelled images, split by split."""
     found = []
     for split in (*SPLITS, WHOLE):
         with suppress(NoSuchSplit):
@@ -320,7 +314,6 @@ def open_splits(path: Path, images: str | None, wrong: list[MultiflowError]) -> 
 
 
 def samples(data: Dataset[Any]) -> Iterator[list[str]]:
-    """Describe the items of a data set one by one, in a few lines each."""
     for number in range(len(data)):
         try:
             yield describe(data[number])
@@ -329,7 +322,6 @@ def samples(data: Dataset[Any]) -> Iterator[list[str]]:
 
 
 def describe(item: Pair | RegionItem | Question) -> list[str]:
-    """Describe an item of a data set: a line for each of its first texts."""
     size = " x ".join(map(str, getattr(item.image, "size", ())))
     head = f"{item.key}, {size} pixels"
     match item:
@@ -343,5 +335,4 @@ def describe(item: Pair | RegionItem | Question) -> list[str]:
 
 
 def box(given: tuple[float, ...] | None) -> str:
-    """Write a box in words."""
     return "the whole image" if given is None else "box " + " ".join(f"{value:g}" for value in given)

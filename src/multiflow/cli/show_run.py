@@ -16,12 +16,10 @@ FIGURES_FILE = "figures.json"
 
 
 def find_run(source: str) -> bool:
-    """Whether a path is the folder of a run."""
     return any((Path(source) / name).is_file() for name in (*PRINTERS, RUN_FILE))
 
 
 def show_run(folder: Path) -> None:
-    """Print what a run that has ended says of itself."""
     name = next((name for name in PRINTERS if (folder / name).is_file()), None)
     if name is None:
         raise MultiflowError(f"the run in '{folder}' has not ended; go on with it by its own command and --resume")
@@ -82,7 +80,6 @@ def print_curve(result: Mapping[str, Any], kind: str) -> None:
 
 
 def print_demo(demo: Mapping[str, Any], folder: Path) -> None:
-    """Print the figures of ``multiflow demo``."""
     groups = list(demo["rows"][0]["groups"])
 
     def row(name: str, achieved: float, quality: Mapping[str, float], shares: Mapping[str, float]) -> list[str]:
@@ -96,7 +93,6 @@ def print_demo(demo: Mapping[str, Any], folder: Path) -> None:
 
 
 def print_figures(figures: Mapping[str, float], folder: Path) -> None:
-    """Print what the model of ``multiflow pretrain`` or ``multiflow finetune`` can do."""
     rows = [(name, f"{value:.0f}" if name == "step" else f"{value:.1f}") for name, value in figures.items()]
     data = "the validation data" if "step" in figures else "held-out scenes"
     show(table(f"{folder / 'model'} on {data}, in percent", ["figure", "value"], rows))

@@ -211,7 +211,6 @@ class Batches(_Repeatable):
 
     @property
     def _in_epoch(self) -> int:
-        """Batches in a whole epoch."""
         return self._plan.batches if self._pairs is None else math.ceil(len(self._pairs) / self.batch_size)
 
 

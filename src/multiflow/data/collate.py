@@ -293,7 +293,6 @@ def assemble_regions(
 
 
 def chances(augment: str | None, seed: int, stream: Stream, position: int, count: int) -> Sequence[Generator | None]:
-    """Return a generator of its own for each image of a batch, or None for each where nothing is augmented."""
     return [None] * count if augment is None else random_at(seed, stream, position).spawn(count)
 
 

@@ -103,7 +103,6 @@ class SkipReport:
 
     @property
     def count(self) -> int:
-        """Number of skipped items."""
         return len(self.skips)
 
     @property

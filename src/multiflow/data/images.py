@@ -73,12 +73,10 @@ def load_image(path: str, key: str) -> Image.Image:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends like an image's."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def image_files(folder: Path) -> list[str]:
-    """Return the names of the image files in a folder, sorted."""
     return sorted(name for name in os.listdir(folder) if is_image(name) and not os.path.isdir(folder / name))
 
 
@@ -143,7 +141,6 @@ def _reason(error: Exception) -> str:
 
 
 def size_of(picture: Image.Image | np.ndarray) -> tuple[int, int]:
-    """Width and height in pixels."""
     return (picture.shape[1], picture.shape[0]) if isinstance(picture, np.ndarray) else picture.size
 
 

@@ -73,16 +73,13 @@ class TaskData:
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        """Where the texts of each item end, all texts in line."""
         return np.cumsum([len(several) for several in self.texts])
 
     @property
     def pairs(self) -> int:
-        """How many pairs of an item and one of its texts there are."""
         return int(self._ends[-1])
 
     def pair(self, number: int) -> tuple[int, str]:
-        """Return the item of a pair, and its text."""
         item = int(np.searchsorted(self._ends, number, "right"))
         return item, self.texts[item][number - int(self._ends[item])]
 

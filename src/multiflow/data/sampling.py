@@ -47,7 +47,6 @@ def seed_at(seed: int, position: int) -> int:
 
 @lru_cache(maxsize=4)
 def item_order(size: int, seed: int, epoch: int, stream: Stream, shuffle: bool) -> np.ndarray:
-    """Return the item numbers of an epoch in the order of their use."""
     return random_at(seed, stream, epoch).permutation(size) if shuffle else np.arange(size)
 
 
@@ -95,6 +94,5 @@ class RegionPlan:
 
 @lru_cache(maxsize=4)
 def _line(plan: RegionPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the item numbers of an epoch in order, and where the texts of each end."""
     order = item_order(len(plan.counts), plan.seed, epoch, Stream.REGION_ORDER, plan.shuffle)
     return order, np.cumsum(np.minimum(plan.counts[order], plan.most))

@@ -199,7 +199,6 @@ def _parts(source: str) -> list[str]:
 
 
 def _with_images(parts: list[str], images: str | Path | None) -> list[tuple[str, str | None]]:
-    """Give each part its folder of images."""
     folders: Sequence[str | None] = [None] if images is None else _parts(str(images))
     if len(folders) not in (1, len(parts)):
         raise MultiflowError(
@@ -209,7 +208,6 @@ def _with_images(parts: list[str], images: str | Path | None) -> list[tuple[str,
 
 
 def _recognised(place: Place, *, late: bool | None = None, labelled: bool = False) -> DataLayout | None:
-    """Return the first layout that recognises a place, of the early or the late ones, or of all."""
     asked = [of for of in LAYOUTS.values() if of.labelled == labelled and late in (None, of.late)]
     return next((layout for layout in asked if layout.recognise(place)), None)
 
@@ -251,7 +249,6 @@ def _json_files(folder: Path) -> list[Path]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that may hold data."""
     names = [path.name for path in folder.iterdir()]
     for layout in LAYOUTS.values():
         for pattern in layout.files:

@@ -233,7 +233,6 @@ class AnswersQuestions:
     def _read(
         self, pixel_values: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Check a batch of images and questions."""
         raise NotImplementedError
 
     def _answer_losses(self, states: Tensor, mask: Tensor, answers: Answers) -> Float[Tensor, " answers"]:
@@ -249,9 +248,7 @@ class AnswersQuestions:
         raise NotImplementedError
 
     def _score(self, first: Tensor, losses: Tensor) -> Tensor:
-        """What answers are sorted by, from log p(first token) and LM."""
         raise NotImplementedError
 
     def _scale(self, scores: Float[Tensor, "questions k"]) -> Float[Tensor, "questions k"]:
-        """The scores of the best answers in the form in which they are returned."""
         return scores

@@ -54,7 +54,6 @@ class Source:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What all kinds of batches take."""
         limit = MOST_BATCHES if self.batches is None else self.batches
         return {"batch_size": self.batch_size, "limit": limit, "seed": self.seed, "workers": self.workers}
 
@@ -162,7 +161,6 @@ def open_source(source: Source, size: int) -> AnyData:
 
 
 def pair_batches(data: AnyData, inputs: Inputs, source: Source) -> Counted:
-    """Make batches of pairs of image and text."""
     return Counted(Batches(data, inputs, **source.options), "pairs", str(data))
 
 

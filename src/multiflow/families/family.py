@@ -191,7 +191,6 @@ def family_of(model: Any) -> Family | None:
 
 
 def texts_of(model: Any) -> Texts:
-    """Return how the texts of a model are tokenized."""
     family = family_of(model)
     return family.texts if family and family.texts else Texts()
 

@@ -98,7 +98,6 @@ def _load_file(path: Path, family: str | None, config: Mapping[str, Any] | str |
 
 
 def _read_config(source: str) -> dict[str, Any]:
-    """Read the config of a folder, of the local Hugging Face cache or, failing both, of the Hub."""
     from transformers import PretrainedConfig
 
     if not Path(source).is_dir():
@@ -179,7 +178,6 @@ def _released() -> list[str]:
 
 
 def bundled_models() -> dict[str, Path]:
-    """Return the models inside the package: name -> folder."""
     assets = Path(str(files("multiflow") / "assets"))
     return {path.parent.name: path.parent for path in sorted(assets.glob("*/config.json"))}
 

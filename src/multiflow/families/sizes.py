@@ -35,14 +35,12 @@ def check_sizes(sizes: Mapping[str, Any], *, fractions: Collection[str], may_be_
 
 
 def check_rules(sizes: Mapping[str, Any], rules: Iterable[Rule]) -> None:
-    """Check what must hold between sizes."""
     for name, rule, holds in rules:
         if not holds:
             raise MultiflowError(f"{name} is {sizes[name]}; it must be {rule}")
 
 
 def check_activations(*names: Any) -> None:
-    """Check that transformers knows these activation functions."""
     from transformers.activations import ACT2FN
 
     for name in names:

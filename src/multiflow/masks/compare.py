@@ -49,12 +49,10 @@ def compare(first: Masks, second: Masks) -> dict[str, Agreement]:
 
 
 def total(parts: Sequence[Agreement]) -> Agreement:
-    """Add agreements up."""
     return Agreement(*(sum(getattr(part, name) for part in parts) for name in ("size", "same", "both", "either")))
 
 
 def by_group(first: Masks, second: Masks) -> dict[str, Agreement]:
-    """Compare two masks group by group."""
     layers = compare(first, second)
     return {group: total([layers[layer.name] for layer in of]) for group, of in first.layout.groups.items()}
 

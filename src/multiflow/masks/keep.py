@@ -219,7 +219,6 @@ class _Place:
 
     @property
     def tensor(self) -> Tensor | None:
-        """The weight that is there now, a parameter or a buffer."""
         if self._split is not None:
             return self._split
         weight = self.module._parameters.get("weight")

@@ -102,7 +102,6 @@ def choose(
     stats: Stats | None = None,
     progress: Progress | None = None,
 ) -> list[Packed]:
-    """Choose the weights that each layer keeps, for each sparsity, and pack them."""
     # a global ranking looks at all scores several times: then they are held, unless gradients as large are held already
     hold = plan.ranks_all and "gradient" not in plan.pruner.statistics
     ranked: Mapping[str, Tensor] = dict(scores) if hold else scores
@@ -112,7 +111,6 @@ def choose(
 def budgets(
     plan: PruningPlan, scores: Mapping[str, Tensor], sparsities: Sequence[float], stats: Stats | None = None
 ) -> list[Budget]:
-    """Decide how many weights each layer drops, for each sparsity."""
     pattern, allocation, layout = plan.request.pattern, plan.request.allocation, plan.layout
     if isinstance(pattern, PerRow | NofM) and allocation is ALLOCATIONS["uniform"]:
         return [pattern_budget(layout, s, pattern) for s in sparsities]
@@ -127,7 +125,6 @@ def budgets(
 def make_masks(
     scores: Mapping[str, Tensor], budgets: Sequence[Budget], pattern: Pattern, progress: Progress | None = None
 ) -> list[Packed]:
-    """Select and pack the masks of all budgets layer by layer."""
 
     def make(name: str) -> list[np.ndarray]:
         return [pack(mask) for mask in select(scores[name], [budget[name] for budget in budgets], pattern)]
@@ -167,7 +164,6 @@ def check_pair(pruner: Pruner, given: Any) -> tuple[Any, Any]:
 
 
 def check_named(pruner: Pruner, what: str, given: Any) -> Mapping[str, Any]:
-    """Return what a pruner gives for all layers together, which is to have their names."""
     if not isinstance(given, Mapping):
         raise MultiflowError(
             f"pruner '{pruner.name}' gave a {type(given).__name__}; expected a dict from layer name to its {what}"

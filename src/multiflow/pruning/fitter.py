@@ -112,7 +112,6 @@ class Chooser:
 
     @property
     def layer(self) -> str:
-        """Name of the layer."""
         return self.of.name
 
     def __call__(self, scores: Tensor, done: float = 1.0) -> Tensor:

@@ -162,7 +162,6 @@ def plan_identity(plan: PruningPlan, **more: Any) -> Mapping[str, Any]:
 
 
 def check_gradient(who: str, weights: Mapping[str, Tensor]) -> None:
-    """Announce the bytes of the mean gradient, which is held in float32; more than are free is an error."""
     check_held(f"{who} holds the gradients of {len(weights)} layers", weights, lambda weight: 4 * weight.numel())
 
 

@@ -55,7 +55,6 @@ class Request:
 
     @property
     def own_hyper(self) -> dict[str, Any]:
-        """The hyper-parameters that the pruner's function takes."""
         return {name: self.hyper[name] for name in self.pruner.own_hyper}
 
     @property
@@ -65,7 +64,6 @@ class Request:
 
     @property
     def needs_data(self) -> bool:
-        """Whether it needs calibration data at all."""
         return self.pruner.needs_data or bool(self.allocation.statistics)
 
 
@@ -377,14 +375,12 @@ def takes_gradients(asked: Request) -> bool:
 
 
 def find_adapter(model: nn.Module, given: Adapter | None) -> Adapter:
-    """Return the adapter given, or that of the model's family."""
     if given is not None and not isinstance(given, Adapter):
         raise MultiflowError(f"adapter is a {type(given).__name__}; expected an mf.Adapter(groups={{...}})")
     return given or of_families("family:adapter_for")(model)
 
 
 def check_loss(adapter: Adapter) -> None:
-    """Refuse an adapter that lacks what gradients need."""
     if adapter.loss is None:
         raise MultiflowError(f"adapter '{adapter.name}' has no loss, which gradients need; pass Adapter(loss=...)")
 

@@ -139,7 +139,6 @@ class _Run:
         return self._cycle.taken
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint."""
         kept = {f"mask/{name}": torch.from_numpy(bits) for name, bits in self.state.packed.items()}
         moved = {f"buffer/{name}": buffer for name, buffer in self._plan.model.named_buffers()}
         changed = self.state.weights if self._plan.pruner.changes_weights else {}

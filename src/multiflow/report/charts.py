@@ -96,7 +96,6 @@ def tag(name: str, /, *content: Content, **attributes: Attribute) -> Markup:
 
 
 def join(content: Content) -> Markup:
-    """Return content as one piece of markup."""
     if content is None or isinstance(content, str):
         return escape(content or "")
     return Markup("".join(map(join, content)))
@@ -143,7 +142,6 @@ class Axis:
     log: bool = False
 
     def scale(self, start: float, end: float) -> Scale:
-        """Return value -> place between the places of the axis' ends."""
         bend = log10 if self.log else float
         low, high = bend(self.low), bend(self.high)
         return lambda value: start + (bend(value) - low) / (high - low) * (end - start)
@@ -240,7 +238,6 @@ def chart(
 
 
 def marker(look: Look, x: float = 0, y: float = 0, r: float = 5) -> Markup:
-    """Return the marker of a pruner at a place."""
     if look.marker == "circle":
         return tag("circle", cx=x, cy=y, r=r)
     if look.marker == "square":
@@ -253,7 +250,6 @@ def marker(look: Look, x: float = 0, y: float = 0, r: float = 5) -> Markup:
 
 
 def pruner_name(pruner: str, look: Look) -> Markup:
-    """Return the name of a pruner with its marker, for tables and legends."""
     mark = tag("svg", marker(look, 7, 7), viewBox="0 0 14 14", class_=f"mark c-{look.colour}", aria_hidden="true")
     return tag("span", mark, pruner, class_="name")
 
@@ -307,12 +303,10 @@ def _reference(reference: Reference, y: float, right: float) -> Markup:
 
 
 def segment(x1: float, x2: float, y: float, **attributes: str) -> Markup:
-    """Return a horizontal line."""
     return tag("line", x1=x1, x2=x2, y1=y, y2=y, **attributes)
 
 
 def words(x: float, y: float, content: str, anchor: str, **attributes: str) -> Markup:
-    """Return a text at a place."""
     return tag("text", content, x=x, y=y, text_anchor=anchor, **attributes)
 
 

@@ -49,7 +49,6 @@ DEMO_FILE, REPORT_FILE = "demo.json", "report.html"
 
 
 def demo_document(demo: Demo) -> Document:
-    """Return the report of a demo."""
     styles = {DENSE: DENSE_LOOK, **looks(demo.methods)}
     prunable = sum(layer.size for layer in demo.layout)
     masks = max(demo.files[mask_path(cell.pruner, cell.sparsity)] for cell in demo.cells)
@@ -74,7 +73,6 @@ def demo_document(demo: Demo) -> Document:
 
 
 def headline(demo: Demo) -> str:
-    """Return the result in one sentence, with the figures of the most telling sparsity."""
     found = {method: demo.cell(method, demo.shown).score or 0.0 for method in demo.methods}
     ranked = sorted(found, key=lambda method: -found[method])
     leaders = demo.leaders(demo.shown)
@@ -95,7 +93,6 @@ def headline(demo: Demo) -> str:
 
 
 def demo_spreads(demo: Demo) -> list[Spread]:
-    """Return where the zeros of every sparse model went."""
     return spreads(demo.prunings, [demo.model], demo.methods)
 
 
@@ -333,7 +330,6 @@ def _making(demo: Demo) -> Section:
 
 
 def _by_folder(files: Mapping[str, int]) -> Sequence[tuple[str, str]]:
-    """One line a folder, with its files and their size together."""
     folders: dict[str, dict[str, int]] = {}
     for path, bytes_ in files.items():
         folder, slash, file = path.rpartition("/")

@@ -219,7 +219,6 @@ def markdown(document: Document) -> str:
 
 
 def _markdown(block: Block) -> list[str]:
-    """The paragraphs of a block."""
     match block:
         case Paragraph(text, look, page_only):
             return [] if page_only else [("### " if look == "h3" else "") + _markdown_text(text)]

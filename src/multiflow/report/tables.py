@@ -113,13 +113,11 @@ class Table:
 
     @property
     def sorts(self) -> list[bool]:
-        """Whether each column has anything to sort by."""
         keys = zip_longest(*([cell.key for cell in row.cells] for row in self.rows))
         return [any(key is not None for key in of) for of in keys] or [False] * len(self.columns)
 
 
 def plain_table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> Table:
-    """Return the table of plain values."""
     return Table([Column(title) for title in head], [Row([TableCell(key=value) for value in line]) for line in lines])
 
 

@@ -41,17 +41,14 @@ class Spread:
 
     @property
     def achieved(self) -> float:
-        """Share of zeros among all layers."""
         return sum(self.layers[m.name] * m.size for m in self.layout) / sum(m.size for m in self.layout)
 
     @property
     def gone_groups(self) -> list[str]:
-        """Groups that collapsed."""
         return [name for name, share in self.groups.items() if share >= COLLAPSED]
 
     @property
     def gone_layers(self) -> list[str]:
-        """Layers that collapsed."""
         return [name for name, share in self.layers.items() if share >= COLLAPSED]
 
 
@@ -85,7 +82,6 @@ def _spread(model: str, pruner: str, sparsity: float, prunings: Sequence[Pruning
 
 
 def groups(found: Sequence[Spread]) -> list[str]:
-    """Return the groups, in the order of the layouts."""
     return list(dict.fromkeys(group for spread in found for group in spread.groups))
 
 

@@ -143,7 +143,6 @@ def training_picture(item: Any, texts: Sequence[str], inputs: TaskInputs, number
 
 
 def to_tensor(pictures: Sequence[Any], inputs: TaskInputs) -> Float[Tensor, "images 3 side side"]:
-    """Return the normalised pixels of images."""
     return torch.from_numpy(to_pixels(pictures, inputs.image_size, inputs.mean, inputs.std))
 
 

@@ -34,7 +34,6 @@ DAMAGED = (
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first."""
     return sorted(run_dir.glob("step-*"))
 
 

@@ -147,7 +147,6 @@ def _open_data(plan: FinetunePlan) -> tuple[Any, Any]:
 
 @contextmanager
 def _naming_split(name: str) -> Iterator[None]:
-    """Let an error about a split name the setting that it was given with."""
     try:
         yield
     except NoSuchSplit as error:
@@ -225,7 +224,6 @@ def _best(out: Path) -> dict[str, float] | None:
 def _write_model(
     model: Any, state: dict[str, Any], preprocessing: Preprocessing, figures: Mapping[str, float], folder: Path
 ) -> None:
-    """Write a Hugging Face folder, which takes the place of an older one when it is complete."""
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

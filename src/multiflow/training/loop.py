@@ -234,7 +234,6 @@ def prefetched(batch: Callable[[int], Batch], positions: range, ahead: int) -> I
 
 
 def batch_size(batch: Batch) -> int:
-    """Number of rows of the first tensor of a batch."""
     return next((len(value) for value in batch.values() if isinstance(value, Tensor)), 1)
 
 

@@ -47,7 +47,6 @@ def parameter_groups(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of a step."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
 

@@ -19,7 +19,6 @@ from multiflow.base.ranks import exchange, sum_over_ranks_, world
 
 
 def check_processes() -> None:
-    """Raise an error if there is only one process, which has nothing to split a model among."""
     if world() == 1:
         raise MultiflowError("shard was given, and there is one process; start several, as with: torchrun -m multiflow")
 
@@ -40,7 +39,6 @@ def split_model(model: nn.Module) -> None:
 
 
 def is_split(model: nn.Module) -> bool:
-    """Whether the weights of a model are split among the processes."""
     return hasattr(model, "unshard")
 
 

@@ -161,7 +161,6 @@ class FinetunePlan:
     preset: Preset
 
     def train_settings(self, data: Any) -> TrainSettings:
-        """Return how the training loop is to run on these training data."""
         given, preset = self.given, self.preset
         epoch = max(1, self.task.epoch(data) // preset.batch_size)
         steps = preset.epochs * epoch if preset.steps is None else preset.steps

@@ -46,7 +46,6 @@ class Meter:
         self.samples += samples
 
     def read(self) -> dict[str, float]:
-        """Return the means and the rate, and start afresh."""
         now = time.monotonic()
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         rate = self.samples / max(now - self.since, 1e-9)

@@ -93,7 +93,6 @@ def find_engine(name: str, options: EngineOptions = EngineOptions()) -> Engine:
 
 
 def check_no_options(name: str, options: EngineOptions) -> None:
-    """Raise if settings of its own were given to an engine that has none."""
     if given := ", ".join(f"{key}={value}" for key, value in options.options.items()):
         raise MultiflowError(
             f"engine '{name}' has no settings of its own, and {given} was given (--engine-set); leave it out, or take "

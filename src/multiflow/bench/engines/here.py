@@ -9,7 +9,6 @@ from multiflow.bench.engines import EngineOptions, Job, JobOutcome, Work, attemp
 
 
 def check(options: EngineOptions) -> None:
-    """Raise if several workers were asked for, or settings given."""
     check_no_options("here", options)
     if options.workers > 1:
         raise MultiflowError(
@@ -18,7 +17,6 @@ def check(options: EngineOptions) -> None:
 
 
 def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[JobOutcome]:
-    """Run jobs in this process."""
     check(options)
     for job in jobs:
         yield JobOutcome(job, attempt(work, job))

@@ -40,7 +40,6 @@ class Worker:
 
 
 def check(options: EngineOptions) -> None:
-    """Raise if settings were given."""
     check_no_options("local", options)
 
 
@@ -91,7 +90,6 @@ def _start(number: int, work: Work) -> Worker:
 
 
 def _serve(pipe: Any, work: Work, number: int) -> None:
-    """Do the jobs that come through the pipe, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the runner, which ends its workers
     with suppress(EOFError, OSError):
         job = pipe.recv()
@@ -113,7 +111,6 @@ def choose_gpu(number: int) -> None:
 
 
 def _died(code: int | None, times: int) -> str:
-    """Say how a worker has ended."""
     if code is not None and code < 0:
         with suppress(ValueError):
             name = signal.Signals(-code).name

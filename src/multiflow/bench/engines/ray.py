@@ -30,7 +30,6 @@ QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "conf
 
 
 def check(options: EngineOptions) -> None:
-    """Raise if an option is unknown or has a value that it does not take."""
     for name in options.options:
         if name not in OPTIONS:
             raise unknown("option of the ray engine", name, OPTIONS)
@@ -125,7 +124,6 @@ def _check_room(jobs: Sequence[Job]) -> None:
 
 
 def _words(resources: Mapping[str, float]) -> str:
-    """Resources in words: ``2 CPUs, 0 GPUs, 21.5 GB``."""
     cpus, gpus, memory = (resources.get(name, 0) for name in ("CPU", "GPU", "memory"))
     return f"{cpus:g} CPUs, {gpus:g} GPUs, {memory / 1e9:.1f} GB"
 

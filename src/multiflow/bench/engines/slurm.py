@@ -30,7 +30,6 @@ TAIL = 5  # lines of a dead job's log that its outcome repeats
 
 
 def check(options: EngineOptions) -> None:
-    """Raise if the cluster or the time limit is not one."""
     cluster = options.options.get("cluster", "slurm")
     if cluster not in POLL:
         raise MultiflowError(f"cluster={cluster} is unknown to the slurm engine; expected one of {', '.join(POLL)}")
@@ -69,7 +68,6 @@ def run(jobs: Sequence[Job], work: Work, options: EngineOptions) -> Iterator[Job
 
 
 def _arrays(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    """Split the jobs into arrays whose jobs ask for the same."""
     kinds: dict[tuple[int, float, int], list[Job]] = {}
     for job in jobs:
         kinds.setdefault((job.cpus, job.gpus, job.memory), []).append(job)
@@ -78,7 +76,6 @@ def _arrays(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
 
 
 def _submit(array: Sequence[Job], work: Work, cluster: str, options: EngineOptions) -> list[submitit.Job[str | None]]:
-    """Submit an array; return submitit's jobs in the same order."""
     if not array:
         return []
     own = {"cluster", "minutes", "setup"}
@@ -108,7 +105,6 @@ def _submit(array: Sequence[Job], work: Work, cluster: str, options: EngineOptio
 def _watch(
     handles: Sequence[submitit.Job[str | None]], array: Sequence[Job], pause: float
 ) -> Iterator[tuple[Job, str | None, bool]]:
-    """Yield each job as it ends, with its error and whether it died."""
     running = list(zip(handles, array, strict=True))
     try:
         while running:
@@ -129,7 +125,6 @@ def _watch(
 
 
 def _ending(handle: submitit.Job[str | None]) -> tuple[str | None, bool]:
-    """Return a job's error, if any, and whether the job died of it."""
     if handle.exception() is None:
         return handle.result(), False
     said = _tail(handle.stderr() or "") or "it left no log"
@@ -137,5 +132,4 @@ def _ending(handle: submitit.Job[str | None]) -> tuple[str | None, bool]:
 
 
 def _tail(text: str) -> str:
-    """Return the last lines of a text as one."""
     return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-TAIL:])

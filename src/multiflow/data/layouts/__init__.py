@@ -47,7 +47,6 @@ class Place:
 
     @cached_property
     def is_folder(self) -> bool:
-        """Whether it is a folder."""
         return self.path.is_dir()
 
     @cached_property

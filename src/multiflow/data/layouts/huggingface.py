@@ -84,7 +84,6 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _parquet_files(path: Path) -> list[Path]:
-    """Return the parquet files in a folder, sorted, or the file itself."""
     return [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
 
 
@@ -164,7 +163,6 @@ def _choose(split: str | None, held: Sequence[str], where: str) -> str:
 
 
 def _dataset(table: Any, choice: Columns, source: str) -> Dataset[Pair]:
-    """Make the data set of a table of the library."""
     kinds = {name: _kind_of(feature) for name, feature in table.features.items()}
     image = _column("image", choice.image, IMAGE_NAMES, kinds, table.features, source)
     text = _column("text", choice.text, TEXT_NAMES, kinds, table.features, source)
@@ -205,7 +203,6 @@ def _kind_of(feature: Any) -> str:
 
 
 def _describe(feature: Any) -> str:
-    """Name the type of a column in a word."""
     inner = _element(feature)
     if inner is not None:
         return f"list of {_describe(inner)}"

@@ -57,7 +57,6 @@ LABELS, PARTS = "imagelabels.mat", "setid.mat"
 
 
 def _splits(folder: Path) -> dict[str, Path]:
-    """Return the folders that hold splits."""
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     return {SPLITS[path.name.lower()]: path for path in inner if path.name.lower() in SPLITS}
 

@@ -104,7 +104,6 @@ def _read_list(place: Place) -> Dataset[Question]:
 
 
 def _dataset(layout: str, path: Path, paths: Sequence[str], parts: Sequence[tuple[Any, ...]]) -> Dataset[Question]:
-    """Make the data set; entries whose question is blank are noted as skipped."""
     good = [i for i, (question, *_) in enumerate(parts) if question.strip()]
     if not good:
         raise MultiflowError(f"'{path}' holds no questions")
@@ -134,7 +133,6 @@ def _annotations(path: Path) -> Path:
 
 
 def _subset(path: Path) -> str:
-    """Return ``train2014`` from ``v2_OpenEnded_mscoco_train2014_questions.json``."""
     match = re.search(r"mscoco_([^_]+)_questions", path.name)
     return match[1] if match else "train2014"
 

@@ -161,7 +161,6 @@ def _released_sizes(place: Place) -> dict[str, Size]:
 
 
 def _images_by_id(root: Path) -> dict[str, str]:
-    """Return image id -> path for every image under the folders that Visual Genome uses."""
     found: dict[str, str] = {}
     for folder in (root / name for name in FOLDERS):
         if folder.is_dir():

@@ -164,7 +164,6 @@ def _number(digits: bytes) -> int:
 
 
 def _short_name(header: bytes) -> str:
-    """Return the name that a header holds, with its prefix in the POSIX format."""
     name, prefix = (_text(part.partition(b"\0")[0]) for part in (header[:100], header[345:500]))
     return f"{prefix}/{name}" if prefix and header[257:263] == b"ustar\0" else name
 

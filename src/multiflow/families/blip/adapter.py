@@ -108,7 +108,6 @@ def of_transformers(model: nn.Module) -> Adapter:
 
 
 def _take(batch: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    """Take from a batch what BLIP reads, and what else it may hold."""
     require(batch, *KEYS)
     return {key: batch[key] for key in (*KEYS, *more) if key in batch}
 
@@ -229,7 +228,6 @@ def _pair_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
 
 
 def _answers(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """What the decoder of a question-answering model reads, and which of its tokens are real."""
     if "labels" not in batch:
         return batch["input_ids"], batch["attention_mask"]
     pad = model.config.text_config.pad_token_id
@@ -252,5 +250,4 @@ def _known(text: Any, name: str, token: int) -> int:
 
 
 def _begin(input_ids: Tensor, token: int) -> Tensor:
-    """Put a token in the place of each text's first one."""
     return torch.cat([torch.full_like(input_ids[:, :1], token), input_ids[:, 1:]], dim=1)

@@ -49,7 +49,6 @@ def online_path(path: str) -> str:
 
 
 def momentum_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Pair each momentum tensor of a model with the online parameter that it follows."""
     return [
         (model.get_buffer(f"{name}_m.{path}"), online)
         for name in ONLINE

@@ -86,7 +86,6 @@ class BlipForPretraining(ContrastiveBlip):
         attention_mask: Int[Tensor, "texts length"],
         image_embeds: Float[Tensor, "texts tokens image_width"],
     ) -> Float[Tensor, "texts length width"]:
-        """Run the causal decoder over texts, [DEC] as their first token; ``text_decoder.cls`` gives the logits."""
         return parts.decode(self.text_decoder, self.config, input_ids, attention_mask, image_embeds)
 
     def calibration_forward(

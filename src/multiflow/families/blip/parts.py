@@ -53,7 +53,6 @@ def read_pairs(
 
 
 def begin(input_ids: Int[Tensor, "texts length"], token: int) -> Int[Tensor, "texts length"]:
-    """Put a token in the place of each text's first one."""
     return torch.cat([torch.full_like(input_ids[:, :1], token), input_ids[:, 1:]], dim=1)
 
 
@@ -147,7 +146,6 @@ def text_decoder(config: BlipPretrainingConfig, encoder: BlipTextModel) -> BlipT
 
 
 def caption_decoder(config: BlipPretrainingConfig) -> BlipTextLMHeadModel:
-    """Build a text decoder of its own that attends to an image."""
     return _share_words(BlipTextLMHeadModel(_text_config(config)))
 
 
@@ -206,7 +204,6 @@ def shared_names(model: nn.Module) -> dict[str, str]:
 
 
 def _share_words(decoder: BlipTextLMHeadModel) -> BlipTextLMHeadModel:
-    """Let the language-model head predict with the word embeddings."""
     head = decoder.cls.predictions
     head.decoder.weight, head.decoder.bias = decoder.bert.embeddings.word_embeddings.weight, head.bias
     return decoder

@@ -99,7 +99,6 @@ def _pairs_forward(model: Any, batch: Mapping[str, Any]) -> None:
 
 
 def _run(model: Any, batch: Mapping[str, Any]) -> Any:
-    """Run a task model on what it takes of a batch."""
     require(batch, *KEYS, *(ANSWERS if hasattr(model, "text_decoder") else ()))
     taken = {name: batch[name] for name in (*KEYS, *MORE[model.config.model_type]) if name in batch}
     return model(**cast_pixels(model, taken))
@@ -110,5 +109,4 @@ def _task_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
 
 
 def cast_pixels(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the pixels the dtype of the model."""
     return {**batch, "pixel_values": batch["pixel_values"].to(model.dtype)}

@@ -396,7 +396,6 @@ class XVLMForVQA(AnswersQuestions, XVLMTower):
         input_ids: Int[Tensor, "questions length"],
         attention_mask: Int[Tensor, "questions length"],
     ) -> Float[Tensor, "questions length width"]:
-        """Embed questions, each grounded in its image."""
         texts = self.text_encoder.bert.encode(input_ids, attention_mask)
         return self.text_encoder.bert.fuse(texts, attention_mask, self.encode_image(pixel_values))
 
@@ -422,7 +421,6 @@ class XVLMForVQA(AnswersQuestions, XVLMTower):
         return scores.softmax(1)
 
     def _decode(self, states: Tensor, mask: Tensor, answers: Answers) -> Tensor:
-        """Return the logits of each next token of the answers."""
         decoded = self.text_decoder.bert.decode(answers.ids, answers.mask, states, mask, answers.owner)
         return self.text_decoder.cls.predictions(decoded)
 

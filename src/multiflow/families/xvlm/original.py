@@ -75,7 +75,6 @@ def _release_config(release: Mapping[str, Any]) -> XVLMConfig:
 
 
 def _plain(release: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the sizes that we know, under our names."""
     return {ours: release[name] for ours in known for name in RELEASE_SIZES.get(ours, (ours,)) if name in release}
 
 

@@ -37,11 +37,9 @@ class Memory:
     layer: int
 
     def words(self, project: Callable[[], KeyValue]) -> KeyValue:
-        """Add the keys and values of the new words, and return those of all words."""
         return self.cache.self_attention_cache.update(*project(), self.layer)
 
     def source(self, project: Callable[[], KeyValue]) -> KeyValue:
-        """Return the keys and values of the source, which are computed the first time only."""
         if not self.cache.is_updated.get(self.layer):
             self.cache.cross_attention_cache.update(*project(), self.layer)
             self.cache.is_updated[self.layer] = True
@@ -192,7 +190,6 @@ class Bert(nn.Module):
     def encode(
         self, input_ids: Int[Tensor, "texts length"], attention_mask: Int[Tensor, "texts length"]
     ) -> Float[Tensor, "texts length width"]:
-        """Run the text layers."""
         x, mask = self.embeddings(input_ids), key_mask(attention_mask)
         for layer in self.encoder.layer[: self.fusion_layer]:
             x = layer(x, mask)
@@ -303,6 +300,5 @@ class TextEncoder(nn.Module):
     def predict(
         self, x: Float[Tensor, "texts length width"], positions: Int[Tensor, "texts slots"]
     ) -> Float[Tensor, "texts slots vocab"]:
-        """Vocabulary logits at the given positions only."""
         rows = torch.arange(len(x), device=x.device)[:, None]
         return self.cls.predictions(x[rows, positions])

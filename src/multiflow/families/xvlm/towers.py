@@ -134,7 +134,6 @@ class XVLMPairs(XVLMTower, PairModel):
         image_index: Int[Tensor, " texts"],
         patch_mask: Int[Tensor, "texts tokens"],
     ) -> tuple[Float[Tensor, "texts tokens width"], Float[Tensor, "images tokens width"]]:
-        """Embed for each text the image it belongs to, limited to the text's patches, and the whole images."""
         stacked = self.vision_encoder(pixel_values, image_index, patch_mask)
         return stacked[: len(image_index)], stacked[len(image_index) :]
 

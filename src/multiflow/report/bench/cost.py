@@ -45,7 +45,6 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Calibration and selection."""
         return self.calibration + self.selection
 
 
@@ -64,7 +63,6 @@ class Kept(NamedTuple):
 
 
 def costs(bench: Bench) -> list[Cost]:
-    """Return the cost of every pruner on every model, in the order of the grid."""
     found: dict[tuple[str, str], list[Pruning]] = {}
     for pruning in bench.prunings:
         found.setdefault((pruning.model, pruning.pruner), []).append(pruning)
@@ -73,7 +71,6 @@ def costs(bench: Bench) -> list[Cost]:
 
 
 def total_seconds(bench: Bench) -> tuple[float, float]:
-    """Return the seconds of all cells and of all prunings; a shared calibration counts with each pruner."""
     prunings = {pruning.id: pruning for pruning in bench.prunings}.values()
     return sum(map(cell_seconds, bench.cells)), sum(one.calibration + one.selection for one in prunings)
 
@@ -91,7 +88,6 @@ def kept(bench: Bench, model: str, sparsity: float) -> dict[str, Kept]:
 
 
 def cell_seconds(cell: Cell) -> float:
-    """Return the seconds of fine-tuning and evaluation."""
     return sum(cell.seconds.values())
 
 
@@ -126,7 +122,6 @@ def _scores(entry: PlaceEntry | None) -> dict[int, float]:
 
 
 def cost_section(bench: Bench, looks: Mapping[str, Look]) -> Section | None:
-    """Return the section: seconds against the share of the dense score, and a table a model."""
     found = costs(bench)
     if not found:
         return None

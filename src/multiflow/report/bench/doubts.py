@@ -55,7 +55,6 @@ def incomplete(bench: Bench) -> str | None:
 
 
 def failures(bench: Bench) -> list[tuple[str, list[Cell]]]:
-    """Return each error with the cells that it ended."""
     found: dict[str, list[Cell]] = {}
     for cell in bench.failed:
         found.setdefault(cell.error or "no error was recorded", []).append(cell)
@@ -63,13 +62,11 @@ def failures(bench: Bench) -> list[tuple[str, list[Cell]]]:
 
 
 def cell_text(cell: Cell) -> str:
-    """Write which cell it is."""
     sparsity = "" if cell.pruner == DENSE else f" at {nominal(cell.sparsity)}"
     return f"{cell.model}, {cell.pruner}{sparsity}, {cell.task}, seed {cell.seed}"
 
 
 def doubts(bench: Bench) -> list[str]:
-    """Return a sentence for each thing that does not fit together."""
     return [*bench.notes, *_mixed(bench), *_seeds(bench), *_items(bench)]
 
 

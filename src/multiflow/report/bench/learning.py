@@ -29,7 +29,6 @@ class LearningCurve:
 
     @property
     def steps(self) -> int:
-        """The last step of the curve."""
         return self.points[-1][0]
 
 
@@ -50,7 +49,6 @@ class Lesson:
 
 
 def curves(bench: Bench) -> list[LearningCurve]:
-    """Return the learning curve of every model and task that has one, those of dense trainings alone included."""
     return [found for model in bench.models for t in bench.trainings(model) if (found := _curve(bench, t))]
 
 
@@ -129,7 +127,6 @@ def _without_training(cell: Cell) -> str | None:
 
 
 def learning_section(bench: Bench) -> Section | None:
-    """Return the section of the dense learning curves."""
     found = lessons(bench)
     if not found:
         return None

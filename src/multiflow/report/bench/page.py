@@ -36,7 +36,6 @@ SHARED = "a calibration pass that pruners share counts for each of them"
 
 
 def bench_document(bench: Bench) -> Document:
-    """Return the report of a benchmark."""
     styles = {DENSE: DENSE_LOOK, **looks(name for name in bench.pruners if name != DENSE)}
     cells, prunings = total_seconds(bench)
     done, whole = len(bench.cells), len(bench.expected)
@@ -70,7 +69,6 @@ def bench_document(bench: Bench) -> Document:
 
 
 def _first(bench: Bench) -> Block | None:
-    """What must be known before the figures."""
     said, found = incomplete(bench), doubts(bench)
     if not said and not found:
         return None
@@ -156,7 +154,6 @@ def _making(bench: Bench) -> Section:
 
 
 def facts(bench: Bench) -> list[tuple[str, str]]:
-    """Return what was run, as names and values."""
     cells, prunings = total_seconds(bench)
     done = [*bench.cells, *bench.failed]
     finished = sorted(cell.finished for cell in done if cell.finished)
@@ -183,13 +180,11 @@ def facts(bench: Bench) -> list[tuple[str, str]]:
 
 
 def versions(bench: Bench) -> list[tuple[str, str]]:
-    """Return library and version, or versions."""
     names = _unique(name for one in bench.records for name in one.versions)
     return [(name, ", ".join(_unique(one.versions.get(name, "unknown") for one in bench.records))) for name in names]
 
 
 def shared_settings(bench: Bench) -> list[tuple[str, str]]:
-    """Return the settings that all cells have in common, and for the others how many values there are."""
     flat = [dict(_flat(cell.settings)) for cell in bench.cells]
     shown = []
     for name in _unique(name for settings in flat for name in settings):

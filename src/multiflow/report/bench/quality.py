@@ -19,7 +19,6 @@ FEW = (" A small ", Mark("n", "few"), " is the number of seeds of a mean over fe
 
 
 def figures(bench: Bench, looks: Mapping[str, Look]) -> Section | None:
-    """Return the section of all figures: a table a model."""
     lead = (
         "Mean ± standard deviation over seeds on the test data. ",
         Mark("Bold", "best"),
@@ -127,7 +126,6 @@ def _curves(bench: Bench, looks: Mapping[str, Look], track: GridPlace) -> Drawin
 
 
 def fitted(title: str, series: Sequence[Series], references: Sequence[Reference], x_axis: Axis) -> Drawing:
-    """Return a chart with a y axis that fits what is in it."""
     lows = [p.low for line in series for p in line.points] + [r.y for r in references]
     highs = [p.high for line in series for p in line.points] + [r.y for r in references]
     y_axis = round_axis("", min(lows), max(highs))
@@ -135,7 +133,6 @@ def fitted(title: str, series: Sequence[Series], references: Sequence[Reference]
 
 
 def duels(bench: Bench, looks: Mapping[str, Look]) -> Section | None:
-    """Return the section of the matrix: row against column."""
     ranked = standings(bench)
     names = [standing.pruner for standing in ranked]
     if len(names) < 2:
@@ -170,12 +167,10 @@ def _duel(bench: Bench, a: str, b: str) -> TableCell:
 
 
 def leads_column() -> Column:
-    """Return the column of how often a pruner leads."""
     return Column("leads", hint="places where it is the best or within noise of the best", class_="number")
 
 
 def leads_cell(one: Standing) -> TableCell:
-    """Return how often a pruner leads."""
     return TableCell(f"{one.leads} of {one.places}", one.leads / one.places if one.places else None)
 
 

@@ -39,7 +39,6 @@ class GridPlace(NamedTuple):
 
     @property
     def dense(self) -> GridPlace:
-        """Where the dense baseline of this place stands."""
         return self._replace(sparsity=0.0)
 
 
@@ -76,7 +75,6 @@ class PlaceEntry:
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
         return fmean(self.scores)
 
     @property
@@ -86,7 +84,6 @@ class PlaceEntry:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds it has figures of."""
         return tuple(cell.seed for cell in self.cells)
 
     @property
@@ -181,12 +178,10 @@ class Bench:
 
     @property
     def places(self) -> list[GridPlace]:
-        """Where sparse models stand: by model, task and sparsity."""
         return [place for place in dict.fromkeys(place for place, _ in self.entries) if place.sparsity]
 
     @property
     def rivals(self) -> list[str]:
-        """The pruners that have figures, without the dense baseline."""
         found = {pruner for _, pruner in self.entries}
         return [pruner for pruner in self.pruners if pruner in found and pruner != DENSE]
 
@@ -201,7 +196,6 @@ class Bench:
         return sorted({sparsity for sparsity, _ in self.overall})
 
     def ground(self, sparsity: float) -> int:
-        """Return at how many models and tasks the grid has a sparsity."""
         return len({(c.model, c.task) for c in self.expected if c.sparsity == sparsity and c.pruner != DENSE})
 
     @property
@@ -239,15 +233,12 @@ class Bench:
         return None if pruner == DENSE else " ".join(keys)
 
     def at(self, place: GridPlace) -> list[PlaceEntry]:
-        """Return what the pruners reach at a place, in the order of the grid."""
         return [self.entries[place, p] for p in self.pruners if (place, p) in self.entries]
 
     def best(self, place: GridPlace) -> PlaceEntry:
-        """Return the best entry of a place."""
         return next(entry for entry in self.at(place) if entry.best)
 
     def places_of(self, model: str) -> list[GridPlace]:
-        """Return the places of a model."""
         return [place for place in self.places if place.model == model]
 
     def tracks(self, model: str) -> list[GridPlace]:
@@ -255,16 +246,13 @@ class Bench:
         return [track for track in self.trainings(model) if (model, track.task) not in self.dense_alone]
 
     def trainings(self, model: str) -> list[GridPlace]:
-        """Return the tasks of a model, those that only the dense model does included."""
         return list(dict.fromkeys(place.dense for place, _ in self.entries if place.model == model))
 
     def sparsities(self, model: str) -> list[float]:
-        """Return the sparsities of a model, ascending."""
         return sorted({place.sparsity for place in self.places_of(model)})
 
 
 def score_of(cell: Cell) -> float:
-    """Return the main figure of a cell that has figures."""
     assert cell.score is not None
     return cell.score
 
@@ -464,7 +452,6 @@ def _shares(
 
 
 def _seeds(each: Sequence[Each], dense: Sequence[Each]) -> tuple[int, ...]:
-    """The seeds that a pruner and the dense baseline have at every place."""
     common = [set(common_seeds(own, whole)) for own, whole in zip(each, dense, strict=True)]
     return tuple(sorted(set.intersection(*common)))
 

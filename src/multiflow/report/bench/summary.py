@@ -26,7 +26,6 @@ from multiflow.report.text import nominal, span
 
 
 def summary(bench: Bench, looks: Mapping[str, Look]) -> Section | None:
-    """Return the section: the standings, the overall differences, sentences, and a map of who leads where."""
     if not bench.places:
         return None
     first = bench.first or ""

@@ -206,7 +206,6 @@ def losses(bench: Bench) -> list[tuple[GridPlace, str, Difference]]:
 
 
 def place_text(place: GridPlace) -> str:
-    """Write a place."""
     return f"{place.model}, {place.task} at {nominal(place.sparsity)}"
 
 

@@ -131,7 +131,6 @@ def tokenizer_kind(metrics: Sequence[str] | None) -> Any:
 
 
 def check_metrics(metrics: Sequence[str] | None) -> None:
-    """Raise an error where a metric is unknown or cannot be computed, before any caption is written."""
     plain = missing_caption_metrics("words")
     check_names(metrics, {name: why for name, why in missing_caption_metrics().items() if name in plain})
 

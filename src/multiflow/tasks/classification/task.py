@@ -64,19 +64,16 @@ def open_classes(
 
 
 def missing_files(data: Dataset[Any], chosen: list[int]) -> dict[int, Skip]:
-    """Return those of the chosen images whose file is not there."""
     paths = {i: known.path for i in chosen if (known := data.known(i)) and known.path is not None}
     return {i: Skip(os.path.basename(path), "no such file") for i, path in paths.items() if not os.path.exists(path)}
 
 
 def image_inputs(model: Any, tokenizer: Any = None, **options: Any) -> TaskInputs:
-    """Return the inputs of a model that takes images alone; options: augment, seed, mean and std."""
     options.pop("max_length", None)
     return TaskInputs(model.config.image_size, **options)
 
 
 def image_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position: int) -> dict[str, Any]:
-    """Return images with the number of their class."""
 
     def make(number: int, index: int) -> tuple[Any, int]:
         return training_picture(data[index], (), inputs, number), data.choices.index(data.texts[index][0])
@@ -87,7 +84,6 @@ def image_batch(data: TaskData, inputs: TaskInputs, batch_size: int, position: i
 
 
 def image_loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-    """Return the cross-entropy, and the share of the batch that is right."""
     logits = model(pixel_values=batch["pixel_values"]).logits
     right = (logits.argmax(1) == batch["labels"]).float().mean()
     return F.cross_entropy(logits.float(), batch["labels"]), {"right": right}
@@ -161,7 +157,6 @@ def class_numbers(model: Any, data: TaskData) -> dict[str, int]:
 
 
 def name_classes(model: Any, data: TaskData) -> None:
-    """Write the names of the classes into the model's config, in the form of transformers."""
     model.config.id2label = dict(enumerate(data.choices))
     model.config.label2id = {name: number for number, name in enumerate(data.choices)}
 

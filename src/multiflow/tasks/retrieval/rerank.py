@@ -49,7 +49,6 @@ class Recall:
 
     @property
     def mean(self) -> float:
-        """Mean of the six."""
         return fmean(asdict(self).values())
 
 

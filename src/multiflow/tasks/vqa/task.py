@@ -105,7 +105,6 @@ def check_answers(data: TaskData, val_data: TaskData, **options: Any) -> None:
 
 
 def check_comparable(data: TaskData) -> None:
-    """Raise an error where a question has fewer answers than the official accuracy compares with."""
     lone = sum(len(answers) < PEOPLE for answers in data.texts)
     if lone:
         raise MultiflowError(

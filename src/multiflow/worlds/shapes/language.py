@@ -173,7 +173,6 @@ def name(obj: Object, rng: Random, *, size: bool = True, fill: bool = True, coun
 
 
 def article(phrase: str) -> str:
-    """Put "a" or "an" before a phrase."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 

@@ -89,7 +89,6 @@ class Pretraining:
         return recipe_of(self.family).sizes[name] if given is None else given
 
     def stage(self, steps: int, lr: float) -> TrainSettings:
-        """Return how a stage of so many steps is trained."""
         return TrainSettings(
             steps,
             lr,

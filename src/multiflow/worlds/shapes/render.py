@@ -51,7 +51,6 @@ def circle(u: Array, v: Array) -> Array:
 
 
 def square(u: Array, v: Array) -> Array:
-    """An upright square."""
     return np.maximum(np.abs(u), np.abs(v)) - 0.86
 
 

@@ -38,7 +38,6 @@ COVERED = 0.06  # share of its pixels from which on a patch belongs to an object
 
 
 def train_vision(model: PairModel, settings: Pretraining, run_dir: Path, **options: Any) -> Trained:
-    """Warm up the vision tower."""
 
     def loss(classifier: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         return patch_loss(classifier(batch["pixel_values"]), batch["labels"], batch["pixels"])
@@ -51,7 +50,6 @@ def train_vision(model: PairModel, settings: Pretraining, run_dir: Path, **optio
 
 
 def vision_batch(settings: Pretraining, position: int) -> Batch:
-    """Return pictures and the labels of their patches."""
     count, side = settings.vision_batch_size, settings.image_size
     scenes = make_scenes("train", count, seed=settings.seed, start=position * count)
     classes, pixels = patch_labels(scenes, side, settings.patch_size)
