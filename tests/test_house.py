@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import grimp
 import pytest
+
+import multiflow as mf
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "multiflow"
@@ -28,6 +31,19 @@ def test_a_package_says_what_lives_there_and_what_may_not(package):
     lines = (ast.get_docstring(tree(package / "__init__.py")) or "").splitlines()
     assert len(lines) >= 3, f"{package.name}: three lines on what lives there and what may not"
     assert re.search(r"\b(not|no|nothing)\b", " ".join(lines), re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in mf.__all__ if inspect.isroutine(value := getattr(mf, n)) or inspect.isclass(value)]
+)
+def test_a_public_name_and_what_it_offers_are_described(name):
+    value = getattr(mf, name)
+    assert inspect.getdoc(value)
+    if inspect.isclass(value):
+        offers = {
+            n: m for n, m in vars(value).items() if n[0] != "_" and (inspect.isroutine(m) or isinstance(m, property))
+        }
+        assert [n for n, m in offers.items() if not inspect.getdoc(m)] == []
 
 
 def test_no_file_imports_itself_by_way_of_others():

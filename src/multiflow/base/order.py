@@ -29,15 +29,10 @@ WIDTH = 4.0  # standard deviations on either side of the expected rank
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The border below which the smallest values lie.
+    """The border below which the smallest values lie."""
 
-    Args:
-        value: the ``count``-th smallest value; everything below it is dropped.
-        drops: how many values each tensor drops, ties at ``value`` going to the earlier tensors first.
-    """
-
-    value: float
-    drops: tuple[int, ...]
+    value: float  # the ``count``-th smallest value; everything below it is dropped
+    drops: tuple[int, ...]  # how many values each tensor drops, ties at ``value`` going to the earlier tensors first
 
 
 def flat(tensor: Tensor) -> Array:

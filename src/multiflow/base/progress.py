@@ -15,23 +15,14 @@ from rich.progress import Progress as Bar
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """Where a run stands."""
 
-    Args:
-        stage: name of what is running.
-        step: steps done.
-        steps: steps in all.
-        rate: samples per second (0 when not known yet).
-        eta: seconds until the stage is done, or None when not known yet.
-        metrics: latest figures, by name.
-    """
-
-    stage: str
-    step: int
-    steps: int
-    rate: float = 0.0
-    eta: float | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    stage: str  # name of what is running
+    step: int  # steps done
+    steps: int  # steps in all
+    rate: float = 0.0  # samples per second (0 when not known yet)
+    eta: float | None = None  # seconds until the stage is done, or None when not known yet
+    metrics: Mapping[str, float] = field(default_factory=dict)  # latest figures, by name
 
     def __str__(self) -> str:
         figures = " ".join(f"{name} {value:.3g}" for name, value in self.metrics.items())

@@ -21,86 +21,53 @@ VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration data of a model; the options of ``multiflow prune`` of the same names.
+    """Calibration data of a model; the options of ``multiflow prune`` of the same names."""
 
-    Args:
-        data: file or folder; None = scenes of Shapes, made on the fly.
-        images: folder of the images that the data name.
-        split: of data that have splits.
-        augment: None or ``paper``.
-        batches: how many at most.
-        batch_size: pairs or images a batch.
-        workers: processes that read and decode; the figures do not depend on it.
-    """
-
-    data: str | None = None
-    images: str | None = None
-    split: str | None = None
-    augment: str | None = None
-    batches: int | None = None
-    batch_size: int = 32
-    workers: int = 0
+    data: str | None = None  # file or folder; None = scenes of Shapes, made on the fly
+    images: str | None = None  # folder of the images that the data name
+    split: str | None = None  # of data that have splits
+    augment: str | None = None  # None or ``paper``
+    batches: int | None = None  # how many at most
+    batch_size: int = 32  # pairs or images a batch
+    workers: int = 0  # processes that read and decode; the figures do not depend on it
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model of the grid.
+    """A model of the grid."""
 
-    Args:
-        source: a bundled model, folder, checkpoint file or Hugging Face id.
-        tasks: names of the grid's tasks that it is fine-tuned for.
-        calibration: its calibration data; None leaves it to pruners that need none.
-        family: of an original checkpoint.
-        config: of an original checkpoint.
-        tokenizer: where the model comes without its own.
-    """
-
-    source: str
-    tasks: tuple[str, ...]
-    calibration: Calibration | None = None
-    family: str | None = None
-    config: str | None = None
-    tokenizer: str | None = None
+    source: str  # a bundled model, folder, checkpoint file or Hugging Face id
+    tasks: tuple[str, ...]  # names of the grid's tasks that it is fine-tuned for
+    calibration: Calibration | None = None  # its calibration data; None leaves it to pruners that need none
+    family: str | None = None  # of an original checkpoint
+    config: str | None = None  # of an original checkpoint
+    tokenizer: str | None = None  # where the model comes without its own
 
 
 @dataclass(frozen=True)
 class Override:
-    """What is different for one model: settings put over those of the task.
+    """What is different for one model: settings put over those of the task."""
 
-    Args:
-        finetune: fields of `Finetuning`.
-        evaluate: options of the evaluation.
-    """
-
-    finetune: Mapping[str, Any] = field(default_factory=dict)
-    evaluate: Mapping[str, Any] = field(default_factory=dict)
+    finetune: Mapping[str, Any] = field(default_factory=dict)  # fields of `Finetuning`
+    evaluate: Mapping[str, Any] = field(default_factory=dict)  # options of the evaluation
 
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task of the grid: what it is, on which data, how it is trained and evaluated.
+    """A task of the grid: what it is, on which data, how it is trained and evaluated."""
 
-    Args:
-        data: file or folder of the data set.
-        kind: ``retrieval``, ``captioning``, ``vqa`` or ``classification``; the entry's own name if left out.
-        images: folder of the images that the data name.
-        skip_missing: leave out items whose image is missing.
-        test_split: on which the figures are measured.
-        test_limit: items of it at most.
-        finetune: fields of `Finetuning`, such as ``preset`` and ``steps``.
-        evaluate: options of the evaluation, such as ``k_test``; they are put over the preset's.
-        models: name of a model -> what is different for it.
-    """
-
-    data: str
+    data: str  # file or folder of the data set
+    # ``retrieval``, ``captioning``, ``vqa`` or ``classification``; the entry's own name if left out
     kind: str | None = None
-    images: str | None = None
-    skip_missing: bool = False
-    test_split: str = "test"
-    test_limit: int | None = None
+    images: str | None = None  # folder of the images that the data name
+    skip_missing: bool = False  # leave out items whose image is missing
+    test_split: str = "test"  # on which the figures are measured
+    test_limit: int | None = None  # items of it at most
+    # fields of `Finetuning`, such as ``preset`` and ``steps``
     finetune: Mapping[str, Any] = field(default_factory=dict)
+    # options of the evaluation, such as ``k_test``; they are put over the preset's
     evaluate: Mapping[str, Any] = field(default_factory=dict)
-    models: Mapping[str, Override] = field(default_factory=dict)
+    models: Mapping[str, Override] = field(default_factory=dict)  # name of a model -> what is different for it
 
     def of(self, name: str, model: str) -> TaskEntry:
         """Return the task of this name as one model does it."""
@@ -115,65 +82,40 @@ class TaskEntry:
 
 @dataclass(frozen=True)
 class PrunerEntry:
-    """A pruner of the grid that differs from a registered one.
+    """A pruner of the grid that differs from a registered one."""
 
-    Args:
-        method: name of a registered pruner.
-        allocation: instead of its own.
-        pattern: instead of its own.
-        hyper: hyper-parameters.
-    """
-
-    method: str
-    allocation: str | None = None
-    pattern: str | None = None
-    hyper: Mapping[str, Any] = field(default_factory=dict)
+    method: str  # name of a registered pruner
+    allocation: str | None = None  # instead of its own
+    pattern: str | None = None  # instead of its own
+    hyper: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters
 
 
 @dataclass(frozen=True)
 class Tier:
-    """A part of the grid; tiers are computed one after the other.
+    """A part of the grid; tiers are computed one after the other."""
 
-    Args:
-        name: for tables and ``--tier``.
-        pruners: names; ``dense`` is the baseline.
-        sparsities: of the pruned models.
-        seeds: of calibration, new weights and training.
-        models: None = all.
-        tasks: None = all that a model does.
-    """
-
-    name: str
-    pruners: tuple[str, ...]
-    sparsities: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    models: tuple[str, ...] | None = None
-    tasks: tuple[str, ...] | None = None
+    name: str  # for tables and ``--tier``
+    pruners: tuple[str, ...]  # names; ``dense`` is the baseline
+    sparsities: tuple[float, ...] = ()  # of the pruned models
+    seeds: tuple[int, ...] = (0,)  # of calibration, new weights and training
+    models: tuple[str, ...] | None = None  # None = all
+    tasks: tuple[str, ...] | None = None  # None = all that a model does
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A whole config.
+    """A whole config."""
 
-    Args:
-        name: for titles.
-        models: name -> model.
-        tasks: name -> task.
-        tiers: in the order in which they are computed.
-        pruners: name -> pruner, for those that are not simply registered ones.
-        make: kind of data -> settings; ``shapes`` and ``digits`` are made when they are missing.
-        modules: Python files or names of modules that register pruners of the user's own.
-        variables: name -> value, as they were put in their places.
-    """
-
-    name: str
-    models: Mapping[str, ModelEntry]
-    tasks: Mapping[str, TaskEntry]
-    tiers: tuple[Tier, ...]
+    name: str  # for titles
+    models: Mapping[str, ModelEntry]  # name -> model
+    tasks: Mapping[str, TaskEntry]  # name -> task
+    tiers: tuple[Tier, ...]  # in the order in which they are computed
+    # name -> pruner, for those that are not simply registered ones
     pruners: Mapping[str, PrunerEntry] = field(default_factory=dict)
+    # kind of data -> settings; ``shapes`` and ``digits`` are made when they are missing
     make: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    modules: tuple[str, ...] = ()
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()  # Python files or names of modules that register pruners of the user's own
+    variables: Mapping[str, Any] = field(default_factory=dict)  # name -> value, as they were put in their places
 
 
 def read_grid(path: str | Path, given: Sequence[str] = ()) -> tuple[Grid, str]:

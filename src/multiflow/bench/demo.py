@@ -80,48 +80,28 @@ class Example:
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything a demo found.
+    """Everything a demo found."""
 
-    Args:
-        model: name of the model.
-        parameters: number of its weights.
-        layout: its prunable layers.
-        scenes: number of test scenes, each with one caption.
-        shortlist: candidates that are re-ranked.
-        calibration: number of image-text pairs of the calibration pass.
-        dense: the cell of the dense model.
-        cells: those of the sparse models, by method and sparsity. `Cell.each` is for each scene the share of its two
-            searches that have the right answer first, in percent.
-        prunings: one a method.
-        shown: the sparsity of the headline and of the examples.
-        examples: a few test scenes.
-        captions: captions of the scenes that the examples need, by number.
-        pictures: their pictures as PNG files.
-        image_size: side of the pictures in pixels.
-        phases: what was done -> seconds.
-        settings: the settings of the run.
-        command: the command that repeats the run.
-        files: files of the run besides the report -> size in bytes.
-    """
-
-    model: str
-    parameters: int
-    layout: tuple[Layer, ...]
-    scenes: int
-    shortlist: int
-    calibration: int
-    dense: Cell
+    model: str  # name of the model
+    parameters: int  # number of its weights
+    layout: tuple[Layer, ...]  # its prunable layers
+    scenes: int  # number of test scenes, each with one caption
+    shortlist: int  # candidates that are re-ranked
+    calibration: int  # number of image-text pairs of the calibration pass
+    dense: Cell  # the cell of the dense model
+    # those of the sparse models, by method and sparsity. `Cell.each` is for each scene the share of its two searches
+    # that have the right answer first, in percent
     cells: tuple[Cell, ...]
-    prunings: tuple[Pruning, ...]
-    shown: float
-    examples: tuple[Example, ...]
-    captions: Mapping[int, str] = field(repr=False)
-    pictures: Mapping[int, bytes] = field(repr=False)
-    image_size: int
-    phases: Mapping[str, float]
-    settings: Mapping[str, Any]
-    command: str
-    files: Mapping[str, int]
+    prunings: tuple[Pruning, ...]  # one a method
+    shown: float  # the sparsity of the headline and of the examples
+    examples: tuple[Example, ...]  # a few test scenes
+    captions: Mapping[int, str] = field(repr=False)  # captions of the scenes that the examples need, by number
+    pictures: Mapping[int, bytes] = field(repr=False)  # their pictures as PNG files
+    image_size: int  # side of the pictures in pixels
+    phases: Mapping[str, float]  # what was done -> seconds
+    settings: Mapping[str, Any]  # the settings of the run
+    command: str  # the command that repeats the run
+    files: Mapping[str, int]  # files of the run besides the report -> size in bytes
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -19,23 +19,14 @@ SELECT = ("model", "pruner", "task", "sparsity", "seed")
 
 @dataclass(frozen=True)
 class Plan:
-    """A cell, and all that a worker needs to compute it.
+    """A cell, and all that a worker needs to compute it."""
 
-    Args:
-        cell: without figures.
-        model: the cell's model.
-        task: the cell's task as this model does it.
-        pruner: the cell's pruner; None for the baseline.
-        sparsities: all that the grid wants of the pruning, made together.
-        modules: with pruners of the user's own.
-    """
-
-    cell: Cell
-    model: ModelEntry
-    task: TaskEntry
-    pruner: PrunerEntry | None
-    sparsities: tuple[float, ...] = ()
-    modules: tuple[str, ...] = ()
+    cell: Cell  # without figures
+    model: ModelEntry  # the cell's model
+    task: TaskEntry  # the cell's task as this model does it
+    pruner: PrunerEntry | None  # the cell's pruner; None for the baseline
+    sparsities: tuple[float, ...] = ()  # all that the grid wants of the pruning, made together
+    modules: tuple[str, ...] = ()  # with pruners of the user's own
 
 
 def expand(grid: Grid) -> list[Plan]:

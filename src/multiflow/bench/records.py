@@ -16,91 +16,52 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid: a model pruned or dense, fine-tuned for a task and evaluated.
+    """One point of the grid: a model pruned or dense, fine-tuned for a task and evaluated."""
 
-    Args:
-        id: hash of `settings`, in which alone two cells differ.
-        model: its name in the grid.
-        pruner: its name in the grid; ``dense`` for the baseline.
-        sparsity: share of zeros among the prunable weights; 0 for the baseline.
-        task: ``retrieval``, ``captioning``, ``vqa`` or ``classification``.
-        seed: of calibration, of new weights and of training.
-        tier: the tier of the grid that the cell belongs to.
-        error: what went wrong, in one line; None for a cell that has figures.
-        score: the task's main figure on the test data, in percent (CIDEr above 100 too).
-        metric: name of the main figure.
-        figures: all figures on the test data.
-        each: the main figure of each test item, whose mean is `score`.
-        curve: (step, main figure on the validation data) on the way.
-        seconds: ``finetune`` and ``evaluate``.
-        peak_memory: of the process that computed the cell, in bytes.
-        steps: optimizer steps.
-        pruning: id of the pruning; None for the baseline.
-        versions: of the libraries that decide.
-        git: revision of the checkout, with ``+`` where it had changes; None outside one.
-        machine: where it was computed, in words.
-        finished: ISO time, UTC.
-        settings: everything on which the figures depend.
-    """
-
-    id: str
-    model: str
-    pruner: str
-    sparsity: float
-    task: str
-    seed: int
-    tier: str
-    error: str | None = None
-    score: float | None = None
-    metric: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
-    each: Sequence[float] = ()
-    curve: Sequence[tuple[int, float]] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    peak_memory: int = 0
-    steps: int = 0
-    pruning: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    git: str | None = None
-    machine: str = ""
-    finished: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    id: str  # hash of `settings`, in which alone two cells differ
+    model: str  # its name in the grid
+    pruner: str  # its name in the grid; ``dense`` for the baseline
+    sparsity: float  # share of zeros among the prunable weights; 0 for the baseline
+    task: str  # ``retrieval``, ``captioning``, ``vqa`` or ``classification``
+    seed: int  # of calibration, of new weights and of training
+    tier: str  # the tier of the grid that the cell belongs to
+    error: str | None = None  # what went wrong, in one line; None for a cell that has figures
+    score: float | None = None  # the task's main figure on the test data, in percent (CIDEr above 100 too)
+    metric: str = ""  # name of the main figure
+    figures: Mapping[str, float] = field(default_factory=dict)  # all figures on the test data
+    each: Sequence[float] = ()  # the main figure of each test item, whose mean is `score`
+    curve: Sequence[tuple[int, float]] = ()  # (step, main figure on the validation data) on the way
+    seconds: Mapping[str, float] = field(default_factory=dict)  # ``finetune`` and ``evaluate``
+    peak_memory: int = 0  # of the process that computed the cell, in bytes
+    steps: int = 0  # optimizer steps
+    pruning: str | None = None  # id of the pruning; None for the baseline
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that decide
+    git: str | None = None  # revision of the checkout, with ``+`` where it had changes; None outside one
+    machine: str = ""  # where it was computed, in words
+    finished: str = ""  # ISO time, UTC
+    settings: Mapping[str, Any] = field(default_factory=dict)  # everything on which the figures depend
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """One calibration and selection: the masks of all sparsities that a pruner made of a model with a seed.
+    """One calibration and selection: the masks of all sparsities that a pruner made of a model with a seed."""
 
-    Args:
-        id: hash of the settings on which the masks depend.
-        model: its name in the grid.
-        pruner: its name in the grid.
-        seed: of the calibration data, the batches' order and the pruner.
-        calibration: seconds of the pass over the data; 0 for pruners that need none. Pruners that share statistics
-            share the pass, and each states its whole cost.
-        selection: seconds of scores, budgets and masks of all sparsities together.
-        pairs: calibration pairs.
-        peak_memory: of the process, in bytes.
-        layers: (name, group, number of weights) in the order of the layout.
-        zeros: sparsity -> number of dropped weights of each layer.
-        versions: of the libraries that decide; nothing in lines that do not say them.
-        git: revision of the checkout, with ``+`` where it had changes; None outside one.
-        machine: where it was computed, in words.
-    """
-
-    id: str
-    model: str
-    pruner: str
-    seed: int
+    id: str  # hash of the settings on which the masks depend
+    model: str  # its name in the grid
+    pruner: str  # its name in the grid
+    seed: int  # of the calibration data, the batches' order and the pruner
+    # seconds of the pass over the data; 0 for pruners that need none. Pruners that share statistics share the pass,
+    # and each states its whole cost
     calibration: float
-    selection: float
-    pairs: int
-    peak_memory: int
-    layers: Sequence[tuple[str, str, int]]
-    zeros: Mapping[float, Sequence[int]]
+    selection: float  # seconds of scores, budgets and masks of all sparsities together
+    pairs: int  # calibration pairs
+    peak_memory: int  # of the process, in bytes
+    layers: Sequence[tuple[str, str, int]]  # (name, group, number of weights) in the order of the layout
+    zeros: Mapping[float, Sequence[int]]  # sparsity -> number of dropped weights of each layer
+    # of the libraries that decide; nothing in lines that do not say them
     versions: Mapping[str, str] = field(default_factory=dict)
-    git: str | None = None
-    machine: str = ""
+    git: str | None = None  # revision of the checkout, with ``+`` where it had changes; None outside one
+    machine: str = ""  # where it was computed, in words
 
 
 def read_record(kind: type[Cell] | type[Pruning], line: Mapping[str, Any]) -> Any:

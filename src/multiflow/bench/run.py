@@ -24,31 +24,19 @@ from multiflow.bench.work import Order, finished, run_folder, work_on
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Which cells to compute, and where.
+    """Which cells to compute, and where."""
 
-    Args:
-        engine: ``here``, ``local``, ``ray`` or ``slurm``.
-        workers: cells computed at once.
-        tiers: names; none = all.
-        only: see `multiflow.bench.grid.select`.
-        skip_failed: leave out cells that have failed before.
-        device: where each cell is computed.
-        cpus: threads of each worker; 0 shares the cores out among the workers.
-        gpus: devices, or a share of one, for each worker; None = one if the device is ``cuda`` or ``auto`` finds one.
-        memory: bytes for each worker; 0 asks for none in particular.
-        engine_options: settings of the engine.
-    """
-
-    engine: str = "here"
-    workers: int = 1
-    tiers: Sequence[str] = ()
-    only: Sequence[str] = ()
-    skip_failed: bool = False
-    device: str = "auto"
-    cpus: int = 0
+    engine: str = "here"  # ``here``, ``local``, ``ray`` or ``slurm``
+    workers: int = 1  # cells computed at once
+    tiers: Sequence[str] = ()  # names; none = all
+    only: Sequence[str] = ()  # see `multiflow.bench.grid.select`
+    skip_failed: bool = False  # leave out cells that have failed before
+    device: str = "auto"  # where each cell is computed
+    cpus: int = 0  # threads of each worker; 0 shares the cores out among the workers
+    # devices, or a share of one, for each worker; None = one if the device is ``cuda`` or ``auto`` finds one
     gpus: float | None = None
-    memory: int = 0
-    engine_options: dict[str, str] = field(default_factory=dict)
+    memory: int = 0  # bytes for each worker; 0 asks for none in particular
+    engine_options: dict[str, str] = field(default_factory=dict)  # settings of the engine
 
     def job(self, results: Results, order: Order) -> Job:
         cpus = self.cpus or max(1, torch.get_num_threads() // self.workers)

@@ -24,14 +24,10 @@ CELLS, PRUNINGS, GRID, CONFIG = "cells.jsonl", "prunings.jsonl", "grid.jsonl", "
 
 @dataclass(frozen=True)
 class Results:
-    """A folder of results.
+    """A folder of results."""
 
-    Args:
-        folder: holds ``cells.jsonl``, ``prunings.jsonl``, ``grid.jsonl`` (the cells that the config asks for, without
-            figures) and ``config.yaml``, and what is not to be kept: ``masks``, ``stats``, ``runs``, ``errors``
-            and ``locks``.
-    """
-
+    # holds ``cells.jsonl``, ``prunings.jsonl``, ``grid.jsonl`` (the cells that the config asks for, without figures)
+    # and ``config.yaml``, and what is not to be kept: ``masks``, ``stats``, ``runs``, ``errors`` and ``locks``
     folder: Path
 
     def append(self, record: Cell | Pruning) -> None:

@@ -39,22 +39,14 @@ from multiflow.training.tracking import read_metrics
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is told of a cell. Runners that share a folder of results may tell theirs different things.
+    """What a worker is told of a cell. Runners that share a folder of results may tell theirs different things."""
 
-    Args:
-        plan: the cell and what it takes.
-        folder: where the runner was started, to which relative paths belong.
-        device: as ``--device`` names it.
-        git: revision of the runner's checkout.
-        failed: when the cell had failed before the runner was started, as `Cell.finished` says it.
-        wait: whether to wait for another runner that has the cell in hand, instead of leaving it to that one.
-    """
-
-    plan: Plan
-    folder: str
-    device: str = "auto"
-    git: str | None = None
-    failed: str | None = None
+    plan: Plan  # the cell and what it takes
+    folder: str  # where the runner was started, to which relative paths belong
+    device: str = "auto"  # as ``--device`` names it
+    git: str | None = None  # revision of the runner's checkout
+    failed: str | None = None  # when the cell had failed before the runner was started, as `Cell.finished` says it
+    # whether to wait for another runner that has the cell in hand, instead of leaving it to that one
     wait: bool = False
 
     def is_over(self, cell: Cell | None) -> bool:

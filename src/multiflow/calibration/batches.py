@@ -29,19 +29,13 @@ END = object()
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One batch for each process.
+    """One batch for each process."""
 
-    Args:
-        done: number of batches that are done when the round is, over all processes.
-        own: number (from 1) and batch of the one taken here, or nothing: the last round may be smaller.
-        takers: how many processes have one.
-        behind: how many parts of a batch another process has more than this one.
-    """
-
-    done: int
+    done: int  # number of batches that are done when the round is, over all processes
+    # number (from 1) and batch of the one taken here, or nothing: the last round may be smaller
     own: tuple[tuple[int, Any], ...]
-    takers: int
-    behind: int
+    takers: int  # how many processes have one
+    behind: int  # how many parts of a batch another process has more than this one
 
 
 def turns(batches: Iterable[Any], first: int = 0, split: Callable[[Any], list[Any]] | None = None) -> Iterator[Turn]:

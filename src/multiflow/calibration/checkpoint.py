@@ -112,6 +112,7 @@ class Checkpoint:
             write_tensors(self.path, tensors, {"settings": dict(settings), "facts": dict(facts)})
 
     def part(self, name: str) -> Checkpoint:
+        """Return the checkpoint of a part of the run, a file beside this one."""
         path = Path(self.path)
         return replace(self, path=path.with_name(f"{path.stem}-{name}{path.suffix}"))
 
@@ -133,5 +134,6 @@ class Checkpoint:
         check_same(f"checkpoint '{self.path}'", saved, settings, fix=fix)
 
     def delete(self) -> None:
+        """Remove the file, unless it is to be kept: the run has ended well."""
         if not self.keep:
             Path(self.path).unlink(missing_ok=True)

@@ -41,13 +41,13 @@ class Chosen(Protocol):
     """Settings of a command with the four options."""
 
     @property
-    def exclude(self) -> str | None: ...  # noqa: D102
+    def exclude(self) -> str | None: ...
     @property
-    def group(self) -> tuple[str, ...]: ...  # noqa: D102
+    def group(self) -> tuple[str, ...]: ...
     @property
-    def tokens(self) -> str: ...  # noqa: D102
+    def tokens(self) -> str: ...
     @property
-    def adapter(self) -> str | None: ...  # noqa: D102
+    def adapter(self) -> str | None: ...
 
 
 def chosen_adapter(model: nn.Module, settings: Chosen) -> Adapter:

@@ -96,19 +96,6 @@ class _Repeatable(ABC):
 class Batches(_Repeatable):
     """Batches of pairs, of regions, or of both (``batch["region"]``), in an order that the seed decides.
 
-    Args:
-        data: what `open_data` returns, or a list of (image, caption) in memory.
-        inputs: what the model takes.
-        batch_size: pairs a batch; the last one of an epoch may be smaller.
-        region_batch_size: texts in a region batch; None = `batch_size`. Beside pairs, regions start over when spent.
-        max_regions: texts taken of one image, its own caption included.
-        limit: batches at most; None = the whole epoch.
-        start: number of the first batch, to go on in the middle of an epoch.
-        seed: seed of the run.
-        epoch: number of the epoch; another epoch has another order, other captions and other hidden tokens.
-        shuffle: False keeps the order of the data.
-        workers: processes that read and decode in the background; 0 = none.
-
     Broken images are skipped, their batch is smaller by that much, `skipped` tells which, and a whole pass warns of
     them once. If no image can be read at all, iterating raises MultiflowError. Data of regions alone give the region
     batches themselves.
@@ -117,17 +104,19 @@ class Batches(_Repeatable):
     >>> for batch in batches: model(**batch)                                                     # doctest: +SKIP
     """
 
+    # what `open_data` returns, or a list of (image, caption) in memory
     data: AnyData | Sequence[tuple[ImageLike, str | Sequence[str]]]
-    inputs: Inputs
-    batch_size: int = 32
+    inputs: Inputs  # what the model takes
+    batch_size: int = 32  # pairs a batch; the last one of an epoch may be smaller
+    # texts in a region batch; None = `batch_size`. Beside pairs, regions start over when spent.
     region_batch_size: int | None = None
-    max_regions: int = 5
-    limit: int | None = None
-    start: int = 0
-    seed: int = 0
-    epoch: int = 0
-    shuffle: bool = True
-    workers: int = 0
+    max_regions: int = 5  # texts taken of one image, its own caption included
+    limit: int | None = None  # batches at most; None = the whole epoch
+    start: int = 0  # number of the first batch, to go on in the middle of an epoch
+    seed: int = 0  # seed of the run
+    epoch: int = 0  # number of the epoch; another epoch has another order, other captions and other hidden tokens
+    shuffle: bool = True  # False keeps the order of the data
+    workers: int = 0  # processes that read and decode in the background; 0 = none
     _pass: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -218,31 +207,19 @@ class Batches(_Repeatable):
 class ImageBatches(_Repeatable):
     """Batches ``{"pixel_values": (B, 3, H, H)}``, with ``labels`` (B,) where the images are labelled.
 
-    Args:
-        data: images; the caption of a labelled one is its class.
-        image_size: height and width in pixels.
-        batch_size: images a batch; the last one may be smaller.
-        limit: batches at most.
-        seed: of the order.
-        classes: class -> label; empty = no labels.
-        mean: channel means for values in [0, 1].
-        std: channel standard deviations.
-        augment: None, or ``paper``: crops, flips and RandAugment as in the published calibration.
-        workers: processes that read and decode in the background; 0 = none.
-
     Broken images are skipped, as of `Batches`.
     """
 
-    data: Dataset[Any]
-    image_size: int
-    batch_size: int = 32
-    limit: int | None = None
-    seed: int = 0
-    classes: Mapping[str, int] = field(default_factory=dict)
-    mean: Sequence[float] = CLIP_MEAN
-    std: Sequence[float] = CLIP_STD
-    augment: str | None = None
-    workers: int = 0
+    data: Dataset[Any]  # images; the caption of a labelled one is its class
+    image_size: int  # height and width in pixels
+    batch_size: int = 32  # images a batch; the last one may be smaller
+    limit: int | None = None  # batches at most
+    seed: int = 0  # of the order
+    classes: Mapping[str, int] = field(default_factory=dict)  # class -> label; empty = no labels
+    mean: Sequence[float] = CLIP_MEAN  # channel means for values in [0, 1]
+    std: Sequence[float] = CLIP_STD  # channel standard deviations
+    augment: str | None = None  # None, or ``paper``: crops, flips and RandAugment as in the published calibration
+    workers: int = 0  # processes that read and decode in the background; 0 = none
     start: int = field(default=0, init=False)
     _pass: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 

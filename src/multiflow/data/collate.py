@@ -188,28 +188,17 @@ def _tensors(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model takes: the arguments that `collate_pairs` and `collate_regions` share.
+    """What a model takes: the arguments that `collate_pairs` and `collate_regions` share."""
 
-    Args:
-        tokenizer: with [CLS], [PAD] and (for MLM) [MASK].
-        image_size: height and width in pixels.
-        patch_size: height and width of a patch; needed for regions.
-        mean: channel means for values in [0, 1].
-        std: channel standard deviations.
-        max_length: tokens at most, [CLS] and [SEP] counted.
-        mlm: whether batches hold the ``mlm_*`` entries.
-        end: whether texts end with [SEP], as BLIP's do.
-        augment: None, or ``paper``: crops, flips and RandAugment as in the published calibration (see `augment`).
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    image_size: int
-    patch_size: int | None = None
-    mean: Sequence[float] = CLIP_MEAN
-    std: Sequence[float] = CLIP_STD
-    max_length: int = 40
-    mlm: bool = True
-    end: bool = False
+    tokenizer: PreTrainedTokenizerBase  # with [CLS], [PAD] and (for MLM) [MASK]
+    image_size: int  # height and width in pixels
+    patch_size: int | None = None  # height and width of a patch; needed for regions
+    mean: Sequence[float] = CLIP_MEAN  # channel means for values in [0, 1]
+    std: Sequence[float] = CLIP_STD  # channel standard deviations
+    max_length: int = 40  # tokens at most, [CLS] and [SEP] counted
+    mlm: bool = True  # whether batches hold the ``mlm_*`` entries
+    end: bool = False  # whether texts end with [SEP], as BLIP's do
+    # None, or ``paper``: crops, flips and RandAugment as in the published calibration (see `augment`)
     augment: str | None = None
 
     def __post_init__(self) -> None:

@@ -118,29 +118,18 @@ class SkipReport:
 
 @dataclass(frozen=True)
 class Dataset(Generic[Item]):
-    """A data set: ``len(data)``, ``data[i]``, iteration.
+    """A data set: ``len(data)``, ``data[i]``, iteration."""
 
-    Args:
-        kind: ``pairs``, ``regions`` or ``questions``: the type of the items.
-        layout: which layout it was read from, in words.
-        source: the file or folder.
-        size: number of items.
-        read: gives item i, or raises `BrokenItem`.
-        texts: for regions, how many texts each item has (items,).
-        known: gives what is known of item i before it is read, or None where that is nothing.
-        skipped: parts of the source that could not be indexed.
-        classes: of labelled images, whose caption is their class.
-    """
-
-    kind: Kind
-    layout: str
-    source: str
-    size: int
-    read: Callable[[int], Item]
-    texts: np.ndarray | None = None
+    kind: Kind  # ``pairs``, ``regions`` or ``questions``: the type of the items
+    layout: str  # which layout it was read from, in words
+    source: str  # the file or folder
+    size: int  # number of items
+    read: Callable[[int], Item]  # gives item i, or raises `BrokenItem`
+    texts: np.ndarray | None = None  # for regions, how many texts each item has (items,)
+    # gives what is known of item i before it is read, or None where that is nothing
     known: Callable[[int], Known | None] = nothing_known
-    skipped: tuple[Skip, ...] = ()
-    classes: tuple[str, ...] = ()
+    skipped: tuple[Skip, ...] = ()  # parts of the source that could not be indexed
+    classes: tuple[str, ...] = ()  # of labelled images, whose caption is their class
 
     def __len__(self) -> int:
         return self.size

@@ -29,24 +29,16 @@ MOST_ANSWERS = 3128  # as many as the published list of candidates has
 
 @dataclass(frozen=True)
 class TaskData:
-    """The data of a task: ``len(data)``, ``data[i]``.
+    """The data of a task: ``len(data)``, ``data[i]``."""
 
-    Args:
-        source: where they are from, in words.
-        items: number of each item in what was opened.
-        read: number of an item there -> the item, whose image Pillow decodes when its pixels are needed.
-        texts: captions of each image, answers to each question, or the class of each image.
-        choices: what the model chooses from: the answers of a list, the classes.
-        skipped: what was left out, and why.
-        known: number of an item in what was opened -> what is known of it before it is read, as of `Dataset`.
-    """
-
-    source: str
-    items: Sequence[int]
+    source: str  # where they are from, in words
+    items: Sequence[int]  # number of each item in what was opened
+    # number of an item there -> the item, whose image Pillow decodes when its pixels are needed
     read: Callable[[int], Any]
-    texts: tuple[tuple[str, ...], ...]
-    choices: tuple[str, ...] = ()
-    skipped: tuple[Skip, ...] = ()
+    texts: tuple[tuple[str, ...], ...]  # captions of each image, answers to each question, or the class of each image
+    choices: tuple[str, ...] = ()  # what the model chooses from: the answers of a list, the classes
+    skipped: tuple[Skip, ...] = ()  # what was left out, and why
+    # number of an item in what was opened -> what is known of it before it is read, as of `Dataset`
     known: Callable[[int], Known | None] = nothing_known
 
     def __len__(self) -> int:

@@ -52,21 +52,13 @@ def item_order(size: int, seed: int, epoch: int, stream: Stream, shuffle: bool) 
 
 @dataclass(frozen=True, eq=False)
 class RegionPlan:
-    """Region texts in line, cut into batches of equal size; an image at a cut gives texts to both batches.
+    """Region texts in line, cut into batches of equal size; an image at a cut gives texts to both batches."""
 
-    Args:
-        counts: texts of each item (items,).
-        most: texts taken of one item.
-        batch_size: texts in a batch.
-        seed: seed of the run.
-        shuffle: whether items and texts come in random order.
-    """
-
-    counts: np.ndarray
-    most: int
-    batch_size: int
-    seed: int
-    shuffle: bool
+    counts: np.ndarray  # texts of each item (items,)
+    most: int  # texts taken of one item
+    batch_size: int  # texts in a batch
+    seed: int  # seed of the run
+    shuffle: bool  # whether items and texts come in random order
 
     @property
     def batches(self) -> int:

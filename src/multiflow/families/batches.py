@@ -24,33 +24,19 @@ SHAPES_BATCHES = 16
 
 @dataclass(frozen=True)
 class Source:
-    """Where calibration data come from.
+    """Where calibration data come from."""
 
-    Args:
-        data: a data set on disk; None = scenes of Shapes, made on the fly.
-        images: folder of the images that the data name.
-        tokenizer: folder or Hugging Face id; None = the model's own, or ``bert-base-uncased``.
-        batches: how many at most; None = all, at most 3,000 (of Shapes 16).
-        batch_size: pairs or images a batch.
-        seed: of the order, of captions, hidden tokens and augmentation.
-        split: of data that have splits; None = train.
-        augment: None, or ``paper``, as in the published calibration.
-        workers: processes that read and decode in the background.
-        image_column: column or key of the data that holds the images, where its name does not tell.
-        text_column: as `image_column`, of the texts.
-    """
-
-    data: str | None
-    images: str | None = None
-    tokenizer: str | None = None
-    batches: int | None = None
-    batch_size: int = 32
-    seed: int = 0
-    split: str | None = None
-    augment: str | None = None
-    workers: int = 0
-    image_column: str | None = None
-    text_column: str | None = None
+    data: str | None  # a data set on disk; None = scenes of Shapes, made on the fly
+    images: str | None = None  # folder of the images that the data name
+    tokenizer: str | None = None  # folder or Hugging Face id; None = the model's own, or ``bert-base-uncased``
+    batches: int | None = None  # how many at most; None = all, at most 3,000 (of Shapes 16)
+    batch_size: int = 32  # pairs or images a batch
+    seed: int = 0  # of the order, of captions, hidden tokens and augmentation
+    split: str | None = None  # of data that have splits; None = train
+    augment: str | None = None  # None, or ``paper``, as in the published calibration
+    workers: int = 0  # processes that read and decode in the background
+    image_column: str | None = None  # column or key of the data that holds the images, where its name does not tell
+    text_column: str | None = None  # as `image_column`, of the texts
 
     @property
     def options(self) -> dict[str, Any]:

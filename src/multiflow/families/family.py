@@ -37,117 +37,70 @@ Schedule: TypeAlias = Literal["cosine", "linear"]
 
 @dataclass(frozen=True)
 class ModelType:
-    """What the library can do with the models of one ``config.model_type``; all but the adapter may be missing.
+    """What the library can do with the models of one ``config.model_type``; all but the adapter may be missing."""
 
-    Args:
-        adapter: part: ``f(model)`` -> its `Adapter`.
-        tasks: those whose model can be built from it.
-        evaluates: those that it is evaluated on as it is.
-        untrained: those of ``tasks`` whose model needs no training to be evaluated.
-        original: part: the `Original` that says what the release calls its weights.
-        batches: part: ``f(model, place, source)`` -> calibration batches, see `multiflow.families.batches`.
-    """
-
-    adapter: Part
-    tasks: tuple[str, ...] = ()
-    evaluates: tuple[str, ...] = ()
-    untrained: tuple[str, ...] = ()
-    original: Part = None
-    batches: Part = None
+    adapter: Part  # part: ``f(model)`` -> its `Adapter`
+    tasks: tuple[str, ...] = ()  # those whose model can be built from it
+    evaluates: tuple[str, ...] = ()  # those that it is evaluated on as it is
+    untrained: tuple[str, ...] = ()  # those of ``tasks`` whose model needs no training to be evaluated
+    original: Part = None  # part: the `Original` that says what the release calls its weights
+    batches: Part = None  # part: ``f(model, place, source)`` -> calibration batches, see `multiflow.families.batches`
 
 
 @dataclass(frozen=True)
 class Texts:
-    """How the texts of a family are tokenized.
+    """How the texts of a family are tokenized."""
 
-    Args:
-        ends: whether they end with [SEP].
-        length: tokens at most.
-        lengths: the same for a task, where it differs.
-    """
-
-    ends: bool = False
-    length: int = 40
-    lengths: Mapping[str, int] = field(default_factory=dict)
+    ends: bool = False  # whether they end with [SEP]
+    length: int = 40  # tokens at most
+    lengths: Mapping[str, int] = field(default_factory=dict)  # the same for a task, where it differs
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How a family is fine-tuned for a task. What publications leave open is alike in all: gradients clipped at 1.
+    """How a family is fine-tuned for a task. What publications leave open is alike in all: gradients clipped at 1."""
 
-    Args:
-        lr: highest learning rate.
-        batch_size: samples a step, those of all processes and accumulated batches together.
-        epochs: how often the training data are gone through, unless ``steps`` says how many steps to take.
-        steps: optimizer steps.
-        weight_decay: of matrices.
-        schedule: how the learning rate falls.
-        warmup: share of the steps during which it rises.
-        betas: AdamW's.
-        new_lr: factor on the learning rate of new layers.
-        image_size: side of the images in pixels; None = the pretrained model's.
-        augment: whether training images are augmented.
-        val_split: split on which the best checkpoint is chosen.
-        val_limit: items of it at most.
-        evaluations: how often a run of ``steps`` is evaluated; one of epochs is after each.
-        options: of the task model, see `mf.task_model`.
-        evaluate: options of the evaluation.
-    """
-
-    lr: float
-    batch_size: int
-    epochs: int = 1
-    steps: int | None = None
-    weight_decay: float = 0.01
-    schedule: Schedule = "linear"
-    warmup: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.98)
-    new_lr: float = 1.0
-    image_size: int | None = 384
-    augment: bool = True
-    val_split: str = "val"
-    val_limit: int | None = None
-    evaluations: int = 4
-    options: Mapping[str, Any] = field(default_factory=dict)
-    evaluate: Mapping[str, Any] = field(default_factory=dict)
+    lr: float  # highest learning rate
+    batch_size: int  # samples a step, those of all processes and accumulated batches together
+    epochs: int = 1  # how often the training data are gone through, unless ``steps`` says how many steps to take
+    steps: int | None = None  # optimizer steps
+    weight_decay: float = 0.01  # of matrices
+    schedule: Schedule = "linear"  # how the learning rate falls
+    warmup: float = 0.1  # share of the steps during which it rises
+    betas: tuple[float, float] = (0.9, 0.98)  # AdamW's
+    new_lr: float = 1.0  # factor on the learning rate of new layers
+    image_size: int | None = 384  # side of the images in pixels; None = the pretrained model's
+    augment: bool = True  # whether training images are augmented
+    val_split: str = "val"  # split on which the best checkpoint is chosen
+    val_limit: int | None = None  # items of it at most
+    evaluations: int = 4  # how often a run of ``steps`` is evaluated; one of epochs is after each
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the task model, see `mf.task_model`
+    evaluate: Mapping[str, Any] = field(default_factory=dict)  # options of the evaluation
 
 
 @dataclass(frozen=True)
 class Family:
-    """All that the library knows of a family of models.
+    """All that the library knows of a family of models."""
 
-    Args:
-        name: as in ``load_model(family=...)``.
-        title: as it is written in a text.
-        home: package or module that references beginning with a dot are relative to; ``__name__`` where it is written.
-        models: ``config.model_type`` -> what can be done with models of this type.
-        others: the same for models of a type that no family names; None = it takes none of them.
-        accepts: part: ``f(model)`` -> whether it takes this one of the others.
-        classes: part: module of the family's own model classes; those that it lacks are looked for in transformers.
-        release: part: the `Original` by which files of the original release are read; None = they are not.
-        task_models: task -> part: the `Builder` of its model.
-        texts: how its texts are tokenized; None for models of images alone.
-        scoring: part: the `PairScoring` by which images and texts are compared; None where they are not.
-        memory: part: regex of the names of tensors that training needs and a stored model does without.
-        recipe: part: the `Recipe` by which a small model is pretrained from random weights; None = there is none.
-        answer_weights: data set that a question is from -> how much its answers count in training; 1 where not given.
-        presets: name -> task -> the hyper-parameters of fine-tuning.
-    """
-
-    name: str
-    title: str
+    name: str  # as in ``load_model(family=...)``
+    title: str  # as it is written in a text
+    # package or module that references beginning with a dot are relative to; ``__name__`` where it is written
     home: str
-    models: Mapping[str, ModelType]
-    others: ModelType | None = None
-    accepts: Part = None
+    models: Mapping[str, ModelType]  # ``config.model_type`` -> what can be done with models of this type
+    others: ModelType | None = None  # the same for models of a type that no family names; None = it takes none of them
+    accepts: Part = None  # part: ``f(model)`` -> whether it takes this one of the others
+    # part: module of the family's own model classes; those that it lacks are looked for in transformers
     classes: Part = None
-    release: Part = None
-    task_models: Mapping[str, Part] = field(default_factory=dict)
-    texts: Texts | None = None
-    scoring: Part = None
-    memory: Part = None
+    release: Part = None  # part: the `Original` by which files of the original release are read; None = they are not
+    task_models: Mapping[str, Part] = field(default_factory=dict)  # task -> part: the `Builder` of its model
+    texts: Texts | None = None  # how its texts are tokenized; None for models of images alone
+    scoring: Part = None  # part: the `PairScoring` by which images and texts are compared; None where they are not
+    memory: Part = None  # part: regex of the names of tensors that training needs and a stored model does without
+    # part: the `Recipe` by which a small model is pretrained from random weights; None = there is none
     recipe: Part = None
+    # data set that a question is from -> how much its answers count in training; 1 where not given
     answer_weights: Mapping[str, float] = field(default_factory=dict)
+    # name -> task -> the hyper-parameters of fine-tuning
     presets: Mapping[str, Mapping[str, Preset]] = field(default_factory=dict)
 
     def get(self, part: Part) -> Any:

@@ -271,16 +271,11 @@ def pixel_statistics(source: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model's inputs are made, and the files that say so.
+    """How a model's inputs are made, and the files that say so."""
 
-    Args:
-        tokenizer: the model's; None for models of images alone.
-        files: to copy into the folder of the fine-tuned model, such as a processor's.
-        pixels: ``mean`` and ``std`` of the pixels, where they are not CLIP's.
-    """
-
-    tokenizer: Any = None
-    files: Sequence[Path] = ()
+    tokenizer: Any = None  # the model's; None for models of images alone
+    files: Sequence[Path] = ()  # to copy into the folder of the fine-tuned model, such as a processor's
+    # ``mean`` and ``std`` of the pixels, where they are not CLIP's
     pixels: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -55,52 +55,38 @@ class PairModel(PreTrainedModel):
 
 @dataclass(frozen=True)
 class PairScoring:
-    """How a family scores pairs of an image and a text.
+    """How a family scores pairs of an image and a text."""
 
-    Args:
-        keep: ``(input_ids, text_embeds)`` -> what is kept of texts for the matching head, (texts, length, ...).
-        match: ``(model, kept, attention_mask, image_embeds, image_index)`` -> states (texts, width) of each text
-            together with its image, for the matching head.
-        adds_cosine: whether the logit of "match" ranks a pair together with its cosine, or alone.
-    """
-
+    # ``(input_ids, text_embeds)`` -> what is kept of texts for the matching head, (texts, length, ...)
     keep: Callable[[Tensor, Tensor], Tensor]
+    # ``(model, kept, attention_mask, image_embeds, image_index)`` -> states (texts, width) of each text together with
+    # its image, for the matching head
     match: Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
-    adds_cosine: bool
+    adds_cosine: bool  # whether the logit of "match" ranks a pair together with its cosine, or alone
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a small model of a family is pretrained from random weights, and what it is asked about words afterwards.
+    """How a small model of a family is pretrained from random weights, and what it is asked about words afterwards."""
 
-    Args:
-        sizes: of the bundled model, where the settings leave them open.
-        build: ``(sizes, settings)`` -> the model; ``sizes`` are those that all families write alike.
-        tower: model -> its vision tower.
-        positions: model -> its position embeddings of the patches (patches, width), which are written to.
-        add_tokens: tokenizer -> nothing; adds the tokens that the family needs behind the others.
-        regions: whether the model learns from regions too.
-        masked: whether words of its texts are hidden.
-        begin: model -> nothing; before the first step on pairs.
-        options: ``(model, done)`` -> further arguments of its forward, when a share ``done`` of the steps is done.
-        describe: settings -> what layers it has besides the vision layers, and its losses, for the model card.
-        words: name of the figure that says how many words the model guesses.
-        asks: the same in words.
-        guess: ``(model, batch)`` -> guessed tokens, right tokens and which of them count.
-    """
-
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, int]  # of the bundled model, where the settings leave them open
+    # ``(sizes, settings)`` -> the model; ``sizes`` are those that all families write alike
     build: Callable[[dict[str, Any], Any], PairModel]
-    tower: Callable[[Any], nn.Module]
+    tower: Callable[[Any], nn.Module]  # model -> its vision tower
+    # model -> its position embeddings of the patches (patches, width), which are written to
     positions: Callable[[Any], Tensor]
+    # settings -> what layers it has besides the vision layers, and its losses, for the model card
     describe: Callable[[Any], tuple[str, str]]
-    words: str
-    asks: str
+    words: str  # name of the figure that says how many words the model guesses
+    asks: str  # the same in words
+    # ``(model, batch)`` -> guessed tokens, right tokens and which of them count
     guess: Callable[[Any, Mapping[str, Tensor]], Words]
-    masked: bool = False
-    regions: bool = False
+    masked: bool = False  # whether words of its texts are hidden
+    regions: bool = False  # whether the model learns from regions too
+    # tokenizer -> nothing; adds the tokens that the family needs behind the others
     add_tokens: Callable[[Any], object] = lambda tokenizer: None
-    begin: Callable[[Any], object] = lambda model: None
+    begin: Callable[[Any], object] = lambda model: None  # model -> nothing; before the first step on pairs
+    # ``(model, done)`` -> further arguments of its forward, when a share ``done`` of the steps is done
     options: Callable[[Any, float], dict[str, Any]] = lambda model, done: {}
 
 

@@ -13,19 +13,12 @@ from multiflow.masks.masks import Masks
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How two masks agree on some layers.
+    """How two masks agree on some layers."""
 
-    Args:
-        size: weights compared.
-        same: weights on which both decide alike.
-        both: weights that both keep.
-        either: weights that at least one keeps.
-    """
-
-    size: int
-    same: int
-    both: int
-    either: int
+    size: int  # weights compared
+    same: int  # weights on which both decide alike
+    both: int  # weights that both keep
+    either: int  # weights that at least one keeps
 
     @property
     def agreement(self) -> float:

@@ -96,19 +96,12 @@ def _fit(plan: PruningPlan, stats: Stats | None, name: str, count: int) -> tuple
 
 @dataclass(frozen=True)
 class Chooser:
-    """A layer's budget under a pattern, as fitters are given it (`multiflow.methods.declare.Choose`).
+    """A layer's budget under a pattern, as fitters are given it (`multiflow.methods.declare.Choose`)."""
 
-    Args:
-        of: the layer.
-        count: how many of its weights go in the end.
-        pattern: which weights may go together.
-        pruner: who chooses, for errors.
-    """
-
-    of: Layer
-    count: int
-    pattern: Pattern
-    pruner: Pruner
+    of: Layer  # the layer
+    count: int  # how many of its weights go in the end
+    pattern: Pattern  # which weights may go together
+    pruner: Pruner  # who chooses, for errors
 
     @property
     def layer(self) -> str:

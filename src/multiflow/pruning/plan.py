@@ -35,23 +35,14 @@ SPARSITIES = (0.63, 0.75, 0.9)
 
 @dataclass(frozen=True)
 class Request:
-    """How to prune, whatever the model.
+    """How to prune, whatever the model."""
 
-    Args:
-        pruner: the method.
-        hyper: all its hyper-parameters.
-        pattern: which weights may go together.
-        allocation: how many go in each layer.
-        sparsities: shares of weights to drop.
-        until_stable: the agreement of masks at which calibration stops, or None.
-    """
-
-    pruner: Pruner
-    hyper: Mapping[str, Any]
-    pattern: Pattern
-    allocation: Allocation
-    sparsities: tuple[float, ...]
-    until_stable: float | None = None
+    pruner: Pruner  # the method
+    hyper: Mapping[str, Any]  # all its hyper-parameters
+    pattern: Pattern  # which weights may go together
+    allocation: Allocation  # how many go in each layer
+    sparsities: tuple[float, ...]  # shares of weights to drop
+    until_stable: float | None = None  # the agreement of masks at which calibration stops, or None
 
     @property
     def own_hyper(self) -> dict[str, Any]:
@@ -269,29 +260,17 @@ class Weights(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """A pruning run, checked.
+    """A pruning run, checked."""
 
-    Args:
-        request: how to prune.
-        model: what to prune; left as it is.
-        adapter: how to run it.
-        layout: its layers.
-        weights: their weights.
-        seed: of whatever is random.
-        batches: calibration batches, statistics measured before, or None.
-        checkpoint: where a killed run goes on.
-        progress: told of every step.
-    """
-
-    request: Request
-    model: nn.Module
-    adapter: Adapter
-    layout: Layout
-    weights: Weights
-    seed: int = 0
-    batches: Iterable[Any] | Stats | None = None
-    checkpoint: Checkpoint | None = None
-    progress: Progress | None = None
+    request: Request  # how to prune
+    model: nn.Module  # what to prune; left as it is
+    adapter: Adapter  # how to run it
+    layout: Layout  # its layers
+    weights: Weights  # their weights
+    seed: int = 0  # of whatever is random
+    batches: Iterable[Any] | Stats | None = None  # calibration batches, statistics measured before, or None
+    checkpoint: Checkpoint | None = None  # where a killed run goes on
+    progress: Progress | None = None  # told of every step
 
     @property
     def pruner(self) -> Pruner:

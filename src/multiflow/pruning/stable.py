@@ -31,19 +31,12 @@ HALF = "half"  # the part of a checkpoint that holds the masks of the last doubl
 
 @dataclass(frozen=True)
 class Stable:
-    """What a calibration left that watched its masks settle.
+    """What a calibration left that watched its masks settle."""
 
-    Args:
-        stats: the statistics of all batches it took.
-        packed: the masks made from them, for each sparsity.
-        curve: the agreement at each doubling.
-        seconds: spent on choosing masks on the way.
-    """
-
-    stats: Stats
-    packed: list[Packed]
-    curve: tuple[Doubling, ...]
-    seconds: float
+    stats: Stats  # the statistics of all batches it took
+    packed: list[Packed]  # the masks made from them, for each sparsity
+    curve: tuple[Doubling, ...]  # the agreement at each doubling
+    seconds: float  # spent on choosing masks on the way
 
 
 def calibrate_until_stable(plan: PruningPlan) -> Stable:

@@ -30,15 +30,10 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class State:
-    """Where the steps of one sparsity stand.
+    """Where the steps of one sparsity stand."""
 
-    Args:
-        packed: layer name -> mask; what is gone stays gone.
-        weights: layer name -> weight, of which the masked part is what the model computes with.
-    """
-
-    packed: Packed
-    weights: Tensors
+    packed: Packed  # layer name -> mask; what is gone stays gone
+    weights: Tensors  # layer name -> weight, of which the masked part is what the model computes with
 
     def frozen(self, scores: Tensors) -> Tensors:
         """Return the scores, among which the weights that are gone already rank lowest."""
@@ -47,19 +42,12 @@ class State:
 
 @dataclass(frozen=True)
 class PruningStep:
-    """One step of a method in steps.
+    """One step of a method in steps."""
 
-    Args:
-        target: the sparsity after it.
-        batches: what it measures on; iterated once.
-        most: the batches there are at most.
-        progress: told of every batch.
-    """
-
-    target: float
-    batches: Iterable[Any]
-    most: int
-    progress: Progress
+    target: float  # the sparsity after it
+    batches: Iterable[Any]  # what it measures on; iterated once
+    most: int  # the batches there are at most
+    progress: Progress  # told of every batch
 
 
 Take = Callable[[PruningPlan, State, PruningStep], State]

@@ -122,13 +122,13 @@ class Interval(Protocol):
     """A difference with its 95 % interval, and the seeds that it rests on."""
 
     @property
-    def value(self) -> float: ...  # noqa: D102
+    def value(self) -> float: ...
     @property
-    def low(self) -> float: ...  # noqa: D102
+    def low(self) -> float: ...
     @property
-    def high(self) -> float: ...  # noqa: D102
+    def high(self) -> float: ...
     @property
-    def seeds(self) -> Sequence[int]: ...  # noqa: D102
+    def seeds(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)

@@ -87,18 +87,12 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawings:
-    """Drawings side by side, which Markdown leaves out.
-
-    Args:
-        figures: the drawings.
-        look: class of the grid that they stand in.
-        pruner: whose drawings they are.
-    """
+    """Drawings side by side, which Markdown leaves out."""
 
     kind: ClassVar[str] = "figures"
-    figures: Sequence[Drawing]
-    look: str = "charts"
-    pruner: str | None = None
+    figures: Sequence[Drawing]  # the drawings
+    look: str = "charts"  # class of the grid that they stand in
+    pruner: str | None = None  # whose drawings they are
 
 
 @dataclass(frozen=True)
@@ -135,27 +129,17 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report.
+    """A whole report."""
 
-    Args:
-        title: of the page.
-        headline: what was found, in a sentence or two.
-        lead: what was done.
-        facts: a few large figures, each with what it is.
-        sections: in their order.
-        looks: name of a pruner -> its look; texts show the names in their colours.
-        first: what must be known before the figures.
-        tiers: (number, text) of the buttons that choose the rows of tables.
-    """
-
-    title: str
-    headline: str
-    lead: str
-    facts: Sequence[tuple[str, str]]
-    sections: Sequence[Section]
+    title: str  # of the page
+    headline: str  # what was found, in a sentence or two
+    lead: str  # what was done
+    facts: Sequence[tuple[str, str]]  # a few large figures, each with what it is
+    sections: Sequence[Section]  # in their order
+    # name of a pruner -> its look; texts show the names in their colours
     looks: Mapping[str, Look] = field(default_factory=dict)
-    first: Block | None = None
-    tiers: Sequence[tuple[str, str]] = ()
+    first: Block | None = None  # what must be known before the figures
+    tiers: Sequence[tuple[str, str]] = ()  # (number, text) of the buttons that choose the rows of tables
 
     @property
     def colours(self) -> dict[str, str]:

@@ -18,50 +18,29 @@ BOLD, CLOSE = ("best", "gone"), ("close", "near")
 
 @dataclass(frozen=True)
 class TableCell:
-    """What stands at one place of a table.
+    """What stands at one place of a table."""
 
-    Args:
-        text: what is shown.
-        key: what the row sorts by here, and what CSV writes; None stands last.
-        look: class of the text: ``best``, ``close``, ``gone``, ``failed`` ...
-        small: what follows in small letters, such as a standard deviation.
-        seeds: the number of seeds of a mean over fewer than others of its column; None of all others.
-        tip: what is said where the cell is pointed at.
-        tint: percent of colour in the ground.
-        meter: share of the width that a bar behind the text takes.
-        icon: the look of the pruner that the cell names.
-    """
-
-    text: str = ""
-    key: float | str | None = None
-    look: str | None = None
-    small: str = ""
-    seeds: int | None = None
-    tip: str | None = None
-    tint: float | None = None
-    meter: float | None = None
-    icon: Look | None = None
+    text: str = ""  # what is shown
+    key: float | str | None = None  # what the row sorts by here, and what CSV writes; None stands last
+    look: str | None = None  # class of the text: ``best``, ``close``, ``gone``, ``failed`` .
+    small: str = ""  # what follows in small letters, such as a standard deviation
+    seeds: int | None = None  # the number of seeds of a mean over fewer than others of its column; None of all others
+    tip: str | None = None  # what is said where the cell is pointed at
+    tint: float | None = None  # percent of colour in the ground
+    meter: float | None = None  # share of the width that a bar behind the text takes
+    icon: Look | None = None  # the look of the pruner that the cell names
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table."""
 
-    Args:
-        title: the heading.
-        over: a heading above, which neighbours share.
-        hint: what the column means.
-        class_: of its cells; ``number`` is right-aligned.
-        after: class of a box of even width for small letters and seeds; None puts them with the text.
-        steep: whether the heading is written from bottom to top.
-    """
-
-    title: str
-    over: str | None = None
-    hint: str | None = None
-    class_: str | None = None
-    after: str | None = None
-    steep: bool = False
+    title: str  # the heading
+    over: str | None = None  # a heading above, which neighbours share
+    hint: str | None = None  # what the column means
+    class_: str | None = None  # of its cells; ``number`` is right-aligned
+    after: str | None = None  # class of a box of even width for small letters and seeds; None puts them with the text
+    steep: bool = False  # whether the heading is written from bottom to top
 
     @property
     def is_number(self) -> bool:
@@ -71,38 +50,23 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table; its first cell names it.
+    """A row of a table; its first cell names it."""
 
-    Args:
-        cells: one a column.
-        name: the pruner that lights up with others of its name.
-        tiers: numbers of the tiers that show the row; None = all.
-        class_: ``dense`` for the baseline, whose cells under one heading are one figure.
-    """
-
-    cells: Sequence[TableCell]
-    name: str | None = None
-    tiers: str | None = None
-    class_: str | None = None
+    cells: Sequence[TableCell]  # one a column
+    name: str | None = None  # the pruner that lights up with others of its name
+    tiers: str | None = None  # numbers of the tiers that show the row; None = all
+    class_: str | None = None  # ``dense`` for the baseline, whose cells under one heading are one figure
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table."""
 
-    Args:
-        columns: from left to right.
-        rows: from top to bottom.
-        caption: what it holds.
-        id: of its element; None = none.
-        page_only: whether Markdown leaves it out, as it says the same elsewhere.
-    """
-
-    columns: Sequence[Column]
-    rows: Sequence[Row]
-    caption: str = ""
-    id: str | None = None
-    page_only: bool = False
+    columns: Sequence[Column]  # from left to right
+    rows: Sequence[Row]  # from top to bottom
+    caption: str = ""  # what it holds
+    id: str | None = None  # of its element; None = none
+    page_only: bool = False  # whether Markdown leaves it out, as it says the same elsewhere
     kind: ClassVar[str] = "table"
 
     @property

@@ -19,25 +19,15 @@ MANY = 5
 
 @dataclass(frozen=True)
 class Spread:
-    """Where the zeros of one pruner went at one sparsity, mean over the prunings of all seeds.
+    """Where the zeros of one pruner went at one sparsity, mean over the prunings of all seeds."""
 
-    Args:
-        model: name in the grid.
-        pruner: name in the grid.
-        sparsity: asked for.
-        seeds: of the prunings.
-        layout: the layers; their shapes say nothing but their sizes.
-        layers: layer name -> share of zeros.
-        groups: group -> share of zeros.
-    """
-
-    model: str
-    pruner: str
-    sparsity: float
-    seeds: tuple[int, ...]
-    layout: tuple[Layer, ...]
-    layers: Mapping[str, float]
-    groups: Mapping[str, float]
+    model: str  # name in the grid
+    pruner: str  # name in the grid
+    sparsity: float  # asked for
+    seeds: tuple[int, ...]  # of the prunings
+    layout: tuple[Layer, ...]  # the layers; their shapes say nothing but their sizes
+    layers: Mapping[str, float]  # layer name -> share of zeros
+    groups: Mapping[str, float]  # group -> share of zeros
 
     @property
     def achieved(self) -> float:

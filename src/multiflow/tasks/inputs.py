@@ -36,28 +36,17 @@ DROPPED = re.compile(r'[.!"()*#:;~\s]+')  # of captions and questions, as BLIP w
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What a task model takes.
+    """What a task model takes."""
 
-    Args:
-        image_size: height and width in pixels.
-        tokenizer: the model's; None for images alone.
-        ends: whether texts end with [SEP], as BLIP's do.
-        max_length: tokens of a text at most.
-        augment: whether training images are augmented.
-        seed: of order, captions and augmentation.
-        mean: channel means for values in [0, 1].
-        std: channel standard deviations.
-        weights: data set that a question is from -> how much its answers count; 1 where nothing is said.
-    """
-
-    image_size: int
-    tokenizer: PreTrainedTokenizerBase | None = None
-    ends: bool = False
-    max_length: int = 40
-    augment: bool = False
-    seed: int = 0
-    mean: Sequence[float] = CLIP_MEAN
-    std: Sequence[float] = CLIP_STD
+    image_size: int  # height and width in pixels
+    tokenizer: PreTrainedTokenizerBase | None = None  # the model's; None for images alone
+    ends: bool = False  # whether texts end with [SEP], as BLIP's do
+    max_length: int = 40  # tokens of a text at most
+    augment: bool = False  # whether training images are augmented
+    seed: int = 0  # of order, captions and augmentation
+    mean: Sequence[float] = CLIP_MEAN  # channel means for values in [0, 1]
+    std: Sequence[float] = CLIP_STD  # channel standard deviations
+    # data set that a question is from -> how much its answers count; 1 where nothing is said
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], *, end: bool | None = None) -> tuple[Tensor, Tensor]:

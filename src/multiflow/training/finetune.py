@@ -154,19 +154,12 @@ def _naming_split(name: str) -> Iterator[None]:
 
 
 class Built(NamedTuple):
-    """A task model that is ready to be trained.
+    """A task model that is ready to be trained."""
 
-    Args:
-        model: the task model.
-        masks: those of the pretrained model, on its layers.
-        copies: its buffers that follow masked weights, see `keep_sparse`.
-        new: names of its parameters that start from nothing.
-    """
-
-    model: Any
-    masks: Masks | None
-    copies: Mapping[str, tuple[str, ...]]
-    new: set[str]
+    model: Any  # the task model
+    masks: Masks | None  # those of the pretrained model, on its layers
+    copies: Mapping[str, tuple[str, ...]]  # its buffers that follow masked weights, see `keep_sparse`
+    new: set[str]  # names of its parameters that start from nothing
 
 
 def build(plan: FinetunePlan, model: nn.Module, masks: Masks | None, data: Any, preprocessing: Preprocessing) -> Built:

@@ -55,30 +55,20 @@ FREE_TO_CHANGE = (
 
 @dataclass(frozen=True)
 class Validation:
-    """What to do with the model on the way, in every process.
+    """What to do with the model on the way, in every process."""
 
-    Args:
-        evaluate: () -> figures of the model, which are tracked under ``val/``.
-        keep: (step, figures) -> nothing; may store the model, whose zeros were checked before.
-    """
-
-    evaluate: Callable[[], Mapping[str, float]]
+    evaluate: Callable[[], Mapping[str, float]]  # () -> figures of the model, which are tracked under ``val/``
+    # (step, figures) -> nothing; may store the model, whose zeros were checked before
     keep: Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a finished run reports.
+    """What a finished run reports."""
 
-    Args:
-        steps: optimizer steps done, those before a resume included.
-        seconds: time they took, those before a resume included.
-        metrics: the last line of metrics.
-    """
-
-    steps: int
-    seconds: float
-    metrics: Mapping[str, float]
+    steps: int  # optimizer steps done, those before a resume included
+    seconds: float  # time they took, those before a resume included
+    metrics: Mapping[str, float]  # the last line of metrics
 
 
 def train(

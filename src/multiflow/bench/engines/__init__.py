@@ -20,51 +20,32 @@ from multiflow.base.errors import MultiflowError, unknown
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to compute, and what it takes; small and picklable.
+    """A cell to compute, and what it takes; small and picklable."""
 
-    Args:
-        results: absolute path of the folder of results, which all workers see.
-        cell: id of the cell.
-        cpus: cores, which is how many threads the worker computes with.
-        gpus: devices, or a share of one; 0 computes on the CPU.
-        memory: bytes; 0 asks for none in particular.
-        order: what ``work`` is told; engines carry it and do not look into it.
-    """
-
-    results: str
-    cell: str
-    cpus: int = 1
-    gpus: float = 0.0
-    memory: int = 0
-    order: Any = None
+    results: str  # absolute path of the folder of results, which all workers see
+    cell: str  # id of the cell
+    cpus: int = 1  # cores, which is how many threads the worker computes with
+    gpus: float = 0.0  # devices, or a share of one; 0 computes on the CPU
+    memory: int = 0  # bytes; 0 asks for none in particular
+    order: Any = None  # what ``work`` is told; engines carry it and do not look into it
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine runs jobs.
+    """How an engine runs jobs."""
 
-    Args:
-        workers: how many jobs at once at most.
-        retries: how often a job is given to another worker when its own has died.
-        options: settings of one engine, by name, such as the address of a Ray cluster or a Slurm partition.
-    """
-
-    workers: int = 1
-    retries: int = 1
+    workers: int = 1  # how many jobs at once at most
+    retries: int = 1  # how often a job is given to another worker when its own has died
+    # settings of one engine, by name, such as the address of a Ray cluster or a Slurm partition
     options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """A job that is over: its cell has a line in the results, or the worker died.
+    """A job that is over: its cell has a line in the results, or the worker died."""
 
-    Args:
-        job: the job.
-        error: in one line why the worker died; None when ``work`` returned.
-    """
-
-    job: Job
-    error: str | None = None
+    job: Job  # the job
+    error: str | None = None  # in one line why the worker died; None when ``work`` returned
 
 
 Work = Callable[[Job], None]

@@ -18,15 +18,10 @@ PATIENCE = 10.0  # seconds that a worker gets to end by itself
 
 @dataclass(frozen=True)
 class Given:
-    """A job on its way.
+    """A job on its way."""
 
-    Args:
-        job: the job.
-        deaths: how many workers have died of it.
-    """
-
-    job: Job
-    deaths: int = 0
+    job: Job  # the job
+    deaths: int = 0  # how many workers have died of it
 
 
 @dataclass

@@ -27,23 +27,15 @@ JSON_SUFFIXES = (".json", ".jsonl")
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder in which data may lie, and what the user said about it.
+    """A file or folder in which data may lie, and what the user said about it."""
 
-    Args:
-        path: the file or folder.
-        images: folder that image names are relative to; None = looked for around the file.
-        split: which split to read; None = the usual one.
-        image_column: name of the column or key that holds the images; None = told by its name and content.
-        text_column: as `image_column`, of the texts.
-        source: what the user wrote, where that is no path.
-    """
-
-    path: Path
-    images: Path | None = None
-    split: str | None = None
+    path: Path  # the file or folder
+    images: Path | None = None  # folder that image names are relative to; None = looked for around the file
+    split: str | None = None  # which split to read; None = the usual one
+    # name of the column or key that holds the images; None = told by its name and content
     image_column: str | None = None
-    text_column: str | None = None
-    source: str = ""
+    text_column: str | None = None  # as `image_column`, of the texts
+    source: str = ""  # what the user wrote, where that is no path
 
     @cached_property
     def is_folder(self) -> bool:
@@ -69,30 +61,20 @@ class Place:
 
 @dataclass(frozen=True)
 class DataLayout:
-    """One layout of data sets.
+    """One layout of data sets."""
 
-    Args:
-        form: what it looks like, for users: file names, keys.
-        recognise: whether a file or a folder is in this layout, by its content.
-        read: opens the data; called only for what was recognised.
-        files: patterns of the names that its files have; in a folder that has some, these alone are opened.
-        companions: patterns of files that belong to it and hold no data of their own.
-        splits: whether it has splits.
-        joins: whether several files of it in one folder are one data set.
-        labelled: whether it holds labelled images, which are opened for classification alone.
-        prefix: what a source that is no path begins with.
-        order: the lower, the earlier it is asked; from 10 on only where no file of a folder is recognised.
-    """
-
-    form: str
-    recognise: Callable[[Place], bool]
-    read: Callable[[Place], AnyData]
+    form: str  # what it looks like, for users: file names, keys
+    recognise: Callable[[Place], bool]  # whether a file or a folder is in this layout, by its content
+    read: Callable[[Place], AnyData]  # opens the data; called only for what was recognised
+    # patterns of the names that its files have; in a folder that has some, these alone are opened
     files: Sequence[str] = ()
-    companions: Sequence[str] = ()
-    splits: bool = field(default=False, kw_only=True)
-    joins: bool = field(default=False, kw_only=True)
+    companions: Sequence[str] = ()  # patterns of files that belong to it and hold no data of their own
+    splits: bool = field(default=False, kw_only=True)  # whether it has splits
+    joins: bool = field(default=False, kw_only=True)  # whether several files of it in one folder are one data set
+    # whether it holds labelled images, which are opened for classification alone
     labelled: bool = field(default=False, kw_only=True)
-    prefix: str | None = field(default=None, kw_only=True)
+    prefix: str | None = field(default=None, kw_only=True)  # what a source that is no path begins with
+    # the lower, the earlier it is asked; from 10 on only where no file of a folder is recognised
     order: int = field(default=5, kw_only=True)
 
     @property

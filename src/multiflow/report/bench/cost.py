@@ -21,27 +21,16 @@ LEAST = 0.01
 
 @dataclass(frozen=True)
 class Cost:
-    """What a pruner costs on one model, mean over the prunings of all seeds.
+    """What a pruner costs on one model, mean over the prunings of all seeds."""
 
-    Args:
-        model: name in the grid.
-        pruner: name in the grid.
-        calibration: seconds.
-        selection: seconds.
-        pairs: calibration pairs; the most.
-        peak_memory: bytes; the most.
-        prunings: how many, one a seed.
-        cell: mean seconds of fine-tuning and evaluating one cell.
-    """
-
-    model: str
-    pruner: str
-    calibration: float
-    selection: float
-    pairs: int
-    peak_memory: int
-    prunings: int
-    cell: float | None
+    model: str  # name in the grid
+    pruner: str  # name in the grid
+    calibration: float  # seconds
+    selection: float  # seconds
+    pairs: int  # calibration pairs; the most
+    peak_memory: int  # bytes; the most
+    prunings: int  # how many, one a seed
+    cell: float | None  # mean seconds of fine-tuning and evaluating one cell
 
     @property
     def seconds(self) -> float:
@@ -49,17 +38,11 @@ class Cost:
 
 
 class Kept(NamedTuple):
-    """What a pruner keeps of the dense score of a model at one sparsity, mean over its tasks.
+    """What a pruner keeps of the dense score of a model at one sparsity, mean over its tasks."""
 
-    Args:
-        share: in percent, over the seeds that the pruner and the dense baseline have of all tasks.
-        seeds: their number.
-        few: the same, where others have more; else None.
-    """
-
-    share: float
-    seeds: int
-    few: int | None = None
+    share: float  # in percent, over the seeds that the pruner and the dense baseline have of all tasks
+    seeds: int  # their number
+    few: int | None = None  # the same, where others have more; else None
 
 
 def costs(bench: Bench) -> list[Cost]:

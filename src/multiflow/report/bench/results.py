@@ -44,29 +44,19 @@ class GridPlace(NamedTuple):
 
 @dataclass(frozen=True)
 class PlaceEntry:
-    """What one pruner reaches at one place.
+    """What one pruner reaches at one place."""
 
-    Args:
-        place: where.
-        pruner: name in the grid.
-        tier: the first tier of the grid that the pruner is in.
-        cells: those with figures, one a seed, by seed.
-        low: 95 % interval of the mean over seeds and items; equal to `mean` where there are no items.
-        high: its other end.
-        to_dense: this minus the dense baseline; None where they have no seed in common, and for the baseline.
-        to_best: this minus the best pruner of the place; None for the best, and where there is no seed in common.
-        best: whether it is the best pruner of its place.
-    """
-
-    place: GridPlace
-    pruner: str
-    tier: str
-    cells: tuple[Cell, ...]
-    low: float
-    high: float
+    place: GridPlace  # where
+    pruner: str  # name in the grid
+    tier: str  # the first tier of the grid that the pruner is in
+    cells: tuple[Cell, ...]  # those with figures, one a seed, by seed
+    low: float  # 95 % interval of the mean over seeds and items; equal to `mean` where there are no items
+    high: float  # its other end
+    # this minus the dense baseline; None where they have no seed in common, and for the baseline
     to_dense: Difference | None = None
+    # this minus the best pruner of the place; None for the best, and where there is no seed in common
     to_best: Difference | None = None
-    best: bool = False
+    best: bool = False  # whether it is the best pruner of its place
 
     @property
     def scores(self) -> list[float]:
@@ -99,29 +89,18 @@ class PlaceEntry:
 
 @dataclass(frozen=True)
 class Overall:
-    """What one pruner keeps of the dense score at one sparsity, mean over all models and tasks.
+    """What one pruner keeps of the dense score at one sparsity, mean over all models and tasks."""
 
-    Args:
-        sparsity: asked for.
-        pruner: name in the grid.
-        share: percent of the dense score, each model and task counting alike.
-        low: its 95 % interval over seeds and items.
-        high: its other end.
-        seeds: those that it and the dense baseline have of all models and tasks.
-        places: number of models and tasks.
-        to_best: this minus the best of the sparsity, in points; None for the best, and without a seed in common.
-        best: whether it is the best.
-    """
-
-    sparsity: float
-    pruner: str
-    share: float
-    low: float
-    high: float
-    seeds: tuple[int, ...]
-    places: int
+    sparsity: float  # asked for
+    pruner: str  # name in the grid
+    share: float  # percent of the dense score, each model and task counting alike
+    low: float  # its 95 % interval over seeds and items
+    high: float  # its other end
+    seeds: tuple[int, ...]  # those that it and the dense baseline have of all models and tasks
+    places: int  # number of models and tasks
+    # this minus the best of the sparsity, in points; None for the best, and without a seed in common
     to_best: Difference | None = None
-    best: bool = False
+    best: bool = False  # whether it is the best
 
     @property
     def close(self) -> bool:
@@ -136,44 +115,33 @@ class Overall:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything a benchmark found so far.
+    """Everything a benchmark found so far."""
 
-    Args:
-        title: what it is called.
-        notes: what else is to be said on top, such as lines that could not be read.
-        expected: all cells of the grid, without figures; those computed where no grid is known.
-        cells: those with figures, one for each place, pruner and seed, under the names of the grid.
-        failed: the cells that have an error and no figures.
-        missing: the cells of the grid that nobody computed yet.
-        prunings: those of the grid's cells, under its names and with its sparsities alone. Models of one source share
-            a pruning without data: it stands here for each of them, under one id.
-        models: in the order of the grid.
-        pruners: the same, the dense baseline first.
-        tiers: the same.
-        tiers_of: pruner -> the tiers that its cells belong to, in the order of the grid.
-        entries: (place, pruner) -> what it reaches, in the order of the grid.
-        differences: (place, a, b) -> a minus b, both ways round.
-        overall: (sparsity, pruner) -> what it keeps of the dense score; of pruners that have every model and task.
-        overall_differences: (sparsity, a, b) -> a minus b of that, both ways round.
-        dense_alone: (model, task) that the grid has dense cells of and no others, on a model that it prunes elsewhere:
-            trainings to look at, such as a longer one, and no places.
-    """
-
-    title: str
-    notes: tuple[str, ...]
+    title: str  # what it is called
+    notes: tuple[str, ...]  # what else is to be said on top, such as lines that could not be read
+    # all cells of the grid, without figures; those computed where no grid is known
     expected: tuple[Cell, ...] = field(repr=False)
+    # those with figures, one for each place, pruner and seed, under the names of the grid
     cells: tuple[Cell, ...] = field(repr=False)
-    failed: tuple[Cell, ...] = field(repr=False)
-    missing: tuple[Cell, ...] = field(repr=False)
+    failed: tuple[Cell, ...] = field(repr=False)  # the cells that have an error and no figures
+    missing: tuple[Cell, ...] = field(repr=False)  # the cells of the grid that nobody computed yet
+    # those of the grid's cells, under its names and with its sparsities alone. Models of one source share a pruning
+    # without data: it stands here for each of them, under one id
     prunings: tuple[Pruning, ...] = field(repr=False)
-    models: tuple[str, ...]
-    pruners: tuple[str, ...]
-    tiers: tuple[str, ...]
-    tiers_of: Mapping[str, tuple[str, ...]]
+    models: tuple[str, ...]  # in the order of the grid
+    pruners: tuple[str, ...]  # the same, the dense baseline first
+    tiers: tuple[str, ...]  # the same
+    tiers_of: Mapping[str, tuple[str, ...]]  # pruner -> the tiers that its cells belong to, in the order of the grid
+    # (place, pruner) -> what it reaches, in the order of the grid
     entries: Mapping[tuple[GridPlace, str], PlaceEntry] = field(repr=False)
+    # (place, a, b) -> a minus b, both ways round
     differences: Mapping[tuple[GridPlace, str, str], Difference] = field(repr=False)
+    # (sparsity, pruner) -> what it keeps of the dense score; of pruners that have every model and task
     overall: Mapping[tuple[float, str], Overall] = field(repr=False, default_factory=dict)
+    # (sparsity, a, b) -> a minus b of that, both ways round
     overall_differences: Mapping[tuple[float, str, str], Difference] = field(repr=False, default_factory=dict)
+    # (model, task) that the grid has dense cells of and no others, on a model that it prunes elsewhere: trainings to
+    # look at, such as a longer one, and no places
     dense_alone: frozenset[tuple[str, str]] = frozenset()
 
     @property

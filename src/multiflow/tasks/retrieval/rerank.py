@@ -54,23 +54,15 @@ class Recall:
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """What `evaluate_retrieval` found.
+    """What `evaluate_retrieval` found."""
 
-    Args:
-        reranked: recall after the matching head.
-        itc: recall of the contrastive similarity alone.
-        text_ranks: for every image the rank (from 0) of its best text after re-ranking; `UNFOUND` off the shortlist.
-        image_ranks: for every text the rank of its image.
-        top_texts: for every image the shortlisted texts, best first.
-        top_images: for every text the shortlisted images, best first.
-    """
-
-    reranked: Recall
-    itc: Recall
+    reranked: Recall  # recall after the matching head
+    itc: Recall  # recall of the contrastive similarity alone
+    # for every image the rank (from 0) of its best text after re-ranking; `UNFOUND` off the shortlist
     text_ranks: Int[Tensor, " images"] = field(repr=False)
-    image_ranks: Int[Tensor, " texts"] = field(repr=False)
-    top_texts: Int[Tensor, "images shortlist"] = field(repr=False)
-    top_images: Int[Tensor, "texts shortlist"] = field(repr=False)
+    image_ranks: Int[Tensor, " texts"] = field(repr=False)  # for every text the rank of its image
+    top_texts: Int[Tensor, "images shortlist"] = field(repr=False)  # for every image the shortlisted texts, best first
+    top_images: Int[Tensor, "texts shortlist"] = field(repr=False)  # for every text the shortlisted images, best first
 
 
 @dataclass(frozen=True)

@@ -43,37 +43,21 @@ TURN, SCALE, SHIFT = math.radians(10), 0.1, 0.12  # at most; the shift as a shar
 
 @dataclass(frozen=True)
 class DigitsTraining:
-    """Model and schedule of a training run on the digits.
+    """Model and schedule of a training run on the digits."""
 
-    Args:
-        image_size: side in pixels that the images are scaled up to.
-        patch_size: side of a patch in pixels.
-        width: width of the model.
-        layers: its layers.
-        heads: attention heads.
-        mlp: hidden width of the MLPs.
-        steps: training steps.
-        batch_size: images a step.
-        lr: highest learning rate.
-        weight_decay: of matrices.
-        device: cpu, cuda or cuda:N.
-        seed: of weights, order and augmentation; the split is always the same.
-        checkpoint_every: steps between checkpoints.
-    """
-
-    image_size: int = IMAGE_SIZE
-    patch_size: int = 4
-    width: int = 48
-    layers: int = 4
-    heads: int = 3
-    mlp: int = 192
-    steps: int = 3000
-    batch_size: int = 64
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    device: str = "cpu"
-    seed: int = 0
-    checkpoint_every: int = 500
+    image_size: int = IMAGE_SIZE  # side in pixels that the images are scaled up to
+    patch_size: int = 4  # side of a patch in pixels
+    width: int = 48  # width of the model
+    layers: int = 4  # its layers
+    heads: int = 3  # attention heads
+    mlp: int = 192  # hidden width of the MLPs
+    steps: int = 3000  # training steps
+    batch_size: int = 64  # images a step
+    lr: float = 2e-3  # highest learning rate
+    weight_decay: float = 0.05  # of matrices
+    device: str = "cpu"  # cpu, cuda or cuda:N
+    seed: int = 0  # of weights, order and augmentation; the split is always the same
+    checkpoint_every: int = 500  # steps between checkpoints
 
     def __post_init__(self) -> None:
         if self.width % max(self.heads, 1):

@@ -29,59 +29,35 @@ FAMILY = "xvlm"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Model, data and schedule of a pretraining run on Shapes.
+    """Model, data and schedule of a pretraining run on Shapes."""
 
-    Args:
-        family: of the model; sizes that are not given are those of the bundled model of this family.
-        image_size: side of the pictures in pixels.
-        patch_size: side of a patch in pixels.
-        width: width of both towers.
-        heads: attention heads of both towers.
-        vision_layers: layers of the vision tower; in X-VLM the last half of them can look at regions.
-        text_layers: X-VLM: layers that see the text alone (2); BLIP: layers of encoder and decoder (3).
-        fusion_layers: X-VLM: layers that see text and image.
-        vision_mlp: hidden width of the MLPs of the vision tower (X-VLM 768, BLIP 576).
-        text_mlp: hidden width of the MLPs of text and fusion layers (X-VLM 576, BLIP 384).
-        embed_dim: width of the contrastive features.
-        vision_steps: steps of the warm-up of the vision tower.
-        vision_batch_size: pictures a step of the warm-up; many small steps find shapes sooner than few large ones.
-        vision_lr: highest learning rate of the warm-up.
-        steps: steps of the joint training.
-        batch_size: pairs a step of the joint training.
-        lr: highest learning rate of the joint training.
-        weight_decay: of matrices and embeddings.
-        region_every: X-VLM: every so many joint steps the batch is one of region captions; 0: never.
-        precision: ``auto`` is bfloat16 where the device is faster in it; weights stay float32.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        seed: of weights, scenes, captions, masks and negatives.
-        checkpoint_every: steps between checkpoints.
-        test_scenes: held-out scenes on which the stored model is tested at the end.
-    """
-
+    # of the model; sizes that are not given are those of the bundled model of this family
     family: Annotated[str, arg(metavar="F")] = FAMILY
-    image_size: int = 48
-    patch_size: int = 8
-    width: int = 192
-    heads: int = 6
-    vision_layers: int = 4
+    image_size: int = 48  # side of the pictures in pixels
+    patch_size: int = 8  # side of a patch in pixels
+    width: int = 192  # width of both towers
+    heads: int = 6  # attention heads of both towers
+    vision_layers: int = 4  # layers of the vision tower; in X-VLM the last half of them can look at regions
+    # X-VLM: layers that see the text alone (2); BLIP: layers of encoder and decoder (3)
     text_layers: FamilySize = None
-    fusion_layers: int = 2
-    vision_mlp: FamilySize = None
-    text_mlp: FamilySize = None
-    embed_dim: int = 128
-    vision_steps: int = 3000
+    fusion_layers: int = 2  # X-VLM: layers that see text and image
+    vision_mlp: FamilySize = None  # hidden width of the MLPs of the vision tower (X-VLM 768, BLIP 576)
+    text_mlp: FamilySize = None  # hidden width of the MLPs of text and fusion layers (X-VLM 576, BLIP 384)
+    embed_dim: int = 128  # width of the contrastive features
+    vision_steps: int = 3000  # steps of the warm-up of the vision tower
+    # pictures a step of the warm-up; many small steps find shapes sooner than few large ones
     vision_batch_size: int = 64
-    vision_lr: float = 1.5e-3
-    steps: int = 2000
-    batch_size: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 0.02
-    region_every: int = 4
-    precision: Precision = "auto"
-    device: str = "cpu"
-    seed: int = 0
-    checkpoint_every: int = 100
-    test_scenes: int = TEST_SCENES
+    vision_lr: float = 1.5e-3  # highest learning rate of the warm-up
+    steps: int = 2000  # steps of the joint training
+    batch_size: int = 128  # pairs a step of the joint training
+    lr: float = 1e-3  # highest learning rate of the joint training
+    weight_decay: float = 0.02  # of matrices and embeddings
+    region_every: int = 4  # X-VLM: every so many joint steps the batch is one of region captions; 0: never
+    precision: Precision = "auto"  # ``auto`` is bfloat16 where the device is faster in it; weights stay float32
+    device: str = "cpu"  # ``cpu``, ``cuda`` or ``cuda:N``
+    seed: int = 0  # of weights, scenes, captions, masks and negatives
+    checkpoint_every: int = 100  # steps between checkpoints
+    test_scenes: int = TEST_SCENES  # held-out scenes on which the stored model is tested at the end
 
     def size(self, name: str) -> int:
         """Return a size; one that is None is that of the family's bundled model."""
