@@ -46,6 +46,7 @@ class MultiflowError(Exception):
         return printable(self._with(write))
 
     def within(self, place: str) -> MultiflowError:
+        """Return the same error with the place of what is wrong before its message."""
         return type(self)(f"{place}: {self._message}", field=self.fields)
 
     def _with(self, write: Callable[[str, str, str], str]) -> str:
