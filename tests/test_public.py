@@ -41,3 +41,14 @@ def test_examples_in_docstrings_are_true(name):
     from importlib import import_module
 
     assert doctest.testmod(import_module(f"multiflow.{name}"), extraglobs={"mf": mf}).failed == 0
+
+
+def test_dir_shows_public_names_alone():
+    assert dir(mf) == sorted(mf.__all__)
+
+
+def test_type_checkers_see_the_types():
+    """``make check`` runs mypy --strict over the script of a user, tests/typed_script.py."""
+    from importlib.resources import files
+
+    assert files("multiflow").joinpath("py.typed").is_file()

@@ -80,6 +80,9 @@ class Registry(Mapping[str, T], Generic[T]):
     def __len__(self) -> int:
         return len(self._look())
 
+    def __repr__(self) -> str:
+        return f"Registry({self.kind}: {', '.join(self)})"
+
 
 def resolve(reference: str, home: str | None = None) -> Any:
     """Import what a reference ``module:attribute`` names, or a whole ``module``; ``.module`` lies in package ``home``.

@@ -56,6 +56,10 @@ class Layout(Mapping[str, Layer]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "_by_name", {layer.name: layer for layer in self.layers})
 
+    def __repr__(self) -> str:
+        groups = ", ".join(f"{group} {len(layers)}" for group, layers in self.groups.items())
+        return f"Layout({len(self)} layers, {self.size:,} weights: {groups or 'none'})"
+
     def __getitem__(self, name: str) -> Layer:
         return self._by_name[name]
 

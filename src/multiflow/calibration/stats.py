@@ -70,6 +70,10 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
     batches: int = 0
     buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        names = ", ".join(f"{name} of {len(layers)} layers" for name, layers in self.sums.items())
+        return f"Stats({names or 'empty'}, {self.batches} batches)"
+
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         return {layer: self.get_layer(name, layer) for layer in self.sums[name]}
 

@@ -53,6 +53,9 @@ class _Repeatable(ABC):
     def __str__(self) -> str:
         """Say of what these are batches."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} of {self})"
+
     @abstractmethod
     def _make(self, number: int) -> Made:
         """Make a batch of the epoch; an error comes back as a value, to cross process borders in one piece."""
@@ -92,7 +95,7 @@ class _Repeatable(ABC):
         return SkipReport(self._pass.get("seen", 0), tuple(self._pass.get("skips", ())))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Batches(_Repeatable):
     """Batches of pairs, of regions, or of both (``batch["region"]``), in an order that the seed decides.
 
@@ -203,7 +206,7 @@ class Batches(_Repeatable):
         return self._plan.batches if self._pairs is None else math.ceil(len(self._pairs) / self.batch_size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageBatches(_Repeatable):
     """Batches ``{"pixel_values": (B, 3, H, H)}``, with ``labels`` (B,) where the images are labelled.
 

@@ -145,6 +145,9 @@ class Dataset(Generic[Item]):
     def __str__(self) -> str:
         return f"{self.size} {self.kind} from {self.source} ({self.layout})"
 
+    def __repr__(self) -> str:
+        return f"Dataset({self})"
+
 
 @dataclass(frozen=True)
 class Mixed:

@@ -56,6 +56,9 @@ class Counted:
     def __len__(self) -> int:
         return len(self.batches)
 
+    def __repr__(self) -> str:
+        return f"Counted({len(self)} batches of {self.what} from {self.source})"
+
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return self._counted(self.batches)
 

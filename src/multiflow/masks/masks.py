@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from multiflow.base.display import bar, html_table, share, shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.guards import check_layer, check_values
 from multiflow.base.types import Layer, Layout
@@ -62,6 +63,19 @@ class Masks(Mapping[str, Tensor]):
                     f"expected torch.bool {layout[name].shape}"
                 )
         return cls(layout, {name: pack(tensors[name]) for name in layout}, **fields)
+
+    def __repr__(self) -> str:
+        method = f"{self.settings['method']}, " if "method" in self.settings else ""
+        zeros = f"{share(self.sparsity)} zeros: {shares(self.group_sparsities())}"
+        return f"Masks({method}{len(self)} layers, {self.layout.size:,} weights, {zeros})"
+
+    def _repr_html_(self) -> str:
+        zeros = self.group_sparsities()
+        rows = [
+            [group, str(len(layers)), f"{sum(layer.size for layer in layers):,}", bar(zeros[group])]
+            for group, layers in self.layout.groups.items()
+        ]
+        return html_table(repr(self), ["group", "layers", "weights", "zeros"], rows)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.packed:

@@ -63,6 +63,9 @@ class Scores(Mapping[str, Tensor]):
         self._hyper, self._seed = plan.request.own_hyper, plan.seed
         self._versions = {name: weight._version for name, weight in plan.weights.parameters.items()}
 
+    def __repr__(self) -> str:
+        return f"Scores({self._pruner.name}, {len(self)} layers, computed when looked up)"
+
     def __getitem__(self, name: str) -> Tensor:
         if self._weights.parameters[name]._version != self._versions[name]:
             raise MultiflowError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, of_families
+from multiflow.base.display import short
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.guards import check_device
 from multiflow.base.offload import check_readable, stored_value, working_device
@@ -25,7 +26,6 @@ from multiflow.base.types import Layout, NofM, Pattern, PerRow, Unstructured, pa
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_precision
 from multiflow.methods import PRUNER_KINDS, PRUNERS, Pruner, find_pruner
 from multiflow.methods.budgets import ALLOCATIONS, PROVIDED, SCHEDULES, Allocation, check_pattern, find_allocation
-from multiflow.pruning.result import short
 
 Share = str | Callable[..., Mapping[str, int]]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.artifacts import check_tensors, read_facts, read_tensors, write_facts, write_tensors
+from multiflow.base.display import bar, html_table, share, short
 from multiflow.base.errors import MultiflowError
+from multiflow.base.registry import resolve
 from multiflow.base.runs import fresh_folder
+from multiflow.base.types import Layout
 from multiflow.calibration import Doubling, Stats, is_stable
 from multiflow.masks import Masks
 
 RESULT_FILE = "result.json"
 RUN_FILE = "run.json"  # the settings, in the folder of a run that has not ended
-MOST_BLOCK = 64  # M of the N:M patterns whose sparsities are written short
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Value = TypeVar("Value")
 
@@ -52,6 +53,36 @@ class Result:
         object.__setattr__(self, "masks", BySparsity(self.masks))
         if self.weights is not None:
             object.__setattr__(self, "weights", BySparsity(self.weights))
+
+    def __repr__(self) -> str:
+        method = self.settings.get("method", "?")
+        there = ", ".join(map(short, self.masks))
+        changed = "" if self.weights is None else ", with changed weights"
+        return f"Result({method} at sparsity {there}: {layers_text(self.masks)}{changed}, {self.seconds:.1f} s)"
+
+    def _repr_html_(self) -> str:
+        groups = list(dict.fromkeys(group for masks in self.masks.values() for group in masks.layout.groups))
+        rows = [
+            [short(asked), share(masks.sparsity), *(bar(masks.group_sparsities()[group]) for group in groups)]
+            for asked, masks in self.masks.items()
+        ]
+        return html_table(repr(self), ["asked", "zeros", *groups], rows)
+
+    def plot(self) -> Any:
+        """Draw the share of zeros in every layer, a drawing a sparsity; a notebook shows it.
+
+        >>> result.plot().save("zeros.html")     # doctest: +SKIP
+        """
+        return resolve("multiflow.report.pruned:plot")(self)
+
+    def report(self, path: str | Path) -> Path:
+        """Write one page on what was pruned: zeros by group and layer, settings, seconds; return its path.
+
+        Args:
+            path: of an HTML file, or a Markdown file where it ends in ``.md``.
+        """
+        report: Path = resolve("multiflow.report.pruned:write")(self, Path(path))
+        return report
 
     @property
     def seconds(self) -> float:
@@ -134,6 +165,12 @@ class Result:
             masks.save(folder / mask_file(sparsity))
 
 
+def layers_text(masks: Mapping[float, Masks]) -> str:
+    """Count the layers and weights that masks are for."""
+    layout = next(iter(masks.values())).layout if masks else Layout(())
+    return f"{len(layout)} layers, {layout.size:,} weights"
+
+
 class BySparsity(dict[float, Value]):
     """Sparsity -> value; one that was not asked for is an error that lists those there are."""
 
@@ -181,13 +218,3 @@ def mask_file(sparsity: float) -> str:
     'mask-0.63.safetensors'
     """
     return f"mask-{short(sparsity)}.safetensors"
-
-
-def short(sparsity: float) -> str:
-    """Write a sparsity in as few digits as say it exactly, and that of an N:M pattern in six at most.
-
-    >>> short(0.63), short(0.0), short(1 - 1 / 3), short(0.1234567)
-    ('0.63', '0', '0.666667', '0.1234567')
-    """
-    digits, ratio = f"{sparsity:g}", Fraction(sparsity).limit_denominator(MOST_BLOCK)
-    return digits if float(digits) == sparsity or abs(ratio - sparsity) < 1e-15 else repr(float(sparsity))
