@@ -1,0 +1,503 @@
+// Products of a sparse matrix with dense inputs, from packed weights: one bit a weight and the values that are kept.
+//
+// Weights are (rows, cols). Bit b of word w of a row says whether column 64 w + b is kept; the words of a row hold its
+// columns padded to a multiple of 64. The kept values stand row by row in the order of columns, row r from starts[r];
+// behind the last are 64 bytes that may be read. Values are float, bfloat16 (the upper half of a float) or int8 times
+// the scale of the row. Outputs are (tokens, rows) in float, bias added; inputs are (tokens, cols) in float.
+//
+//   few     expands 8 to 64 weights at a time in registers and multiplies them with each token
+//   few8    the same in whole numbers: int8 weights, inputs rounded to 8 bits with one scale a token
+//   walk    goes from kept weight to kept weight, each times 16 to 64 tokens that lie side by side
+//   unpack  writes the dense matrix
+//
+// What the processor can is known when this file is compiled (-march=native): AVX-512 with VBMI2 and VNNI, AVX2 with
+// FMA, or neither, for which the loops are left to the compiler.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifdef MULTIFLOW_WIDE  // tests bring intrinsics of their own, so that this path is tested on every processor
+#define WIDE 1
+#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VBMI2__) && \
+    defined(__AVX512VNNI__)
+#define WIDE 1
+#include <immintrin.h>
+#elif defined(__AVX2__) && defined(__FMA__)
+#define NARROW 1
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using Word = std::uint64_t;
+using Half = std::uint16_t;
+using Byte = std::int8_t;
+
+struct Packed {
+    std::int64_t rows, cols;
+    const Word* bits;
+    const std::int64_t* starts;
+    const void* values;
+    const float* scales;  // of int8, else null
+    std::int64_t words() const { return (cols + 63) / 64; }
+    std::int64_t width() const { return 64 * words(); }
+    float scale(std::int64_t row) const { return scales ? scales[row] : 1.0f; }
+    template <class V>
+    const V* row(std::int64_t r) const {
+        return static_cast<const V*>(values) + starts[r];
+    }
+};
+
+inline float number(float value) { return value; }
+inline float number(Byte value) { return value; }
+inline float number(Half value) {
+    const std::uint32_t bits = std::uint32_t(value) << 16;
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
+
+inline int count(Word bits) { return __builtin_popcountll(bits); }
+
+// ---- expanding: the next LANES weights of a row as floats, zeros where no bit is set
+#if WIDE
+constexpr int LANES = 16;
+using Floats = __m512;
+inline Floats none() { return _mm512_setzero_ps(); }
+inline Floats load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a); }
+inline Floats spread(float a) { return _mm512_set1_ps(a); }
+inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats expand(const float* v, unsigned bits) {
+    return _mm512_maskz_expand_ps(__mmask16(bits), _mm512_loadu_ps(v));
+}
+inline Floats expand(const Half* v, unsigned bits) {
+    const __m256i packed = _mm256_maskz_expand_epi16(__mmask16(bits), _mm256_loadu_si256((const __m256i*)v));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(packed), 16));
+}
+inline Floats expand(const Byte* v, unsigned bits) {
+    const __m128i packed = _mm_maskz_expand_epi8(__mmask16(bits), _mm_loadu_si128((const __m128i*)v));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(packed));
+}
+#elif NARROW
+constexpr int LANES = 8;
+using Floats = __m256;
+struct Places {  // for 8 bits: where each of 8 lanes takes its value from, 0x80 = it is zero
+    alignas(64) std::uint8_t bytes[256][8], pairs[256][16];
+    Places() {
+        for (int bits = 0; bits < 256; ++bits)
+            for (int lane = 0, next = 0; lane < 8; ++lane) {
+                const bool kept = bits >> lane & 1;
+                bytes[bits][lane] = kept ? next : 0x80;
+                pairs[bits][2 * lane] = kept ? 2 * next : 0x80;
+                pairs[bits][2 * lane + 1] = kept ? 2 * next + 1 : 0x80;
+                next += kept;
+            }
+    }
+};
+const Places places;
+inline Floats none() { return _mm256_setzero_ps(); }
+inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Floats a) { _mm256_storeu_ps(p, a); }
+inline Floats spread(float a) { return _mm256_set1_ps(a); }
+inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline __m128i eight(const void* p) { return _mm_loadl_epi64((const __m128i*)p); }
+inline Floats expand(const float* v, unsigned bits) {
+    const __m256i from = _mm256_cvtepi8_epi32(eight(places.bytes[bits]));
+    const Floats taken = _mm256_permutevar8x32_ps(_mm256_loadu_ps(v), from);
+    return _mm256_blendv_ps(taken, _mm256_setzero_ps(), _mm256_castsi256_ps(from));
+}
+inline Floats expand(const Half* v, unsigned bits) {
+    const __m128i packed =
+        _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)v), _mm_load_si128((const __m128i*)places.pairs[bits]));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(packed), 16));
+}
+inline __m128i expand_bytes(const Byte* v, unsigned bits) {
+    return _mm_shuffle_epi8(eight(v), eight(places.bytes[bits]));  // the lower half; nobody reads the upper one
+}
+inline Floats expand(const Byte* v, unsigned bits) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(expand_bytes(v, bits)));
+}
+#else
+constexpr int LANES = 8;
+struct Floats {
+    float at[LANES];
+};
+inline Floats none() { return Floats{}; }
+inline Floats load(const float* p) {
+    Floats a;
+    std::memcpy(a.at, p, sizeof a);
+    return a;
+}
+inline void store(float* p, Floats a) { std::memcpy(p, a.at, sizeof a); }
+inline Floats spread(float a) {
+    Floats out;
+    for (float& one : out.at) one = a;
+    return out;
+}
+inline Floats add(Floats a, Floats b) {
+    for (int i = 0; i < LANES; ++i) a.at[i] += b.at[i];
+    return a;
+}
+inline Floats fma(Floats a, Floats b, Floats c) {
+    for (int i = 0; i < LANES; ++i) c.at[i] += a.at[i] * b.at[i];
+    return c;
+}
+template <class V>
+inline Floats expand(const V* v, unsigned bits) {
+    Floats out;
+    for (int i = 0; i < LANES; ++i) out.at[i] = bits >> i & 1 ? number(*v++) : 0.0f;
+    return out;
+}
+#endif
+
+constexpr unsigned LOWEST = (1u << LANES) - 1;
+
+inline float total(Floats a) {
+    float at[LANES];
+    store(at, a);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) at[i] += at[i + half];
+    return at[0];
+}
+
+// Inputs as (tokens, width), zeros behind the columns; not copied where they are so already.
+const float* padded(const float* x, std::int64_t tokens, std::int64_t cols, std::int64_t width,
+                    std::vector<float>& room) {
+    if (cols == width) return x;
+    room.resize(tokens * width);
+    for (std::int64_t t = 0; t < tokens; ++t) {
+        std::memcpy(room.data() + t * width, x + t * cols, 4 * cols);
+        std::memset(room.data() + t * width + cols, 0, 4 * (width - cols));
+    }
+    return room.data();
+}
+
+// ---- few tokens
+template <class V, int T>
+inline void few_row(const Packed& p, std::int64_t r, const float* x, float* y, const float* bias) {
+    constexpr int CHAINS = T == 1 ? 4 : T == 2 ? 2 : 1;  // sums that do not wait for each other
+    Floats sums[T][CHAINS];
+    for (auto& of : sums)
+        for (Floats& sum : of) sum = none();
+    const Word* bits = p.bits + r * p.words();
+    const V* v = p.row<V>(r);
+    const std::int64_t width = p.width();
+    for (std::int64_t w = 0; w < p.words(); ++w) {
+        const Word word = bits[w];
+#pragma GCC unroll 8
+        for (int part = 0; part < 64 / LANES; ++part) {
+            const unsigned some = unsigned(word >> (part * LANES)) & LOWEST;
+            const Floats weights = expand(v, some);
+            v += count(some);
+            for (int t = 0; t < T; ++t) {
+                Floats& sum = sums[t][part % CHAINS];
+                sum = fma(weights, load(x + t * width + 64 * w + part * LANES), sum);
+            }
+        }
+    }
+    for (int t = 0; t < T; ++t) {
+        for (int chain = 1; chain < CHAINS; ++chain) sums[t][0] = add(sums[t][0], sums[t][chain]);
+        y[t * p.rows + r] = total(sums[t][0]) * p.scale(r) + (bias ? bias[r] : 0.0f);
+    }
+}
+
+template <class V>
+void few(const Packed& p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    static thread_local std::vector<float> room;
+    const std::int64_t width = p.width();
+    const float* in = padded(x, tokens, p.cols, width, room);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (std::int64_t r = 0; r < p.rows; ++r) {
+        std::int64_t t = 0;
+        for (; t + 8 <= tokens; t += 8) few_row<V, 8>(p, r, in + t * width, y + t * p.rows, bias);
+        for (; t + 4 <= tokens; t += 4) few_row<V, 4>(p, r, in + t * width, y + t * p.rows, bias);
+        for (; t + 2 <= tokens; t += 2) few_row<V, 2>(p, r, in + t * width, y + t * p.rows, bias);
+        for (; t < tokens; ++t) few_row<V, 1>(p, r, in + t * width, y + t * p.rows, bias);
+    }
+}
+
+// ---- few tokens in whole numbers
+#if WIDE
+using Input = std::uint8_t;  // moved up by 128: the instruction multiplies unsigned with signed bytes
+constexpr int MOVED = 128;
+#else
+using Input = std::int16_t;
+constexpr int MOVED = 0;
+#endif
+
+template <int T>
+inline void few8_row(const Packed& p, std::int64_t r, const Input* x, const float* scales, float* y,
+                     const float* bias) {
+    const Word* bits = p.bits + r * p.words();
+    const Byte* v = p.row<Byte>(r);
+    const std::int64_t width = p.width();
+    std::int64_t sums[T] = {};
+#if WIDE
+    __m512i lanes[T], moved = _mm512_setzero_si512();
+    const __m512i by = _mm512_set1_epi8(Byte(MOVED));
+    for (__m512i& lane : lanes) lane = _mm512_setzero_si512();
+    for (std::int64_t w = 0; w < p.words(); ++w) {
+        const __m512i weights = _mm512_maskz_expand_epi8(__mmask64(bits[w]), _mm512_loadu_si512((const void*)v));
+        v += count(bits[w]);
+        moved = _mm512_dpbusd_epi32(moved, by, weights);
+        for (int t = 0; t < T; ++t)
+            lanes[t] = _mm512_dpbusd_epi32(lanes[t], _mm512_loadu_si512((const void*)(x + t * width + 64 * w)), weights);
+    }
+    for (int t = 0; t < T; ++t) {
+        std::int32_t at[16];
+        _mm512_storeu_si512((void*)at, _mm512_sub_epi32(lanes[t], moved));
+        for (std::int32_t one : at) sums[t] += one;
+    }
+#elif NARROW
+    __m256i lanes[T];
+    for (__m256i& lane : lanes) lane = _mm256_setzero_si256();
+    for (std::int64_t w = 0; w < p.words(); ++w)
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; ++part) {
+            const unsigned low = unsigned(bits[w] >> (16 * part)) & 255, high = unsigned(bits[w] >> (16 * part + 8)) & 255;
+            const __m128i first = expand_bytes(v, low);
+            v += count(low);
+            const __m256i weights = _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(first, expand_bytes(v, high)));
+            v += count(high);
+            for (int t = 0; t < T; ++t) {
+                const __m256i in = _mm256_loadu_si256((const __m256i*)(x + t * width + 64 * w + 16 * part));
+                lanes[t] = _mm256_add_epi32(lanes[t], _mm256_madd_epi16(weights, in));
+            }
+        }
+    for (int t = 0; t < T; ++t) {
+        std::int32_t at[8];
+        _mm256_storeu_si256((__m256i*)at, lanes[t]);
+        for (std::int32_t one : at) sums[t] += one;
+    }
+#else
+    for (std::int64_t w = 0; w < p.words(); ++w)
+        for (Word word = bits[w]; word; word &= word - 1, ++v)
+            for (int t = 0; t < T; ++t)
+                sums[t] += std::int64_t(*v) * x[t * width + 64 * w + __builtin_ctzll(word)];
+#endif
+    for (int t = 0; t < T; ++t)
+        y[t * p.rows + r] = float(sums[t]) * (scales[t] * p.scale(r)) + (bias ? bias[r] : 0.0f);
+}
+
+// Rounds a token to -127..127 times its scale; one that is not finite has the scale NaN.
+float shorten(const float* x, std::int64_t cols, std::int64_t width, Input* out) {
+    float most = 0.0f, zero = 0.0f;
+    for (std::int64_t c = 0; c < cols; ++c) {
+        most = std::fabs(x[c]) > most ? std::fabs(x[c]) : most;
+        zero += x[c] * 0.0f;
+    }
+    const bool finite = zero == 0.0f;
+    const float scale = most / 127.0f, by = finite && scale > 0.0f ? 1.0f / scale : 0.0f;
+    const bool tiny = !(by <= std::numeric_limits<float>::max());  // most is so small that its inverse is infinite
+    for (std::int64_t c = 0; c < cols; ++c)
+        out[c] = Input((finite && !tiny ? int(std::nearbyint(x[c] * by)) : 0) + MOVED);
+    for (std::int64_t c = cols; c < width; ++c) out[c] = Input(MOVED);
+    return finite ? (tiny ? 0.0f : scale) : std::numeric_limits<float>::quiet_NaN();
+}
+
+void few8(const Packed& p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    static thread_local std::vector<Input> room;
+    static thread_local std::vector<float> scale_room;
+    const std::int64_t width = p.width();
+    room.resize(tokens * width);
+    scale_room.resize(tokens);
+    Input* in = room.data();
+    float* scales = scale_room.data();
+    for (std::int64_t t = 0; t < tokens; ++t) scales[t] = shorten(x + t * p.cols, p.cols, width, in + t * width);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (std::int64_t r = 0; r < p.rows; ++r) {
+        std::int64_t t = 0;
+        for (; t + 8 <= tokens; t += 8) few8_row<8>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
+        for (; t + 4 <= tokens; t += 4) few8_row<4>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
+        for (; t + 2 <= tokens; t += 2) few8_row<2>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
+        for (; t < tokens; ++t) few8_row<1>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
+    }
+}
+
+// ---- many tokens: columns in blocks whose inputs stay in the first cache, tokens side by side
+constexpr int BLOCK = 2;  // words: 128 columns x 64 tokens are 32 KB
+
+template <class V, int N>  // N vectors of tokens
+void walk_rows(const Packed& p, std::int64_t first, std::int64_t last, const float* side, float* sums) {
+    constexpr int TILE = N * LANES;
+    std::vector<const V*> next(last - first);
+    for (std::int64_t r = first; r < last; ++r) next[r - first] = p.row<V>(r);
+    for (std::int64_t w = 0; w < p.words(); w += BLOCK)
+        for (std::int64_t r = first; r < last; ++r) {
+            Floats sum[N];
+            float* at = sums + (r - first) * TILE;
+            for (int n = 0; n < N; ++n) sum[n] = w ? load(at + n * LANES) : none();
+            const V* v = next[r - first];
+            for (std::int64_t one = w; one < p.words() && one < w + BLOCK; ++one)
+                for (Word word = p.bits[r * p.words() + one]; word; word &= word - 1) {
+                    const Floats weight = spread(number(*v++));
+                    const float* in = side + (64 * one + __builtin_ctzll(word)) * TILE;
+                    for (int n = 0; n < N; ++n) sum[n] = fma(weight, load(in + n * LANES), sum[n]);
+                }
+            next[r - first] = v;
+            for (int n = 0; n < N; ++n) store(at + n * LANES, sum[n]);
+        }
+}
+
+template <class V, int N>
+void walk_tile(const Packed& p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    constexpr int TILE = N * LANES;
+    static thread_local std::vector<float> room;
+    room.resize(p.cols * TILE);
+    float* side = room.data();
+    const std::int64_t parts = threads > 1 ? threads : 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(static)
+        for (std::int64_t c = 0; c < p.cols; c += 16)
+            for (std::int64_t t = 0; t < TILE; ++t)
+                for (std::int64_t i = c; i < c + 16 && i < p.cols; ++i)
+                    side[i * TILE + t] = t < tokens ? x[t * p.cols + i] : 0.0f;
+#pragma omp for schedule(static)
+        for (std::int64_t part = 0; part < parts; ++part) {
+            static thread_local std::vector<float> sums;
+            const std::int64_t first = p.rows * part / parts, last = p.rows * (part + 1) / parts;
+            sums.resize((last - first) * TILE);
+            if (p.cols == 0) std::fill(sums.begin(), sums.end(), 0.0f);
+            walk_rows<V, N>(p, first, last, side, sums.data());
+            for (std::int64_t r = first; r < last; ++r)
+                for (std::int64_t t = 0; t < tokens; ++t)
+                    y[t * p.rows + r] =
+                        sums[(r - first) * TILE + t] * p.scale(r) + (bias ? bias[r] : 0.0f);
+        }
+    }
+}
+
+template <class V>
+void walk(const Packed& p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    constexpr int MOST = 64 / LANES;
+    for (std::int64_t t = 0; t < tokens; t += 64) {
+        const std::int64_t left = tokens - t < 64 ? tokens - t : 64;
+        const float* in = x + t * p.cols;
+        float* out = y + t * p.rows;
+        if (left > 32) walk_tile<V, MOST>(p, in, left, bias, out, threads);
+        else if (left > 16) walk_tile<V, MOST / 2>(p, in, left, bias, out, threads);
+        else walk_tile<V, MOST / 4>(p, in, left, bias, out, threads);
+    }
+}
+
+// ---- the dense matrix
+template <class V>
+void unpack(const Packed& p, float* out, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (std::int64_t r = 0; r < p.rows; ++r) {
+        const V* v = p.row<V>(r);
+        const Floats scale = spread(p.scale(r));
+        for (std::int64_t c = 0; c < p.cols; c += LANES) {
+            const unsigned some = unsigned(p.bits[r * p.words() + c / 64] >> (c % 64)) & LOWEST;
+            const Floats weights = fma(expand(v, some), scale, none());
+            v += count(some);
+            if (c + LANES <= p.cols) {
+                store(out + r * p.cols + c, weights);
+            } else {
+                float rest[LANES];
+                store(rest, weights);
+                std::memcpy(out + r * p.cols + c, rest, 4 * (p.cols - c));
+            }
+        }
+    }
+}
+
+void unpack_halves(const Packed& p, Half* out, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (std::int64_t r = 0; r < p.rows; ++r) {
+        const Half* v = p.row<Half>(r);
+        Half* to = out + r * p.cols;
+        for (std::int64_t w = 0; w < p.words(); ++w) {
+            const std::int64_t left = p.cols - 64 * w < 64 ? p.cols - 64 * w : 64;
+            Word word = p.bits[r * p.words() + w];
+            alignas(64) Half next[64];
+#if WIDE
+            for (int part = 0; part < 2; ++part) {
+                const __mmask32 some = __mmask32(word >> (32 * part));
+                _mm512_storeu_si512((void*)(next + 32 * part),
+                                    _mm512_maskz_expand_epi16(some, _mm512_loadu_si512((const void*)v)));
+                v += count(some);
+            }
+#elif NARROW
+            for (int part = 0; part < 8; ++part) {
+                const unsigned some = unsigned(word >> (8 * part)) & 255;
+                _mm_store_si128((__m128i*)(next + 8 * part),
+                                _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)v),
+                                                 _mm_load_si128((const __m128i*)places.pairs[some])));
+                v += count(some);
+            }
+#else
+            for (int i = 0; i < 64; ++i) next[i] = word >> i & 1 ? *v++ : 0;
+#endif
+            std::memcpy(to + 64 * w, next, 2 * left);
+        }
+    }
+}
+
+enum Kind { FLOAT = 0, HALF = 1, BYTE = 2 };
+
+}  // namespace
+
+extern "C" {
+
+// 2 = AVX-512, 1 = AVX2, 0 = neither
+int multiflow_level() {
+#if WIDE
+    return 2;
+#elif NARROW
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+int multiflow_threads() {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+#define PACKED const Packed p { rows, cols, static_cast<const Word*>(bits), starts, values, scales }
+#define ARGUMENTS                                                                                                  \
+    std::int64_t rows, std::int64_t cols, const void *bits, const std::int64_t *starts, const void *values,       \
+        const float *scales, int kind
+
+void multiflow_few(ARGUMENTS, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    PACKED;
+    if (kind == FLOAT) few<float>(p, x, tokens, bias, y, threads);
+    else if (kind == HALF) few<Half>(p, x, tokens, bias, y, threads);
+    else few<Byte>(p, x, tokens, bias, y, threads);
+}
+
+void multiflow_few8(ARGUMENTS, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    PACKED;
+    if (kind == BYTE) few8(p, x, tokens, bias, y, threads);
+}
+
+void multiflow_walk(ARGUMENTS, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    PACKED;
+    if (kind == FLOAT) walk<float>(p, x, tokens, bias, y, threads);
+    else if (kind == HALF) walk<Half>(p, x, tokens, bias, y, threads);
+    else walk<Byte>(p, x, tokens, bias, y, threads);
+}
+
+void multiflow_unpack(ARGUMENTS, void* out, int halves, int threads) {
+    PACKED;
+    if (halves && kind == HALF) unpack_halves(p, static_cast<Half*>(out), threads);
+    else if (kind == FLOAT) unpack<float>(p, static_cast<float*>(out), threads);
+    else if (kind == HALF) unpack<Half>(p, static_cast<float*>(out), threads);
+    else unpack<Byte>(p, static_cast<float*>(out), threads);
+}
+
+}  // extern "C"

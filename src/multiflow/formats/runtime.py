@@ -1,0 +1,179 @@
+"""The sparse runtime: a copy of a model whose sparse layers compute with packed weights on the CPU.
+
+Which kernel a layer takes, and whether it is packed at all, is measured once for each shape, share of zeros and number
+of threads on this machine, and kept in the user's cache. No measurement is needed for results to be right: every way
+computes the same product, in the precision that `sparse_runtime` says.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.files import write_atomically
+from multiflow.base.guards import exclusively
+from multiflow.formats import kernels as native
+from multiflow.formats.sparse_linear import TOKENS, SparseLinear, multiply, ways_of
+from multiflow.formats.timing import in_turns
+from multiflow.masks import Masks
+
+RUNTIME_VALUES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.int8}
+"""How kept weights are held -> their dtype."""
+
+TURNS = 5
+MOST_FLUSH = 48 << 20  # bytes: more than caches hold
+DENSE = "dense"
+
+
+@exclusively("sparse_runtime")
+def sparse_runtime(
+    model: nn.Module, masks: Masks, *, values: str = "bf16", weights: Mapping[str, Tensor] | None = None
+) -> Any:
+    """Return a copy of the model, for inference on a CPU, whose masked layers compute with packed weights.
+
+    The copy is called as the model is; ``generate()`` and ``state_dict()`` work. It is as large as a packed file in
+    memory. Layers for which the dense product is faster at every number of tokens stay dense. Without a C++ compiler,
+    or under gradients, weights are unpacked at each call: correct, but slow, and a warning says so.
+
+    Args:
+        model: on the CPU; it is not changed, whether the masks are applied already or not.
+        masks: of this model.
+        values: how kept weights are held: ``bf16`` (exact for a model in bfloat16, else rounded), ``fp32`` (exact), or
+            ``int8`` with one scale a row; then inputs are rounded to 8 bits as well where that is faster.
+        weights: layer name -> the weight that a method changed, ``result.weights[sparsity]``; None = the model's own.
+
+    Raises:
+        MultiflowError: the masks are those of another model, a weight is not on the CPU, or a name is unknown.
+
+    >>> small = mf.sparse_runtime(model, result.masks[0.75])                    # doctest: +SKIP
+    >>> small.generate(**inputs)                                                # doctest: +SKIP
+    """
+    if values not in RUNTIME_VALUES:
+        raise unknown("coding of values", values, RUNTIME_VALUES)
+    if not isinstance(masks, Masks):
+        raise MultiflowError(f"masks is a {type(masks).__name__}; expected mf.Masks, such as result.masks[0.75]")
+    found = masks.find_weights(model)
+    for name, parameters in found.items():
+        if parameters[0].device.type != "cpu":
+            raise MultiflowError(
+                f"layer '{name}' is on {parameters[0].device}; the sparse runtime is for CPUs: model.to('cpu')"
+            )
+    # 1. a copy without the weights that are about to be packed
+    memo: dict[int, Any] = {id(one): _nothing(one) for parameters in found.values() for one in parameters}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    result = copy.deepcopy(model, memo)
+    # 2. one packed weight for each layer, and its kernels; layers that share a weight share it
+    size = sum(parameters[0].nbytes for parameters in found.values())
+    choose = _Chooser(min(size, MOST_FLUSH))
+    for layer in masks.layout.layers:
+        own = found[layer.name][0].detach()
+        new = own if weights is None else weights.get(layer.name, own).to(own)
+        dense = torch.where(masks[layer.name], new, new.new_zeros(()))
+        matrix = native.pack_matrix(dense, RUNTIME_VALUES[values])
+        ways = choose(matrix, dense)
+        kept = nn.Parameter(dense.clone(), requires_grad=False) if ways is None else None
+        for path in layer.paths:
+            module: Any = result.get_submodule(path)
+            if kept is not None:
+                module.weight = kept
+                continue
+            bias = module.bias
+            if bias is not None:
+                bias.requires_grad_(False)
+            replacement = SparseLinear(matrix, bias, ways or {}).train(modules[path].training)
+            result.set_submodule(path, replacement)
+    choose.save()
+    return result
+
+
+def choices_file() -> Path:
+    """Return where the measured choices are kept."""
+    return native.cache_folder() / "choices.json"
+
+
+def _nothing(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().new_empty(0), requires_grad=False)
+
+
+class _Chooser:
+    """Finds the kernels of layers by measuring, remembers them on disk."""
+
+    def __init__(self, flush: int) -> None:
+        self.flush = flush
+        self.known: dict[str, list[str]] = {}
+        self.new = False
+        self.reason = ""
+        try:
+            native.kernels()
+            self.known = _read(choices_file())
+        except native.NoKernelsError as error:
+            warnings.warn(f"the sparse runtime has no kernels and is slow: {error}", stacklevel=5)
+            self.reason = str(error)
+
+    def __call__(self, matrix: native.PackedMatrix, dense: Tensor) -> dict[int, str] | None:
+        """Return number of tokens -> way, or None where the dense product is always faster."""
+        if self.reason or not matrix.rows * matrix.cols:
+            return {}
+        kept = int(matrix.starts[-1]) / (matrix.rows * matrix.cols)
+        words = (matrix.rows, matrix.cols, matrix.values.dtype, dense.dtype, round(20 * kept), self.flush >> 20)
+        key = _key(*words, torch.get_num_threads(), native.kernels().path.name)
+        if key not in self.known:
+            self.known[key] = [_fastest(matrix, dense, tokens, self.flush) for tokens in TOKENS]
+            self.new = True
+        ways = dict(zip(TOKENS, self.known[key], strict=True))
+        if all(way.startswith(DENSE) for way in ways.values()):
+            return None
+        return {tokens: way.rpartition(" ")[2] for tokens, way in ways.items()}
+
+    def save(self) -> None:
+        """Write what was measured, if anything was; a cache that cannot be written is no loss."""
+        if not self.new:
+            return
+        known = _read(choices_file()) | self.known
+        try:
+            write_atomically(choices_file(), lambda path: path.write_text(json.dumps(known, indent=0)))
+        except OSError:
+            return
+
+
+def _fastest(matrix: native.PackedMatrix, dense: Tensor, tokens: int, flush: int) -> str:
+    """Return the fastest way; if the dense product is faster, ``dense`` and the fastest other one."""
+    inputs = torch.randn(tokens, matrix.cols, generator=torch.Generator().manual_seed(0)).to(dense.dtype)
+    ways = {
+        way: lambda way=way: multiply(way, matrix, inputs, None)
+        for way in ways_of(matrix.values.dtype, matrix.cols)
+        if not (way in ("few", "few8") and tokens > 100)
+    }
+    with torch.inference_mode():
+        timed = in_turns({**ways, DENSE: lambda: F.linear(inputs, dense)}, TURNS, flush, most=0.5)
+    best = {name: min(timing.seconds) for name, timing in timed.items()}
+    way = min(ways, key=lambda name: best[name] * (1.1 if name == "unpack-bf16" else 1.0))
+    return way if best[way] <= best[DENSE] else f"{DENSE} {way}"
+
+
+def _key(*words: object) -> str:
+    return hashlib.sha256(" ".join(map(str, words)).encode()).hexdigest()[:16]
+
+
+def _read(place: Path) -> dict[str, list[str]]:
+    """Read the choices of before; a file that is not one of ours counts as none."""
+    try:
+        given = json.loads(place.read_text())
+    except (OSError, ValueError):
+        return {}
+    known = {f"{start}{way}" for start in ("", f"{DENSE} ") for way in ("few", "few8", "walk", "unpack", "unpack-bf16")}
+    return {
+        key: ways
+        for key, ways in (given.items() if isinstance(given, dict) else ())
+        if isinstance(ways, list) and len(ways) == len(TOKENS) and known.issuperset(map(str, ways))
+    }

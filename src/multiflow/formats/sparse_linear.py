@@ -1,0 +1,138 @@
+"""A linear layer that computes with packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multiflow.formats.kernels import MOST_COLUMNS, NoKernelsError, PackedMatrix, kernels
+
+TOKENS = (1, 8, 64, 256)
+"""Numbers of tokens at which kernels are compared; a call takes the kernel of the nearest one, by their ratio."""
+
+STORED_AS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.int8: torch.int8}
+"""Values are kept as whole numbers of their size, which ``model.to(dtype)`` leaves alone."""
+WAYS = ("few", "few8", "walk", "unpack", "unpack-bf16")
+
+
+class SparseLinear(nn.Module):
+    """``inputs @ weight.T + bias`` with a packed weight; for inference.
+
+    Inputs that need a gradient, lie on a GPU, or meet a machine without kernels are multiplied by the unpacked weight:
+    correct, and slow.
+
+    Args:
+        matrix: the packed weight ``(out, in)``. Layers that share a weight share its memory.
+        bias: ``(out,)`` or None.
+        ways: number of tokens of `TOKENS` -> name in `WAYS`; one that is missing is ``unpack``.
+    """
+
+    bits: Tensor
+    starts: Tensor
+    values: Tensor
+    scales: Tensor | None
+    bias: nn.Parameter | None
+    kind: torch.dtype
+
+    def __init__(self, matrix: PackedMatrix, bias: nn.Parameter | None, ways: Mapping[int, str]) -> None:
+        super().__init__()
+        self.in_features, self.out_features = matrix.cols, matrix.rows
+        self.ways = dict(ways)
+        self.kind = matrix.values.dtype
+        self.register_buffer("bits", matrix.bits)
+        self.register_buffer("starts", matrix.starts)
+        self.register_buffer("values", matrix.values.view(STORED_AS[self.kind]))
+        self.register_buffer("scales", None if matrix.scales is None else matrix.scales.view(torch.int32))
+        self.register_parameter("bias", bias)
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        """The packed weight."""
+        scales = None if self.scales is None else self.scales.view(torch.float32)
+        return PackedMatrix(
+            self.out_features, self.in_features, self.bits, self.starts, self.values.view(self.kind), scales
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight unpacked, ``(out, in)``, in the dtype of the bias or of the values; made anew at each look."""
+        dtype = torch.float32 if self.kind == torch.int8 else self.kind
+        return unpacked(self.matrix).to(dtype if self.bias is None else self.bias.dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Multiply ``(..., in)``; the result has the dtype of the inputs."""
+        if not self._has_kernels(inputs):
+            return F.linear(inputs, unpacked(self.matrix).to(inputs.dtype), self.bias)
+        if inputs.shape[-1] != self.in_features:
+            raise RuntimeError(f"inputs {tuple(inputs.shape)} do not end in the {self.in_features} inputs of the layer")
+        flat = inputs.reshape(-1, self.in_features)
+        if not len(flat):
+            return inputs.new_zeros(*inputs.shape[:-1], self.out_features)
+        out = multiply(self.ways.get(nearest(len(flat)), "unpack"), self.matrix, flat, self.bias)
+        return out.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Say the sizes, the share of zeros and the kernels, for ``print(model)``."""
+        kept = len(self.values) - 64 // self.values.element_size()
+        zeros = 1 - kept / max(self.in_features * self.out_features, 1)
+        ways = ", ".join(f"{tokens}: {way}" for tokens, way in self.ways.items())
+        return f"{self.in_features}, {self.out_features}, {zeros:.0%} zeros, {self.kind}, {{{ways}}}"
+
+    def _has_kernels(self, inputs: Tensor) -> bool:
+        if inputs.device.type != "cpu" or self.bits.device.type != "cpu" or not inputs.is_floating_point():
+            return False
+        if torch.is_grad_enabled() and (inputs.requires_grad or (self.bias is not None and self.bias.requires_grad)):
+            return False
+        try:
+            kernels()
+        except NoKernelsError:
+            return False
+        return True
+
+
+def nearest(tokens: int) -> int:
+    """Return the number of `TOKENS` to which a number of tokens is nearest.
+
+    >>> nearest(1), nearest(3), nearest(30), nearest(10_000)
+    (1, 8, 64, 256)
+    """
+    return min(TOKENS, key=lambda one: max(one / tokens, tokens / one))
+
+
+def ways_of(kind: torch.dtype, cols: int) -> tuple[str, ...]:
+    """Return what can multiply a matrix of values of this kind."""
+    if kind == torch.int8:
+        return ("few8", "walk", "unpack") if cols <= MOST_COLUMNS else ("few", "walk", "unpack")
+    return ("few", "walk", "unpack", "unpack-bf16") if kind == torch.bfloat16 else ("few", "walk", "unpack")
+
+
+def multiply(way: str, matrix: PackedMatrix, inputs: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply inputs ``(tokens, in)`` by the transposed matrix in one of `WAYS`, on the CPU without gradients.
+
+    ``few`` and ``walk`` compute in float32, ``few8`` rounds the inputs to 8 bits, ``unpack`` is torch's product in
+    float32, and ``unpack-bf16`` its product in bfloat16, to which it rounds the inputs.
+
+    Returns:
+        ``(tokens, out)`` in float32, for ``unpack-bf16`` bfloat16.
+    """
+    if way == "unpack-bf16":
+        dense = kernels().unpack(matrix, halves=True)
+        return F.linear(inputs.bfloat16(), dense, None if bias is None else bias.bfloat16())
+    flat = inputs.detach().float().contiguous()
+    added = None if bias is None else bias.detach().float().contiguous()
+    if way == "unpack":
+        return F.linear(flat, kernels().unpack(matrix), added)
+    return kernels().product(way, matrix, flat, added)
+
+
+def unpacked(matrix: PackedMatrix) -> Tensor:
+    """Return the dense matrix in float32, by torch alone, on the device of the values."""
+    places = torch.arange(8, dtype=torch.uint8, device=matrix.bits.device)
+    bits = (matrix.bits.flatten().view(torch.uint8)[:, None] >> places) & 1
+    kept = bits.view(matrix.rows, 64 * matrix.bits.shape[1])[:, : matrix.cols].bool()
+    dense = torch.zeros(matrix.rows, matrix.cols, device=matrix.values.device)
+    dense[kept] = matrix.values[: len(matrix.values) - 64 // matrix.values.element_size()].float()
+    return dense if matrix.scales is None else dense * matrix.scales[:, None]

@@ -1,0 +1,208 @@
+"""The sparse runtime: a copy that computes what the pruned model does, wherever, and leaves the model alone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import multiflow as mf
+from multiflow.formats import kernels, sparse_runtime
+from multiflow.formats.sparse_linear import SparseLinear, nearest
+from multiflow.formats.timing import Timing
+from tests.small import ADAPTER, chain, every, towers_batches, two_towers
+
+EXACT = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def _choices_of_this_test(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Measure quickly, and keep what was measured out of the user's cache."""
+    place = tmp_path_factory.mktemp("choices")
+    monkeypatch.setattr("multiflow.formats.runtime.TURNS", 1)
+    monkeypatch.setattr("multiflow.formats.runtime.choices_file", lambda: place / "choices.json")
+
+
+@pytest.fixture
+def always_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no layer stay dense because that was faster: tests are about the packed ones."""
+    alike = Timing((1.0,))
+    monkeypatch.setattr(
+        "multiflow.formats.runtime.in_turns", lambda functions, *_, **__: dict.fromkeys(functions, alike)
+    )
+
+
+def pruned(model: nn.Module, adapter: mf.Adapter, sparsity: float = 0.75) -> tuple[nn.Module, mf.Masks]:
+    """Return the pruned model, its masks with it."""
+    masks = mf.prune(model, "magnitude", sparsity=sparsity, adapter=adapter).masks[sparsity]
+    zeroed = copy.deepcopy(model)
+    masks.apply_(zeroed)
+    return zeroed, masks
+
+
+def packed(model: nn.Module) -> list[SparseLinear]:
+    return [module for module in model.modules() if isinstance(module, SparseLinear)]
+
+
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_model_computes_what_it_did(values, threads):
+    model = two_towers()
+    zeroed, masks = pruned(model, ADAPTER)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    used = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        small = sparse_runtime(model, masks, values=values)
+        with torch.inference_mode():
+            for batch in towers_batches():
+                near = {"fp32": EXACT, "bf16": {"rtol": 0.03, "atol": 0.03}, "int8": {"rtol": 0.1, "atol": 0.1}}
+                torch.testing.assert_close(small(**batch), zeroed(**batch), **near[values])
+    finally:
+        torch.set_num_threads(used)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert not packed(model)
+
+
+def test_shared_weights_are_packed_once(always_packed):
+    model = two_towers()
+    _, masks = pruned(model, ADAPTER)
+    small = sparse_runtime(model, masks)
+    assert small.vision_out.values.data_ptr() == small.text_out.values.data_ptr()
+    assert not torch.equal(small.vision_out.bias, small.text_out.bias)
+    again = copy.deepcopy(small)
+    assert again.vision_out.values.data_ptr() == again.text_out.values.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_inputs_of_any_form(always_packed, dtype):
+    model = chain(70, 33).to(dtype)
+    zeroed, masks = pruned(model, every(model))
+    small = sparse_runtime(model, masks, values="bf16" if dtype == torch.bfloat16 else "fp32")
+    assert len(packed(small)) == 1
+    near = EXACT if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    wide = torch.randn(3, 140, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.inference_mode():
+        for inputs in (
+            wide[:, ::2, 0],  # every second column
+            wide[:, :70].transpose(1, 2),  # columns first
+            wide[0, :70, 0],  # one token without a dimension of its own
+            wide[:0, :70, 0],  # none
+            wide[:1, :70, :1].transpose(1, 2).expand(4, 7, 70),  # one that stands for many
+        ):
+            out = small(inputs)
+            assert out.dtype == dtype
+            torch.testing.assert_close(out, zeroed(inputs), **near)
+        with pytest.raises(RuntimeError, match="70"):
+            small(wide[:, :60, 0])
+
+
+def test_layers_without_a_weight_left_give_the_bias(always_packed):
+    model = nn.Sequential(nn.Linear(9, 5))
+    masks = mf.Masks.from_tensors(every(model).layout(model), {"0": torch.zeros(5, 9, dtype=torch.bool)})
+    with torch.inference_mode():
+        out = sparse_runtime(model, masks)(torch.randn(3, 9))
+    assert torch.equal(out, model[0].bias.expand(3, 5))
+
+
+def test_gradients_go_through_the_inputs(always_packed):
+    model = chain(12, 7)
+    zeroed, masks = pruned(model, every(model))
+    small = sparse_runtime(model, masks, values="fp32")
+    mine, theirs = torch.randn(2, 12, requires_grad=True), torch.empty(0)
+    theirs = mine.detach().clone().requires_grad_()
+    small(mine).square().sum().backward()
+    zeroed(theirs).square().sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_without_a_compiler_it_is_correct_and_says_that_it_is_slow(monkeypatch):
+    model = two_towers()
+    zeroed, masks = pruned(model, ADAPTER)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    kernels.kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"slow: there is no C\+\+ compiler"):
+            small = sparse_runtime(model, masks, values="fp32")
+        batch = towers_batches(4)[0]
+        with torch.inference_mode():
+            torch.testing.assert_close(small(**batch), zeroed(**batch), **EXACT)
+        assert packed(small)
+    finally:
+        kernels.kernels.cache_clear()
+
+
+def test_it_can_be_moved_saved_and_looked_at(always_packed):
+    model = chain(30, 20)
+    zeroed, masks = pruned(model, every(model))
+    small = sparse_runtime(model, masks, values="int8")
+    other = sparse_runtime(model, masks, values="int8")
+    inputs = torch.randn(4, 30)
+    with torch.inference_mode():
+        before = small(inputs)
+        assert "int8" in repr(small)
+        torch.testing.assert_close(small[0].weight, zeroed[0].weight, rtol=0, atol=0.02)
+        other.load_state_dict(small.state_dict())
+        for again in (pickle.loads(pickle.dumps(small)), other, copy.deepcopy(small).double().float()):
+            assert torch.equal(again(inputs), before)
+
+
+def test_fewer_bytes(always_packed):
+    model = chain(512, 512, 512)
+    _, masks = pruned(model, every(model), 0.75)
+    dense = sum(p.nbytes for p in model.parameters()) / 2  # in bfloat16
+    for values, most in (("bf16", 0.33), ("int8", 0.21), ("fp32", 0.58)):
+        small = sparse_runtime(model, masks, values=values)
+        assert sum(t.nbytes for t in small.state_dict().values()) < most * dense
+
+
+def test_generation(run, folder_of):
+    model = mf.load_model(folder_of("BlipForConditionalGeneration"))
+    masks = mf.prune(model, "magnitude", sparsity=0.5).masks[0.5]
+    zeroed = copy.deepcopy(model)
+    masks.apply_(zeroed)
+    small = sparse_runtime(model, masks, values="fp32")
+    pixels = torch.randn(2, 3, 24, 24)
+    with torch.inference_mode():
+        ours, theirs = (m.generate(pixel_values=pixels, max_new_tokens=5, do_sample=False) for m in (small, zeroed))
+    assert torch.equal(ours, theirs)
+
+
+def test_what_was_measured_is_remembered(monkeypatch):
+    model = chain(64, 64)
+    _, masks = pruned(model, every(model))
+    sparse_runtime(model, masks)
+    monkeypatch.setattr("multiflow.formats.runtime.in_turns", lambda *_, **__: pytest.fail("measured again"))
+    sparse_runtime(model, masks)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 5}', "\0", '{"a": ["few", "no such way", "few", "few"]}'])
+def test_a_damaged_memory_of_choices_counts_as_none(content):
+    from multiflow.formats import runtime
+
+    place = runtime.choices_file()
+    place.write_text(content)
+    model = chain(16, 8)
+    _, masks = pruned(model, every(model))
+    assert sparse_runtime(model, masks)(torch.randn(2, 16)).shape == (2, 8)
+
+
+def test_bad_input():
+    model = chain(16, 8)
+    _, masks = pruned(model, every(model))
+    with pytest.raises(mf.MultiflowError, match="did you mean 'bf16'"):
+        sparse_runtime(model, masks, values="bf17")
+    with pytest.raises(mf.MultiflowError, match="another model"):
+        sparse_runtime(chain(16, 9), masks)
+    with pytest.raises(mf.MultiflowError, match="expected mf.Masks"):
+        sparse_runtime(model, {"0": torch.ones(8, 16)})
+    with pytest.raises(mf.MultiflowError, match="meta"):
+        sparse_runtime(chain(16, 8).to("meta"), masks)
+
+
+def test_numbers_of_tokens():
+    assert [nearest(n) for n in (1, 2, 4, 20, 40, 100, 200, 10**6)] == [1, 1, 8, 8, 64, 64, 256, 256]
