@@ -34,7 +34,7 @@ FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-w")
 NATIVE = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
 LONGEST = 120  # seconds that a compiler may take
 LEVELS = {2: "AVX-512 with VNNI", 1: "AVX2", 0: "no vector instructions of ours"}
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+KIND_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 MOST_COLUMNS = 1_000_000  # of a product in whole numbers, whose sums are 32 bits wide
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -75,7 +75,7 @@ class PackedMatrix:
     def _arguments(self) -> tuple[Any, ...]:
         scales = 0 if self.scales is None else self.scales.data_ptr()
         there = (self.bits.data_ptr(), self.starts.data_ptr(), self.values.data_ptr(), scales)
-        return (self.rows, self.cols, *there, KINDS[self.values.dtype])
+        return (self.rows, self.cols, *there, KIND_NUMBERS[self.values.dtype])
 
 
 class Kernels:
@@ -217,7 +217,7 @@ def _checked(path: Path) -> Kernels:
     dense *= torch.rand(5, 150, generator=generator) < 0.3
     inputs = torch.randn(19, 150, generator=generator)
     truth = inputs.double() @ dense.double().T
-    for kind in KINDS:
+    for kind in KIND_NUMBERS:
         matrix = pack_matrix(dense, kind)
         near = 1e-4 if kind != torch.int8 else 0.5
         names = ("few", "walk") if kind != torch.int8 else ("few", "few8", "walk")
