@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import psutil
 import pytest
 import transformers
 
@@ -19,6 +20,7 @@ from multiflow.methods import PRUNERS
 from multiflow.tasks.task import TASKS
 from multiflow.worlds.shapes import write
 from multiflow.worlds.shapes.models import Pretraining, shapes_model, shapes_tokenizer
+from tests import processes
 from tests.tiny import SMALL
 
 
@@ -35,6 +37,18 @@ def _forget_records_of_the_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     for name in set(sys.modules) - modules:
         if re.search("pytest-of|/tests/extending/", str(getattr(sys.modules[name], "__file__", ""))):
             del sys.modules[name]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_process_is_left() -> Iterator[None]:
+    """What the tests of a module started has ended with them, or gets ten seconds for it."""
+    before = set(processes.children())
+    yield
+    _, alive = psutil.wait_procs([one for one in processes.children() if one not in before], timeout=10)
+    left = [" ".join(one.as_dict(["cmdline"])["cmdline"] or [one.name()]) for one in alive]
+    for one in alive:
+        one.kill()
+    assert left == []
 
 
 class Ran(NamedTuple):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 import multiflow as mf
+from tests import processes
 
 
 def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return processes.run(processes.PYTHON, "-c", code, check=True).stdout.strip()
 
 
 def test_import_loads_nothing_heavy():

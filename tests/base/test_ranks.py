@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,12 +15,10 @@ import torch
 import multiflow as mf
 from multiflow.base import ranks
 from tests import golden_data, ranks_pruning
+from tests.processes import LIMIT, PYTHON, ROOT, start
 from tests.ranks_pruning import FAINT, GROUPED, PRUNED, SHORT, SPARSITIES, TRAINING, kept
 from tests.ranks_worker import CASES, IN_FOLDERS
 from tests.small import ADAPTER, towers_batches, two_towers
-
-ROOT = Path(__file__).parents[2]
-LIMIT = 300  # seconds after which two processes count as hanging
 
 
 class Found(NamedTuple):
@@ -43,17 +40,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-W", "error", "-m", "tests.ranks_worker"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    options: dict[str, Any] = {"cwd": ROOT, "env": env, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen([*command, str(rank), "2", port, str(folder)], **options) for rank in range(2)]
-    try:
+    command = (PYTHON, "-W", "error", "-m", "tests.ranks_worker")
+    with ExitStack() as stack:
+        both = [stack.enter_context(start(*command, rank, 2, port, folder, cwd=ROOT, stderr=PIPE)) for rank in range(2)]
         for process in both:
             said = process.communicate(timeout=LIMIT)[1]
             assert process.returncode == 0, said
-    finally:
-        for process in both:
-            process.kill()
     return Found(*(torch.load(folder / f"found-{rank}.pt") for rank in range(2)), folder)
 
 

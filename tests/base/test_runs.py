@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.runs import SETTINGS, fresh_folder, identity, locked, run_folder, whole_folder
+from tests import processes
 
 FAILED = MultiflowError("it failed")
 GIVEN: dict[str, Any] = {"model": "m", "sparsity": [0.5]}
@@ -146,17 +146,13 @@ with run_folder(Path(sys.argv[1]), {"a": 1}, resume=False, keep=["run.json"], re
 
 def test_a_folder_at_work_is_locked_and_one_that_was_killed_is_not(tmp_path):
     out = tmp_path / "run"
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE)
-    try:
+    with processes.start(processes.PYTHON, "-c", HOLD, out, stdout=PIPE) as holder:
         assert holder.stdout is not None
-        assert holder.stdout.readline() == b"in\n"
+        assert holder.stdout.readline() == "in\n"
         for resume in (False, True):
             with pytest.raises(MultiflowError, match="another process is at work in output folder"):
                 end(out, {"a": 1}, resume=resume)
         assert (out / "run.json").exists()
-    finally:
-        holder.kill()
-        holder.communicate()
     end(out, {"a": 1}, resume=True)
     assert names(out) == ["result.json"]
 
@@ -186,6 +182,15 @@ def test_a_folder_that_never_got_whole_leaves_nothing(tmp_path, error):
         (folder / "file").touch()
         raise error
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("out", ["a/out", "a/b/out"])
+def test_an_empty_folder_that_was_there_stays(tmp_path, out):
+    """It is the nearest place that was there before, below which nothing is to be taken away."""
+    (tmp_path / "a" / "out").mkdir(parents=True)
+    with pytest.raises(MultiflowError, match="No space"), whole_folder(tmp_path / out):
+        raise OSError(28, "No space left on device")
+    assert names(tmp_path) == ["a", "a/out"]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):

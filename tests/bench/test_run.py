@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from multiflow.bench.records import Cell
 from multiflow.bench.run import RunOptions, prepare, run_grid, spread
 from multiflow.bench.store import Results
 from tests.bench.conftest import compute, config, write_config
+from tests.processes import LIMIT, PYTHON, start
 
 CHANGING = ("seconds", "peak_memory", "finished")
 SLOW = """
@@ -199,11 +198,9 @@ def test_data_are_made_when_missing(small: dict[str, Any], tmp_path: Path, monke
         compute(write_config(tmp_path, small), tmp_path / "r")
 
 
-def start(path: Path, folder: Path) -> subprocess.Popen[str]:
-    """Start a runner of its own process."""
-    words = [sys.executable, "-m", "multiflow", "bench", "run", str(path), "--out", str(folder), "--device", "cpu"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+def runner_of(path: Path, folder: Path) -> AbstractContextManager[Popen[str]]:
+    words = (PYTHON, "-m", "multiflow", "bench", "run", path, "--out", folder, "--device", "cpu")
+    return start(*words, stdout=PIPE, stderr=PIPE)
 
 
 def test_killed_in_a_cell_and_two_runners_at_once(small: dict[str, Any], tmp_path: Path) -> None:
@@ -212,21 +209,20 @@ def test_killed_in_a_cell_and_two_runners_at_once(small: dict[str, Any], tmp_pat
     small["modules"] = [str(tmp_path / "stuck_pruner.py")]
     small["tiers"][0] |= {"pruners": ["dense", "stuck", "magnitude"], "sparsities": [0.5]}
     path = write_config(tmp_path, small)
-    runner = start(path, folder)
-    try:
+    with runner_of(path, folder) as runner:
+        until = time.monotonic() + LIMIT
         while not here.exists():
             assert runner.poll() is None, runner.communicate()
+            assert time.monotonic() < until
             time.sleep(0.05)
-    finally:
-        runner.send_signal(signal.SIGKILL)
-        runner.communicate()
+        runner.kill()
     before = (folder / "cells.jsonl").read_bytes()
     assert [cell.pruner for cell in Results(folder).cells().values()] == ["dense"]
     (folder / "cells.jsonl").write_bytes(before + b'{"id": "torn')
     go.touch()
-    runners = [start(path, folder), start(path, folder)]
-    said = [runner.communicate(timeout=300) for runner in runners]
-    assert [runner.returncode for runner in runners] == [0, 0], said
+    with runner_of(path, folder) as one, runner_of(path, folder) as other:
+        said = [runner.communicate(timeout=LIMIT) for runner in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0], said
     lines = (folder / "cells.jsonl").read_bytes()
     assert lines.startswith(before)
     cells = [json.loads(line) for line in lines.splitlines()]

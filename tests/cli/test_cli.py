@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import warnings
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -11,11 +10,8 @@ import pytest
 
 from multiflow.cli import commands
 from multiflow.cli.commands import COMMANDS
+from tests import processes
 from tests.cli.conftest import Run
-
-
-def spawn(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env})
 
 
 @pytest.mark.parametrize("args", [(), ("--help",), ("-h",), ("help",)])
@@ -38,7 +34,7 @@ assert main(["prun"]) == 2
 heavy = {"torch", "transformers", "tyro", "numpy", "PIL"} & set(sys.modules)
 assert not heavy, heavy
 """
-    done = spawn(code)
+    done = processes.run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
 
 
@@ -141,14 +137,14 @@ def test_a_bug_is_no_bad_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:
     command = f"{sys.executable} -c 'import sys; from multiflow.cli import main; sys.exit(main())' show pruners"
-    done = subprocess.run(["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    done = processes.run("bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}")
     assert done.stdout == "0\n"
     assert done.stderr == ""
 
 
 def test_the_installed_program_answers() -> None:
     program = os.path.join(os.path.dirname(sys.executable), "multiflow")
-    done = subprocess.run([program, "prune"], capture_output=True, text=True)
+    done = processes.run(program, "prune")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "multiflow: error: 'multiflow prune' lacks its argument MODEL; see 'multiflow prune --help'\n"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,19 +12,15 @@ from safetensors.torch import load_file
 import multiflow as mf
 from tests.cli.conftest import files
 from tests.cli.kill_worker import CASES
-
-ROOT = Path(__file__).parents[2]
-LIMIT = 600  # seconds after which the worker counts as hanging
+from tests.processes import LIMIT, PYTHON, ROOT, run
 
 
 @pytest.fixture(scope="module")
 def killed(tiny_blip: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the worker leaves."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-m", "tests.cli.kill_worker", str(tiny_blip), str(pairs), str(folder)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, cwd=ROOT, env=env, timeout=LIMIT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    worker = (PYTHON, "-m", "tests.cli.kill_worker")
+    run(*worker, tiny_blip, pairs, folder, cwd=ROOT, limit=2 * LIMIT, check=True)
     return folder
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import NamedTuple
 
 import pytest
@@ -15,9 +14,7 @@ import multiflow as mf
 from multiflow.base.ranks import world
 from multiflow.cli.ranks import own_device, processes
 from tests.cli.conftest import Run
-
-ROOT = Path(__file__).parents[2]
-LIMIT = 300  # seconds after which two processes count as hanging
+from tests.processes import LIMIT, ROOT, TWO_PROCESSES, start
 
 
 class Two(NamedTuple):
@@ -29,18 +26,13 @@ class Two(NamedTuple):
     folder: Path
 
 
-def start(*command: object, at: Path) -> subprocess.Popen[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*torchrun, *map(str, command)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    return subprocess.Popen(words, cwd=at, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def in_two(*words: object, at: Path) -> AbstractContextManager[Popen[str]]:
+    env = {"PYTHONPATH": str(ROOT / "src")}
+    return start(*TWO_PROCESSES, *words, cwd=at, env=env, stdout=PIPE, stderr=PIPE)
 
 
-def ended(process: subprocess.Popen[str], folder: Path) -> Two:
-    try:
-        out, err = process.communicate(timeout=LIMIT)
-    finally:
-        process.kill()
+def ended(process: Popen[str], folder: Path) -> Two:
+    out, err = process.communicate(timeout=LIMIT)
     return Two(process.returncode, out, err, folder)
 
 
@@ -54,12 +46,11 @@ def both(tmp_path_factory: pytest.TempPathFactory, tiny: Path, pairs: Path) -> t
         "import os, sys\nfrom multiflow.cli import main\n"
         "sys.exit(main([*sys.argv[1:], '--seed', os.environ['RANK']]))\n"
     )
-    started = [
-        start("-m", "multiflow", *prune, "--out", "run", at=good),
-        start(script, *prune, "--out", "run", at=bad),
-    ]
-    first, second = (ended(process, at) for process, at in zip(started, (good, bad), strict=True))
-    return first, second
+    with (
+        in_two("-m", "multiflow", *prune, "--out", "run", at=good) as first,
+        in_two(script, *prune, "--out", "run", at=bad) as second,
+    ):
+        return ended(first, good), ended(second, bad)
 
 
 def test_masks_are_those_of_one_process(
@@ -130,9 +121,10 @@ def test_a_blip_split_between_two_processes_is_fine_tuned_with_its_zeros_and_res
     mask = mf.prune(mf.load_model(tiny_blip), "magnitude", 0.5).masks[0.5].save(tmp_path / "mask.safetensors")
     small = ("--preset", "shapes", "--steps", 2, "--batch-size", 4, "--limit", 4, "--precision", "fp32")
     command = ("-m", "multiflow", "finetune", "retrieval", tiny_blip, "--mask", mask, "--data", world / "coco", *small)
-    runs = [
-        ended(start(*command, "--shard", "--out", "run", *more, at=tmp_path), tmp_path) for more in ((), ["--resume"])
-    ]
+    runs = []
+    for more in ((), ("--resume",)):
+        with in_two(*command, "--shard", "--out", "run", *more, at=tmp_path) as process:
+            runs.append(ended(process, tmp_path))
     assert [run.code for run in runs] == [0, 0], runs[-1].err
     assert runs[0].out == runs[1].out != ""
     stored, masks = mf.load_model(tmp_path / "run/model"), mf.Masks.load(tmp_path / "run/mask.safetensors")

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, prune
 import multiflow as mf
 from multiflow.base.guards import exclusively, naming_shortages
 from tests import golden_data
+from tests.processes import LIMIT
 from tests.small import ADAPTER, QUICK, chain, every, towers_batches, two_towers
 
 Door = Callable[[nn.Module, mf.Masks], object]
@@ -172,11 +173,11 @@ def test_two_threads_with_one_model_get_the_masks_of_one(method):
         except BaseException as error:
             found.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(LIMIT)
     assert found == [alone] * 3
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
 
@@ -190,22 +191,22 @@ def test_models_that_share_weights_wait_and_others_do_not():
     def hold(model):
         order.append("first")
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(LIMIT)
         exclusively("itself")(lambda model: order.append("again"))(model)
 
     @exclusively("a test")
     def enter(model, name):
         order.append(name)
 
-    thread = threading.Thread(target=hold, args=(inner,))
+    thread = threading.Thread(target=hold, args=(inner,), daemon=True)
     thread.start()
-    assert entered.wait(10)
-    waiting = threading.Thread(target=enter, args=(nn.Sequential(inner), "shares"))
+    assert entered.wait(LIMIT)
+    waiting = threading.Thread(target=enter, args=(nn.Sequential(inner), "shares"), daemon=True)
     waiting.start()
     enter(other, "other")
     leave.set()
     for one in (thread, waiting):
-        one.join()
+        one.join(LIMIT)
     assert order == ["first", "other", "again", "shares"]
 
 

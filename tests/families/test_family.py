@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +18,7 @@ from multiflow.tasks.captioning.task import write_captions
 from multiflow.tasks.retrieval.task import evaluate_pairs
 from multiflow.tasks.task import TASKS
 from multiflow.tasks.vqa.task import answer_questions
+from tests import processes
 from tests.families.xvlm.sizes import small_model
 from tests.small import chain
 
@@ -38,7 +37,7 @@ def test_looking_at_the_table_imports_no_model_and_no_transformers():
         "print([n for n in sys.modules if n.startswith('multiflow.families.')]);"
         "sys.exit('transformers' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = processes.run(processes.PYTHON, "-c", code, check=True)
     parts = [name for name in eval(done.stdout) if name.count(".") > 2]
     assert parts == []
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from html import unescape
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from multiflow.report.charts import Look, Point, Series, line_chart
 from multiflow.report.document import Document, Drawing, Drawings, Section, page
 from multiflow.report.tables import Column, Row, Table, TableCell
+from tests import processes
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser")
@@ -64,13 +64,8 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     (folder / "page.html").write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-    ran = subprocess.run(
-        [str(BROWSER), *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom", (folder / "page.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    flags += (f"--user-data-dir={folder / 'profile'}",)
+    ran = processes.run(BROWSER, *flags, "--dump-dom", (folder / "page.html").as_uri(), check=True)
     return json.loads(unescape(re.search(r"<pre>(.*)</pre>", ran.stdout)[1]))
 
 

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.robust.fuzz import FINDINGS, outcome, targets
 
 
 def test_damaged_files_end_in_a_value_or_in_a_sentence(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "tests.robust.fuzz",
-        "--cases",
-        "2000",
-        "--seconds",
-        "45",
-        "--findings",
-        str(tmp_path),
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    limits = ("--cases", 2000, "--seconds", 45)
+    ran = processes.run(processes.PYTHON, "-m", "tests.robust.fuzz", *limits, "--findings", tmp_path)
     assert ran.returncode == 0, ran.stdout[-4_000:] + ran.stderr[-2_000:]
     assert "0 findings" in ran.stdout
 
@@ -47,6 +36,6 @@ def test_a_finding_is_kept_and_told(tmp_path: Path) -> None:
         "sys.exit(fuzz.main(sys.argv[1:]))"
     )
     options = ["--worker", "--cases", "5", "--seconds", "20", "--targets", "a", "--findings", str(tmp_path)]
-    ran = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, timeout=120)
+    ran = processes.run(processes.PYTHON, "-c", code, *options)
     assert "KeyError" in ran.stdout
     assert list(tmp_path.glob("a/*/a.txt"))

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import yaml
 import multiflow as mf
 from multiflow.cli import main
 from multiflow.worlds.shapes import write
+from tests import processes
 from tests.bench.conftest import config
 from tests.cli.conftest import files
 from tests.conftest import Run
@@ -28,7 +27,7 @@ from tests.robust.commands import COMMANDS, Place, Setting
 def mounted(folder: Path, options: str) -> bool:
     """Mount a small file system; False where this user may not."""
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+    done = processes.run("mount", "-t", "tmpfs", "-o", options, "tmpfs", folder)
     return done.returncode == 0
 
 
@@ -52,7 +51,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if not mounted(disk, "size=4k" if kind == "full" else "size=1m,ro"):
         pytest.skip("only root may mount")
     yield Place(disk, kind)
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+    processes.run("umount", "-l", disk, check=True)
 
 
 def is_whole(path: Path) -> bool:
@@ -87,8 +86,8 @@ def test_a_folder_of_somebody_else(setting: Setting, tmp_path: Path, name: str):
     folder.mkdir(mode=0o755)
     os.chown(folder, 65534, 65534)
     weak = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
-    command = [*weak, sys.executable, "-m", "multiflow", *COMMANDS[name](setting, folder / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    command = [*weak, processes.PYTHON, "-m", "multiflow", *COMMANDS[name](setting, folder / "out")]
+    done = processes.run(*command, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "multiflow: error: " in done.stderr
     assert str(folder) in done.stderr
@@ -111,14 +110,7 @@ def test_too_little_memory(setting: Setting, tmp_path: Path, name: str):
     mask = mf.prune(bundled, "magnitude-layer", sparsity=0.5).masks[0.5].save(tmp_path / "mask-0.5.safetensors")
     big = setting._replace(model=Path("xvlm-shapes"), mask=mask)
     args = COMMANDS[name](big, tmp_path / "out")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(setting.model), *args],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
+    done = processes.run(processes.PYTHON, "-c", code, setting.model, *args, cwd=tmp_path)
     assert done.returncode in (0, 2), done.stderr
     assert "Traceback" not in done.stderr
     if done.returncode == 2:

@@ -4,12 +4,10 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import pytest
 import torch
@@ -25,10 +23,10 @@ from multiflow.training.settings import Finetuning, TrainSettings, plan_finetuni
 from multiflow.training.tracking import read_metrics
 from multiflow.worlds.shapes import write
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
+from tests.processes import PYTHON, ROOT, start
 from tests.small import every
 from tests.tiny import FAMILIES
 
-ROOT = Path(__file__).parents[2]
 STEPS = 32
 
 
@@ -106,14 +104,12 @@ finetune("retrieval", model, masks, settings_for(sys.argv[1]), sys.argv[2], inpu
 
 def test_a_run_killed_three_times_at_a_random_moment_ends_with_the_same_weights(sparse, shapes, tmp_path):
     out, chance = tmp_path / "run", random.Random()
-    command = [sys.executable, "-c", KILLED, str(shapes / "coco"), str(out)]
     for _ in range(3):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        for _ in range(chance.randint(1, 9)):  # steps and evaluated batches: fewer in all than the run has
-            assert process.stdout.readline()
-        time.sleep(chance.uniform(0, 0.02))
-        process.kill()
-        process.communicate()
+        with start(PYTHON, "-c", KILLED, shapes / "coco", out, cwd=ROOT, stdout=PIPE, stderr=DEVNULL) as process:
+            for _ in range(chance.randint(1, 9)):  # steps and evaluated batches: fewer in all than the run has
+                assert process.stdout.readline()
+            time.sleep(chance.uniform(0, 0.02))
+            process.kill()
         assert process.returncode == -signal.SIGKILL
     model, inputs, masks = pretrained("blip")
     figures = finetune("retrieval", model, masks, settings_for(shapes / "coco"), out, inputs, resume=True)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from multiflow.training.checkpoint import checkpoints
 from multiflow.training.loop import Validation, compute_in, train
 from multiflow.training.settings import TrainSettings
 from multiflow.training.tracking import FILE, read_metrics
+from tests import processes
 
 SETTINGS = TrainSettings(steps=12, lr=0.05, precision="fp32", checkpoint_every=5, log_every=2)
 
@@ -61,8 +61,7 @@ train(make_model(), batch, loss, SETTINGS, Path(sys.argv[1]),
 def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(tmp_path):
     whole, resumed = make_model(), make_model()
     straight = train(whole, batch, loss, SETTINGS, tmp_path / "whole")
-    root = Path(__file__).parents[2]
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed")], cwd=root, check=False)
+    killed = processes.run(processes.PYTHON, "-c", KILLED, tmp_path / "killed", cwd=processes.ROOT)
     assert killed.returncode == -signal.SIGKILL
     assert [c.name for c in checkpoints(tmp_path / "killed")] == ["step-00000005"]
     assert [record["step"] for record in read_metrics(tmp_path / "killed")] == [2, 4, 5, 6]

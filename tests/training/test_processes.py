@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +11,10 @@ import torch
 from multiflow.base.errors import MultiflowError
 from multiflow.training.loop import train
 from multiflow.training.tracking import read_metrics
+from tests.processes import ROOT, TWO_PROCESSES
+from tests.processes import run as run_program
 from tests.training.spread_worker import PLAIN, RUNS, batch, loss, make_masks, make_model, run
 
-ROOT = Path(__file__).parents[2]
 runs = pytest.mark.parametrize("name", RUNS)
 
 
@@ -24,11 +22,8 @@ runs = pytest.mark.parametrize("name", RUNS)
 def two(tmp_path_factory):
     """Folder of what the two processes left."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-    worker = str(Path(__file__).with_name("spread_worker.py"))
-    done = subprocess.run([*torchrun, worker, str(folder)], env=env, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    worker = Path(__file__).with_name("spread_worker.py")
+    run_program(*TWO_PROCESSES, worker, folder, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}, check=True)
     return folder
 
 

@@ -275,8 +275,8 @@ def _nearest(path: Path) -> Path:
 
 def _remove_empty(place: Path, above: Path) -> None:
     """Remove a folder and those above it up to one that was there before, as far as they are empty."""
-    place = place.absolute()
-    while place != above:
+    for folder in (place.absolute(), *place.absolute().parents):
+        if above.is_relative_to(folder):
+            return
         with suppress(OSError):  # it is not there, or not empty
-            place.rmdir()
-        place = place.parent
+            folder.rmdir()

@@ -92,14 +92,19 @@ def heard():
 def test_ctrl_c_cancels_what_runs(tmp_path, cluster, heard):
     def interrupt():
         while not (tmp_path / "stays.pids").exists():
-            time.sleep(0.05)
+            if over.wait(0.05):
+                return
         os.kill(os.getpid(), signal.SIGINT)
 
-    press = threading.Thread(target=interrupt)
+    over = threading.Event()
+    press = threading.Thread(target=interrupt, daemon=True)
     press.start()
-    with pytest.raises(KeyboardInterrupt):
-        list(run([Job(str(tmp_path), cell) for cell in ("stays", "plain", "stays-too")], work, EngineOptions()))
-    press.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(run([Job(str(tmp_path), cell) for cell in ("stays", "plain", "stays-too")], work, EngineOptions()))
+    finally:
+        over.set()
+        press.join()
     until = time.monotonic() + 15
     while is_alive(pids(tmp_path, "stays")[0]) and time.monotonic() < until:
         time.sleep(0.05)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import doctest
 import json
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +11,7 @@ import multiflow as mf
 from multiflow.base.errors import MultiflowError
 from multiflow.metrics import vqa_accuracy, write_vqa_results
 from multiflow.tasks.vqa import metric as vqa
-from tests import golden_data
+from tests import golden_data, processes
 
 
 @pytest.mark.parametrize("case", golden_data.vqa_accuracy(), ids=lambda case: case["prediction"])
@@ -146,7 +144,7 @@ def test_a_result_file_that_evalai_would_refuse_is_not_written(tmp_path, predict
 
 def test_metrics_are_reached_from_the_package_alone():
     code = "import multiflow as mf; print(mf.metrics.vqa_accuracy('no', ['no'] * 10), 'metrics' in dir(mf))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    done = processes.run(processes.PYTHON, "-W", "error", "-c", code, check=True)
     assert done.stdout.split() == ["100.0", "True"]
 
 
