@@ -21,6 +21,7 @@ from multiflow.tasks.task import TASKS
 from multiflow.worlds.shapes import write
 from multiflow.worlds.shapes.models import Pretraining, shapes_model, shapes_tokenizer
 from tests import processes
+from tests.families.automatic import processors
 from tests.tiny import SMALL
 
 
@@ -116,6 +117,17 @@ def folder_of(tiny_blip: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         return folder
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of tiny models of transformers with their own processors, by type: ``clip``, ``llava`` ..."""
+
+    @cache
+    def vlm(kind: str) -> Path:
+        return getattr(processors, kind)(tmp_path_factory.mktemp(kind) / f"tiny-{kind}")
+
+    return vlm
 
 
 @pytest.fixture(scope="session")

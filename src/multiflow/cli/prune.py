@@ -58,6 +58,8 @@ class PruneSettings:
         images: folder of the images that the data name
         image_column: column or key of the data that holds the images
         text_column: column or key of the data that holds the texts
+        processor: of a model of transformers, the folder or Hugging Face id of its processor
+        prompt: what a model that answers is asked of an image, where the data do not say
         split: of the data, train, val or test; train+val takes both
         augment: paper = crops, flips and RandAugment as in the published calibration
         workers: background processes that read and decode images
@@ -92,6 +94,8 @@ class PruneSettings:
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
     image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
     text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
+    processor: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own)")] = None
+    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a usual one)")] = None
     split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: train)")] = None
     augment: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
     workers: Annotated[int, arg(metavar="N")] = 0

@@ -34,7 +34,7 @@ from multiflow.data.sampling import RegionPlan, Stream, item_order
 Value = TypeVar("Value")
 
 
-class _Repeatable(ABC):
+class Repeatable(ABC):
     """Batches by number: iteration, and the account of what was skipped on the way.
 
     Broken items are left out, and their batch is smaller by that much. The first whole pass that skipped some warns,
@@ -96,7 +96,7 @@ class _Repeatable(ABC):
 
 
 @dataclass(frozen=True, repr=False)
-class Batches(_Repeatable):
+class Batches(Repeatable):
     """Batches of pairs, of regions, or of both (``batch["region"]``), in an order that the seed decides.
 
     Broken images are skipped, their batch is smaller by that much, `skipped` tells which, and a whole pass warns of
@@ -207,7 +207,7 @@ class Batches(_Repeatable):
 
 
 @dataclass(frozen=True, repr=False)
-class ImageBatches(_Repeatable):
+class ImageBatches(Repeatable):
     """Batches ``{"pixel_values": (B, 3, H, H)}``, with ``labels`` (B,) where the images are labelled.
 
     Broken images are skipped, as of `Batches`.

@@ -20,11 +20,15 @@ ImageLike: TypeAlias = "Image.Image | np.ndarray"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image with its captions; Pillow decodes the image when its pixels are first needed."""
+    """An image with its captions; Pillow decodes the image when its pixels are first needed.
+
+    ``prompts`` are what was asked to get each of the captions, as in a conversation; none where nothing was.
+    """
 
     image: ImageLike
     captions: tuple[str, ...]
     key: str
+    prompts: tuple[str, ...] = ()
 
 
 class Region(NamedTuple):
@@ -222,6 +226,23 @@ def whole_images(data: AnyData) -> AnyData:
         case Dataset(kind="regions"):
             return _without_boxes(data)
     return data
+
+
+def as_pairs(data: AnyData) -> AnyData:
+    """Take questions as pairs whose captions are the question with each of its answers; leave other data as they are.
+
+    A question that has no answer is its own caption.
+    """
+    if isinstance(data, Mixed) or data.kind != "questions":
+        return data
+    layout = f"{data.layout}, questions with their answers"
+    return Dataset("pairs", layout, data.source, len(data), partial(_read_asked, data.read), skipped=data.skipped)
+
+
+def _read_asked(read: Any, index: int) -> Pair:
+    item: Question = read(index)
+    answers = tuple(dict.fromkeys(item.answers)) or ("",)
+    return Pair(item.image, tuple(f"{item.question} {answer}".strip() for answer in answers), item.key)
 
 
 def _without_boxes(data: Dataset[Any]) -> Dataset[Pair]:

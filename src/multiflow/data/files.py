@@ -77,6 +77,7 @@ def pairs_of_files(
     images: Path | None,
     records: Sequence[tuple[str, tuple[str, ...]]],
     *,
+    prompts: Sequence[tuple[str, ...]] = (),
     other_names: Sequence[Sequence[str]] = (),
     skipped: Sequence[Skip] = (),
 ) -> Dataset[Pair]:
@@ -87,6 +88,7 @@ def pairs_of_files(
         path: the file or folder that was opened.
         images: folder of the images, or None to look around `path`.
         records: name of each image, and its captions.
+        prompts: what was asked to get each of the captions of each image; empty = nothing.
         other_names: other ways to name the same images, tried first.
         skipped: what was left out before.
     """
@@ -101,13 +103,13 @@ def pairs_of_files(
     named = [[names[i] for i in good] for names in (*other_names, [name for name, _ in records])]
     paths = locate(named, path if path.is_dir() else path.parent, images, f"'{path}'")
     texts = [records[i][1] for i in good]
-    return data_of_files(
-        "pairs", layout, path, paths, named[-1], _make_pair, [(of,) for of in texts], texts, skipped=skipped
-    )
+    asked = [prompts[i] for i in good] if prompts else [()] * len(good)
+    parts = list(zip(texts, asked, strict=True))
+    return data_of_files("pairs", layout, path, paths, named[-1], _make_pair, parts, texts, skipped=skipped)
 
 
-def _make_pair(image: Image.Image, name: str, captions: tuple[str, ...]) -> Pair:
-    return Pair(image, captions, name)
+def _make_pair(image: Image.Image, name: str, captions: tuple[str, ...], prompts: tuple[str, ...]) -> Pair:
+    return Pair(image, captions, name, prompts)
 
 
 def _read(

@@ -13,7 +13,8 @@ from multiflow.base.ranks import exchange, rank
 from multiflow.base.registry import resolve
 from multiflow.data import Batches, Inputs, open_data
 from multiflow.data.batches import ImageBatches
-from multiflow.data.dataset import AnyData, SkipReport, from_memory
+from multiflow.data.dataset import AnyData, SkipReport, as_pairs, from_memory
+from multiflow.data.examples import ExampleBatches
 from multiflow.data.source import label_classes, open_images
 from multiflow.families.family import find_family, model_types, type_of
 from multiflow.families.opening import pixel_statistics
@@ -37,6 +38,8 @@ class Source:
     workers: int = 0  # processes that read and decode in the background
     image_column: str | None = None  # column or key of the data that holds the images, where its name does not tell
     text_column: str | None = None  # as `image_column`, of the texts
+    processor: Any = None  # of a model of transformers: a processor, or its folder or id; None = the model's own
+    prompt: str | None = None  # what is asked of an image where the data do not say; None = the usual
 
     @property
     def options(self) -> dict[str, Any]:
@@ -48,7 +51,7 @@ class Source:
 class Counted:
     """Batches that remember how many samples went by in the latest pass."""
 
-    batches: Batches | ImageBatches
+    batches: Batches | ImageBatches | ExampleBatches
     what: str
     source: str
     seen: int = 0
@@ -94,31 +97,53 @@ class Counted:
         return {"source": self.source, **seen, "skips": [list(skip) for skip in skips[:5]]}
 
 
-def calibration_batches(model: nn.Module, data: str | None = None, **options: Any) -> Counted:
-    """Return calibration batches for a model of a known family, as ``multiflow prune`` makes them.
+def calibration_batches(
+    model: nn.Module,
+    data: str | None = None,
+    *,
+    processor: Any = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    **options: Any,
+) -> Counted:
+    """Return calibration batches for a model, as ``multiflow prune`` makes them.
+
+    Models of transformers that are of no family here are fed through their own processor: a chat model gets image and
+    prompt as the user's turn, caption or answer as the assistant's; labels of prompt and padding are -100.
 
     Args:
-        model: from ``mf.load_model`` or ``from_pretrained``; a tokenizer in its folder is used.
+        model: from ``mf.load_model`` or ``from_pretrained``; tokenizer and processor in its folder are used.
         data: a data set on disk or ``hf:NAME``; None = scenes of Shapes, made on the fly (X-VLM and BLIP).
-        options: further fields of `Source`, such as images, tokenizer, batches, batch_size, seed, split and augment.
+        processor: of a model of transformers, where the model's folder has none or another is wanted: a processor, or
+            its folder or Hugging Face id.
+        image_column: column or key of the data that holds the images, where its name does not tell.
+        text_column: as `image_column`, of the texts.
+        options: further fields of `Source`, such as images, tokenizer, batches, batch_size, seed, split, augment,
+            workers and prompt.
+
+    Returns:
+        An iterable of batches that can be iterated again; ``.skipped`` says what could not be read and why.
 
     Raises:
-        MultiflowError: an unknown option, data that do not fit the model, or a model of no known family.
+        MultiflowError: an unknown option, data that do not fit the model, a processor that lacks files or packages, or
+            a model that is neither of a known family nor of transformers.
 
-    >>> batches = mf.calibration_batches(mf.load_model("xvlm-shapes"), batches=4)   # doctest: +SKIP
+    >>> batches = mf.calibration_batches(mf.load_model("xvlm-shapes"), batches=4)                       # doctest: +SKIP
+    >>> batches = mf.calibration_batches(smolvlm, "photos.csv", text_column="alt", batches=32)          # doctest: +SKIP
     """
     known = [field.name for field in fields(Source) if field.name != "data"]
     for name in options:
         if name not in known:
             raise unknown("option", name, known)
-    return open_batches(model, getattr(model, "name_or_path", ""), Source(data, **options))
+    source = Source(data, processor=processor, image_column=image_column, text_column=text_column, **options)
+    return open_batches(model, getattr(model, "name_or_path", ""), source)
 
 
 def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
     """Return the calibration batches of a model.
 
     Args:
-        model: of a known family.
+        model: of a known family, or of transformers.
         place: where it was loaded from; its tokenizer and pixel statistics may be there.
         source: the data, and how many.
     """
@@ -137,6 +162,12 @@ def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
             f"there are no calibration batches for models of type '{type_of(model)}', only for {able}; "
             "prune this one from Python with mf.prune(model, batches=...)"
         )
+    for name in ("processor", "prompt"):
+        if getattr(source, name) is not None and found[1] is not found[0].others:
+            raise MultiflowError(
+                f"{{{name}=}} was given, and family '{found[0].name}' reads without a processor; leave it out",
+                field=name,
+            )
     return found[0].get(found[1].batches)(model, place, source)
 
 
@@ -144,7 +175,7 @@ def open_source(source: Source, size: int) -> AnyData:
     """Open the data; where none were given, draw training scenes of Shapes, ``size`` pixels wide, a caption each."""
     if source.data is not None:
         columns = {"image_column": source.image_column, "text_column": source.text_column}
-        return open_data(source.data, images=source.images, split=source.split, **columns)
+        return as_pairs(open_data(source.data, images=source.images, split=source.split, **columns))
     draw = resolve("multiflow.worlds.shapes:draw_pairs")  # a world lies above: it is found by name, as data are
     return from_memory(draw((source.batches or SHAPES_BATCHES) * source.batch_size, size, seed=source.seed))
 

@@ -223,8 +223,13 @@ def build_config(kind: str, name: str) -> Any:
 
 def build(kind: str, name: str) -> Any:
     """Return a small model with random weights, in evaluation mode."""
+    return build_from(build_config(kind, name), name)
+
+
+def build_from(config: Any, name: str) -> Any:
+    """Return a model of a config with random weights, in evaluation mode."""
     torch.manual_seed(0)
-    model = getattr(transformers, name)(build_config(kind, name)).eval()
+    model = getattr(transformers, name)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # gates that start at zero, and weights all but zero, would stop the rest
             if parameter.is_floating_point() and parameter.abs().max() < 1e-3:

@@ -9,7 +9,7 @@ FAMILIES.add(
         title="transformers",
         home=__name__,
         models={},
-        others=ModelType(adapter=".adapter:automatic_adapter"),
+        others=ModelType(adapter=".adapter:automatic_adapter", batches=".reading:calibration_examples"),
         accepts=".adapter:is_of_transformers",
     ),
 )
