@@ -9,6 +9,7 @@ import random
 import struct
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,40 @@ def test_files_without_a_checksum_open(tmp_path):
     assert read_facts(tmp_path / "old.json", "result", "") == {"settings": {"a": 1}}
 
 
+@pytest.mark.parametrize("gone", [["checksum"], ["checksum", "tensors"], ["tensors"], ["tensors", "format"]])
+def test_tensors_whose_checksum_was_taken_away(tmp_path, gone):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = write_tensors(tmp_path / "x", {"a": torch.ones(2)}, {"step": 1})
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["multiflow"])
+    rest = json.dumps({name: value for name, value in header.items() if name not in gone})
+    save_file(load_file(path), path, metadata={"multiflow": rest})
+    with pytest.raises(mf.MultiflowError, match="was altered: its checksum does not fit, or is missing"):
+        read_tensors(path, "state")
+
+
+def test_files_of_a_version_to_come(tmp_path, monkeypatch):
+    monkeypatch.setattr("multiflow.base.artifacts.FORMAT", 9)
+    tensors, facts = write_tensors(tmp_path / "x", {"a": torch.ones(2)}, {}), write_facts(tmp_path / "y", {"a": 1})
+    monkeypatch.undo()
+    for read in (lambda: read_tensors(tensors, "state"), lambda: read_facts(facts, "result", "")):
+        with pytest.raises(mf.MultiflowError, match="has format 9, this version reads up to 2; update multiflow"):
+            read()
+
+
+def test_weights_of_another_run_are_not_taken_for_those_of_the_masks(tmp_path):
+    for seed, name in [(0, "one"), (1, "other")]:
+        mf.prune(two_towers(seed), "lobs", 0.5, towers_batches(), adapter=ADAPTER).save(tmp_path / name)
+    mine, theirs = (tmp_path / name / "weights-0.5.safetensors" for name in ("one", "other"))
+    mine.write_bytes(theirs.read_bytes())
+    with pytest.raises(mf.MultiflowError, match="does not hold the changed weights that .*mask-0.5"):
+        mf.Result.load(tmp_path / "one")
+    again = mf.Result.load(tmp_path / "other").save(tmp_path / "again")
+    assert mf.Result.load(again).weights is not None
+
+
 @pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, '{"a": ' + "1" * 5000 + "}", '"\ud800"'])
 def test_headers_and_json_that_hold_no_names(tmp_path, text):
     from safetensors.torch import save_file
@@ -141,10 +176,14 @@ def test_changed_weights_of_an_old_file_are_checked(tmp_path):
     from safetensors.torch import load_file, save_file
 
     path, read = weights(tmp_path)
-    old = load_file(path)
+    old, mask = load_file(path), tmp_path / "run/mask-0.5.safetensors"
     save_file(old, path)
+    with pytest.raises(mf.MultiflowError, match="their checksum is missing"):
+        read()
+    masks = mf.Masks.load(mask)
+    settings = {name: value for name, value in masks.settings.items() if name != "weights_checksum"}
+    replace(masks, settings=settings).save(mask)  # as older versions wrote it
     read()
-    mask = tmp_path / "run/mask-0.5.safetensors"
     for bad, said in [(float("nan"), "holds NaN or Inf"), (None, "expected float32")]:
         first = next(iter(old))
         save_file(old | {first: old[first].int() if bad is None else torch.full_like(old[first], bad)}, path)
@@ -259,10 +298,12 @@ def test_inverted_published_masks_are_noticed_by_the_name_of_their_file(tmp_path
             mf.Masks.load(tmp_path / name)
 
 
-def test_a_json_without_its_checksum_is_noticed(tmp_path):
+@pytest.mark.parametrize("named", [None, "chechsum"])
+def test_a_json_without_its_checksum_is_noticed(tmp_path, named):
     path = write_facts(tmp_path / "x.json", {"a": 1})
     value = json.loads(path.read_text())
-    path.write_text(json.dumps({"a": 1, "chechsum": value["checksum"]}, indent=2) + "\n")
+    sum_ = value.pop("checksum")
+    path.write_text(json.dumps(value | ({named: sum_} if named else {}), indent=2) + "\n")
     with pytest.raises(mf.MultiflowError, match="was altered"):
         read_facts(path, "result", "run again")
 

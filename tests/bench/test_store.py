@@ -60,13 +60,31 @@ def test_a_torn_last_line_is_passed_over_and_then_cut_off(tmp_path: Path, torn: 
     assert len(path.read_text().splitlines()) == 2
     path.write_text(torn)
     results.append(GOOD)
-    assert path.read_text() == json.dumps(asdict(GOOD)) + "\n"
+    assert results.cells() == {"a": GOOD}
+    assert len(path.read_text().splitlines()) == 1
 
 
 def test_a_damaged_line_before_the_last_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cells.jsonl").write_text('{"id\n' + json.dumps(asdict(GOOD)) + "\n")
     with pytest.raises(MultiflowError, match=r"line 1 of '.*cells.jsonl' is no JSON"):
         Results(tmp_path).cells()
+
+
+def test_lines_of_older_versions_have_no_checksum(tmp_path: Path) -> None:
+    (tmp_path / "cells.jsonl").write_text(json.dumps(asdict(GOOD)) + "\n")
+    Results(tmp_path).append(replace(GOOD, id="b"))
+    assert list(Results(tmp_path).cells().values()) == [GOOD, replace(GOOD, id="b")]
+
+
+def test_a_figure_that_was_altered_is_an_error(tmp_path: Path) -> None:
+    results, path = Results(tmp_path), tmp_path / "cells.jsonl"
+    results.append(GOOD)
+    whole = path.read_text()
+    for altered in (whole.replace('"score": ', '"score": 1'), whole[:-1] + "\x0b", whole.replace('"checksum"', '"x"')):
+        assert altered != whole
+        path.write_text(altered)
+        with pytest.raises(MultiflowError, match=r"line 1 of '.*cells.jsonl' (was altered|is no JSON)"):
+            results.cells()
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ DOORS: dict[str, Door] = {
     "calibrate": lambda model, masks: mf.calibrate(model, never()),
     "apply_": lambda model, masks: masks.apply_(model),
     "keep_sparse": keep,
+    "export": lambda model, masks: mf.export(model, masks, "never-written"),
     "task_model": lambda model, masks: mf.task_model(model, "retrieval", image_size=24),
     "task_model with masks": lambda model, masks: mf.task_model(model, "retrieval", masks, image_size=24),
 }
@@ -87,6 +89,16 @@ def pruned_by_torch(layer: nn.Linear) -> nn.Module:
     return layer
 
 
+def expanded(layer: nn.Linear) -> nn.Module:
+    layer.weight = nn.Parameter(torch.ones(1, layer.in_features).expand(layer.out_features, -1))
+    return layer
+
+
+def over_its_bias(layer: nn.Linear) -> nn.Module:
+    layer.bias = nn.Parameter(layer.weight.data[:, 0])
+    return layer
+
+
 UNFIT: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
     "meta": (lambda layer: layer.to("meta"), "on the meta device, without values"),
     "int8": (weight_as(lambda weight: weight.to(torch.int8)), "weights of torch.int8"),
@@ -102,6 +114,8 @@ UNFIT: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
     "torch's pruning": (pruned_by_torch, "computes its weight from other tensors"),
     "lazy": (lambda layer: nn.LazyLinear(layer.out_features), "without a shape yet"),
     "loralib": (lambda layer: LoRALinear(*layer.weight.shape[::-1]), r"holds 'lora_A' \(2, \d+\) beside its weight"),
+    "expanded": (expanded, "is expanded: several of its entries are one number in memory"),
+    "in one memory": (over_its_bias, "are two parameters in the same memory"),
     "inference": (in_inference_mode, "inside torch.inference_mode"),
 }
 
@@ -130,6 +144,16 @@ def test_all_doors_refuse_the_same_with_the_same_sentence(kind, masks):
     assert len(sentences) == 1
     assert name in sentences.pop()
     assert {key: id(value) for key, value in model.named_parameters()} == before
+    assert not Path("never-written").exists()
+
+
+def test_views_of_one_memory_that_do_not_meet_are_fine():
+    together = torch.randn(8, 6)
+    model = chain(3, 8, 8)
+    model[0].weight, model[1].weight = nn.Parameter(together[:, :3]), nn.Parameter(torch.randn(9, 8)[1:])
+    model.other = nn.Parameter(together[:, 3:])
+    mf.prune(model, "magnitude", 0.5, adapter=every(model)).apply_(model, 0.5)
+    assert together[:, 3:].all()
 
 
 def test_what_is_left_dense_is_left_dense_with_all_its_parts():

@@ -29,7 +29,7 @@ from tests.conftest import save_tiny
 from tests.robust.commands import Setting, finetune, prune
 
 SECONDS = 120  # of one command without a kill, at most
-TIMES = ("seconds", "timings", "time", "created", "rate", "host", "peak", "memory", "machine", "when", "started")
+TIMES = ("checksum", "seconds", "timings", "time", "created", "rate", "host", "peak", "memory", "machine", "when", "started")
 
 STEPS = ("--set", "steps=3", "batches_per_step=2")
 KILLED: dict[str, Callable[[Setting, Path], list[str]]] = {
@@ -85,7 +85,7 @@ def chunks(path: Path) -> list[str]:
 
 
 def without_times(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a JSON value with their paths, but for times and places."""
+    """The leaves of a JSON value with their paths, but for times, places and what is computed of them."""
     if any(word in name.lower() for word in (*TIMES, "out", "folder", "path", "git", "revision")):
         return
     if isinstance(value, dict):

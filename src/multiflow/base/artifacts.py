@@ -1,10 +1,10 @@
 """Artifacts: the one way to write and read files that matter, so that no flipped bit and no false size gets through.
 
-Tensors are written as safetensors with a JSON header under ``multiflow`` in the metadata, other results as JSON. Both
-carry a ``checksum``: sha256 of everything else in the header, in which ``tensors`` gives dtype, shape and CRC-32 of
-each tensor. Header and JSON are also compared with how they would be written, so that each byte of a file counts. Files
-of older versions have no checksum and open all the same. Published torch files bring checksums of their own: the CRC-32
-of every entry of the zip archive.
+Tensors are written as safetensors with a JSON header under ``multiflow`` in the metadata, other results as JSON or as
+lines of JSON. All carry a ``checksum``: sha256 of everything else in the header, in which ``tensors`` gives dtype, shape
+and CRC-32 of each tensor. Header and JSON are also compared with how they would be written, so that each byte of a file
+counts. What says its ``format`` must have a checksum; files of older versions say neither and open all the same.
+Published torch files bring checksums of their own: the CRC-32 of every entry of the zip archive.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ from multiflow.base.reading import read_regular
 
 KEY = "multiflow"
 """Of the safetensors metadata, under which the header stands."""
+FORMAT = 2
+"""Version of headers, JSON files and lines that have a checksum; those before had neither."""
 DIGITS = 64
 """Of a checksum."""
+SIGNS = ("format", "checksum", "tensors")
+"""Keys of a header with a checksum: where one of them is left, the others are missing."""
 MOST_HEADER, MOST_JSON = 100_000_000, 1 << 26  # bytes
 FOLDER = 0x10  # attribute of an entry in a zip archive
 LONGEST_NAME = 200  # of a global in a pickle
@@ -65,6 +69,7 @@ def write_tensors(
         memory.add(place)
     full = json.loads(json.dumps(dict(header), default=plain))
     if whole is None:
+        full["format"] = FORMAT
         full["tensors"] = dict(zip(there, in_parallel(_describe, there.values()), strict=True))
     full["checksum"] = _checksum(full, [there[name] for name in whole or ()])
     return write_atomically(path, lambda place: save_file(there, place, metadata={KEY: json.dumps(full)}))
@@ -110,25 +115,32 @@ def read_tensors(
         RecursionError,
     ) as error:
         raise MultiflowError(f"'{path}' holds no {what}, or is damaged ({_said(error)}); {fix}") from error
-    if whole or "checksum" in header or "tensors" in header:
+    if whole or any(sign in header for sign in SIGNS):
         listed = header.get("tensors", {}) if whole is None else dict.fromkeys(order)
         if not isinstance(listed, dict) or set(listed) != set(tensors) or text != json.dumps(header):
-            raise _altered(path, fix)
+            raise _altered(f"'{path}'", fix)
         if header.get("checksum") != _checksum(header, [tensors[name] for name in order]):
-            raise _altered(path, fix)
-        if whole is None and list(listed.values()) != list(in_parallel(_describe, (tensors[n] for n in listed))):
-            raise _altered(path, fix)
+            raise _altered(f"'{path}'", fix)
+        if whole is None:
+            if list(listed.values()) != list(in_parallel(_describe, (tensors[n] for n in listed))):
+                raise _altered(f"'{path}'", fix)
+            _check_format(f"'{path}'", header)
     return tensors, header
+
+
+def checksum_of(path: str | Path) -> str:
+    """Return the checksum that the header of a file of `write_tensors` holds, for another file of ours to vouch for it."""
+    with safe_open(path, "pt") as file:
+        return str(json.loads(file.metadata()[KEY])["checksum"])
 
 
 def write_facts(path: str | Path, value: Mapping[str, Any]) -> Path:
     """Write plain values as JSON with a checksum, whole or not at all; return the path."""
-    full = json.loads(json.dumps(dict(value), default=plain))
-    return write_atomically(path, _indented({**full, "checksum": _checksum(full)}))
+    return write_atomically(path, _indented(_signed(value)))
 
 
 def read_facts(path: str | Path, what: str, fix: str) -> dict[str, Any]:
-    """Read what `write_facts` wrote, without the checksum.
+    """Read what `write_facts` wrote, without format and checksum.
 
     Raises:
         MultiflowError: no such file, a damaged or an altered one, or one that holds no names with values.
@@ -141,12 +153,57 @@ def read_facts(path: str | Path, what: str, fix: str) -> dict[str, Any]:
             raise ValueError(f"it is a {type(value).__name__}, not names with values")
     except (OSError, ValueError, RecursionError) as error:
         raise MultiflowError(f"'{path}' is damaged ({_said(error)}), or no {what}; {fix}") from error
-    # whatever the key is called by now: files without a checksum hold no such text at the top
-    if any(isinstance(one, str) and len(one) == DIGITS for one in value.values()) or "checksum" in value:
-        if text != _indented(value) or value.get("checksum") != _checksum(value):
-            raise _altered(path, fix)
-        del value["checksum"]
-    return value
+    return _verified(value, text, _indented, f"'{path}'", fix)
+
+
+def line_of(value: Mapping[str, Any]) -> str:
+    """Return plain values as a line of JSON with a checksum."""
+    return json.dumps(_signed(value)) + "\n"
+
+
+def read_line(line: str, called: str, fix: str) -> dict[str, Any]:
+    """Read what `line_of` wrote, without format and checksum; lines of older versions have none.
+
+    Args:
+        line: the text, with or without its end.
+        called: what errors call it.
+        fix: what they advise.
+
+    Raises:
+        MultiflowError: it is no JSON, was altered, or holds no names with values.
+    """
+    try:
+        value = json.loads(line)
+        if not isinstance(value, dict):
+            raise ValueError(f"it is a {type(value).__name__}, not names with values")
+    except (ValueError, RecursionError) as error:
+        raise MultiflowError(f"{called} is no JSON ({_said(error)}); {fix}") from error
+    return _verified(value, line.removesuffix("\n"), json.dumps, called, fix)
+
+
+def _signed(value: Mapping[str, Any]) -> dict[str, Any]:
+    full = {**json.loads(json.dumps(dict(value), default=plain)), "format": FORMAT}
+    return {**full, "checksum": _checksum(full)}
+
+
+def _verified(
+    value: dict[str, Any], text: str, written: Callable[[dict[str, Any]], str], called: str, fix: str
+) -> dict[str, Any]:
+    """Return values without format and checksum, if they are as they were signed, or as older versions wrote them."""
+    # whatever the key is called by now: values without a checksum hold no such text at the top
+    unnamed = any(isinstance(one, str) and len(one) == DIGITS for one in value.values())
+    if unnamed or any(sign in value for sign in SIGNS[:2]):
+        if text != written(value) or value.get("checksum") != _checksum(value):
+            raise _altered(called, fix)
+        _check_format(called, value)
+    return {name: one for name, one in value.items() if name not in SIGNS[:2]}
+
+
+def _check_format(called: str, header: Mapping[str, Any]) -> None:
+    if header.get("format", FORMAT) != FORMAT:
+        raise MultiflowError(
+            f"{called} has format {header['format']}, this version reads up to {FORMAT}; update multiflow"
+        )
 
 
 def describe_file(path: str | Path) -> str:
@@ -330,8 +387,8 @@ def _indented(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-def _altered(path: str | Path, fix: str) -> MultiflowError:
-    return MultiflowError(f"'{path}' was altered: its checksum does not fit; {fix}")
+def _altered(called: str, fix: str) -> MultiflowError:
+    return MultiflowError(f"{called} was altered: its checksum does not fit, or is missing; {fix}")
 
 
 def _said(error: BaseException) -> str:

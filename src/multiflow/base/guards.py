@@ -1,7 +1,8 @@
 """Guards: what no door of the library lets in, in one list with one sentence each.
 
-`prune`, `calibrate`, ``masks.apply_``, `keep_sparse` and `task_model` ask `check_layer` of every layer that they touch,
-and `check_values` of its weight; what measures or trains runs inside `exclusively`, one at a time for each model.
+`prune`, `calibrate`, ``masks.apply_``, `keep_sparse`, `export` and `task_model` ask `check_layer` of every layer that they
+touch, and `check_values` and `check_memory` of its weight; what measures or trains runs inside `exclusively`, one at a
+time for each model. What computes statistics and ranks also asks `check_device`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import functools
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -160,6 +161,59 @@ def check_values(weights: Mapping[str, Tensor]) -> None:
                 f"the weight of layer '{name}' is on the meta device, without values (offloaded, or never loaded); "
                 "load the whole model into memory"
             )
+
+
+def check_memory(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse weights that share memory with another parameter, or within themselves: no part could be zeroed alone.
+
+    A weight that several modules hold as one parameter is no such case.
+
+    Args:
+        model: all of it.
+        weights: layers and their weights, which are parameters of the model.
+    """
+    layers = {id(weight): name for name, weight in weights}
+    places: dict[int, list[_Extent]] = {}
+    for name, parameter in model.named_parameters():
+        plain = type(parameter.data) is Tensor and parameter.layout == torch.strided and not parameter.is_meta
+        if not plain or isinstance(parameter, UninitializedParameter) or not parameter.numel():
+            continue
+        steps = [step * (size - 1) for step, size in zip(parameter.stride(), parameter.shape, strict=True)]
+        if id(parameter) in layers and parameter.numel() > 1 + sum(steps):
+            raise MultiflowError(
+                f"the weight of layer '{layers[id(parameter)]}' is expanded: several of its entries are one number in "
+                "memory; give each its own with weight.data = weight.data.contiguous()"
+            )
+        begin = parameter.storage_offset() * parameter.element_size()
+        end = begin + (1 + sum(steps)) * parameter.element_size()
+        place = parameter.untyped_storage().data_ptr()
+        places.setdefault(place, []).append(_Extent(begin, end, name, parameter))
+    for there in places.values():
+        there.sort(key=lambda one: one.begin)
+        for number, one in enumerate(there):
+            for other in there[:number]:
+                ours = id(one.parameter) in layers or id(other.parameter) in layers
+                if other.end > one.begin and ours and _meet(other.parameter, one.parameter):
+                    raise MultiflowError(
+                        f"'{other.name}' and '{one.name}' are two parameters in the same memory, so that one cannot be "
+                        "zeroed without the other; make them one parameter, or copy one with p.data = p.data.clone()"
+                    )
+
+
+class _Extent(NamedTuple):
+    begin: int  # bytes from the beginning of the storage
+    end: int
+    name: str
+    parameter: nn.Parameter
+
+
+def _meet(one: Tensor, other: Tensor) -> bool:
+    """Whether two views of a storage have an entry in common."""
+    if one.dtype != other.dtype:
+        return True
+    marked = torch.zeros(one.untyped_storage().nbytes() // one.element_size(), dtype=torch.bool)
+    marked.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
+    return bool(marked.as_strided(other.shape, other.stride(), other.storage_offset()).any())
 
 
 def check_device(weights: Mapping[str, Tensor]) -> None:

@@ -1,12 +1,11 @@
 """The folder of results: records as lines of JSON, and the locks under which several runners share one folder.
 
-A line is appended under a lock and forced to the disk. What a kill tears off, a last line without its end, is passed
-over by readers and cut off by the next writer. Locks are the operating system's: they end with the process.
+A line has a checksum, is appended under a lock and forced to the disk. What a kill tears off, a last line without its
+end, is passed over by readers and cut off by the next writer. Locks are the system's: they end with the process.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from multiflow.base.artifacts import line_of, read_line
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import plain, write_atomically
+from multiflow.base.files import write_atomically
 from multiflow.base.runs import locked
 from multiflow.bench.records import Cell, Pruning, read_record
 
@@ -32,7 +32,7 @@ class Results:
 
     def append(self, record: Cell | Pruning) -> None:
         path = self.folder / (CELLS if isinstance(record, Cell) else PRUNINGS)
-        line = json.dumps(asdict(record), default=plain).encode() + b"\n"
+        line = line_of(asdict(record)).encode()
         with self.lock(path.name), path.open("ab+") as file:
             _cut_torn(file)
             file.write(line)
@@ -60,7 +60,7 @@ class Results:
         return found
 
     def expect(self, cells: Iterable[Cell]) -> None:
-        write_atomically(self.folder / GRID, "".join(json.dumps(asdict(cell)) + "\n" for cell in cells))
+        write_atomically(self.folder / GRID, "".join(line_of(asdict(cell)) for cell in cells))
 
     def expected(self) -> list[Cell]:
         return list(self._read(Cell, GRID))
@@ -74,15 +74,19 @@ class Results:
     def _read(self, kind: type[Cell] | type[Pruning], name: str, having: str = "") -> Iterator[Any]:
         """Read the records of a file, those whose line holds some text."""
         path = self.folder / name
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+        *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+        if _is_whole(torn[:-1]):  # followed by what was the end of the line
+            lines.append(torn)
         for number, line in enumerate(lines, 1):
-            if having not in line:
-                continue
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise MultiflowError(f"line {number} of '{path}' is no JSON ({error}); delete the line") from None
-            yield read_record(kind, values)
+            if having in line:
+                yield read_record(kind, read_line(line, f"line {number} of '{path}'", "delete the line"))
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        return bool(read_line(line, "it", ""))
+    except MultiflowError:
+        return False
 
 
 def _cut_torn(file: Any) -> None:

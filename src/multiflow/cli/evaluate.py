@@ -25,6 +25,7 @@ from multiflow.cli.console import say, show, table
 from multiflow.cli.settings import Config, Device, Dtype, Family
 from multiflow.families.family import find_family, model_types, type_of
 from multiflow.families.opening import (
+    check_model,
     find_device,
     find_dtype,
     find_model,
@@ -90,6 +91,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     task = TASKS[settings.task]
     check(settings)
     place = find_model(settings.model)
+    check_model(place)
     data = task.open(
         settings.data,
         settings.split,
@@ -141,11 +143,15 @@ def ready(model: nn.Module, task: Task, source: str) -> nn.Module:
         return task_model(model, task.name)
     if type_of(model) in task.models or (found is not None and task.name in found[1].evaluates):
         return model
+    try:
+        task.builder(model)
+        fix = f"; fine-tune it first with 'multiflow finetune {task.name}'"
+    except MultiflowError:
+        fix = ""
     able = [name for name, _, known in model_types() if task.name in (*known.evaluates, *known.untrained)]
     raise MultiflowError(
         f"'{source}' is of type '{type_of(model)}', and task '{task.name}' is evaluated on one of type "
-        f"{' or '.join([*able, *task.models])}; "
-        f"fine-tune it first with 'multiflow finetune {task.name}'"
+        f"{' or '.join([*able, *task.models])}{fix}"
     )
 
 

@@ -24,7 +24,7 @@ from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, 
 from multiflow.cli.show_run import show_run
 from multiflow.data.augment import AUGMENTATIONS
 from multiflow.families.batches import Source, open_batches
-from multiflow.families.opening import bundled_models, find_device, find_dtype, find_model, open_model
+from multiflow.families.opening import bundled_models, check_model, find_device, find_dtype, find_model, open_model
 from multiflow.masks import hash_weight
 from multiflow.methods import find_pruner
 from multiflow.methods.budgets import ALLOCATIONS
@@ -195,6 +195,7 @@ def check(settings: PruneSettings) -> Request:
     if settings.split is not None and settings.data is None:
         raise MultiflowError(f"--split {settings.split} was given without data; name them with --data SOURCE")
     if asked.needs_data and settings.data is None and settings.model not in bundled_models():
+        check_model(find_model(settings.model))
         raise MultiflowError(
             f"method '{settings.method}' needs calibration data and none were given; name some with --data SOURCE"
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 import tyro
 from tyro.conf import arg
@@ -55,6 +55,8 @@ STYLE = (
 )
 RULE = re.compile(r"[\u256d\u256e\u2570\u256f\u2500-]*")  # lines that tyro draws around and between what it says
 SIDES = "\u2502 "
+NUMBERS = re.compile(r"(\d*\.?\d+%?([,;]|$))+")
+"""What is taken for several numbers."""
 
 
 def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Settings | None:
@@ -68,6 +70,7 @@ def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Se
     description = f"{command.summary}\n\nexample:{examples}"
     said = io.StringIO()
     _check_values(settings, prog, args)
+    args = _spread(settings, args)
     try:
         with redirect_stderr(said):
             read, unknown = tyro.cli(
@@ -92,6 +95,25 @@ def _check_values(settings: Any, prog: str, args: Sequence[str]) -> None:
     for word, following in pairwise([*args, "--"]):
         if word in several and following.startswith("--"):
             raise MultiflowError(f"'{prog}': Missing value for argument '{word}'; see '{prog} --help'")
+
+
+def _spread(settings: Any, args: Sequence[str]) -> list[str]:
+    """Write numbers of which an option takes several apart, and those in percent as shares: ``0.5,75%`` is 0.5 0.75."""
+    hints = get_type_hints(settings)
+    several = {_option(name) for name, hint in hints.items() if hint == tuple[float, ...]}
+    found: list[str] = []
+    taken = False
+    for word in args:
+        option, equals, joined = word.partition("=")
+        if word.startswith("--"):
+            taken = option in several
+        given = joined if taken and equals else word
+        if not taken or not NUMBERS.fullmatch(given):
+            found.append(word)
+            continue
+        numbers = [f"{float(n[:-1]) / 100:g}" if n.endswith("%") else n for n in re.split("[,;]", given) if n]
+        found += [option, *numbers] if equals else numbers
+    return found
 
 
 def _option(name: str) -> str:

@@ -19,10 +19,11 @@ from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.registry import import_modules
 from multiflow.base.types import Layer, Layout
 from multiflow.cli.adapters import AdapterFile, Exclude, Group, Tokens, chosen_adapter
+from multiflow.cli.commands import COMMANDS
 from multiflow.cli.console import percent, table
 from multiflow.cli.console import show as put
 from multiflow.cli.masks import compare_masks, is_mask_file, show_masks
-from multiflow.cli.settings import Config, Family, Modules
+from multiflow.cli.settings import Config, Family, Modules, parse
 from multiflow.cli.show_run import find_run, show_run
 from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
 from multiflow.data.dataset import AnyData
@@ -65,6 +66,8 @@ class ShowSettings:
 def show(settings: ShowSettings) -> None:
     import_modules(settings.modules)
     match settings.what:
+        case []:
+            parse(ShowSettings, COMMANDS["show"], ["--help"])
         case [name] if name in LISTS:
             for found in LISTS[name]():
                 put(found)

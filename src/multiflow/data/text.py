@@ -51,7 +51,7 @@ def load_tokenizer(source: str | Path = DEFAULT_TOKENIZER) -> PreTrainedTokenize
     """
     from transformers import AutoTokenizer
 
-    on_disk = exists(source) or _looks_like_path(str(source))
+    on_disk = exists(source) or looks_like_path(str(source))
     reason: BaseException | None = None
     held = [name for name in TOKENIZER_FILES if exists(Path(source) / name)]
     for name in held:
@@ -192,7 +192,7 @@ def encode_texts(
     return ids, attention.astype(np.int64)
 
 
-def _looks_like_path(source: str) -> bool:
+def looks_like_path(source: str) -> bool:
     """Whether a name is a path on the disk rather than a Hub id (``name`` or ``owner/name``)."""
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
 

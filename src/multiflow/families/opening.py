@@ -20,8 +20,9 @@ from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.hub import reach_hub
 from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.packed import read_packed
+from multiflow.base.reading import exists
 from multiflow.data.images import read_statistics
-from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, token_count
+from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, looks_like_path, shortened, token_count
 from multiflow.families.family import FAMILIES, model_types
 from multiflow.families.original import Original, fill, read_config, read_tensors
 
@@ -145,12 +146,7 @@ def _load_pretrained(source: str, family: str | None) -> nn.Module:
     except MultiflowError:
         raise
     except Exception as error:  # what can go wrong here is transformers' and the hub's, in many classes
-        what = (
-            "cannot load folder '{}'"
-            if Path(source).is_dir()
-            else "'{}' is no file or folder here, nor on Hugging Face"
-        )
-        raise MultiflowError(f"{what.format(source)}: {' '.join(str(error).split())[:300]}") from error
+        raise _not_found(source, error) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         warnings.warn(
@@ -191,7 +187,29 @@ def find_model(source: str) -> str:
         return str(bundled[source])
     if did_you_mean(source, bundled) and "/" not in source:
         raise unknown("model", source, [*bundled, "a file, a folder or a Hugging Face id"])
+    if looks_like_path(source) or Path(source).suffix.lower() in FILE_SUFFIXES:
+        place = Path(source).expanduser().parent
+        near = did_you_mean(Path(source).name, [path.name for path in place.iterdir()] if place.is_dir() else [])
+        raise MultiflowError(f"there is no file or folder '{source}'{near}; check the path")
     return source
+
+
+def check_model(source: str) -> None:
+    """Refuse what `find_model` has resolved if there is no model: before anything else is opened for it.
+
+    Raises:
+        MultiflowError: a path to nothing, or a name that neither the local Hugging Face cache nor the Hub knows.
+    """
+    if not exists(source):
+        try:
+            _read_config(source)
+        except Exception as error:  # the hub's, in many classes
+            raise _not_found(source, error) from error
+
+
+def _not_found(source: str, error: Exception) -> MultiflowError:
+    what = "cannot load folder '{}'" if Path(source).is_dir() else "'{}' is no file or folder here, nor on Hugging Face"
+    return MultiflowError(f"{what.format(source)}: {shortened(error)}")
 
 
 def open_model(

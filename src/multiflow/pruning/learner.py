@@ -138,7 +138,7 @@ class LearnerCheckpoint:
         tensors = {f"score/{name}": value for name, value in scores.items()}
         tensors |= {f"buffer/{name}": value for name, value in self.feed.plan.model.named_buffers()}
         for name, value in scores.items():
-            tensors |= {f"{key}/{name}": torch.as_tensor(moment) for key, moment in optimizer.state[value].items()}
+            tensors |= {f"{key}/{name}": moment for key, moment in _moments(optimizer, value).items()}
         self.place.save_state(tensors, self.settings, {"step": step, "taken": self.feed.cycle.taken})
         ended = time.monotonic()
         self.wait_until = ended + (ended - begun) / SHARE if ended - begun > SLOW else ended
@@ -151,13 +151,12 @@ class LearnerCheckpoint:
         if found is None:
             return 0
         tensors, facts = found
+        _step_in_place(scores, optimizer)
         kept = {f"score/{name}": value for name, value in scores.items()}
         kept |= {f"buffer/{name}": value for name, value in self.feed.plan.model.named_buffers()}
+        for name, value in scores.items():
+            kept |= {f"{key}/{name}": moment for key, moment in _moments(optimizer, value).items()}
         like = {key: (tuple(value.shape), [value.dtype]) for key, value in kept.items()}
-        for kind in {key.partition("/")[0] for key in tensors if key not in kept}:  # of moments each layer has all
-            for name, value in scores.items():
-                there = tensors.get(f"{kind}/{name}", value)
-                like[f"{kind}/{name}"] = tuple(value.shape) if there.ndim else (), [there.dtype]
         check_tensors(self.place.path, tensors, like, "delete it", finite=False)
         with torch.no_grad():
             for key, tensor in tensors.items():
@@ -171,6 +170,23 @@ class LearnerCheckpoint:
                     optimizer.state[scores[name]][kind] = tensor.to(device)
         self.feed.cycle = Cycle(self.feed.plan.batches, world(), facts["taken"])  # type: ignore[arg-type]
         return int(facts["step"])
+
+
+def _moments(optimizer: torch.optim.Optimizer, value: Tensor) -> dict[str, Tensor]:
+    """What an optimizer remembers of a parameter: tensors and numbers; SGD without momentum remembers None."""
+    return {key: torch.as_tensor(of) for key, of in optimizer.state[value].items() if of is not None}
+
+
+def _step_in_place(scores: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer make the state that it has after a step, by one of which nothing but that state remains."""
+    before = {name: value.detach().clone() for name, value in scores.items()}
+    for value in scores.values():
+        value.grad = torch.zeros_like(value)
+    optimizer.step()
+    with torch.no_grad():
+        for name, value in scores.items():
+            value.grad = None
+            value.copy_(before[name])
 
 
 def _devices(plan: PruningPlan) -> list[torch.device]:

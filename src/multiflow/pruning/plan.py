@@ -7,6 +7,7 @@ against a model and its data. Errors name the argument that is wrong as their fi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -102,6 +103,8 @@ def _sparsities(sparsity: float | Sequence[float] | None, pattern: Pattern) -> t
     for s in given:
         if isinstance(s, bool | str) or not isinstance(s, int | float | np.floating) or not 0 <= s < 1:
             percent = f"; did you mean {s / 100:g}?" if isinstance(s, int | float) and 1 < s < 100 else ""
+            if isinstance(s, str) and (said := re.fullmatch(r"\s*(\d*\.?\d+)\s*(%?)\s*", s)):
+                percent = f"; did you mean the number {float(said[1]) / (100 if said[2] else 1):g}?"
             raise MultiflowError(
                 f"{{sparsity}} {s!r} is not in [0, 1); it is the share of weights to drop, such as 0.75{percent}",
                 field="sparsity",

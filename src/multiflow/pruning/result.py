@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from multiflow.base.artifacts import check_tensors, read_facts, read_tensors, write_facts, write_tensors
+from multiflow.base.artifacts import (
+    check_tensors,
+    checksum_of,
+    read_facts,
+    read_tensors,
+    write_facts,
+    write_tensors,
+)
 from multiflow.base.display import bar, html_table, share, short
 from multiflow.base.errors import MultiflowError
 from multiflow.base.registry import resolve
@@ -21,6 +28,7 @@ from multiflow.masks import Masks
 
 RESULT_FILE = "result.json"
 RUN_FILE = "run.json"  # the settings, in the folder of a run that has not ended
+VOUCHED = "weights_checksum"  # in the settings of masks, of the file of changed weights beside them
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Value = TypeVar("Value")
 
@@ -157,11 +165,12 @@ class Result:
         return cls(masks, changed or None, None, None, settings, timings)
 
     def save_tensors(self, folder: Path) -> None:
-        """Write the masks into a folder, and beside them the changed weights if there are any."""
+        """Write the masks into a folder, and beside them the changed weights if there are any, for which they vouch."""
         for sparsity, masks in self.masks.items():
             if self.weights is not None:
                 header = {"method": self.settings.get("method"), "sparsity": sparsity}
-                write_tensors(folder / weights_file(sparsity), self.weights[sparsity], header)
+                written = write_tensors(folder / weights_file(sparsity), self.weights[sparsity], header)
+                masks = replace(masks, settings={**masks.settings, VOUCHED: checksum_of(written)})
             masks.save(folder / mask_file(sparsity))
 
 
@@ -200,6 +209,11 @@ def changed_weights(mask_path: Path, masks: Masks) -> dict[str, Tensor] | None:
             "(there is no such file); keep the two files side by side"
         )
     weights, header = read_tensors(path, "changed weights", "prune again")
+    if header.get("checksum") != (wanted := masks.settings.get(VOUCHED, header.get("checksum"))):
+        raise MultiflowError(
+            f"'{path}' does not hold the changed weights that '{mask_path}' was written with (their checksum is "
+            f"{header.get('checksum', 'missing')}, not {wanted}); copy both files again, or prune again"
+        )
     if (found := header.get("sparsity", sparsity)) != sparsity:
         raise MultiflowError(f"'{path}' holds the changed weights of sparsity {found}, not {sparsity}; prune again")
     check_tensors(path, weights, {name: (layer.shape, FLOATS) for name, layer in masks.layout.items()}, "prune again")

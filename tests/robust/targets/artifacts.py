@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from typing import Any
 import torch
 
 import multiflow as mf
+from multiflow.base.packed import read_packed, write_packed
+from multiflow.bench.records import Cell, Pruning
+from multiflow.bench.store import Results
 from multiflow.calibration import Checkpoint
 from multiflow.families.original import read_tensors
 from multiflow.training.checkpoint import load_checkpoint, save_checkpoint
@@ -34,14 +39,7 @@ def result_of(method: str, folder: Path) -> None:
     mf.prune(two_towers(), method, [0.5, 0.75], towers_batches(), adapter=ADAPTER).save(folder)
 
 
-def check_signed(path: Path) -> None:
-    """Leave out files whose whole checksum was taken out: they look like those of older versions, and open."""
-    if path.is_file() and path.stat().st_size < 2**20 and b'"checksum"' not in path.read_bytes():
-        raise mf.MultiflowError("without a checksum")
-
-
 def read_result(folder: Path) -> str:
-    check_signed(folder / "result.json")
     found = mf.Result.load(folder)
     masks = {s: (of, dict(of.settings), dict(of.weights), of.layout.layers) for s, of in found.masks.items()}
     return same([masks, found.weights, dict(found.settings), dict(found.timings)])
@@ -106,10 +104,36 @@ def training(folder: Path) -> None:
 
 
 def read_training(folder: Path) -> str:
-    check_signed(folder / "step-00000003/state.json")
     model, optimizer = _trained()
     said = load_checkpoint(folder / "step-00000003", model, optimizer)
     return same([said, model.state_dict(), optimizer.state_dict()])
+
+
+def packed(compress: str, folder: Path) -> None:
+    folder.mkdir()
+    torch.manual_seed(0)
+    sparse = torch.randn(20, 30) * (torch.rand(20, 30) > 0.7)
+    write_packed(folder / "p.safetensors", {"a.weight": sparse, "b": torch.ones(3)}, "fp32", compress)
+
+
+def records(folder: Path) -> None:
+    given = {"model": "m", "pruner": "wanda", "seed": 1}
+    cell = Cell("3f", sparsity=0.5, task="vqa", tier="1", score=61.25, each=[0.0, 1.0], curve=[(2, 0.1 + 0.2)], **given)
+    results = Results(folder)
+    folder.mkdir()
+    results.expect([cell, replace(cell, id="a0")])
+    for record in (cell, replace(cell, id="a0", score=None, error="no luck"), _pruning(), replace(_pruning(), id="8")):
+        results.append(record)
+    shutil.rmtree(folder / "locks")
+
+
+def _pruning() -> Pruning:
+    return Pruning("7", "m", "wanda", 1, 0.5, 0.25, 12, 10**6, [("a", "text", 12)], {0.5: [6]})
+
+
+def read_records(folder: Path) -> str:
+    results = Results(folder)
+    return repr([results.cells(), results.prunings(), results.expected()])
 
 
 Make, Read = Callable[[Path], None], Callable[[Path], Any]
@@ -120,6 +144,9 @@ KINDS: dict[str, tuple[Make, Read, bool]] = {
     "state": (state, read_state, True),
     "calibration": (calibration, read_calibration, True),
     "training": (training, read_training, True),
+    "packed": (partial(packed, "none"), lambda folder: same(read_packed(folder / "p.safetensors")), True),
+    "packed-zlib": (partial(packed, "zlib"), lambda folder: same(read_packed(folder / "p.safetensors")), True),
+    "records": (records, read_records, True),
     "published": (partial(published, True), read_masks, True),
     "published-pickle": (partial(published, False), read_masks, False),
     "release": (release, lambda folder: same(read_tensors(folder / "model.pth")), True),
