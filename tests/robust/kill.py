@@ -29,7 +29,20 @@ from tests.conftest import save_tiny
 from tests.robust.commands import Setting, finetune, prune
 
 SECONDS = 120  # of one command without a kill, at most
-TIMES = ("checksum", "seconds", "timings", "time", "created", "rate", "host", "peak", "memory", "machine", "when", "started")
+TIMES = (
+    "checksum",
+    "seconds",
+    "timings",
+    "time",
+    "created",
+    "rate",
+    "host",
+    "peak",
+    "memory",
+    "machine",
+    "when",
+    "started",
+)
 
 STEPS = ("--set", "steps=3", "batches_per_step=2")
 KILLED: dict[str, Callable[[Setting, Path], list[str]]] = {

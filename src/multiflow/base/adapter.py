@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean
-from multiflow.base.guards import check_layer, check_memory, exactly, is_factor
+from multiflow.base.guards import check_layer, check_overlap, exactly, is_factor
 from multiflow.base.registry import resolve
 from multiflow.base.types import Layer, Layout
 
@@ -229,7 +229,7 @@ def _find_layout(
             if group in factors:
                 check_layer(factors[group], modules[factors[group]], modules)
             raise _empty_group(group, regex, layers, modules)
-    check_memory(model, [(layer.name, modules[layer.name].weight) for layer in layers])  # type: ignore[list-item]
+    check_overlap(model, [(layer.name, modules[layer.name].weight) for layer in layers])  # type: ignore[list-item]
     return Layout(tuple(layers))
 
 

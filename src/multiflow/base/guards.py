@@ -1,7 +1,7 @@
 """Guards: what no door of the library lets in, in one list with one sentence each.
 
 `prune`, `calibrate`, ``masks.apply_``, `keep_sparse`, `export` and `task_model` ask `check_layer` of every layer that they
-touch, and `check_values` and `check_memory` of its weight; what measures or trains runs inside `exclusively`, one at a
+touch, and `check_values` and `check_overlap` of its weight; what measures or trains runs inside `exclusively`, one at a
 time for each model. What computes statistics and ranks also asks `check_device`.
 """
 
@@ -163,7 +163,7 @@ def check_values(weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def check_memory(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
+def check_overlap(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Refuse weights that share memory with another parameter, or within themselves: no part could be zeroed alone.
 
     A weight that several modules hold as one parameter is no such case.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from multiflow.base.display import bar, html_table, share, shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
-from multiflow.base.guards import check_layer, check_memory, check_values
+from multiflow.base.guards import check_layer, check_overlap, check_values
 from multiflow.base.types import Layer, Layout
 from multiflow.base.wrapped import layer_places
 from multiflow.masks import files
@@ -162,7 +162,7 @@ class Masks(Mapping[str, Tensor]):
         places = layer_places(model)
         modules = {path: there[0] for path, there in places.items()}
         found = {layer.name: _weights(places, modules, layer) for layer in self.layout.layers}
-        check_memory(model, [(name, weight) for name, weights in found.items() for weight in weights])
+        check_overlap(model, [(name, weight) for name, weights in found.items() for weight in weights])
         return found
 
     def rename(self, layout: Layout, names: Mapping[str, str]) -> Masks:
