@@ -166,3 +166,20 @@ def test_infinite_activations_name_layer_and_batch(run: Run, tiny: Path, pairs: 
     error = run("prune", "bad", "--data", pairs, "--out", "out").error
     assert "NaN or Inf in the input of layer 'vision_encoder.encoder.layers.0.mlp.fc2' in batch 1" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("./tinny", "there is no file or folder './tinny'; did you mean 'tiny'?"),
+        ("tinny.pth", "there is no file or folder 'tinny.pth'"),
+        ("some/model", "'some/model' is no file or folder here, nor on Hugging Face"),
+    ],
+)
+def test_a_mistyped_model_is_said_before_data_are_asked_for(
+    model: str, said: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "tiny").mkdir()
+    assert said in run("prune", model, "--method", "wanda").error

@@ -63,6 +63,12 @@ def test_equals_signs_and_defaults() -> None:
     assert read("m", "--seed=4") == Given("m", seed=4)
 
 
+@pytest.mark.parametrize("words", ["0.5,0.75", "50%,75%", "0.5; 0.75", ".5 75%", "50%, 0.75,"])
+def test_shares_may_be_in_percent_and_joined_by_commas(words: str) -> None:
+    assert read("m", "--sparsity", *words.split()).sparsity == (0.5, 0.75)
+    assert read("m", "--set", "a=1,2", "--sparsity=" + words.replace(" ", "")).set == ("a=1,2",)
+
+
 def test_help_prints_the_example_and_gives_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(Given, COMMAND, ["--help"]) is None
     out = capsys.readouterr().out

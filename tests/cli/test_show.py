@@ -149,7 +149,6 @@ def test_a_damaged_run(run: Run, tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "'multiflow show' got 0 names; expected pruners, models, tasks, MODEL"),
         (["a", "b", "c"], "'multiflow show' got 3 names"),
         (["pruner"], "did you mean 'pruners'?"),
         (["taks"], "did you mean 'tasks'?"),
@@ -173,3 +172,9 @@ def test_a_truncated_mask_file(run: Run, run_dir: Path, tmp_path: Path) -> None:
 def test_every_list_is_named_in_the_help(run: Run) -> None:
     out = run("show", "--help").out
     assert all(name in out for name in LISTS)
+
+
+def test_show_alone_says_what_it_can_show(run: Run) -> None:
+    alone = run("show")
+    assert (alone.code, alone.out) == (0, run("show", "--help").out)
+    assert "MASK_FILE" in alone.out

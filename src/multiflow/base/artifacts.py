@@ -1,9 +1,9 @@
 """Artifacts: the one way to write and read files that matter, so that no flipped bit and no false size gets through.
 
 Tensors are written as safetensors with a JSON header under ``multiflow`` in the metadata, other results as JSON or as
-lines of JSON. All carry a ``checksum``: sha256 of everything else in the header, in which ``tensors`` gives dtype, shape
-and CRC-32 of each tensor. Header and JSON are also compared with how they would be written, so that each byte of a file
-counts. What says its ``format`` must have a checksum; files of older versions say neither and open all the same.
+lines of JSON. All carry a ``checksum``: sha256 of everything else in the header, in which ``tensors`` gives dtype,
+shape and CRC-32 of each tensor. Header and JSON are also compared with how they would be written, so that each byte of
+a file counts. What says its ``format`` must have a checksum; files of older versions say neither and open all the same.
 Published torch files bring checksums of their own: the CRC-32 of every entry of the zip archive.
 """
 
@@ -129,7 +129,7 @@ def read_tensors(
 
 
 def checksum_of(path: str | Path) -> str:
-    """Return the checksum that the header of a file of `write_tensors` holds, for another file of ours to vouch for it."""
+    """Return the checksum in the header of what `write_tensors` wrote, for another file to vouch for it."""
     with safe_open(path, "pt") as file:
         return str(json.loads(file.metadata()[KEY])["checksum"])
 

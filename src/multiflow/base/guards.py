@@ -1,8 +1,8 @@
 """Guards: what no door of the library lets in, in one list with one sentence each.
 
-`prune`, `calibrate`, ``masks.apply_``, `keep_sparse`, `export` and `task_model` ask `check_layer` of every layer that they
-touch, and `check_values` and `check_overlap` of its weight; what measures or trains runs inside `exclusively`, one at a
-time for each model. What computes statistics and ranks also asks `check_device`.
+`prune`, `calibrate`, ``masks.apply_``, `keep_sparse`, `export` and `task_model` ask `check_layer` of every layer that
+they touch, and `check_values` and `check_overlap` of its weight; what measures or trains runs inside `exclusively`, one
+at a time for each model. What computes statistics and ranks also asks `check_device`.
 """
 
 from __future__ import annotations
