@@ -229,7 +229,7 @@ def _find_layout(
             if group in factors:
                 check_layer(factors[group], modules[factors[group]], modules)
             raise _empty_group(group, regex, layers, modules)
-    check_overlap(model, [(layer.name, modules[layer.name].weight) for layer in layers])  # type: ignore[list-item]
+    check_overlap(model, [(layer.name, modules[layer.name].weight) for layer in layers])
     return Layout(tuple(layers))
 
 

@@ -187,7 +187,7 @@ def check_overlap(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> No
         begin = parameter.storage_offset() * parameter.element_size()
         end = begin + (1 + sum(steps)) * parameter.element_size()
         place = parameter.untyped_storage().data_ptr()
-        places.setdefault(place, []).append(_Extent(begin, end, name, parameter))
+        places.setdefault(place, []).append(_Extent(int(begin), int(end), name, parameter))
     for there in places.values():
         there.sort(key=lambda one: one.begin)
         for number, one in enumerate(there):
