@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from multiflow.families import adapter_for, original_names
     from multiflow.families.batches import calibration_batches
     from multiflow.families.opening import load_model
-    from multiflow.formats import export, sparse_runtime, unpack
+    from multiflow.formats import export, sparse_runtime, speed, unpack
     from multiflow.masks import Masks, keep_sparse
     from multiflow.masks.trainer import KeepSparse
     from multiflow.methods import PRUNERS, STEPWISE, fitter, learner, scorer, solver, variant
@@ -41,7 +41,7 @@ _HOMES = {
     "families": ("adapter_for", "original_names"),
     "families.batches": ("calibration_batches",),
     "families.opening": ("load_model",),
-    "formats": ("export", "sparse_runtime", "unpack"),
+    "formats": ("export", "sparse_runtime", "speed", "unpack"),
     "methods": ("PRUNERS", "STEPWISE", "fitter", "learner", "scorer", "solver", "variant"),
     "methods.budgets": ("ALLOCATIONS",),
     "pruning": ("calibrate", "prune"),
@@ -115,6 +115,7 @@ __all__ = [
     "scorer",
     "solver",
     "sparse_runtime",
+    "speed",
     "task_masks",
     "task_model",
     "unpack",

@@ -74,7 +74,7 @@ def test_all_ways_equal_the_oracle(built, rows, cols, tokens, share, kind, bias,
     half = 2**-7 * sizes  # inputs and results rounded to bfloat16
     for way in {*ways_of(kind, cols), "few"}:
         bound = rounding + (short if way == "few8" else half if way == "unpack-bf16" else 0)
-        error = (multiply(way, matrix, inputs, added).double() - truth).abs()
+        error = (multiply(way, matrix.arguments, inputs, added).double() - truth).abs()
         assert (error <= bound + 1e-30).all(), way
 
 
@@ -86,10 +86,10 @@ def test_unpacking_gives_back_what_was_packed(built, kind, rows, cols, share):
     dense = torch.randn(rows, cols, generator=generator).bfloat16().float()
     dense = dense.masked_fill(torch.rand(rows, cols, generator=generator) < share, 0.0)
     matrix = pack_matrix(dense, kind)
-    slow, fast = unpacked(matrix), built.unpack(matrix)
+    slow, fast = unpacked(matrix), built.unpack(matrix.arguments)
     assert torch.equal(slow, fast)
     if kind == torch.bfloat16:
-        assert torch.equal(built.unpack(matrix, halves=True).float(), dense)
+        assert torch.equal(built.unpack(matrix.arguments, halves=True).float(), dense)
     if kind == torch.int8:
         most = dense.abs().amax(dim=1, keepdim=True) if cols else 0
         assert ((slow - dense).abs() <= most / 253).all()
@@ -104,7 +104,8 @@ def test_inputs_that_are_not_finite_stay_so(built):
         inputs[1, 5] = bad
         for kind in KINDS:
             for way in {*ways_of(kind, 70), "few"} - {"unpack-bf16"}:
-                out = multiply(way, pack_matrix(dense, kind), inputs, None)
+                matrix = pack_matrix(dense, kind)
+                out = multiply(way, matrix.arguments, inputs, None)
                 assert out[0].abs().max() == 0, way
                 assert not out[1].isfinite().any(), way
 
@@ -113,7 +114,8 @@ def test_tiny_and_huge_inputs(built):
     dense = torch.ones(2, 3)
     for size in (1e-42, 1e-38, 1e-30, 1e30, 1e37):
         inputs = torch.full((1, 3), size)
-        out = multiply("few8", pack_matrix(dense, torch.int8), inputs, None)
+        matrix = pack_matrix(dense, torch.int8)
+        out = multiply("few8", matrix.arguments, inputs, None)
         assert torch.allclose(out.double(), torch.full((1, 2), 3 * size, dtype=torch.float64), rtol=0.02, atol=1e-37)
 
 

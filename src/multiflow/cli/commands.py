@@ -69,6 +69,12 @@ for _command in (
         "multiflow export xvlm-shapes --mask runs/a/mask-0.75.safetensors --out xvlm-shapes-75-packed",
     ),
     Command(
+        "speed",
+        "Measure how fast and how large a model is on this machine, dense and in every form that its zeros allow.",
+        "multiflow speed xvlm-shapes --mask runs/a/mask-0.75.safetensors\n"
+        "multiflow speed xvlm-shapes-75-packed --samples 1 8 --out runs/speed",
+    ),
+    Command(
         "shapes",
         "Write Shapes, a synthetic image-text world, in the formats of the real data sets.",
         "multiflow shapes data/shapes --train 2000",

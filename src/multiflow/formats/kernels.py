@@ -72,14 +72,25 @@ class PackedMatrix:
         return sum(t.nbytes for t in (self.bits, self.starts, self.values, self.scales) if t is not None)
 
     @property
-    def _arguments(self) -> tuple[Any, ...]:
-        scales = 0 if self.scales is None else self.scales.data_ptr()
-        there = (self.bits.data_ptr(), self.starts.data_ptr(), self.values.data_ptr(), scales)
-        return (self.rows, self.cols, *there, KIND_NUMBERS[self.values.dtype])
+    def arguments(self) -> tuple[Any, ...]:
+        """What the kernels are given of it."""
+        return arguments(self.rows, self.cols, self.bits, self.starts, self.values, self.scales, self.values.dtype)
+
+
+def arguments(
+    rows: int, cols: int, bits: Tensor, starts: Tensor, values: Tensor, scales: Tensor | None, kind: torch.dtype
+) -> tuple[Any, ...]:
+    """Return what the kernels are given of a packed matrix; its tensors must outlive the call.
+
+    Args:
+        kind: of the values, whose bits may lie in a tensor of whole numbers. For the rest see `PackedMatrix`.
+    """
+    scaled = 0 if scales is None else scales.data_ptr()
+    return (rows, cols, bits.data_ptr(), starts.data_ptr(), values.data_ptr(), scaled, KIND_NUMBERS[kind])
 
 
 class Kernels:
-    """The compiled kernels; each is a function of a `PackedMatrix` on the CPU.
+    """The compiled kernels; each is a function of the `arguments` of a packed matrix on the CPU.
 
     ``few``, ``few8`` and ``walk`` take inputs ``(tokens, cols)``, float32 and contiguous, and a bias ``(rows,)``,
     float32, or None; they give ``(tokens, rows)``. ``few8`` is for int8 values and rounds the inputs to 8 bits.
@@ -97,19 +108,18 @@ class Kernels:
         self._unpack = library.multiflow_unpack
         self._unpack.argtypes, self._unpack.restype = (*_PACKED, _POINTER, _INT, _INT), None
 
-    def product(self, name: str, matrix: PackedMatrix, inputs: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, name: str, matrix: tuple[Any, ...], inputs: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply: ``few``, ``few8`` or ``walk``."""
-        out = torch.empty(len(inputs), matrix.rows)
+        tokens = inputs.shape[0]
+        out = torch.empty(tokens, matrix[0])
         there = 0 if bias is None else bias.data_ptr()
-        self._products[name](
-            *matrix._arguments, inputs.data_ptr(), len(inputs), there, out.data_ptr(), torch.get_num_threads()
-        )
+        self._products[name](*matrix, inputs.data_ptr(), tokens, there, out.data_ptr(), torch.get_num_threads())
         return out
 
-    def unpack(self, matrix: PackedMatrix, halves: bool = False) -> Tensor:
+    def unpack(self, matrix: tuple[Any, ...], halves: bool = False) -> Tensor:
         """Return the dense matrix, float32; ``halves`` gives bfloat16 and is for bfloat16 values."""
-        out = torch.empty(matrix.rows, matrix.cols, dtype=torch.bfloat16 if halves else torch.float32)
-        self._unpack(*matrix._arguments, out.data_ptr(), int(halves), torch.get_num_threads())
+        out = torch.empty(matrix[0], matrix[1], dtype=torch.bfloat16 if halves else torch.float32)
+        self._unpack(*matrix, out.data_ptr(), int(halves), torch.get_num_threads())
         return out
 
 
@@ -221,8 +231,8 @@ def _checked(path: Path) -> Kernels:
         matrix = pack_matrix(dense, kind)
         near = 1e-4 if kind != torch.int8 else 0.5
         names = ("few", "walk") if kind != torch.int8 else ("few", "few8", "walk")
-        found_all = {name: found.product(name, matrix, inputs, None) for name in names}
-        found_all["unpack"] = inputs @ found.unpack(matrix, kind == torch.bfloat16).float().T
+        found_all = {name: found.product(name, matrix.arguments, inputs, None) for name in names}
+        found_all["unpack"] = inputs @ found.unpack(matrix.arguments, kind == torch.bfloat16).float().T
         for name, out in found_all.items():
             if not torch.allclose(out.double(), truth, rtol=0, atol=near):
                 raise NoKernelsError(

@@ -142,15 +142,16 @@ class _Chooser:
         known = _read(choices_file()) | self.known
         try:
             write_atomically(choices_file(), lambda path: path.write_text(json.dumps(known, indent=0)))
-        except OSError:
+        except MultiflowError:
             return
 
 
 def _fastest(matrix: native.PackedMatrix, dense: Tensor, tokens: int, flush: int) -> str:
     """Return the fastest way; if the dense product is faster, ``dense`` and the fastest other one."""
     inputs = torch.randn(tokens, matrix.cols, generator=torch.Generator().manual_seed(0)).to(dense.dtype)
+    packed = matrix.arguments
     ways = {
-        way: lambda way=way: multiply(way, matrix, inputs, None)
+        way: lambda way=way: multiply(way, packed, inputs, None)
         for way in ways_of(matrix.values.dtype, matrix.cols)
         if not (way in ("few", "few8") and tokens > 100)
     }

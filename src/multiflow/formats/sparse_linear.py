@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
+from itertools import pairwise
+from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multiflow.formats.kernels import MOST_COLUMNS, NoKernelsError, PackedMatrix, kernels
+from multiflow.formats.kernels import MOST_COLUMNS, NoKernelsError, PackedMatrix, arguments, kernels
 
 TOKENS = (1, 8, 64, 256)
 """Numbers of tokens at which kernels are compared; a call takes the kernel of the nearest one, by their ratio."""
+
+BETWEEN = tuple(sqrt(few * more) for few, more in pairwise(TOKENS))
 
 STORED_AS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.int8: torch.int8}
 """Values are kept as whole numbers of their size, which ``model.to(dtype)`` leaves alone."""
@@ -68,11 +74,15 @@ class SparseLinear(nn.Module):
             return F.linear(inputs, unpacked(self.matrix).to(inputs.dtype), self.bias)
         if inputs.shape[-1] != self.in_features:
             raise RuntimeError(f"inputs {tuple(inputs.shape)} do not end in the {self.in_features} inputs of the layer")
-        flat = inputs.reshape(-1, self.in_features)
-        if not len(flat):
+        flat = inputs if inputs.dim() == 2 else inputs.reshape(-1, self.in_features)
+        if not flat.shape[0]:
             return inputs.new_zeros(*inputs.shape[:-1], self.out_features)
-        out = multiply(self.ways.get(nearest(len(flat)), "unpack"), self.matrix, flat, self.bias)
-        return out.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+        packed = arguments(
+            self.out_features, self.in_features, self.bits, self.starts, self.values, self.scales, self.kind
+        )
+        out = multiply(self.ways.get(nearest(flat.shape[0]), "unpack"), packed, flat, self.bias)
+        out = out if out.dtype == inputs.dtype else out.to(inputs.dtype)
+        return out if inputs.dim() == 2 else out.view(*inputs.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Say the sizes, the share of zeros and the kernels, for ``print(model)``."""
@@ -99,7 +109,7 @@ def nearest(tokens: int) -> int:
     >>> nearest(1), nearest(3), nearest(30), nearest(10_000)
     (1, 8, 64, 256)
     """
-    return min(TOKENS, key=lambda one: max(one / tokens, tokens / one))
+    return TOKENS[bisect_left(BETWEEN, tokens)]
 
 
 def ways_of(kind: torch.dtype, cols: int) -> tuple[str, ...]:
@@ -109,23 +119,34 @@ def ways_of(kind: torch.dtype, cols: int) -> tuple[str, ...]:
     return ("few", "walk", "unpack", "unpack-bf16") if kind == torch.bfloat16 else ("few", "walk", "unpack")
 
 
-def multiply(way: str, matrix: PackedMatrix, inputs: Tensor, bias: Tensor | None) -> Tensor:
+def multiply(way: str, packed: tuple[Any, ...], inputs: Tensor, bias: Tensor | None) -> Tensor:
     """Multiply inputs ``(tokens, in)`` by the transposed matrix in one of `WAYS`, on the CPU without gradients.
 
     ``few`` and ``walk`` compute in float32, ``few8`` rounds the inputs to 8 bits, ``unpack`` is torch's product in
     float32, and ``unpack-bf16`` its product in bfloat16, to which it rounds the inputs.
 
+    Args:
+        way: how.
+        packed: the `arguments` of the matrix.
+        inputs: of any floating point dtype.
+        bias: ``(out,)`` or None.
+
     Returns:
         ``(tokens, out)`` in float32, for ``unpack-bf16`` bfloat16.
     """
     if way == "unpack-bf16":
-        dense = kernels().unpack(matrix, halves=True)
+        dense = kernels().unpack(packed, halves=True)
         return F.linear(inputs.bfloat16(), dense, None if bias is None else bias.bfloat16())
-    flat = inputs.detach().float().contiguous()
-    added = None if bias is None else bias.detach().float().contiguous()
+    flat, added = _plain(inputs), None if bias is None else _plain(bias)
     if way == "unpack":
-        return F.linear(flat, kernels().unpack(matrix), added)
-    return kernels().product(way, matrix, flat, added)
+        return F.linear(flat, kernels().unpack(packed), added)
+    return kernels().product(way, packed, flat, added)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.float32 and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().float().contiguous()
 
 
 def unpacked(matrix: PackedMatrix) -> Tensor:
