@@ -31,10 +31,11 @@ from multiflow.data import to_pixels
 from multiflow.families.batches import Source, open_batches
 from multiflow.families.opening import OWN_TOKENIZER, fitting_tokenizer, model_files, open_model
 from multiflow.families.pairs import PairModel
+from multiflow.masks.sharing import mask_file
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
 from multiflow.pruning.plan import versions
-from multiflow.pruning.result import Result, mask_file
+from multiflow.pruning.result import Result
 from multiflow.tasks.retrieval.rerank import RetrievalResult, evaluate_retrieval
 from multiflow.tasks.retrieval.task import TASK, retrieval_figures
 from multiflow.worlds.shapes import describe, make_scenes, render

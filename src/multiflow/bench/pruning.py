@@ -26,10 +26,11 @@ from multiflow.bench.sources import calibration_batches, find_device, load
 from multiflow.bench.store import Results
 from multiflow.calibration import Stats, read_stats
 from multiflow.masks import Masks
+from multiflow.masks.sharing import mask_file
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
 from multiflow.pruning.plan import versions
-from multiflow.pruning.result import Result, changed_weights, mask_file
+from multiflow.pruning.result import Result, changed_weights
 
 
 def pruned(plan: Plan, results: Results, device: str, git: str | None = None) -> tuple[nn.Module, Masks | None]:

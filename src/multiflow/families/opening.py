@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -23,8 +23,11 @@ from multiflow.base.packed import read_packed
 from multiflow.base.reading import exists
 from multiflow.data.images import read_statistics
 from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, looks_like_path, shortened, token_count
-from multiflow.families.family import FAMILIES, model_types
+from multiflow.families.family import FAMILIES, adapter_for, model_types, original_names
 from multiflow.families.original import Original, fill, read_config, read_tensors
+from multiflow.masks import Masks, is_original
+from multiflow.masks.sharing import find_masks
+from multiflow.pruning.result import changed_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +47,12 @@ FILE_SUFFIXES = (".pth", ".th", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
 def load_model(
-    source: str | Path, family: str | None = None, config: Mapping[str, Any] | str | Path | None = None
+    source: str | Path,
+    family: str | None = None,
+    config: Mapping[str, Any] | str | Path | None = None,
+    *,
+    masks: Masks | str | Path | None = None,
+    sparsity: float | None = None,
 ) -> nn.Module:
     """Load a model, in evaluation mode.
 
@@ -55,6 +63,9 @@ def load_model(
             given all the same, it must agree.
         config: of a file, its sizes: a mapping, a JSON or YAML file (plain names, or the release's own config files),
             or the name of a preset; None means ``base``.
+        masks: to apply at once, with the changed weights that may lie beside them: `Masks`, a mask file, the folder of
+            a run, or a repository of the Hugging Face Hub, ``user/masks``.
+        sparsity: which of several masks, as it was asked for.
 
     Returns:
         The model; of a file in float32 on the CPU, otherwise in the dtype that its folder declares.
@@ -64,6 +75,11 @@ def load_model(
 
     >>> load_model("checkpoint.pth", family="xvlm", config={"image_size": 384})  # doctest: +SKIP
     """
+    if masks is not None:
+        apply_ = _open_masks(masks, sparsity)  # what is wrong with them is said before the model is loaded
+        model = load_model(source, family, config)
+        apply_(model)
+        return model
     path = Path(source)
     if path.is_file():
         return _load_file(path, family, config)
@@ -77,6 +93,18 @@ def load_model(
         )
     bundled = files("multiflow") / "assets" / str(source)
     return _load_pretrained(str(bundled) if not path.exists() and bundled.is_dir() else str(source), family)
+
+
+def _open_masks(source: Masks | str | Path, sparsity: float | None) -> Callable[[nn.Module], object]:
+    """Read masks; return what applies them to the model."""
+    if isinstance(source, Masks):
+        return source.apply_
+    file = find_masks(source, sparsity)
+    masks = Masks.load(file)
+    changed = changed_weights(file, masks)
+    if not is_original(file):
+        return lambda model: masks.apply_(model, changed)
+    return lambda model: masks.rename(adapter_for(model).layout(model), original_names(model)).apply_(model)
 
 
 def _load_file(path: Path, family: str | None, config: Mapping[str, Any] | str | Path | None) -> nn.Module:

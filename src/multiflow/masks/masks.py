@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from multiflow.base.display import bar, html_table, share, shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.guards import check_layer, check_overlap, check_values
+from multiflow.base.registry import resolve
 from multiflow.base.types import Layer, Layout
 from multiflow.base.wrapped import layer_places
 from multiflow.masks import files
@@ -250,6 +251,42 @@ class Masks(Mapping[str, Tensor]):
         """
         path = Path(path)
         return Masks(*(files.load_original(path) if files.is_torch_file(path) else files.load(path)))
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, token: str | None = None, message: str | None = None
+    ) -> str:
+        """Upload the masks to the Hugging Face Hub, with a card that says how they were made; return the address.
+
+        Args:
+            repository: ``user/name``; one that is not there is made. Masks at other sparsities in it stay.
+            private: whether a repository that is made is private.
+            token: with the right to write; None = the one that the Hub's client has stored.
+            message: of the commit.
+
+        Raises:
+            MultiflowError: the Hub refuses or cannot be reached; or the masks belong to changed weights, which only
+                ``result.push_to_hub`` uploads with them.
+        """
+        return resolve("multiflow.masks.sharing:push_masks")(self, repository, private, token, message)
+
+    @staticmethod
+    def from_pretrained(
+        source: str | Path, sparsity: float | None = None, *, revision: str | None = None, token: str | None = None
+    ) -> Masks:
+        """Read masks from a repository on the Hugging Face Hub, from a folder or from a file.
+
+        Args:
+            source: ``user/name``, the folder of a run, or a file.
+            sparsity: which of several, as it was asked for; None where there is one.
+            revision: of the repository: a branch, tag or commit.
+            token: for a private repository.
+
+        Raises:
+            MultiflowError: there is no such place, it holds no masks, or none at this sparsity: those there are listed.
+
+        >>> mf.Masks.from_pretrained("user/masks", sparsity=0.75)      # doctest: +SKIP
+        """
+        return Masks.load(resolve("multiflow.masks.sharing:find_masks")(source, sparsity, revision, token))
 
     def _by_original_name(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         layer_of: dict[str, str] = {}

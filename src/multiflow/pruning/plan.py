@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -316,6 +317,7 @@ class PruningPlan:
             "batches": batches,
             "adapter": self.adapter.name,
             "model": type(self.model).__name__,
+            **base_model(self.model),
             "versions": versions(),
             **({"changes_weights": True} if self.pruner.changes_weights else {}),
             **({} if asked.until_stable is None else {"until_stable": asked.until_stable}),
@@ -389,6 +391,13 @@ def _check_batches(asked: Request, batches: Iterable[Any] | Stats | None) -> Non
             "pass the batches themselves, or leave {until_stable} out",
             field="until_stable",
         )
+
+
+def base_model(model: nn.Module) -> dict[str, str]:
+    """Name where a model comes from: its id on the Hub, or the last part of its path; nothing where it does not say."""
+    place = str(getattr(model, "name_or_path", "") or "")
+    name = Path(place).name if place.count("/") != 1 or Path(place).exists() else place
+    return {"base_model": name} if name else {}
 
 
 def versions() -> dict[str, str]:

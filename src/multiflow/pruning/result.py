@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,11 +21,15 @@ from multiflow.base.artifacts import (
 )
 from multiflow.base.display import bar, html_table, share, short
 from multiflow.base.errors import MultiflowError
+from multiflow.base.files import write_atomically
+from multiflow.base.hub import fetch, publish
 from multiflow.base.registry import resolve
 from multiflow.base.runs import fresh_folder
 from multiflow.base.types import Layout
 from multiflow.calibration import Doubling, Stats, is_stable
 from multiflow.masks import Masks
+from multiflow.masks.cards import mask_card
+from multiflow.masks.sharing import CARD, RUN_FILES, mask_file
 
 RESULT_FILE = "result.json"
 RUN_FILE = "run.json"  # the settings, in the folder of a run that has not ended
@@ -164,6 +169,38 @@ class Result:
                 changed[sparsity] = weights
         return cls(masks, changed or None, None, None, settings, timings)
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, token: str | None = None) -> Result:
+        """Read a result from a repository on the Hugging Face Hub or from a folder, as `load` does.
+
+        Args:
+            source: ``user/name`` or a folder.
+            revision: of the repository: a branch, tag or commit.
+            token: for a private repository.
+        """
+        folder = Path(source).expanduser()
+        return cls.load(folder if folder.is_dir() else fetch(str(source), RUN_FILES, revision, token))
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, token: str | None = None, message: str | None = None
+    ) -> str:
+        """Upload masks, changed weights and settings to the Hugging Face Hub, with a card; return the address.
+
+        Args:
+            repository: ``user/name``; one that is not there is made.
+            private: whether a repository that is made is private.
+            token: with the right to write; None = the one that the Hub's client has stored.
+            message: of the commit.
+
+        Raises:
+            MultiflowError: the Hub refuses, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = self.save(name)
+            files = sorted(path.name for path in folder.iterdir())
+            write_atomically(folder / CARD, mask_card(self.masks, repository, files))
+            return publish(folder, repository, private, token, message or f"Pruned by {self.settings.get('method')}")
+
     def save_tensors(self, folder: Path) -> None:
         """Write the masks into a folder, and beside them the changed weights if there are any, for which they vouch."""
         for sparsity, masks in self.masks.items():
@@ -223,12 +260,3 @@ def changed_weights(mask_path: Path, masks: Masks) -> dict[str, Tensor] | None:
 def weights_file(sparsity: float) -> str:
     """Name the file of the changed weights at a sparsity, beside that of the masks."""
     return f"weights-{short(sparsity)}.safetensors"
-
-
-def mask_file(sparsity: float) -> str:
-    """Name the file of the masks at a sparsity.
-
-    >>> mask_file(0.63)
-    'mask-0.63.safetensors'
-    """
-    return f"mask-{short(sparsity)}.safetensors"
