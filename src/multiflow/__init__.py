@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from multiflow.methods.budgets import ALLOCATIONS
     from multiflow.pruning import calibrate, prune
     from multiflow.pruning.result import Result
+    from multiflow.recovery import recover
     from multiflow.tasks.task_model import build_task_model, task_masks, task_model
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ _HOMES = {
     "methods.budgets": ("ALLOCATIONS",),
     "pruning": ("calibrate", "prune"),
     "pruning.result": ("Result",),
+    "recovery": ("recover",),
     "tasks.task_model": ("build_task_model", "task_masks", "task_model"),
     "base.types": ("Budget", "Layer", "Layout", "NofM", "Pattern", "PerRow", "Unstructured"),
 }
@@ -112,6 +114,7 @@ __all__ = [
     "metrics",
     "original_names",
     "prune",
+    "recover",
     "scorer",
     "solver",
     "sparse_runtime",

@@ -52,6 +52,9 @@ class Adapter:
         forward_moves_buffers: whether ``forward`` may change buffers of the model, which are then put back; False
             spares a copy of them.
         exclude: regex of module paths that stay dense although a group matches them.
+        outputs: ``f(model, batch) -> {name: tensor}``, what the model is for: recovery compares it with that of the dense
+            model, ``...logits`` and ``similarity`` (images by texts) as distributions, all else by distance. It runs
+            the model in every way that it is used. By default what ``forward`` returns.
         dense: path of a layer, or name of a parameter, that stays dense -> why, for lists.
         towers: path of a sub-model -> its group, for the share of it that can be pruned.
         name: what lists and reports call it.
@@ -69,6 +72,7 @@ class Adapter:
     idle: Callable[[nn.Module], object] | None = None
     forward_moves_buffers: bool = True
     exclude: str | None = None
+    outputs: Callable[[nn.Module, Any], Mapping[str, Tensor]] | None = None
     dense: Mapping[str, str] = field(default_factory=dict, repr=False)
     towers: Mapping[str, str] = field(default_factory=dict, repr=False)
     name: str = "custom"

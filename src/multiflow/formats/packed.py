@@ -45,7 +45,7 @@ def export(
         values: how kept weights are stored: ``bf16``, ``fp16`` and ``fp32`` exactly where the model is in that dtype
             and rounded to it otherwise; ``int8`` with one scale a row.
         compress: ``zlib``, ``zstd`` (needs the package zstandard) or ``none``.
-        weights: layer name -> the weight that a method changed, ``result.weights[sparsity]``; None = the model's own.
+        weights: what a method changed, ``result.weights[sparsity]``: layer or parameter -> values; None = the model's own.
         beside: files to copy, such as those of the tokenizer.
 
     Raises:
@@ -115,4 +115,9 @@ def _sparse_state(model: Any, masks: Masks, weights: Mapping[str, Tensor]) -> di
         new = weights.get(layer.name, own).to(own)
         sparse = torch.where(masks[layer.name].to(own.device), new, new.new_zeros(()))
         state.update({f"{name}.weight": sparse for name in layer.paths})
+    others = masks.find_others(model, weights)
+    known = {id(parameter): name for name, parameter in others.items()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in known and name in state:
+            state[name] = weights[known[id(parameter)]].to(parameter.detach())
     return state

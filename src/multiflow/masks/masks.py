@@ -18,7 +18,7 @@ from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.guards import check_layer, check_overlap, check_values
 from multiflow.base.registry import resolve
 from multiflow.base.types import Layer, Layout
-from multiflow.base.wrapped import layer_places
+from multiflow.base.wrapped import inside, layer_places
 from multiflow.masks import files
 from multiflow.masks.files import pack, unpack
 
@@ -129,9 +129,11 @@ class Masks(Mapping[str, Tensor]):
 
         Args:
             model: the one that was pruned.
-            weights: layer name -> ``(out, in)``, the changed weights to write where the masks keep.
+            weights: layer name -> ``(out, in)``, the changed weights to write where the masks keep; and, beside them,
+                name of a parameter -> what else was trained, such as biases and norms.
         """
         parameters = self.find_weights(model)
+        others = self.find_others(model, weights or {})
         changed = [name for name in self if not self._made_for(name, parameters[name][0])]
         if changed:
             warnings.warn(
@@ -151,6 +153,8 @@ class Masks(Mapping[str, Tensor]):
                     if weights is not None:
                         weight.copy_(weights[name])
                     weight.masked_fill_(~self[name].to(weight.device), 0.0)
+            for name, parameter in others.items():
+                parameter.copy_(weights[name])  # type: ignore[index]
         return self
 
     def is_applied(self, model: nn.Module) -> bool:
@@ -164,6 +168,26 @@ class Masks(Mapping[str, Tensor]):
         modules = {path: there[0] for path, there in places.items()}
         found = {layer.name: _weights(places, modules, layer) for layer in self.layout.layers}
         check_overlap(model, [(name, weight) for name, weights in found.items() for weight in weights])
+        return found
+
+    def find_others(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Name -> parameter of the model, of what changed besides layers; a misfit is an error that names it."""
+        own = dict(inside(model).named_parameters(remove_duplicate=False))
+        found: dict[str, nn.Parameter] = {}
+        for name, value in weights.items():
+            if name in self.layout:
+                continue
+            if name not in own:
+                raise MultiflowError(
+                    f"the changed weights are those of another model: it has no parameter '{name}'"
+                    f"{did_you_mean(name, own)}"
+                )
+            if own[name].shape != value.shape:
+                raise MultiflowError(
+                    f"the changed weights are those of another model: parameter '{name}' has shape "
+                    f"{tuple(own[name].shape)}, what is to be written {tuple(value.shape)}"
+                )
+            found[name] = own[name]
         return found
 
     def rename(self, layout: Layout, names: Mapping[str, str]) -> Masks:

@@ -44,7 +44,8 @@ class Result:
 
     Args:
         masks: sparsity as it was given -> `Masks`.
-        weights: sparsity -> layer name -> changed weights, for methods that change kept weights; else None.
+        weights: sparsity -> layer name -> changed weights, for methods that change kept weights; else None. Of a model
+            that was recovered also name of a parameter -> its values, for biases, norms and scales that were trained.
         scores: layer name -> scores, computed when looked up; None for methods whose scores are others at every
             sparsity: those that prune in steps, or learn.
         stats: the statistics that the method used, or None for a data-free one. Other methods can use them again:
@@ -205,7 +206,9 @@ class Result:
         """Write the masks into a folder, and beside them the changed weights if there are any, for which they vouch."""
         for sparsity, masks in self.masks.items():
             if self.weights is not None:
+                others = [name for name in self.weights[sparsity] if name not in masks.layout]
                 header = {"method": self.settings.get("method"), "sparsity": sparsity}
+                header |= {"parameters": others} if others else {}
                 written = write_tensors(folder / weights_file(sparsity), self.weights[sparsity], header)
                 masks = replace(masks, settings={**masks.settings, VOUCHED: checksum_of(written)})
             masks.save(folder / mask_file(sparsity))
@@ -253,7 +256,13 @@ def changed_weights(mask_path: Path, masks: Masks) -> dict[str, Tensor] | None:
         )
     if (found := header.get("sparsity", sparsity)) != sparsity:
         raise MultiflowError(f"'{path}' holds the changed weights of sparsity {found}, not {sparsity}; prune again")
-    check_tensors(path, weights, {name: (layer.shape, FLOATS) for name, layer in masks.layout.items()}, "prune again")
+    like = {name: (layer.shape, FLOATS) for name, layer in masks.layout.items()}
+    others = header.get("parameters", [])
+    if not isinstance(others, list) or not all(isinstance(name, str) for name in others) or set(others) & set(like):
+        raise MultiflowError(f"'{path}' lists no names of parameters but {others!r}; prune again")
+    like |= {name: (tuple(weights[name].shape), FLOATS) for name in others if name in weights}
+    like |= {name: ((), FLOATS) for name in others if name not in weights}
+    check_tensors(path, weights, like, "prune again")
     return weights
 
 

@@ -61,6 +61,7 @@ def automatic_adapter(
         loss=find_loss(model),
         streams={**(streams or {}), **{regex_of(layers, paths): name for name, layers in by_stream.items()}},
         token_masks=find_masks(model, roles.groups, tokens),
+        outputs=_outputs,
         dense=roles.dense,
         towers=roles.towers,
         name=getattr(model.config, "model_type", "") or type(model).__name__,
@@ -174,6 +175,16 @@ def _forward(model: Any, batch: Any) -> Any:
     given = {name: value for name, value in batch.items() if name != "labels" or needs_labels}
     cheap = {"use_cache": False} | ({} if "labels" in given else {"logits_to_keep": 1})  # nor logits of all tokens
     return model(**{**given, **{name: value for name, value in cheap.items() if name in parameters}})
+
+
+def _outputs(model: Any, batch: Any) -> Any:
+    """Run the model on a batch, without its loss, with the logits of all tokens."""
+    if not isinstance(batch, Mapping):
+        return call(model, batch)
+    parameters = inspect.signature(model.forward).parameters
+    needs_labels = "decoder_input_ids" in parameters and "decoder_input_ids" not in batch
+    given = {name: value for name, value in batch.items() if name != "labels" or needs_labels}
+    return model(**given, **({"use_cache": False} if "use_cache" in parameters and "use_cache" not in given else {}))
 
 
 def find_loss(model: Any) -> Callable[[nn.Module, Any], Tensor] | None:

@@ -43,6 +43,7 @@ def pretraining(model: nn.Module) -> Adapter:
         token_masks=_text_mask,
         idle=_idle,
         forward_moves_buffers=False,
+        outputs=_compared,
         name="blip-pretraining",
     )
 
@@ -56,6 +57,7 @@ def retrieval(model: nn.Module) -> Adapter:
         streams=STREAMS,
         token_masks=_text_mask,
         idle=_idle,
+        outputs=_compared,
         name="blip-retrieval",
     )
 
@@ -124,6 +126,11 @@ def _answer_masks(model: Any) -> TokenMasks:
 def _pretraining_forward(model: Any, batch: Mapping[str, Any]) -> None:
     """Image encoder, grounded text encoder, grounded decoder: each once, no losses."""
     model.calibration_forward(**_take(batch, "region"))
+
+
+def _compared(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the pairs of a batch are found to be."""
+    return model.compared(**_take(batch, "region"))
 
 
 def _pretraining_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:

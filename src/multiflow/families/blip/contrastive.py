@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from multiflow.base.ranks import gather_rows
 from multiflow.families.blip import losses, parts
 from multiflow.families.blip.config import BlipPretrainingConfig
+from multiflow.families.blip.parts import read_pairs
 from multiflow.families.pairs import PairModel
 
 NO_IMAGE = torch.iinfo(torch.int64).min  # what stands for an image that no other pair shows
@@ -140,6 +143,30 @@ class ContrastiveBlip(PairModel):
     ) -> Float[Tensor, "texts length width"]:
         """Embed texts, [ENC] as their first token, each grounded in its image."""
         return parts.ground(self.text_encoder, self.config, input_ids, attention_mask, image_embeds)
+
+    def compared(
+        self,
+        pixel_values: Float[Tensor, "pairs 3 side side"] | None = None,
+        input_ids: Int[Tensor, "pairs length"] | None = None,
+        attention_mask: Int[Tensor, "pairs length"] | None = None,
+        region: Mapping[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return what the model says of the pairs of a batch, without labels, losses and memory.
+
+        ``similarity`` (images by texts), ``match_logits`` of the pairs and of each text with the next image, and, with
+        a decoder, ``word_logits`` of all real tokens. A batch under ``region`` is numbered ``region_...``.
+        """
+        pixels, ids, mask = read_pairs(self.config, pixel_values, input_ids, attention_mask)
+        images, texts = self.encode_image(pixels), self.encode_text(ids, mask)
+        features = self.image_features(images), self.text_features(texts)
+        found = {"similarity": losses.similarity(features[0], features[1].T, self.temp)}
+        both = torch.cat([images, images.roll(1, 0)])
+        found["match_logits"] = self.itm_head(self.ground(ids.repeat(2, 1), mask.repeat(2, 1), both)[:, 0])
+        if decoder := self._modules.get("text_decoder"):
+            found["word_logits"] = decoder.cls(self.decode(ids, mask, images))[mask.bool()]  # type: ignore[operator]
+        if region is not None:
+            found |= {f"region_{name}": value for name, value in self.compared(**region).items()}
+        return found
 
     @torch.no_grad()
     def idle(self) -> None:

@@ -73,6 +73,7 @@ def _adapter(
         loss=loss,
         streams=streams,
         token_masks=token_masks,
+        outputs=_compared if hasattr(model, "itm_head") else None,
         name=model.config.model_type,
     )
 
@@ -80,6 +81,11 @@ def _adapter(
 def _pretraining_forward(model: Any, batch: Mapping[str, Any]) -> None:
     """Vision, text layers on the unmasked text, fusion layers with cross-attention: each once, no losses."""
     model.calibration_forward(**cast_pixels(model, batch))
+
+
+def _compared(model: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the pairs of a batch are found to be, general and region batch alike."""
+    return model.compared(**cast_pixels(model, batch))
 
 
 def _pretraining_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from multiflow.base.errors import MultiflowError
 from multiflow.families.pairs import PairModel
 from multiflow.families.xvlm.config import XVLMConfig
+from multiflow.families.xvlm.losses import similarity
 from multiflow.families.xvlm.text import TextEncoder
 from multiflow.families.xvlm.vision import VisionEncoder
 
@@ -168,6 +169,32 @@ class XVLMPairs(XVLMTower, PairModel):
         self.fuse(texts, pairs.attention_mask, images[: len(texts)], patch_mask)
         if region is not None:
             self.calibration_forward(**region)
+
+    def compared(self, region: Mapping[str, Any] | None = None, **batch: Any) -> dict[str, Tensor]:
+        """Return what the model says of the pairs of a batch, without labels and losses: what a sparse one is to say.
+
+        ``similarity`` (images by texts), ``match_logits`` of the pairs and of each text with the next image, and
+        ``word_logits`` where words are hidden. A region batch is numbered ``region_...``.
+        """
+        pairs = read_batch(batch, losses=False)
+        count, padding = len(pairs.input_ids), pairs.attention_mask
+        images, image_mask = self._images(pairs)
+        texts = self.encode_text(pairs.input_ids, padding)
+        found = {"similarity": similarity(self.image_features(images[:count]), self.text_features(texts), self.temp)}
+        own = torch.arange(count, device=texts.device)
+        rows = [(texts, own), (texts, own.roll(1))]
+        masked = hasattr(self.text_encoder, "cls") and batch.get("mlm_input_ids") is not None
+        if masked:
+            rows.append((self.encode_text(batch["mlm_input_ids"], padding), own))
+        hidden, index = (torch.cat(column) for column in zip(*rows, strict=True))
+        fused = self.fuse(hidden, padding.repeat(len(rows), 1), images, image_mask, index).split(count)
+        found["match_logits"] = self.itm_head(torch.cat([x[:, 0] for x in fused[:2]]))
+        if masked:
+            logits = self.text_encoder.predict(fused[2], batch["mlm_positions"])
+            found["word_logits"] = logits[batch["mlm_labels"] != -100]
+        if region is not None:
+            found |= {f"region_{name}": value for name, value in self.compared(**region).items()}
+        return found
 
     def _images(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Embed the images, of a region batch [copy per text ; whole images], and say which tokens may be seen."""

@@ -1,0 +1,155 @@
+"""``distill``, ``scale`` and ``lora``: the whole model against the dense one (`distill`), with all that is kept, with
+what is no matrix, or with masked factors.
+
+- ``distill`` trains kept weights, biases, norms and scales.
+- ``scale`` trains biases, norms, scales, and one gain for each row of a layer: ``diag(1 + g) W`` (PERP, arXiv 2312.15230,
+  without the head).
+- ``lora`` trains what is no matrix, and MaskLoRA of the same paper: ``W + r (B A) * M``, with M the mask of W, and r the
+  root mean square of its kept weights, so that one learning rate fits all layers. A is normal, B begins at zero.
+
+Gains and factors are merged at the end; zeros stay zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multiflow.calibration import to_device
+from multiflow.masks import keep_sparse
+from multiflow.recovery.descent import Descended, Descent, descend
+from multiflow.recovery.distill import distill_loss
+from multiflow.recovery.job import Job
+
+Weights = Callable[[], Mapping[str, Tensor]]
+"""Gives name of a parameter -> what the student has in its place."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained.
+
+    Args:
+        own: names of the student's parameters.
+        added: parameters beside the student.
+        weights: of these, the student's weights.
+    """
+
+    own: tuple[str, ...]
+    added: tuple[nn.Parameter, ...] = ()
+    weights: Weights = dict
+
+
+def distill(job: Job, how: Descent) -> Descended:
+    """Train all that is kept."""
+    return _run(job, how, "distill", Trained((*_weights(job).values(), *_small(job))))
+
+
+def scale(job: Job, how: Descent) -> Descended:
+    """Train what is no matrix, and a gain for each row."""
+    names = _weights(job)
+    gains = {layer: _parameter(torch.zeros(job.layout[layer].shape[0], 1, device=job.device)) for layer in names}
+
+    def weights() -> dict[str, Tensor]:
+        return {name: job.student.get_parameter(name) * (1 + gains[layer]) for layer, name in names.items()}
+
+    return _run(job, how, "scale", Trained(_small(job), tuple(gains.values()), weights))
+
+
+def lora(job: Job, how: Descent, rank: int = 16) -> Descended:
+    """Train what is no matrix, and masked factors."""
+    names = _weights(job)
+    generator = torch.Generator().manual_seed(job.seed)
+    downs: dict[str, nn.Parameter] = {}
+    ups: dict[str, nn.Parameter] = {}
+    sizes: dict[str, float] = {}
+    for layer in names:
+        rows, columns = job.layout[layer].shape
+        width = min(rank, rows, columns)
+        downs[layer] = _parameter((torch.randn(width, columns, generator=generator) / width**0.5).to(job.device))
+        ups[layer] = _parameter(torch.zeros(rows, width, device=job.device))
+        sizes[layer] = job.rms([layer])
+
+    def weights() -> dict[str, Tensor]:
+        found = {}
+        for layer, name in names.items():
+            kept = job.masks[layer].to(job.device)
+            found[name] = job.student.get_parameter(name) + sizes[layer] * (ups[layer] @ downs[layer]) * kept
+        return found
+
+    return _run(job, how, "lora", Trained(_small(job), (*downs.values(), *ups.values()), weights))
+
+
+def batch_loss(job: Job, number: int, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
+    """Return the distillation loss of a batch, a mean over its parts."""
+    found = []
+    for piece in job.data.own[number]:
+        batch = to_device(piece, job.device)
+        loss = distill_loss(job.student, job.teacher, job.adapter, job.blocks, batch, weights)
+        if loss is not None:
+            found.append(loss)
+    return torch.stack(found).mean() if found else None
+
+
+def _run(job: Job, how: Descent, name: str, of: Trained) -> Descended:
+    student = job.student
+    own = [student.get_parameter(one) for one in of.own]
+    for p in own:
+        p.requires_grad_(True)
+    unit = job.rms(list(job.layout))
+    groups: list[dict[str, Any]] = [{"params": own, "lr": how.lr * unit}] if own else []
+    if of.added:
+        groups.append({"params": list(of.added), "lr": how.lr})
+    optimizer = torch.optim.Adam(groups)
+    parameters = [*own, *of.added]
+
+    def after(tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        if job.checkpoint:
+            job.checkpoint.save_state(tensors, job.identity, facts)
+        if job.progress:
+            job.progress(f"recover {name}", facts["epoch"], how.epochs)
+
+    saved = None
+    if job.checkpoint:
+        like = {f"{kind}/{n}": p for n, p in enumerate(parameters) for kind in ("now", "best", "exp_avg", "exp_avg_sq")}
+        like |= {f"step/{n}": torch.zeros(()) for n in range(len(parameters))}
+        saved = job.checkpoint.load_state(job.identity, like, {"epoch": how.epochs})
+    with keep_sparse(student, job.masks, optimizer) as check:
+        found = descend(
+            parameters,
+            lambda number: batch_loss(job, number, of.weights()),
+            job.data.own,
+            job.data.count,
+            how,
+            f"'{name}'",
+            optimizer=optimizer,
+            saved=saved,
+            after_epoch=after,
+        )
+        with torch.no_grad():
+            for key, weight in of.weights().items():
+                student.get_parameter(key).copy_(weight)
+        check()
+    for p in own:
+        p.requires_grad_(False)
+        p.grad = None
+    return found
+
+
+def _weights(job: Job) -> dict[str, str]:
+    """Layer -> name of the parameter that is its weight."""
+    known = {id(parameter): name for name, parameter in job.student.named_parameters()}
+    return {layer: known[id(found[0])] for layer, found in job.masks.find_weights(job.student).items()}
+
+
+def _small(job: Job) -> tuple[str, ...]:
+    """Names of the parameters that are no matrices: biases, norms, scales, temperatures."""
+    return tuple(name for name, parameter in job.student.named_parameters() if parameter.dim() <= 1)
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.to(torch.float32))
