@@ -52,9 +52,9 @@ class Adapter:
         forward_moves_buffers: whether ``forward`` may change buffers of the model, which are then put back; False
             spares a copy of them.
         exclude: regex of module paths that stay dense although a group matches them.
-        outputs: ``f(model, batch) -> {name: tensor}``, what the model is for: recovery compares it with that of the dense
-            model, ``...logits`` and ``similarity`` (images by texts) as distributions, all else by distance. It runs
-            the model in every way that it is used. By default what ``forward`` returns.
+        outputs: ``f(model, batch) -> {name: tensor}``, what the model is for: recovery compares it with that of the
+            dense model, ``...logits`` and ``similarity`` (images by texts) as distributions, all else by distance. It
+            runs the model in every way that it is used. By default what ``forward`` returns.
         dense: path of a layer, or name of a parameter, that stays dense -> why, for lists.
         towers: path of a sub-model -> its group, for the share of it that can be pruned.
         name: what lists and reports call it.

@@ -52,6 +52,13 @@ for _command in (
         "multiflow prune xvlm.th --family xvlm --data cc3m --method wanda --sparsity 0.63 0.75 --out runs/wanda",
     ),
     Command(
+        "recover",
+        "Train what a pruned model keeps, on calibration data alone, until it does what the dense one did.",
+        "multiflow recover xvlm-shapes --mask runs/a/mask-0.9.safetensors\n"
+        "multiflow recover xvlm.th --family xvlm --mask runs/a/mask-0.9.safetensors --data cc3m --then distill "
+        "--out runs/recovered",
+    ),
+    Command(
         "show",
         "Show pruners, models, tasks; a model's layers; a mask or two; a run; a data set.",
         "multiflow show pruners\n"

@@ -45,7 +45,8 @@ def export(
         values: how kept weights are stored: ``bf16``, ``fp16`` and ``fp32`` exactly where the model is in that dtype
             and rounded to it otherwise; ``int8`` with one scale a row.
         compress: ``zlib``, ``zstd`` (needs the package zstandard) or ``none``.
-        weights: what a method changed, ``result.weights[sparsity]``: layer or parameter -> values; None = the model's own.
+        weights: what a method changed, ``result.weights[sparsity]``: layer or parameter -> values; None = the model's
+            own.
         beside: files to copy, such as those of the tokenizer.
 
     Raises:

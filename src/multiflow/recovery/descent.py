@@ -50,7 +50,9 @@ class Descent:
     def __post_init__(self) -> None:
         for name in ("epochs", "batches_per_step", "patience"):
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < 1:
-                raise MultiflowError(f"{{{name}}} {value!r} was given; expected a whole number of at least 1", field=name)
+                raise MultiflowError(
+                    f"{{{name}}} {value!r} was given; expected a whole number of at least 1", field=name
+                )
         if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
             raise MultiflowError(f"{{lr}} {self.lr!r} was given; expected a number above 0, such as 0.02", field="lr")
 

@@ -6,8 +6,8 @@
 h are the outputs of the blocks (hidden states, padding left out). Of the model's named outputs, D is, by the name,
 
     ``...logits``                   KL of the classes or tokens
-    ``similarity``, ``logits_per``  KL of the in-batch similarities of images and texts, along rows and columns (TinyCLIP's
-                                    "affinity mimicking", arXiv 2309.12314)
+    ``similarity``, ``logits_per``  KL of the in-batch similarities of images and texts, along rows and columns
+                                    ("affinity mimicking" of TinyCLIP, arXiv 2309.12314)
     anything else                   ||y - y_dense||^2 / ||y_dense||^2
 
 with weights of one: nothing to tune.

@@ -95,7 +95,9 @@ def gather(batches: Iterable[Any] | None) -> Data:
         MultiflowError: there are none, or only one: some are held out.
     """
     if batches is None:
-        raise MultiflowError("recovery needs calibration data; pass {batches=}, an iterable of batches", field="batches")
+        raise MultiflowError(
+            "recovery needs calibration data; pass {batches=}, an iterable of batches", field="batches"
+        )
     own: dict[int, Sequence[Any]] = {}
     done = 0
     for turn in turns(iterate(batches)):

@@ -1,4 +1,4 @@
-"""`recover`: from a pruned model and calibration data to kept weights that do again what those of the dense model did."""
+"""`recover`: from a pruned model and calibration data to kept weights that do again what the dense model did."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def recover(
         >>> better.apply_(model, 0.9)                                                           # doctest: +SKIP
     """
     # 1. what is asked for
-    asked = find_ways(how, settings)
+    asked = find_ways(how, settings, seed)
     masks, weights, sparsity = find_masks(result, sparsity)
     adapter = find_adapter(model, adapter)
     check_teacher(model, masks)
@@ -181,15 +181,17 @@ def recover(
     earlier = dict(result.settings)
     past = earlier.pop("recovery", [])
     record = {**earlier, "sparsity": [sparsity], "changes_weights": True, "recovery": [*past, report]}
-    note = {"sparsity": sparsity, "changes_weights": True, "recovered": [*(w["how"] for r in past for w in r["ways"])]}
-    note["recovered"] += [name for name, *_ in asked]
+    names = [*masks.settings.get("recovered", []), *(name for name, *_ in asked)]
+    note = {"sparsity": sparsity, "changes_weights": True, "recovered": names}
     kept = replace(masks, settings={"method": "unknown", **masks.settings, **note})
     timings = dict(result.timings) if isinstance(result, Result) else {}
     timings["recovery"] = timings.get("recovery", 0.0) + time.perf_counter() - begun
     return Result({sparsity: kept}, {sparsity: changes(job, weights)}, None, None, record, timings)
 
 
-def find_ways(how: str | Sequence[str], settings: Mapping[str, Any]) -> list[tuple[str, Descent, dict[str, Any]]]:
+def find_ways(
+    how: str | Sequence[str], settings: Mapping[str, Any], seed: int = 0
+) -> list[tuple[str, Descent, dict[str, Any]]]:
     """Return the ways asked for, each with its steps and rates and its own settings.
 
     Raises:
@@ -211,7 +213,7 @@ def find_ways(how: str | Sequence[str], settings: Mapping[str, Any]) -> list[tup
         way = WAYS[name]
         given = {key: value for key, value in settings.items() if key in steps and value is not None}
         own = {**way.own, **{key: value for key, value in settings.items() if key in way.own and value is not None}}
-        found.append((name, replace(way.how, **given), own))
+        found.append((name, replace(way.how, **given, seed=seed), own))
         if own.get("inputs", "pruned") not in INPUTS:
             raise unknown("{inputs}", str(own["inputs"]), INPUTS)
         size = own.get("rank", 1)
@@ -250,8 +252,8 @@ def check_teacher(model: nn.Module, masks: Masks) -> None:
     check_device(weights)
     if any(map(masks.dropped, masks)) and masks.is_applied(model):
         raise MultiflowError(
-            "the model is zero already wherever the masks drop, so nothing is left to learn from; give the dense model, "
-            "from which the masks were made"
+            "the model is zero already wherever the masks drop, so nothing is left to learn from; give the dense "
+            "model, from which the masks were made"
         )
 
 
@@ -259,14 +261,15 @@ def make_student(model: nn.Module, masks: Masks, weights: Mapping[str, Tensor] |
     """Return a sparse copy of a model, in float32 where it is in half precision, which nothing trains yet."""
     need = sum(4 * p.numel() for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
     device = next(model.parameters()).device
-    check_fits("a copy of the model, with its gradients and moments,", 2 * need, free_memory(device), "use another device")
+    what = "a copy of the model, with its gradients and moments,"
+    check_fits(what, 2 * need, free_memory(device), "use another device")
     announce("recovery holds a copy of the model", need)
     try:
         student = deepcopy(model)
     except Exception as error:
         raise MultiflowError(
-            f"a {type(model).__name__} cannot be copied ({type(error).__name__}: {error}), which recovery needs; free it "
-            "of what cannot be copied"
+            f"a {type(model).__name__} cannot be copied ({type(error).__name__}: {error}), which recovery needs; take "
+            "out of it what cannot be copied"
         ) from error
     masks.apply_(student, weights)
     if any(p.dtype in HALF for p in student.parameters()):

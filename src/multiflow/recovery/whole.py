@@ -2,10 +2,10 @@
 what is no matrix, or with masked factors.
 
 - ``distill`` trains kept weights, biases, norms and scales.
-- ``scale`` trains biases, norms, scales, and one gain for each row of a layer: ``diag(1 + g) W`` (PERP, arXiv 2312.15230,
-  without the head).
-- ``lora`` trains what is no matrix, and MaskLoRA of the same paper: ``W + r (B A) * M``, with M the mask of W, and r the
-  root mean square of its kept weights, so that one learning rate fits all layers. A is normal, B begins at zero.
+- ``scale`` trains biases, norms, scales, and one gain for each row of a layer: ``diag(1 + g) W`` (PERP, arXiv
+  2312.15230, without the head).
+- ``lora`` trains what is no matrix, and MaskLoRA of the same paper: ``W + r (B A) * M``, with M the mask of W, and r
+  the root mean square of its kept weights, so that one learning rate fits all layers. A is normal, B begins at zero.
 
 Gains and factors are merged at the end; zeros stay zeros.
 """
@@ -115,7 +115,9 @@ def _run(job: Job, how: Descent, name: str, of: Trained) -> Descended:
 
     saved = None
     if job.checkpoint:
-        like = {f"{kind}/{n}": p for n, p in enumerate(parameters) for kind in ("now", "best", "exp_avg", "exp_avg_sq")}
+        like: dict[str, Tensor] = {
+            f"{kind}/{n}": p for n, p in enumerate(parameters) for kind in ("now", "best", "exp_avg", "exp_avg_sq")
+        }
         like |= {f"step/{n}": torch.zeros(()) for n in range(len(parameters))}
         saved = job.checkpoint.load_state(job.identity, like, {"epoch": how.epochs})
     with keep_sparse(student, job.masks, optimizer) as check:

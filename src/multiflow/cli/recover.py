@@ -1,0 +1,203 @@
+"""``multiflow recover``: from a mask file to one with kept weights that do again what the dense model did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from multiflow.base.artifacts import read_facts
+from multiflow.base.errors import MultiflowError
+from multiflow.base.ranks import agree, rank, world
+from multiflow.base.registry import import_modules
+from multiflow.base.runs import identity, run_folder
+from multiflow.calibration import Checkpoint
+from multiflow.cli.adapters import AdapterFile, Exclude, Group, Tokens, chosen_adapter
+from multiflow.cli.console import announcements, say, show, step_progress, table
+from multiflow.cli.masks import put_on
+from multiflow.cli.ranks import processes
+from multiflow.cli.settings import Config, Device, Family, Modules, Resume, Seed
+from multiflow.families.batches import Source, open_batches
+from multiflow.families.opening import bundled_models, find_device, find_model, open_model
+from multiflow.masks import Masks, is_original
+from multiflow.pruning.result import RESULT_FILE, RUN_FILE, Result, changed_weights
+from multiflow.recovery import WAYS
+from multiflow.recovery import recover as recover_model
+from multiflow.recovery.run import find_ways
+
+CHECKPOINT = "recovery.safetensors"
+FILES = "recovery*.safetensors"
+FREE_TO_CHANGE = ("out", "resume", "device", "workers")  # these do not alter the weights
+MOST_BATCHES = 128
+OWN = ("epochs", "lr", "batches_per_step", "patience", "inputs", "rank")
+KNOWN = "; ".join(f"{name} ({way.summary})" for name, way in WAYS.items())
+
+
+@dataclass(frozen=True)
+class RecoverSettings:
+    """Which masks of which model to recover, how, and with which data.
+
+    Args:
+        model: the dense model that was pruned, as for 'multiflow prune'
+        mask: a file that 'multiflow prune' or 'multiflow recover' wrote, or one of the original release
+        data: as for 'multiflow prune'; a bundled X-VLM or BLIP makes scenes of Shapes where none are given
+        then: further ways, one after the other, such as distill
+        epochs: passes over the data at most
+        lr: highest learning rate, as a share of the root mean square of the kept weights
+        batches_per_step: batches whose gradients are averaged in a step, over all processes
+        patience: passes without a better loss on what is held out, after which it ends
+        inputs: blocks: pruned = of the model as it is by then, dense = of the dense one
+        rank: lora: of the factors
+        modules: Python files, folders or names of modules with a family of your own
+        batches: batches at most, kept in memory; one in eight is held out
+        batch_size: pairs or images a batch
+        tokenizer: folder or Hugging Face id
+        images: folder of the images that the data name
+        image_column: column or key of the data that holds the images
+        text_column: column or key of the data that holds the texts
+        processor: of a model of transformers, the folder or Hugging Face id of its processor
+        prompt: what a model that answers is asked of an image, where the data do not say
+        split: of the data, train, val or test; train+val takes both
+        augment: paper = crops, flips and RandAugment as in the published calibration
+        workers: background processes that read and decode images
+        out: folder for the mask, the weights and result.json, new or empty
+    """
+
+    model: Positional[str]
+    mask: Annotated[str, arg(metavar="FILE")]
+    data: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")] = None
+    how: Annotated[str, arg(metavar="HOW", help=KNOWN)] = "blocks"
+    then: Annotated[tuple[str, ...], arg(metavar="HOW ...", help_behavior_hint="")] = ()
+    epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: that of HOW)")] = None
+    lr: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: that of HOW)")] = None
+    batches_per_step: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: that of HOW)")] = None
+    patience: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: that of HOW)")] = None
+    inputs: Annotated[str | None, arg(metavar="WHICH", help_behavior_hint="(default: pruned)")] = None
+    rank: Annotated[int | None, arg(metavar="R", help_behavior_hint="(default: 16)")] = None
+    modules: Modules = ()
+    batches: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all, at most 128)")] = None
+    batch_size: Annotated[int, arg(metavar="B")] = 32
+    seed: Seed = 0
+    family: Family = None
+    config: Config = None
+    tokenizer: Annotated[
+        str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own, or bert-base-uncased)")
+    ] = None
+    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
+    text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
+    processor: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own)")] = None
+    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a usual one)")] = None
+    split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: train)")] = None
+    augment: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
+    workers: Annotated[int, arg(metavar="N")] = 0
+    exclude: Exclude = None
+    group: Group = ()
+    tokens: Tokens = "all"
+    adapter: AdapterFile = None
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: runs/recover-HOW-HASH)")] = None
+    resume: Resume = False
+    device: Device = "auto"
+
+
+def recover(settings: RecoverSettings) -> None:
+    """Recover, write mask and weights, and print what it was worth; of several processes the first does the latter."""
+    with processes(settings.device, settings) as device, announcements() if rank() == 0 else nullcontext():
+        _recover(replace(settings, device=device), first=rank() == 0)
+
+
+def _recover(settings: RecoverSettings, *, first: bool) -> None:
+    import_modules(settings.modules)
+    ways, own = (settings.how, *settings.then), {name: getattr(settings, name) for name in OWN}
+    own = {name: value for name, value in own.items() if value is not None}
+    find_ways(ways, own)
+    find_device(settings.device)
+    if settings.data is None and settings.model not in bundled_models():
+        raise MultiflowError("recovery needs calibration data and none were given; name some with --data SOURCE")
+    place, file = find_model(settings.model), Path(settings.mask)
+    masks = Masks.load(file)  # what is wrong with it is said before the model is loaded
+    weights = changed_weights(file, masks)
+    what = run_settings(settings)
+    out = Path(settings.out or f"runs/recover-{'-'.join(ways)}-{identity(what)}")
+    agree({name: value for name, value in asdict(settings).items() if name != "device"})
+    claimed = run_folder(
+        out, what, resume=settings.resume, record=RUN_FILE, ended=RESULT_FILE, keep=[FILES], passing=[FILES, RUN_FILE]
+    )
+    with claimed if first else nullcontext():
+        model: Any = open_model(place, settings.family, settings.config, settings.device)
+        adapter = chosen_adapter(model, settings)
+        if is_original(file):
+            masks = put_on(model, masks)
+        source = Source(**{field.name: getattr(settings, field.name) for field in fields(Source)})
+        if settings.data is not None and settings.batches is None:
+            source = replace(source, batches=MOST_BATCHES)
+        batches = open_batches(model, place, source)
+        try:
+            with step_progress() if first else nullcontext() as step:
+                result = recover_model(
+                    model,
+                    as_result(masks, weights),
+                    None,
+                    batches,
+                    ways,
+                    adapter=adapter,
+                    seed=settings.seed,
+                    checkpoint=Checkpoint(out / CHECKPOINT, keep=True),
+                    progress=step,
+                    **own,
+                )
+        except KeyboardInterrupt:
+            if first and any(out.glob(FILES)):
+                say(f"'{out}' keeps what has been done; go on with the same command and --resume")
+            raise
+        data = batches.summary()
+        if first:
+            result.save(out, run=what, data=data)
+    if first:
+        print_recovery(read_facts(out / RESULT_FILE, "result of a run", "run the command again"), out)
+
+
+def as_result(masks: Masks, weights: Mapping[str, Any] | None) -> Result:
+    """Wrap what two files hold; masks of other programs are at the sparsity that they have."""
+    sparsity = masks.settings.get("sparsity", masks.sparsity)
+    settings = {"hyper": {}, "pattern": "unknown", "allocation": "unknown", "seed": 0, **masks.settings}
+    settings = {"method": "unknown", "model": "unknown", "batches": 0, **settings}
+    return Result({sparsity: masks}, None if weights is None else {sparsity: weights}, None, None, settings, {})
+
+
+def run_settings(settings: RecoverSettings) -> dict[str, Any]:
+    """Return the settings that decide what a run computes, as plain values: those that differ from their defaults."""
+    given = asdict(settings)
+    changed = {f.name: given[f.name] for f in fields(settings) if f.name not in FREE_TO_CHANGE}
+    changed = {f.name: changed[f.name] for f in fields(settings) if f.name in changed and changed[f.name] != f.default}
+    return changed | ({"processes": world()} if world() > 1 else {})
+
+
+def print_recovery(result: Mapping[str, Any], folder: Path) -> None:
+    """Print what the latest recovery of a result was worth."""
+    report = result["settings"]["recovery"][-1]
+    for way in report["ways"]:
+        rows = [(name, *map(digits, of)) for name, of in way.get("parts", {}).items()]
+        if rows:
+            show(
+                table(f"{way['how']}: error of each sub-block on what was held out", ["part", "before", "after"], rows)
+            )
+        else:
+            before, after = digits(way["before"]), digits(way["after"])
+            show(f"{way['how']}: loss {before} before, {after} after {way['passes']} passes")
+    whole = report["distillation"]
+    if whole["before"] is not None:
+        show(
+            f"distillation loss on {report['held_out']} of {report['batches']} batches, held out: "
+            f"{digits(whole['before'])} before, {digits(whole['after'])} after"
+        )
+    show(f"in {folder}: {', '.join(entry['file'] for entry in result['masks'].values())}, weights beside")
+
+
+def digits(value: float | None) -> str:
+    """Write a loss."""
+    return "-" if value is None else f"{value:.4g}"
