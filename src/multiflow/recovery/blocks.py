@@ -14,7 +14,7 @@ from multiflow.calibration import to_device
 from multiflow.calibration.batches import form
 from multiflow.masks import keep_sparse
 from multiflow.recovery.descent import Descended, Descent, descend
-from multiflow.recovery.job import Job
+from multiflow.recovery.job import RecoveryJob
 from multiflow.recovery.matching import Call, inputs_taken, match_loss, targets_taken
 from multiflow.recovery.parts import Part
 
@@ -24,7 +24,7 @@ Errors = dict[str, list[float]]
 """Name of a part -> its error on what was held out, before and after."""
 
 
-def recover_blocks(job: Job, how: Descent, inputs: str = "pruned") -> Errors:
+def recover_blocks(job: RecoveryJob, how: Descent, inputs: str = "pruned") -> Errors:
     """Match the parts of the student to those of the teacher; return the errors.
 
     Args:
@@ -53,7 +53,7 @@ def recover_blocks(job: Job, how: Descent, inputs: str = "pruned") -> Errors:
     return errors
 
 
-def _fit(job: Job, part: Part, calls: Mapping[int, list[Call]], how: Descent) -> Descended:
+def _fit(job: RecoveryJob, part: Part, calls: Mapping[int, list[Call]], how: Descent) -> Descended:
     student = job.student
     parameters = [student.get_parameter(name) for name in part.parameters]
     for p in parameters:
@@ -78,7 +78,7 @@ def _fit(job: Job, part: Part, calls: Mapping[int, list[Call]], how: Descent) ->
 
 
 @torch.no_grad()
-def _take(job: Job, parts: Sequence[Part], inputs: str) -> Mapping[int, list[Call]]:
+def _take(job: RecoveryJob, parts: Sequence[Part], inputs: str) -> Mapping[int, list[Call]]:
     """Run both models on all batches; note what the blocks of some parts are given, and what they should give."""
     blocks = list(dict.fromkeys(path for part in parts for path in part.blocks))
     layers = list(dict.fromkeys(path for part in parts for name in part.layers for path in job.layout[name].paths))
@@ -108,18 +108,18 @@ def _take(job: Job, parts: Sequence[Part], inputs: str) -> Mapping[int, list[Cal
     return found
 
 
-def job_layer(job: Job, path: str) -> str:
+def job_layer(job: RecoveryJob, path: str) -> str:
     """Return the name of the layer at a path, which may be an alias."""
     return next(layer.name for layer in job.layout.layers if path in layer.paths)
 
 
-def trained(job: Job) -> dict[str, Tensor]:
+def trained(job: RecoveryJob) -> dict[str, Tensor]:
     """Return whatever may have changed in the student."""
     names = dict.fromkeys(name for part in job.parts for name in part.parameters)
     return {name: job.student.get_parameter(name).detach() for name in names}
 
 
-def _go_on(job: Job) -> tuple[int, Errors]:
+def _go_on(job: RecoveryJob) -> tuple[int, Errors]:
     saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
     if job.checkpoint:
         saved = job.checkpoint.load_state(job.identity, trained(job), {"done": len(job.parts)})

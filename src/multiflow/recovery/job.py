@@ -31,7 +31,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Job:
+class RecoveryJob:
     """A recovery.
 
     Args:

@@ -36,7 +36,7 @@ from multiflow.pruning.plan import Weights, find_adapter
 from multiflow.pruning.result import Result, short
 from multiflow.recovery import blocks, whole
 from multiflow.recovery.descent import Descent, split_off
-from multiflow.recovery.job import Data, Job, gather
+from multiflow.recovery.job import Data, RecoveryJob, gather
 from multiflow.recovery.parts import Part, find_parts
 
 HALF = (torch.float16, torch.bfloat16)
@@ -158,7 +158,7 @@ def recover(
     with buffers_restored(model), evaluating(model), evaluating(student):
         parts = _find_parts(model, masks, adapter, data)
         tell = progress if rank() == 0 else None
-        job = Job(model, student, masks, adapter, data, parts, seed, who, None, tell)
+        job = RecoveryJob(model, student, masks, adapter, data, parts, seed, who, None, tell)
 
         # 3. the ways, one after the other
         before = mean_loss(job)
@@ -277,7 +277,7 @@ def make_student(model: nn.Module, masks: Masks, weights: Mapping[str, Tensor] |
     return student.requires_grad_(False)
 
 
-def changes(job: Job, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def changes(job: RecoveryJob, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return the weights of all layers, and by their names the other parameters that are not those of the teacher."""
     found: dict[str, Tensor] = {}
     taken: set[int] = set()
@@ -294,7 +294,7 @@ def changes(job: Job, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]
     return found
 
 
-def mean_loss(job: Job) -> float | None:
+def mean_loss(job: RecoveryJob) -> float | None:
     """Return the distillation loss of what is held out, over all processes; None where there is nothing to compare."""
     _, held = split_off(job.data.count)
     with torch.no_grad():

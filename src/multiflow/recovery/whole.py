@@ -23,14 +23,14 @@ from multiflow.calibration import to_device
 from multiflow.masks import keep_sparse
 from multiflow.recovery.descent import Descended, Descent, descend
 from multiflow.recovery.distill import distill_loss
-from multiflow.recovery.job import Job
+from multiflow.recovery.job import RecoveryJob
 
 Weights = Callable[[], Mapping[str, Tensor]]
 """Gives name of a parameter -> what the student has in its place."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trainable:
     """What is trained.
 
     Args:
@@ -44,12 +44,12 @@ class Trained:
     weights: Weights = dict
 
 
-def distill(job: Job, how: Descent) -> Descended:
+def distill(job: RecoveryJob, how: Descent) -> Descended:
     """Train all that is kept."""
-    return _run(job, how, "distill", Trained((*_weights(job).values(), *_small(job))))
+    return _run(job, how, "distill", Trainable((*_weights(job).values(), *_small(job))))
 
 
-def scale(job: Job, how: Descent) -> Descended:
+def scale(job: RecoveryJob, how: Descent) -> Descended:
     """Train what is no matrix, and a gain for each row."""
     names = _weights(job)
     gains = {layer: _parameter(torch.zeros(job.layout[layer].shape[0], 1, device=job.device)) for layer in names}
@@ -57,10 +57,10 @@ def scale(job: Job, how: Descent) -> Descended:
     def weights() -> dict[str, Tensor]:
         return {name: job.student.get_parameter(name) * (1 + gains[layer]) for layer, name in names.items()}
 
-    return _run(job, how, "scale", Trained(_small(job), tuple(gains.values()), weights))
+    return _run(job, how, "scale", Trainable(_small(job), tuple(gains.values()), weights))
 
 
-def lora(job: Job, how: Descent, rank: int = 16) -> Descended:
+def lora(job: RecoveryJob, how: Descent, rank: int = 16) -> Descended:
     """Train what is no matrix, and masked factors."""
     names = _weights(job)
     generator = torch.Generator().manual_seed(job.seed)
@@ -81,10 +81,10 @@ def lora(job: Job, how: Descent, rank: int = 16) -> Descended:
             found[name] = job.student.get_parameter(name) + sizes[layer] * (ups[layer] @ downs[layer]) * kept
         return found
 
-    return _run(job, how, "lora", Trained(_small(job), (*downs.values(), *ups.values()), weights))
+    return _run(job, how, "lora", Trainable(_small(job), (*downs.values(), *ups.values()), weights))
 
 
-def batch_loss(job: Job, number: int, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
+def batch_loss(job: RecoveryJob, number: int, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
     """Return the distillation loss of a batch, a mean over its parts."""
     found = []
     for piece in job.data.own[number]:
@@ -95,7 +95,7 @@ def batch_loss(job: Job, number: int, weights: Mapping[str, Tensor] | None = Non
     return torch.stack(found).mean() if found else None
 
 
-def _run(job: Job, how: Descent, name: str, of: Trained) -> Descended:
+def _run(job: RecoveryJob, how: Descent, name: str, of: Trainable) -> Descended:
     student = job.student
     own = [student.get_parameter(one) for one in of.own]
     for p in own:
@@ -142,13 +142,13 @@ def _run(job: Job, how: Descent, name: str, of: Trained) -> Descended:
     return found
 
 
-def _weights(job: Job) -> dict[str, str]:
+def _weights(job: RecoveryJob) -> dict[str, str]:
     """Layer -> name of the parameter that is its weight."""
     known = {id(parameter): name for name, parameter in job.student.named_parameters()}
     return {layer: known[id(found[0])] for layer, found in job.masks.find_weights(job.student).items()}
 
 
-def _small(job: Job) -> tuple[str, ...]:
+def _small(job: RecoveryJob) -> tuple[str, ...]:
     """Names of the parameters that are no matrices: biases, norms, scales, temperatures."""
     return tuple(name for name, parameter in job.student.named_parameters() if parameter.dim() <= 1)
 
