@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from inspect import signature
@@ -19,22 +18,27 @@ from tyro.conf import Positional, arg
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import plain, write_atomically
 from multiflow.base.progress import console_progress, paced
+from multiflow.base.reading import read_json
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
 from multiflow.cli.console import say, show, table
+from multiflow.cli.masks import put_on
 from multiflow.cli.settings import Config, Device, Dtype, Family
-from multiflow.families.family import find_family, model_types, type_of
+from multiflow.families.family import find_family, model_types, reads_by_processor, type_of
 from multiflow.families.opening import (
     check_model,
     find_device,
     find_dtype,
     find_model,
+    is_read_by_processor,
     load_preprocessing,
     open_model,
     quiet_transformers,
 )
+from multiflow.masks import Masks, is_original
+from multiflow.pruning.result import changed_weights
 from multiflow.tasks.captioning.metrics import CAPTION_METRICS, missing_caption_metrics
-from multiflow.tasks.task import TASKS, Task
+from multiflow.tasks.task import TASKS, Figures, Task, loyalty
 from multiflow.tasks.task_model import task_model
 
 RESULT = "evaluation.json"
@@ -56,8 +60,17 @@ class EvaluateSettings:
         top: vqa: answers of the list that are scored whole
         beams: captioning: beams of the search
         metrics: captioning: which metrics, such as CIDEr BLEU-4
+        templates: zero-shot classification: sentences with {} for the class, or a file with one on every line
+        class_names: zero-shot classification: a JSON file of what the classes are called in the sentences
+        max_new_tokens: of a caption or answer of a model that writes
+        mask: a file that 'multiflow prune' wrote for this model: what is evaluated is the model with these zeros
+        dense: the dense model, or the folder of --save of its evaluation: also says how often both say the same
         skip_missing: leave out what is missing or has no text, instead of stopping
+        image_column: column or key of the data that holds the images
+        text_column: column or key of the data that holds the texts
         tokenizer: folder or Hugging Face id
+        processor: of a model of transformers, the folder or Hugging Face id of its processor
+        prompt: what a model that writes is asked of an image; for vqa with {} for the question
         save: folder for evaluation.json and for what the model said
         modules: Python files, folders or names of modules with tasks and families of your own
     """
@@ -73,8 +86,17 @@ class EvaluateSettings:
     top: Annotated[int, arg(metavar="K")] = 128
     beams: Annotated[int, arg(metavar="N")] = 3
     metrics: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
+    templates: Annotated[tuple[str, ...], arg(metavar="TEXT ...", help_behavior_hint="(default: nine usual ones)")] = ()
+    class_names: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: those of the data)")] = None
+    max_new_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 30; vqa: 16)")] = None
+    mask: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    dense: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
+    image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
+    text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
     skip_missing: Annotated[bool, arg(help_behavior_hint="")] = False
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's)")] = None
+    processor: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's)")] = None
+    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a usual one)")] = None
     save: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     modules: Annotated[tuple[str, ...], arg(metavar="FILE ...", help_behavior_hint="")] = ()
     family: Family = None
@@ -83,55 +105,93 @@ class EvaluateSettings:
     dtype: Dtype = "auto"
 
 
-OPTIONS = ("k_test", "top", "beams", "metrics")  # each of some tasks
+OPTIONS = ("k_test", "top", "beams", "metrics", "templates", "class_names", "max_new_tokens")  # each of some tasks
 
 
 def evaluate(settings: EvaluateSettings) -> None:
     import_modules(settings.modules)
-    task = TASKS[settings.task]
+    TASKS[settings.task]
     check(settings)
     place = find_model(settings.model)
     check_model(place)
+    task = TASKS[settings.task].called(is_read_by_processor(place), settings.model)
+    mask = None if settings.mask is None else Masks.load(settings.mask)  # what is wrong with it is said at once
+    by_the_dense = None if settings.dense is None else read_said(settings.dense)
+    columns = {"image_column": settings.image_column, "text_column": settings.text_column}
     data = task.open(
         settings.data,
         settings.split,
         images=settings.images,
         limit=settings.limit,
         skip_missing=settings.skip_missing,
+        **{name: column for name, column in columns.items() if column is not None},
     )
     if data.skipped:
         say(f"{len(data.skipped)} items are left out, such as {data.skipped[0].key} ({data.skipped[0].reason})")
     model = open_model(place, settings.family, settings.config, settings.device, settings.dtype)
-    preprocessing = load_preprocessing(settings.tokenizer, place, model)
-    model = ready(model, task, settings.model)
-    known = signature(task.evaluate).parameters
-    options = {name: getattr(settings, name) or None for name in OPTIONS if name in known}
+    if reads_by_processor(model):
+        task.builder(model)
+    if mask is not None:
+        mask = put_on(model, mask) if is_original(Path(str(settings.mask))) else mask
+        mask.apply_(model, changed_weights(Path(str(settings.mask)), mask))
     save = None if settings.save is None else fresh_folder(settings.save, ended=RESULT)
     if task.name == "captioning" and not settings.metrics:
         say_what_is_left_out()
     if data.unlisted:
         say(f"warning: {data.unlisted}")
     began = time.monotonic()
+    figures = measured(settings, task, model, place, data, save)
+    if settings.dense is not None:
+        if by_the_dense is None:
+            del model
+            place = find_model(settings.dense)
+            dense = open_model(place, settings.family, settings.config, settings.device, settings.dtype)
+            by_the_dense = measured(settings, task, dense, place, data, None).said
+        figures = Figures({**figures, "loyalty": loyalty(figures.said, by_the_dense)}, figures.each, figures.said)
+    report(settings, figures, data, time.monotonic() - began, save)
+
+
+def measured(
+    settings: EvaluateSettings, task: Task, model: nn.Module, place: str, data: Any, save: Path | None
+) -> Figures:
+    """Evaluate one model on data that are open already."""
+    how = {"processor": settings.processor, "prompt": settings.prompt}
+    preprocessing = load_preprocessing(settings.tokenizer, place, model, **how)
+    model = ready(model, task, place)
+    known = signature(task.evaluate).parameters
+    options = {name: getattr(settings, name) or None for name in OPTIONS if name in known}
     with quiet_transformers(), console_progress(Console(stderr=True)) as shown:
-        progress = paced(task.name, shown)
-        figures = task.evaluate(
+        return task.evaluate(
             model,
             preprocessing.tokenizer,
             data,
             batch_size=settings.batch_size,
-            progress=progress,
+            progress=paced(task.name, shown),
             save=save,
             **preprocessing.pixels,
             **options,
         )
-    report(settings, figures, data, time.monotonic() - began, save)
+
+
+def read_said(source: str) -> tuple[str, ...] | None:
+    """Return what a model said in an evaluation whose folder was kept; None where the source is a model."""
+    path = Path(source) / RESULT
+    if not path.is_file():
+        return None
+    written = read_json(path)
+    said = written.get("said") if isinstance(written, dict) else None
+    if not isinstance(said, list) or not all(isinstance(text, str) for text in said):
+        raise MultiflowError(
+            f"'{path}' does not hold what the model said; evaluate it again with {{save=DIR}}", field="save"
+        )
+    return tuple(said)
 
 
 def check(settings: EvaluateSettings) -> None:
     """Check all that can be checked before anything is loaded."""
     find_device(settings.device)
     find_dtype(settings.dtype)
-    for name in ("limit", "batch_size", "k_test", "top", "beams"):
+    for name in ("limit", "batch_size", "k_test", "top", "beams", "max_new_tokens"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise MultiflowError(f"--{name.replace('_', '-')} {value} was given; expected at least 1")
@@ -163,9 +223,7 @@ def say_what_is_left_out() -> None:
             say(f"{name} is left out: {why}")
 
 
-def report(
-    settings: EvaluateSettings, figures: Mapping[str, float], data: Any, seconds: float, save: Path | None
-) -> None:
+def report(settings: EvaluateSettings, figures: Figures, data: Any, seconds: float, save: Path | None) -> None:
     """Print the figures, and write them beside what the model said."""
     rows = [(name, f"{value:.2f}") for name, value in figures.items()]
     title = f"{settings.model} on {settings.task}: {len(data)} items of {data.source}, split {settings.split}"
@@ -175,6 +233,7 @@ def report(
     said = {
         "task": settings.task,
         "figures": dict(figures),
+        "said": list(figures.said),
         "items": len(data),
         "skipped": len(data.skipped),
         "source": data.source,

@@ -39,6 +39,8 @@ class FinetuneSettings:
         mask: a file that 'multiflow prune' wrote, or one of the original release; without one the model stays dense
         mask_decoder: X-VLM for vqa: let the answer decoder take the mask of the fusion layers (the default)
         tokenizer: of a model that comes without its own, a folder or Hugging Face id
+        processor: of a model of transformers that comes without its own, a folder or Hugging Face id
+        prompt: what a model that writes is asked of an image; for vqa with {} for the question
         modules: Python files, folders or names of modules with tasks and families of your own
     """
 
@@ -52,6 +54,8 @@ class FinetuneSettings:
     family: Family = None
     config: Config = None
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="")] = None
+    processor: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="")] = None
+    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a usual one)")] = None
     modules: Annotated[tuple[str, ...], arg(metavar="FILE ...", help_behavior_hint="")] = ()
 
 
@@ -72,11 +76,12 @@ def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     place = find_model(settings.model)
     mask = None if settings.mask is None else Masks.load(settings.mask)  # what is wrong with it is said at once
     model: Any = open_model(place, settings.family, settings.config)
-    TASKS[settings.task].builder(model)
+    TASKS[settings.task].of(model).builder(model)
     if settings.mask is not None and mask is not None:
         mask = put_on(model, mask) if is_original(Path(settings.mask)) else mask
         write_changed_(model, mask, Path(settings.mask))
-    preprocessing = load_preprocessing(settings.tokenizer, place, model)
+    how = {"processor": settings.processor, "prompt": settings.prompt}
+    preprocessing = load_preprocessing(settings.tokenizer, place, model, **how)
     training = replace(settings.training, device=device)
     with quiet_transformers(), ExitStack() as stack:
         progress = stack.enter_context(console_progress(Console(stderr=True))) if rank() == 0 else None

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from torch import nn
@@ -49,6 +50,8 @@ class ShowSettings:
             data DIR
         model: of mask files of the original release, the model that they are for: it knows the groups of the layers
         images: of a data set, the folder of the images that it names
+        image_column: of a data set, the column or key that holds the images
+        text_column: of a data set, the column or key that holds the texts
     """
 
     what: Positional[tuple[str, ...]]
@@ -57,6 +60,8 @@ class ShowSettings:
     config: Config = None
     modules: Modules = ()
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
+    text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
     exclude: Exclude = None
     group: Group = ()
     tokens: Tokens = "all"
@@ -72,7 +77,8 @@ def show(settings: ShowSettings) -> None:
             for found in LISTS[name]():
                 put(found)
         case ["data", source]:
-            show_data(source, settings.images)
+            how = {name: getattr(settings, name) for name in ("images", "image_column", "text_column")}
+            show_data(source, {name: given for name, given in how.items() if given is not None})
         case [first, second]:
             compare_masks(first, second, mask_model(settings))
         case [source] if is_mask_file(source):
@@ -239,8 +245,12 @@ NAMED = 5
 DEPTH = 2
 
 
-def show_data(source: str, images: str | None = None) -> None:
+def show_data(source: str, how: Mapping[str, str] = MappingProxyType({})) -> None:
     """Print the count and the first samples of every data set and split at a place on disk, and what is missing.
+
+    Args:
+        source: a file or folder.
+        how: arguments of `open_data`: images, image_column, text_column.
 
     Raises:
         MultiflowError: there are no data, or a split of theirs cannot be opened; the others are printed before.
@@ -248,7 +258,7 @@ def show_data(source: str, images: str | None = None) -> None:
     wrong: list[MultiflowError] = []
     path = Path(source).expanduser()
     try:
-        found = data_sets(path, images, wrong=wrong)
+        found = data_sets(path, how, wrong=wrong)
     except MultiflowError:
         if not is_labelled(path):
             raise
@@ -281,7 +291,10 @@ def labelled(path: Path) -> list[tuple[str, Dataset[Any]]]:
 
 
 def data_sets(
-    path: Path, images: str | None = None, depth: int = DEPTH, wrong: list[MultiflowError] | None = None
+    path: Path,
+    how: Mapping[str, str] = MappingProxyType({}),
+    depth: int = DEPTH,
+    wrong: list[MultiflowError] | None = None,
 ) -> list[tuple[str, Dataset[Any]]]:
     """Find the data sets in the folders below a path, or else at the path itself: (split or "", data).
 
@@ -291,23 +304,23 @@ def data_sets(
     found: list[tuple[str, Dataset[Any]]] = []
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() and depth else []:
         try:
-            found += data_sets(folder, images, depth - 1, wrong)
+            found += data_sets(folder, how, depth - 1, wrong)
         except MultiflowError:  # no data set
             continue
     if found:
         return found
-    opened = open_splits(path, images, wrong) or [("", open_data(path, images=images))]
+    opened = open_splits(path, how, wrong) or [("", open_data(path, **how))]
     parts = [(split, (data.pairs, data.regions) if isinstance(data, Mixed) else (data,)) for split, data in opened]
     return [(split, data) for split, several in parts for data in several]
 
 
-def open_splits(path: Path, images: str | None, wrong: list[MultiflowError]) -> list[tuple[str, AnyData]]:
+def open_splits(path: Path, how: Mapping[str, str], wrong: list[MultiflowError]) -> list[tuple[str, AnyData]]:
     """Open every split that a data set has; note what is wrong with the others if it has one that opens."""
     opened: list[tuple[str, AnyData]] = []
     failed = []
     for split in SPLITS:
         try:
-            opened.append((split, open_data(path, images=images, split=split)))
+            opened.append((split, open_data(path, split=split, **how)))
         except NoSuchSplit:
             continue
         except MultiflowError as error:

@@ -93,6 +93,7 @@ def open_items(
     images: str | Path | None = None,
     limit: int | None = None,
     skip_missing: bool = False,
+    **columns: str | None,
 ) -> TaskData:
     """Open a split of a data set for a task, and check that its images are there.
 
@@ -104,20 +105,26 @@ def open_items(
         images: folder of the images that the data name.
         limit: items at most, the first ones.
         skip_missing: leave out what is missing or has no text, instead of refusing it.
+        columns: ``image_column`` and ``text_column``, as of `open_data`.
 
     Raises:
         MultiflowError: the data are of another kind or layout, lack the split, or lack images.
     """
-    data = open_kind(task, kind, source, split, images)
+    data = open_kind(task, kind, source, split, images, **columns)
     return take_items(data, limit=limit, skip_missing=skip_missing)
 
 
 def open_kind(
-    task: str, kind: Kind, source: str | Path, split: str | None, images: str | Path | None = None
+    task: str,
+    kind: Kind,
+    source: str | Path,
+    split: str | None,
+    images: str | Path | None = None,
+    **columns: str | None,
 ) -> Dataset[Any]:
     """Open a split of a data set that holds what a task takes; see `open_items`."""
     try:
-        data = open_data(source, images=images, split=split)
+        data = open_data(source, images=images, split=split, **columns)
     except WrongLayout as error:
         raise WrongLayout(f"{error}; an example: {EXAMPLES[kind]}") from error
     if not isinstance(data, Dataset) or data.kind != kind:

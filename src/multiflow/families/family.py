@@ -93,6 +93,9 @@ class Family:
     classes: Part = None
     release: Part = None  # part: the `Original` by which files of the original release are read; None = they are not
     task_models: Mapping[str, Part] = field(default_factory=dict)  # task -> part: the `Builder` of its model
+    # part: ``f(place, model, processor, prompt)`` -> `Preprocessing`, where models are read through their own processor
+    preprocessing: Part = None
+    refuse: Part = None  # part: ``f(model, task)`` raises where one of the others cannot do a task
     texts: Texts | None = None  # how its texts are tokenized; None for models of images alone
     scoring: Part = None  # part: the `PairScoring` by which images and texts are compared; None where they are not
     memory: Part = None  # part: regex of the names of tensors that training needs and a stored model does without
@@ -141,6 +144,12 @@ def family_of(model: Any) -> Family | None:
     """Return the family of a model, or None."""
     found = find_family(model)
     return found and found[0]
+
+
+def reads_by_processor(model: Any) -> bool:
+    """Tell whether a model is read through its own processor, as those of no known type are."""
+    family = family_of(model)
+    return family is not None and family.preprocessing is not None
 
 
 def texts_of(model: Any) -> Texts:
@@ -252,6 +261,8 @@ def find_builder(model: nn.Module, task: str, others: Mapping[str, Builder] = Ma
             f"a model of type '{type_of(model)}' cannot do task '{task}', which takes one of type {' or '.join(able)}; "
             f"it can do {can}"
         )
+    if found[0].refuse is not None:
+        found[0].get(found[0].refuse)(model, task)
     return found[0].get(found[0].task_models[task])
 
 

@@ -23,7 +23,7 @@ from multiflow.base.packed import read_packed
 from multiflow.base.reading import exists
 from multiflow.data.images import read_statistics
 from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, looks_like_path, shortened, token_count
-from multiflow.families.family import FAMILIES, adapter_for, model_types, original_names
+from multiflow.families.family import FAMILIES, adapter_for, family_of, model_types, original_names, reads_by_processor
 from multiflow.families.original import Original, fill, read_config, read_tensors
 from multiflow.masks import Masks, is_original
 from multiflow.masks.sharing import find_masks
@@ -39,9 +39,17 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
 )
 OWN_TOKENIZER = ("tokenizer.json", "vocab.txt")
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 FILE_SUFFIXES = (".pth", ".th", ".pt", ".bin", ".ckpt", ".safetensors")
 
@@ -250,6 +258,18 @@ def open_model(
     return model.to(device=place, dtype=kind)
 
 
+def is_read_by_processor(place: str) -> bool:
+    """Tell of a model that is not loaded yet whether it is read through its own processor, by its config."""
+    if Path(place).is_file():
+        return False
+    with quiet_transformers():
+        try:
+            model_type = _read_config(place).get("model_type")
+        except Exception:  # loading will say what is wrong
+            return False
+    return model_type not in [name for name, *_ in model_types()]
+
+
 def find_device(name: str) -> torch.device:
     """Return the device that a name means; one that is not there is an error."""
     if name == "auto":
@@ -319,20 +339,33 @@ def pixel_statistics(source: str) -> dict[str, Any]:
 class Preprocessing:
     """How a model's inputs are made, and the files that say so."""
 
-    tokenizer: Any = None  # the model's; None for models of images alone
+    tokenizer: Any = None  # the model's, or its `Reader`; None for models of images alone
     files: Sequence[Path] = ()  # to copy into the folder of the fine-tuned model, such as a processor's
     # ``mean`` and ``std`` of the pixels, where they are not CLIP's
     pixels: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load_preprocessing(given: str | None, source: str, model: Any) -> Preprocessing:
+def load_preprocessing(
+    given: str | None, source: str, model: Any, *, processor: Any = None, prompt: str | None = None
+) -> Preprocessing:
     """Load how the inputs of a model are made; a model of images alone has no tokenizer.
 
     Args:
         given: folder or Hugging Face id of the tokenizer, where the model comes without its own.
         source: where the model was loaded from.
         model: the model.
+        processor: of a model that is read through one: a processor, or its folder or id, where it is not its own.
+        prompt: what such a model is asked of an image, where the data do not say.
     """
+    if reads_by_processor(model):
+        family = family_of(model)
+        assert family is not None
+        return family.get(family.preprocessing)(source, model, processor or given, prompt)
+    if processor is not None or prompt is not None:
+        name = "processor" if processor is not None else "prompt"
+        raise MultiflowError(
+            f"{{{name}=}} was given, and the model is read without a processor; leave it out", field=name
+        )
     text = getattr(model.config, "text", None)
     tokenizer = None if text is None else fitting_tokenizer(given, source, text["vocab_size"])
     return Preprocessing(tokenizer, model_files(source, PROCESSOR_FILES), pixel_statistics(source))

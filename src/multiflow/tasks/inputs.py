@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -83,7 +84,15 @@ def clean(text: str) -> str:
     return DROPPED.sub(" ", text.lower()).strip()
 
 
-def samples_at(count: int, inputs: TaskInputs, batch_size: int, position: int) -> list[tuple[int, int]]:
+class Seeded(Protocol):
+    """How batches are made, as far as their order goes."""
+
+    @property
+    def seed(self) -> int:
+        """Decides the order."""
+
+
+def samples_at(count: int, inputs: Seeded, batch_size: int, position: int) -> list[tuple[int, int]]:
     """Return (number of the sample in the run, which of ``count`` it is) for the training batch at a position.
 
     Epochs follow each other without a gap, each in an order of its own: every batch is full.
@@ -158,9 +167,16 @@ def read_items(
         MultiflowError: an image cannot be read; an evaluation leaves none out.
     """
     plain = TaskInputs(inputs.image_size)
-    try:
+    with leaving_none_out(data):
         items = [data[i] for i in numbers]
         return items, to_tensor([training_picture(item, (), plain, 0) for item in items], inputs)
+
+
+@contextmanager
+def leaving_none_out(data: TaskData) -> Iterator[None]:
+    """Make an error that stops the evaluation of an image that cannot be read inside the block."""
+    try:
+        yield
     except BrokenItem as error:
         raise MultiflowError(
             f"cannot read '{error.skip.key}' of {data}: {error.skip.reason}; fetch the image again, or take its entry "

@@ -6,7 +6,7 @@ outside does the same. `evaluate` and `finetune` know the tasks by these records
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.registry import Registry
-from multiflow.families.family import Builder, Preset, find_builder, find_preset
+from multiflow.families.family import Builder, Preset, find_builder, find_preset, reads_by_processor
 
 Batch: TypeAlias = Mapping[str, Any]
 Loss: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, Tensor | float]]]
@@ -23,7 +23,7 @@ Loss: TypeAlias = Callable[[nn.Module, Batch, int], tuple[Tensor, Mapping[str, T
 
 @final
 class Figures(dict[str, float]):
-    """Figures in percent by name, and how much of the main one each test item brings in.
+    """Figures in percent by name, how much of the main one each test item brings in, and what was said of it.
 
     It equals, prints and is written as its figures alone.
 
@@ -31,16 +31,41 @@ class Figures(dict[str, float]):
         figures: name -> value.
         each: the main figure of each item, in the order of the items: their mean is the figure up to rounding. Two
             models can be compared item by item with it. Empty where the main figure was not computed.
+        said: what the model said of each item, as a text: `loyalty` compares it with what another model said.
 
     >>> Figures({"accuracy": 75.0}, [100, 50]).each
     (100.0, 50.0)
     """
 
-    __slots__ = ("each",)
+    __slots__ = ("each", "said")
 
-    def __init__(self, figures: Mapping[str, float], each: Iterable[float] = ()) -> None:
+    def __init__(self, figures: Mapping[str, float], each: Iterable[float] = (), said: Iterable[str] = ()) -> None:
         super().__init__(figures)
         self.each: tuple[float, ...] = tuple(map(float, each))
+        self.said: tuple[str, ...] = tuple(said)
+
+
+def loyalty(said: Sequence[str], by_the_dense: Sequence[str]) -> float:
+    """Return the share of the items, in percent, of which a pruned model says what the dense one said.
+
+    Needs no right answers. Texts are compared as they are, but for spaces around them.
+
+    Args:
+        said: what the pruned model said of each item.
+        by_the_dense: what the dense model said of the same items, in the same order.
+
+    Raises:
+        MultiflowError: there are no items, or not as many of one as of the other.
+
+    >>> loyalty(["a dog", "two", "red"], ["a dog", "three", "red "])
+    66.66666666666667
+    """
+    if not said or len(said) != len(by_the_dense):
+        raise MultiflowError(
+            f"{len(said)} answers and {len(by_the_dense)} of the dense model were given; expected one of each an item"
+        )
+    same = sum(one.strip() == other.strip() for one, other in zip(said, by_the_dense, strict=True))
+    return 100 * same / len(said)
 
 
 @dataclass(frozen=True)
@@ -49,9 +74,9 @@ class Task:
 
     Args:
         name: by which it is called, such as ``vqa``.
-        open: ``open(source, split, *, images=None, limit=None, skip_missing=False)`` -> the data, see
-            `multiflow.data.items.TaskData`. Another layout, images that are missing and an image path that leaves its
-            folder are errors.
+        open: ``open(source, split, *, images=None, limit=None, skip_missing=False, **columns)`` -> the data, see
+            `multiflow.data.items.TaskData`; the columns are those of `open_data`, given where the user names them.
+            Another layout, images that are missing and an image path that leaves its folder are errors.
         options: ``options(data)`` -> what `task_model` needs to know of the data, as keyword arguments.
         inputs: ``inputs(model, tokenizer, *, augment=False, seed=0, max_length=None, mean=..., std=...)`` -> how
             batches for this task model are made, see `multiflow.tasks.inputs.TaskInputs`.
@@ -72,6 +97,8 @@ class Task:
         epoch: ``epoch(data)`` -> how many samples are one epoch of training.
         finish: ``finish(model, data)`` writes into a task model that was built for these data what it has to keep of
             them, such as the names of their classes.
+        by_processor: the same task for models of transformers that are read through their own processor: what is called
+            ``tokenizer`` is a `Reader` there.
         check: ``check(data, val_data, **options)`` raises, before a run starts, where something is lacking for it: in
             the data to train on, in those to choose the best checkpoint by, or for an evaluation with these options.
     """
@@ -91,6 +118,19 @@ class Task:
     epoch: Callable[[Any], int] = len
     finish: Callable[[Any, Any], None] = lambda model, data: None
     check: Callable[..., None] = lambda data, val_data, **options: None
+    by_processor: Task | None = None
+
+    def of(self, model: nn.Module) -> Task:
+        """Return the task as a model does it: read through its own processor, or as a family of ours."""
+        return self.called(reads_by_processor(model), type(model).__name__)
+
+    def called(self, by_processor: bool, model: str) -> Task:
+        """Return this task, or the same for models that are read through their processor; see `of`."""
+        if not by_processor:
+            return self
+        if self.by_processor is None:
+            raise MultiflowError(f"task '{self.name}' is not for models of transformers such as '{model}'")
+        return self.by_processor
 
     def builder(self, model: nn.Module) -> Builder:
         """Return what builds the task model of a pretrained one: the family's, or the task's own.

@@ -55,7 +55,7 @@ def task_model(model: nn.Module, task: str, masks: Masks | None = None, **option
 
 def build_task_model(model: nn.Module, task: str, **options: Any) -> tuple[PreTrainedModel, Places]:
     """Build the dense model of a task, and say where in it the layers of the pretrained one are; see `task_model`."""
-    builder = TASKS[task].builder(model)
+    builder = TASKS[task].of(model).builder(model)
     known = {p.name: p for p in signature(builder).parameters.values() if p.kind is Parameter.KEYWORD_ONLY}
     for name in options:
         if name not in known:

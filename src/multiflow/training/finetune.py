@@ -132,7 +132,9 @@ def finetune(
 def _open_data(plan: FinetunePlan) -> tuple[Any, Any]:
     """Open the training data and those to choose the best checkpoint by; what is left out is a warning."""
     given, preset = plan.given, plan.preset
+    columns = {"image_column": given.image_column, "text_column": given.text_column}
     options = {"images": given.images, "skip_missing": given.skip_missing}
+    options |= {name: column for name, column in columns.items() if column is not None}
     limits = [limit for limit in (given.limit, preset.val_limit) if limit is not None]
     with _naming_split("train_split"):
         data = plan.task.open(given.data, given.train_split, limit=given.limit, **options)
@@ -222,7 +224,7 @@ def _write_model(
     partial.mkdir(parents=True)
     memory = memory_of(model)
     model.save_pretrained(partial, state_dict={n: x for n, x in state.items() if not re.search(memory, n)})
-    if preprocessing.tokenizer is not None:
+    if hasattr(preprocessing.tokenizer, "save_pretrained"):
         preprocessing.tokenizer.save_pretrained(partial)
     for path in preprocessing.files:
         shutil.copyfile(path, partial / path.name)

@@ -91,6 +91,8 @@ class Finetuning:
     Args:
         data: file or folder of the data set; docs/data.md lists the layouts
         images: folder of the images that the data name
+        image_column: column or key of the data that holds the images
+        text_column: column or key of the data that holds the texts
         skip_missing: leave out what is missing or has no text, instead of stopping
         limit: items at most of the training data and of the validation data, to try a run out
         train_split: split to train on; train+val takes both
@@ -117,6 +119,8 @@ class Finetuning:
 
     data: Annotated[str, arg(metavar="DIR")]
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
+    text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
     skip_missing: Switch = False
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     train_split: Name = "train"
@@ -191,7 +195,7 @@ def plan_finetuning(task: str, model: nn.Module, given: Finetuning) -> FinetuneP
         MultiflowError: there is no such task or preset, the model cannot do the task, or the settings do not fit.
     """
     # 1. the task, its model and its preset
-    kind = TASKS[task]
+    kind = TASKS[task].of(model)
     builder = kind.builder(model)
     preset = adjust(kind.preset(given.preset, model), given)
     if not given.mask_decoder and "mask_decoder" not in signature(builder).parameters:

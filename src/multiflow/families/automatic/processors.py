@@ -35,18 +35,7 @@ OF_TOKENIZER = (
     "tekken.json",
 )
 OF_IMAGES = ("preprocessor_config.json", "processor_config.json")
-OF_OTHERS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "video_preprocessor_config.json",
-    "generation_config.json",
-)
 TEXTS = ("input_ids", "decoder_input_ids")
-ALL_FILES = (*OF_TOKENIZER, *OF_IMAGES, *OF_OTHERS)
 WANTED = re.compile(r"(?:requires the|Package) [`']?([A-Za-z0-9_-]+)[`']?", re.IGNORECASE)
 
 

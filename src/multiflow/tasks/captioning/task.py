@@ -112,12 +112,20 @@ def evaluate_captioning(
     check_metrics(metrics)
     kind = tokenizer_kind(metrics)
     said = write_captions(model, tokenizer, data, batch_size=batch_size, beams=beams, progress=progress, **options)
+    return score_captions(said, data, kind, metrics, save)
+
+
+def score_captions(
+    said: Sequence[tuple[str, str]], data: TaskData, kind: Any, metrics: Sequence[str] | None, save: str | Path | None
+) -> Figures:
+    """Score (name of the image, caption) of every image, and write them where a folder is given."""
     if save is not None:
         results = [{"image_id": image_id(key), "caption": text} for key, text in said]
         write_atomically(Path(save) / RESULTS, json.dumps(results, indent=1) + "\n")
     predictions: dict[Hashable, str] = {i: text for i, (_, text) in enumerate(said)}
     references: dict[Hashable, Sequence[str]] = dict(enumerate(data.texts))
-    return caption_scores(predictions, references, metrics=metrics, tokenizer=kind)
+    scores = caption_scores(predictions, references, metrics=metrics, tokenizer=kind)
+    return Figures(scores, scores.each, [text for _, text in said])
 
 
 def tokenizer_kind(metrics: Sequence[str] | None) -> Any:

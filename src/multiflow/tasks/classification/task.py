@@ -42,6 +42,7 @@ def open_classes(
     images: str | Path | None = None,
     limit: int | None = None,
     skip_missing: bool = False,
+    **columns: str | None,
 ) -> TaskData:
     """Open labelled images, see `multiflow.data.source.open_labelled`; the limit takes them evenly from all.
 
@@ -50,6 +51,9 @@ def open_classes(
     """
     if images is not None:
         raise MultiflowError(f"images '{images}' was given, but labelled images lie in the data folder; leave it out")
+    for name, column in columns.items():
+        if column is not None:
+            raise MultiflowError(f"{{{name}={column}}} was given, but labelled images have no columns", field=name)
     if limit is not None and limit < 1:
         raise MultiflowError(f"limit {limit} was given; expected at least 1")
     data = open_labelled(source, split)
@@ -119,11 +123,13 @@ def evaluate_classification(
             keys += [item.key for item in items]
     said = torch.cat(logits)
     if save is not None:
-        names = {number: name for name, number in labels.items()}
-        found = [{"image": k, "class": names.get(i)} for k, i in zip(keys, said.argmax(1).tolist(), strict=True)]
+        known = {number: name for name, number in labels.items()}
+        found = [{"image": k, "class": known.get(i)} for k, i in zip(keys, said.argmax(1).tolist(), strict=True)]
         write_atomically(Path(save) / RESULTS, json.dumps(found, indent=1) + "\n")
     truth = torch.tensor([labels[name] for (name,) in data.texts])
-    return Figures({"top-1": top1(said, truth)}, (100 * (said.argmax(1) == truth)).tolist())
+    names = {number: name for name, number in labels.items()}
+    classes = [names.get(number, str(number)) for number in said.argmax(1).tolist()]
+    return Figures({"top-1": top1(said, truth)}, (100 * (said.argmax(1) == truth)).tolist(), classes)
 
 
 def top1(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:

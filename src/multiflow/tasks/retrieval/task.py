@@ -104,9 +104,14 @@ def evaluate_pairs(
         progress=progress,
     )
     if save is not None:
-        lists = {"texts_of_image": found.top_texts[:, :10], "images_of_text": found.top_images[:, :10]}
-        write_atomically(Path(save) / RESULTS, json.dumps({name: rows.tolist() for name, rows in lists.items()}) + "\n")
+        write_lists(found, save)
     return retrieval_figures(found, [len(several) for several in captions])
+
+
+def write_lists(found: RetrievalResult, folder: str | Path) -> None:
+    """Write what was found first of all queries."""
+    lists = {"texts_of_image": found.top_texts[:, :10], "images_of_text": found.top_images[:, :10]}
+    write_atomically(Path(folder) / RESULTS, json.dumps({name: rows.tolist() for name, rows in lists.items()}) + "\n")
 
 
 def retrieval_figures(found: RetrievalResult, counts: Sequence[int]) -> Figures:
@@ -114,7 +119,8 @@ def retrieval_figures(found: RetrievalResult, counts: Sequence[int]) -> Figures:
     itc = {f"ITC {name}": value for name, value in _named(found.itc).items()}
     r1 = fmean([found.reranked.tr1, found.reranked.ir1])
     means = {"mean recall": found.reranked.mean, "mean R@1": r1}
-    return Figures({**_named(found.reranked), **means, **itc}, r1_of_images(found, counts))
+    first = [f"text {number}" for number in found.top_texts[:, 0].tolist()]
+    return Figures({**_named(found.reranked), **means, **itc}, r1_of_images(found, counts), first)
 
 
 def r1_of_images(found: RetrievalResult, counts: Sequence[int]) -> list[float]:

@@ -71,7 +71,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
             raise MultiflowError(
                 f"{text!r} of type {type(text).__name__} was given as prediction or answer; expected a text"
             )
-    said = _normalise(prediction)
+    said = normalised(prediction)
     given = [_without_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else answers
     agree = [answer == said for answer in given]
     total = sum(agree)
@@ -102,7 +102,8 @@ def write_vqa_results(path: str | Path, predictions: Mapping[int | str, str]) ->
     return write_atomically(path, json.dumps(list(records.values())))
 
 
-def _normalise(text: str) -> str:
+def normalised(text: str) -> str:
+    """Return a prediction as the official evaluation compares it."""
     words = _without_punctuation(text.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     kept = [word for word in (NUMBERS.get(word, word) for word in words) if word not in ARTICLES]
     return " ".join(CONTRACTIONS.get(word, word) for word in kept)

@@ -50,13 +50,14 @@ def open_questions(
     images: str | Path | None = None,
     limit: int | None = None,
     skip_missing: bool = False,
+    **columns: str | None,
 ) -> TaskData:
     """Open questions with the answers to choose from: ``answer_list.json`` beside them, else those of ``train``.
 
     Arguments and errors are those of `multiflow.data.items.open_items`; there must be answers to choose from.
     """
-    data = open_kind("vqa", "questions", source, split, images)
-    choices = answer_list(_of_candidates(data, source, split, images))
+    data = open_kind("vqa", "questions", source, split, images, **columns)
+    choices = answer_list(_of_candidates(data, source, split, images, columns))
     taken = take_items(data, limit=limit, skip_missing=skip_missing)
     given = {answer for answers in taken.texts for answer in answers}
     if given and given.isdisjoint(choices):
@@ -68,14 +69,18 @@ def open_questions(
 
 
 def _of_candidates(
-    data: Dataset[Any], source: str | Path, split: str | None, images: str | Path | None
+    data: Dataset[Any],
+    source: str | Path,
+    split: str | None,
+    images: str | Path | None,
+    columns: Mapping[str, str | None],
 ) -> Dataset[Any]:
     """Return the questions whose list of answers, or whose answers, are chosen from: never those of a test."""
     beside = any(Path(place).with_name(LIST).is_file() for place in data.source.split(" + "))
     if beside or split is None or "train" in split.split("+"):
         return data
     try:
-        return open_kind("vqa", "questions", source, "train", images)
+        return open_kind("vqa", "questions", source, "train", images, **columns)
     except MultiflowError as error:
         raise MultiflowError(
             f"there are no answers to choose from: no {LIST} lies beside '{data.source}', and its training questions "
@@ -205,12 +210,12 @@ def evaluate_vqa(
     if save is not None:
         write_vqa_results(Path(save) / RESULTS, dict(said))
     if not answered:
-        return Figures({})
+        return Figures({}, said=[text for _, text in said])
     listed, best = frozenset(data.choices), []
     for answers in data.texts:
         best.append(max((vqa_accuracy(answer, answers) for answer in {*answers} & listed), default=0.0))
     right = [vqa_accuracy(text, answers) for (_, text), answers in zip(said, data.texts, strict=True)]
-    return Figures({"accuracy": fmean(right), "listed": fmean(best)}, right)
+    return Figures({"accuracy": fmean(right), "listed": fmean(best)}, right, [text for _, text in said])
 
 
 TASK = Task(
