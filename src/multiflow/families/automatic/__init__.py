@@ -7,13 +7,13 @@ from multiflow.families.family import FAMILIES, Family, ModelType, Preset
 
 PLAIN: dict[str, Any] = {"image_size": None, "augment": False, "schedule": "cosine", "warmup": 0.03}
 LAPTOP: dict[str, Any] = {**PLAIN, "steps": 100, "val_limit": 200}
-WORDS: dict[str, Any] = {"weight_decay": 0.0, "betas": (0.9, 0.999)}
+TUNED: dict[str, Any] = {"weight_decay": 0.0, "betas": (0.9, 0.999)}
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     # as is usual for such models: CLIP's own tuning on pairs, and LLaVA's on conversations (arXiv 2304.08485)
     "paper": {
         "retrieval": Preset(1e-5, 128, 5, **PLAIN | {"warmup": 0.1}),
-        "captioning": Preset(2e-5, 128, 1, **PLAIN, **WORDS, evaluate={"metrics": ("CIDEr",)}),
-        "vqa": Preset(2e-5, 128, 1, **PLAIN, **WORDS),
+        "captioning": Preset(2e-5, 128, 1, **PLAIN, **TUNED, evaluate={"metrics": ("CIDEr",)}),
+        "vqa": Preset(2e-5, 128, 1, **PLAIN, **TUNED),
     },
     "shapes": {
         "retrieval": Preset(1e-4, 32, **LAPTOP),
