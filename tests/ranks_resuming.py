@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 import multiflow as mf
-from multiflow.base import ranks
+from multiflow.base import parallel
 from tests import golden_data
 from tests.ranks_pruning import FAINT, SHORT, TRAINING, blip_batches, kept
 from tests.small import ADAPTER, towers_batches, two_towers
@@ -40,11 +40,11 @@ def go_on(folder: Path) -> dict[str, Any]:
         except (Killed, mf.MultiflowError) as error:
             found["error"] = type(error).__name__
         found["files"] = sorted(path.name for path in folder.iterdir())
-        ranks.exchange("look")
-        if case == "one file lost" and ranks.rank() == 1:
+        parallel.exchange("look")
+        if case == "one file lost" and parallel.rank() == 1:
             (folder / "stats-rank1.safetensors").unlink()
         found[case] = dict(calibrate(data)["input_norm"])
-        ranks.exchange("look")
+        parallel.exchange("look")
     found["left"] = sorted(path.name for path in folder.iterdir())
     return found
 
@@ -63,11 +63,11 @@ def go_on_with_blip(folder: Path) -> dict[str, Any]:
         with suppress(Killed, mf.MultiflowError):
             measure(killed(data, 3))
         found["files"] = sorted(path.name for path in folder.iterdir())
-        ranks.exchange("look")
-        if case == "one file lost" and ranks.rank() == 0:
+        parallel.exchange("look")
+        if case == "one file lost" and parallel.rank() == 0:
             (folder / "stats.safetensors").unlink()
         found[case] = measure(data)
-        ranks.exchange("look")
+        parallel.exchange("look")
     return found
 
 
@@ -84,9 +84,9 @@ def go_on_in_steps(folder: Path) -> dict[str, Any]:
             with suppress(Killed, mf.MultiflowError):
                 prune(killed(data, stop))
         files = sorted(path.name for path in folder.glob(f"{method}*"))
-        ranks.exchange("look")
+        parallel.exchange("look")
         found[method] = {"files": files, "masks": prune(data)}
-        ranks.exchange("look")
+        parallel.exchange("look")
     found["left"] = sorted(path.name for path in folder.iterdir())
     return found
 

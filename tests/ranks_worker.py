@@ -18,7 +18,7 @@ import torch.distributed.nn  # now: imported inside a group, its default argumen
 from torch import Tensor
 
 import multiflow as mf
-from multiflow.base import ranks
+from multiflow.base import parallel
 from tests import golden_data
 from tests.ranks_pruning import FAINT, GROUPED, PRUNED, SHORT, SPARSITIES, TRAINING, kept, prune_blip, prune_golden
 from tests.ranks_resuming import go_on, go_on_in_steps, go_on_with_blip, keep_a_file
@@ -88,7 +88,7 @@ def report() -> list[Any]:
 
 
 def with_other(name: str) -> None:
-    mine = ranks.rank()
+    mine = parallel.rank()
     options: dict[str, Any] = {
         "method": ("snip", "wanda")[mine if name == "method" else 0],
         "sparsity": (0.5, 0.75)[mine if name == "sparsity" else 0],
@@ -99,7 +99,7 @@ def with_other(name: str) -> None:
 
 
 def with_hyper() -> None:
-    mf.prune(two_towers(), "ria", 0.5, towers_batches(), adapter=ADAPTER, alpha=0.25 + ranks.rank())
+    mf.prune(two_towers(), "ria", 0.5, towers_batches(), adapter=ADAPTER, alpha=0.25 + parallel.rank())
 
 
 def with_nan(method: str) -> None:
@@ -111,18 +111,18 @@ def with_nan(method: str) -> None:
 def with_bug(method: str) -> None:
     """Fail in the forward of BLIP in one process, while the other waits for its features."""
     model, data = golden_data.model("blip"), golden_data.batches("blip")[:4]
-    if ranks.rank() == 1:
+    if parallel.rank() == 1:
         model.vision_model.register_forward_pre_hook(lambda *_: 1 / 0)
     mf.prune(model, method, 0.5, data)
 
 
 def with_more_batches() -> None:
-    data = iter(towers_batches(*(2,) * (3 + ranks.rank())))
+    data = iter(towers_batches(*(2,) * (3 + parallel.rank())))
     mf.prune(two_towers(), "wanda", 0.5, data, adapter=ADAPTER)
 
 
 def with_unknown_method() -> None:
-    mf.prune(two_towers(), "wandaa" if ranks.rank() else "wanda", 0.5, towers_batches(), adapter=ADAPTER)
+    mf.prune(two_towers(), "wandaa" if parallel.rank() else "wanda", 0.5, towers_batches(), adapter=ADAPTER)
 
 
 def without_batches() -> None:
@@ -140,26 +140,26 @@ def padding_alone() -> None:
 
 
 def primitives() -> dict[str, Any]:
-    mine = ranks.rank()
+    mine = parallel.rank()
     whole, part = torch.full((3, 2), 1.0 + mine), torch.arange(6.0).view(2, 3).T
-    ranks.sum_over_ranks_([whole, part])
+    parallel.sum_over_ranks_([whole, part])
     rows = [torch.full((mine, 2), 5.0), torch.full((1 + mine, 2), float(mine)), torch.zeros(0, 2)]
     return {
-        "place": (mine, ranks.world()),
-        "exchange": ranks.exchange("place", mine),
+        "place": (mine, parallel.world()),
+        "exchange": parallel.exchange("place", mine),
         "sums": [whole, part.contiguous()],
-        "rows": [ranks.gather_rows(of) for of in rows],
+        "rows": [parallel.gather_rows(of) for of in rows],
     }
 
 
 def out_of_step() -> None:
-    with ranks.together():
-        ranks.exchange(("here", "there")[ranks.rank()])
+    with parallel.together():
+        parallel.exchange(("here", "there")[parallel.rank()])
 
 
 def nested() -> None:
-    with ranks.together(), ranks.together():
-        if ranks.rank() == 1:
+    with parallel.together(), parallel.together():
+        if parallel.rank() == 1:
             try:
                 raise mf.MultiflowError("the inner one is wrong")
             except mf.MultiflowError as error:
@@ -208,7 +208,7 @@ def main(rank: int, world: int, port: str, folder: Path) -> None:
         own = [folder / name.replace(" ", "-")] if name in IN_FOLDERS else []
         for path in own:
             path.mkdir(exist_ok=True)
-        ranks.exchange("next", name)
+        parallel.exchange("next", name)
         try:
             found[name] = case(*own)
         except Exception as error:

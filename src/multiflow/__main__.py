@@ -8,7 +8,7 @@ from multiflow.cli import main
 if __name__ == "__main__":
     code = main()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from multiflow.base.ranks import leave
+        from multiflow.base.parallel import leave
 
         leave(code)
     sys.exit(code)

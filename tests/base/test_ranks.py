@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.base import ranks
+from multiflow.base import parallel
 from tests import golden_data, ranks_pruning
 from tests.processes import LIMIT, PYTHON, ROOT, start
 from tests.ranks_pruning import FAINT, GROUPED, PRUNED, SHORT, SPARSITIES, TRAINING, kept
@@ -243,13 +243,13 @@ def test_sums_and_rows_of_both(found: Found) -> None:
 
 
 def test_one_process_alone() -> None:
-    assert (ranks.rank(), ranks.world(), ranks.exchange("place", "here")) == (0, 1, ["here"])
+    assert (parallel.rank(), parallel.world(), parallel.exchange("place", "here")) == (0, 1, ["here"])
     ones = torch.ones(2, 3)
-    ranks.sum_over_ranks_([ones])
-    assert ranks.gather_rows(ones) is ones
+    parallel.sum_over_ranks_([ones])
+    assert parallel.gather_rows(ones) is ones
     assert torch.equal(ones, torch.ones(2, 3))
-    ranks.agree({"seed": 0})
-    with pytest.raises(ZeroDivisionError), ranks.together():
+    parallel.agree({"seed": 0})
+    with pytest.raises(ZeroDivisionError), parallel.together():
         _ = 1 / 0
 
 
@@ -269,10 +269,10 @@ def test_a_forward_of_blip_alone_is_a_step_with_no_others() -> None:
 )
 def test_a_process_that_is_gone_is_told_with_what_torch_says_first(error: Exception) -> None:
     said = r"has died or does not answer; see what it said last \([^\n]*\[::1\]\)$"
-    with pytest.raises(ranks.Ended, match=said), ranks._naming_lost():  # nobody can lose a process on demand
+    with pytest.raises(parallel.Ended, match=said), parallel._naming_lost():  # nobody can lose a process on demand
         raise error
 
 
 def test_another_error_is_left_as_it_is() -> None:
-    with pytest.raises(RuntimeError, match="^shape mismatch$"), ranks._naming_lost():  # as above
+    with pytest.raises(RuntimeError, match="^shape mismatch$"), parallel._naming_lost():  # as above
         raise RuntimeError("shape mismatch")

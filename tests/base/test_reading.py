@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.reading import parse_json, parse_yaml, read_json, read_regular, read_yaml
+from multiflow.base.files import parse_json, parse_yaml, read_json, read_regular, read_yaml
 
 
 def test_json_and_json_lines(tmp_path):

@@ -8,8 +8,8 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from multiflow.cli import commands
-from multiflow.cli.commands import COMMANDS
+from multiflow import cli
+from multiflow.cli import COMMANDS
 from tests import processes
 from tests.cli.conftest import Run
 
@@ -151,7 +151,7 @@ def test_the_installed_program_answers() -> None:
 
 
 def test_every_command_has_its_module() -> None:
-    for name, command in commands.COMMANDS.items():
+    for name, command in cli.COMMANDS.items():
         settings, function = command.load()
         assert is_dataclass(settings)
         assert settings.__dataclass_params__.frozen

@@ -146,7 +146,7 @@ def test_the_defaults_are_those_of_the_issue():
 
 
 def test_the_command_line_repeats_the_run():
-    from multiflow.cli.commands import COMMANDS
+    from multiflow.cli import COMMANDS
 
     settings = DemoSettings(out="my runs/x", method=("wanda", "ria"), sparsity=(0.5,), batch_size=4, seed=9)
     words = shlex.split(command_line(settings))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from multiflow.cli.commands import COMMANDS
+from multiflow.cli import COMMANDS
 from multiflow.cli.digits import DigitsSettings
 from multiflow.cli.settings import parse
 from multiflow.worlds.digits import vit as task

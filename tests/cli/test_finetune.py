@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import multiflow as mf
-from multiflow.cli.commands import COMMANDS
+from multiflow.cli import COMMANDS
 from multiflow.cli.finetune import FinetuneSettings
 from multiflow.cli.settings import parse
 from tests.cli.conftest import Run

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from multiflow.base.progress import Progress
-from multiflow.cli.commands import COMMANDS
+from multiflow.cli import COMMANDS
 from multiflow.cli.pretrain import PretrainSettings
 from multiflow.cli.settings import parse
 from multiflow.worlds.shapes import models

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pytest
 
 import multiflow as mf
-from multiflow.base.ranks import world
-from multiflow.cli.ranks import own_device, processes
+from multiflow.base.parallel import world
+from multiflow.cli.settings import own_device, processes
 from tests.cli.conftest import Run
 from tests.processes import LIMIT, ROOT, TWO_PROCESSES, start
 

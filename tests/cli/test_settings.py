@@ -7,7 +7,7 @@ import pytest
 from tyro.conf import OmitArgPrefixes, Positional
 
 from multiflow.base.errors import MultiflowError
-from multiflow.cli.commands import Command
+from multiflow.cli import Command
 from multiflow.cli.settings import Seed, parse, parse_hyper, parse_value
 
 

@@ -4,8 +4,7 @@ import pytest
 
 from multiflow.base.errors import MultiflowError
 from multiflow.data.dataset import BrokenItem
-from multiflow.data.files import choose_split, locate, texts_of
-from multiflow.data.images import load_image
+from multiflow.data.images import choose_split, load_image, locate, texts_of
 from tests.data.worlds import write_images
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from multiflow.base.errors import MultiflowError
 from multiflow.data import CLIP_MEAN, to_pixels
 from multiflow.data.batches import ImageBatches
-from multiflow.data.files import NoSuchSplit
+from multiflow.data.images import NoSuchSplit
 from multiflow.data.source import label_classes, open_images
 from tests.data.layouts.test_labelled import write_cifar10
 from tests.tiny import SMALL

@@ -150,7 +150,7 @@ def test_joined_sources_know_their_texts_and_files(tmp_path):
 def test_of_joined_sources_only_those_without_files_are_read(tmp_path, monkeypatch):
     path, shard = karpathy(tmp_path / "a", count=2), write_shard(tmp_path / "b.tar", samples(range(2)))
     data = join([open_data(path, split="test"), open_data(shard)])
-    monkeypatch.setattr("multiflow.data.files.load_image", None)  # a call would fail
+    monkeypatch.setattr("multiflow.data.images.load_image", None)  # a call would fail
     assert [data.known(i) is None for i in range(4)] == [False, False, True, True]
     assert [entry.texts for entry in entries_of(data)[1:]] == [("1.png one",) * 2, ("picture 0",), ("picture 1",)]
     assert missing_images(data) == []
@@ -172,7 +172,7 @@ def test_no_image_of_a_file_is_opened_for_its_texts(world, monkeypatch, part, sp
     def refuse(path, key):
         raise AssertionError(path)
 
-    monkeypatch.setattr("multiflow.data.files.load_image", refuse)
+    monkeypatch.setattr("multiflow.data.images.load_image", refuse)
     assert len(entries_of(data)) == len(data)
     assert missing_images(data) == []
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families.sizes import check_activations, check_rules, check_sizes, complete
+from multiflow.families.family import check_activations, check_rules, check_sizes, complete
 
 
 def test_sizes_are_completed_in_the_order_of_the_defaults():

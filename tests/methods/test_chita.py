@@ -7,7 +7,7 @@ import torch
 
 import multiflow as mf
 from multiflow.methods.chita import BLOCK, chita
-from multiflow.pruning.choose import select_lowest
+from multiflow.pruning.stages import select_lowest
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
 SAMPLES, RIDGE = 2.0, 1e-2

@@ -5,8 +5,8 @@ import torch
 
 import multiflow as mf
 from multiflow.methods import variant
-from multiflow.pruning.measure import identity
 from multiflow.pruning.plan import Weights
+from multiflow.pruning.stages import identity
 from tests.small import ADAPTER, towers_batches, two_towers
 
 

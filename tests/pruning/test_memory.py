@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import multiflow as mf
-from multiflow.pruning import measure
+from multiflow.pruning import stages
 from tests.small import ADAPTER, QUICK, towers_batches, two_towers
 
 SIZE = ADAPTER.layout(two_towers()).size
@@ -68,8 +68,8 @@ def test_more_than_is_free_is_refused(method, what, monkeypatch):
         raise AssertionError("a batch was asked for")
         yield
 
-    monkeypatch.setattr(measure, "free_memory", lambda device: 4 * SIZE - 1)
+    monkeypatch.setattr(stages, "free_memory", lambda device: 4 * SIZE - 1)
     with pytest.raises(mf.MultiflowError, match=f"^{what} .* are free; leave layers dense"):
         mf.prune(two_towers(), method, 0.5, never(), adapter=ADAPTER)
-    monkeypatch.setattr(measure, "free_memory", lambda device: 4 * SIZE)
+    monkeypatch.setattr(stages, "free_memory", lambda device: 4 * SIZE)
     assert mf.prune(two_towers(), method, 0.5, towers_batches(), adapter=ADAPTER).masks[0.5].sparsity == 0.5

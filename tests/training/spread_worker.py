@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 import multiflow as mf
+from multiflow.base.parallel import leave
 from multiflow.base.progress import Progress
-from multiflow.base.ranks import leave
 from multiflow.training.loop import Validation, train
 from multiflow.training.processes import full_state
 from multiflow.training.settings import TrainSettings

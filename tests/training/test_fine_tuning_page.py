@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from multiflow.cli.commands import COMMANDS
+from multiflow.cli import COMMANDS
 from multiflow.cli.settings import parse
 
 PAGE = (Path(__file__).parents[2] / "docs/fine-tuning.md").read_text()

@@ -27,9 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, did_you_mean
-from multiflow.base.files import plain, write_atomically
+from multiflow.base.files import plain, read_regular, write_atomically
 from multiflow.base.parallel import in_parallel
-from multiflow.base.reading import read_regular
 
 KEY = "multiflow"
 """Of the safetensors metadata, under which the header stands."""

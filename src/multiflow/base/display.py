@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 
 from markupsafe import Markup, escape
 
 BAR = 120  # pixels of a bar that says 100 %
-MOST_BLOCK = 64  # M of the N:M patterns whose sparsities are written short
-
-
-def short(sparsity: float) -> str:
-    """Write a sparsity in as few digits as say it exactly, and that of an N:M pattern in six at most.
-
-    >>> short(0.63), short(0.0), short(1 - 1 / 3), short(0.1234567)
-    ('0.63', '0', '0.666667', '0.1234567')
-    """
-    digits, ratio = f"{sparsity:g}", Fraction(sparsity).limit_denominator(MOST_BLOCK)
-    return digits if float(digits) == sparsity or abs(ratio - sparsity) < 1e-15 else repr(float(sparsity))
 
 
 def share(value: float) -> str:

@@ -1,13 +1,23 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files: ours are whole or not there; those that others wrote are regular files, read as JSON or YAML of plain values.
+
+Ours are written under a temporary name, then renamed. Whatever bytes another file holds, the outcome is a value or one
+`MultiflowError` that names the file.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import re
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import yaml
 from safetensors import SafetensorError
 
 from multiflow.base.errors import MultiflowError
@@ -42,3 +52,187 @@ def write_atomically(path: str | Path, data: bytes | str | Callable[[Path], obje
 def plain(value: Any) -> Any:
     """Give a value that JSON does not know (a numpy number, a tensor, a path) as one it does: ``default=plain``."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+MOST_YAML = 2**20
+"""Bytes of a YAML file at most: it is written by hand, and the parser is slow."""
+
+MOST_NODES = 100_000
+"""Values in a YAML file at most, with each alias counted as often as it is used."""
+
+YAML_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map"))
+MERGE = "tag:yaml.org,2002:merge"
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is something at a path; nothing is at one that no file system takes."""
+    try:
+        return os.path.exists(path)
+    except (OSError, ValueError):  # too long, or not to be encoded
+        return False
+
+
+def open_regular(path: str | Path) -> io.FileIO:
+    """Open a regular file to read it, without a buffer; a pipe, a device or a folder does not block.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file; also for names that no file can have.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a zero byte in the name, or half of a character
+        raise OSError(f"no file can have this name: {error}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError("it is no regular file")
+    return io.FileIO(handle)
+
+
+def read_regular(path: str | Path, most: int | None = None) -> bytes:
+    """Return the bytes of a regular file.
+
+    Args:
+        path: the file.
+        most: bytes at most.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise OSError(f"it has {size} bytes, more than the {most} that are read")
+        try:
+            return file.readall()
+        except MemoryError as error:
+            raise OSError(f"its {size} bytes do not fit into memory") from error
+
+
+def read_text(path: Path, wanted: str, most: int | None = None) -> str:
+    """Return the text of a UTF-8 file, without its byte order mark.
+
+    Raises:
+        MultiflowError: it cannot be read, or is no UTF-8; `wanted` says what was expected.
+    """
+    try:
+        return read_regular(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MultiflowError(f"'{path}' is not UTF-8 text (byte {error.start}); expected {wanted}") from error
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
+        raise MultiflowError(f"cannot read '{path}': {reason}; check the path") from error
+
+
+def parse_json(text: str, called: str, line: int = 1) -> Any:
+    """Parse JSON text; half of a surrogate pair, which is no character, becomes U+FFFD.
+
+    Args:
+        text: the text.
+        called: what errors call it.
+        line: number of its first line.
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise MultiflowError(
+            f"{called} is not valid JSON: {error.msg} at line {line + error.lineno - 1}, column {error.colno}; "
+            "repair it or fetch it again"
+        ) from error
+    except RecursionError as error:
+        raise MultiflowError(f"{called} is JSON that is nested too deeply to be read; repair it") from error
+    except MemoryError as error:
+        raise MultiflowError(f"{called} does not fit into memory; split it into smaller files") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise MultiflowError(f"{called} holds a number that is too long to be read ({error}); repair it") from error
+    if r"\ud" in text or r"\uD" in text:
+        plain = json.dumps(content, ensure_ascii=False)
+        whole = plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        content = content if plain == whole else json.loads(whole)
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, or one with a JSON value on every line (then a list; ``.jsonl`` always is one).
+
+    Raises:
+        MultiflowError: it cannot be read; the error has line and column.
+    """
+    text = read_text(path, "a JSON file")
+    try:
+        if path.suffix != ".jsonl":
+            return parse_json(text, f"'{path}'")
+    except MultiflowError as error:
+        cause = error.__cause__
+        more = isinstance(cause, json.JSONDecodeError) and cause.msg == "Extra data" and "\n" in text[: cause.pos]
+        if not more:
+            raise
+    lines = enumerate(text.split("\n"), 1)
+    return [parse_json(line, f"'{path}'", number) for number, line in lines if line.strip()]
+
+
+def parse_yaml(text: str, called: str) -> Any:
+    """Parse YAML that holds what JSON can hold: mappings, lists, texts, numbers, booleans and null.
+
+    Dates stay texts, ``1e-4`` is a number, a key that is given twice is an error, and so are aliases that refer to
+    themselves or that expand to more than `MOST_NODES` values.
+
+    Raises:
+        MultiflowError: the text is no such YAML; `called` says whose it is.
+    """
+    try:
+        return yaml.load(text, _PlainLoader)
+    except RecursionError as error:
+        raise MultiflowError(f"{called} is YAML that is nested too deeply to be read; simplify it") from error
+    except Exception as error:  # values that do not fit their tags raise almost anything
+        raise MultiflowError(f"{called} is no YAML ({' '.join(str(error).split())}); correct it") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file of plain values; see `parse_yaml`."""
+    return parse_yaml(read_text(path, "a YAML file", MOST_YAML), f"'{path}'")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, restricted to what `parse_yaml` says."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Compose the document, and check it before anything is made of it."""
+        node = super().get_single_node()
+        if node is not None and _expanded(node, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"its aliases expand to more than {MOST_NODES} values")
+        return node
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Compose a mapping; what ``<<`` takes over from others is not yet among its keys."""
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], int] = {}
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE]:
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in first:
+                raise yaml.YAMLError(f"key '{key.value}' is given twice, in line {first[name]} and in line {line}")
+            first[name] = line
+        return node
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Return how many values a node stands for, aliases expanded."""
+    line = node.start_mark.line + 1
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise yaml.YAMLError(f"the value in line {line} holds itself")
+        return sizes[id(node)]
+    if node.tag not in YAML_TAGS and node.tag != MERGE:
+        raise yaml.YAMLError(f"line {line} has a value of type '{node.tag}'; expected plain values")
+    sizes[id(node)] = 0  # not known yet: met again below, the node holds itself
+    inner = [] if isinstance(node, yaml.ScalarNode) else node.value
+    parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
+    sizes[id(node)] = 1 + sum(_expanded(part, sizes) for part in parts)
+    return sizes[id(node)]

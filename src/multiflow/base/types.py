@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import NewType, TypeAlias
 
 from multiflow.base.errors import MultiflowError
 
+MOST_BLOCK = 64  # M of the N:M patterns whose sparsities are written short
 Budget = NewType("Budget", dict[str, int])
 """Layer name -> number of weights to drop, in layout order."""
 
@@ -136,3 +138,13 @@ def parse_pattern(pattern: str | Pattern) -> Pattern:
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         return NofM(int(match[1]), int(match[2]))
     raise MultiflowError(f"unknown pattern '{pattern}'; expected 'unstructured', 'per-row' or 'N:M' such as '2:4'")
+
+
+def short(sparsity: float) -> str:
+    """Write a sparsity in as few digits as say it exactly, and that of an N:M pattern in six at most.
+
+    >>> short(0.63), short(0.0), short(1 - 1 / 3), short(0.1234567)
+    ('0.63', '0', '0.666667', '0.1234567')
+    """
+    digits, ratio = f"{sparsity:g}", Fraction(sparsity).limit_denominator(MOST_BLOCK)
+    return digits if float(digits) == sparsity or abs(ratio - sparsity) < 1e-15 else repr(float(sparsity))

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from multiflow.base.errors import MultiflowError, did_you_mean
-from multiflow.base.reading import MOST_NODES, parse_yaml, read_yaml
+from multiflow.base.files import MOST_NODES, parse_yaml, read_yaml
 from multiflow.base.strict import build
 from multiflow.training.settings import Finetuning
 

@@ -31,7 +31,7 @@ from multiflow.data import to_pixels
 from multiflow.families.batches import Source, open_batches
 from multiflow.families.opening import OWN_TOKENIZER, fitting_tokenizer, model_files, open_model
 from multiflow.families.pairs import PairModel
-from multiflow.masks.sharing import mask_file
+from multiflow.masks.files import mask_file
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
 from multiflow.pruning.plan import versions

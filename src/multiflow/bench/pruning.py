@@ -26,7 +26,7 @@ from multiflow.bench.sources import calibration_batches, find_device, load
 from multiflow.bench.store import Results
 from multiflow.calibration import Stats, read_stats
 from multiflow.masks import Masks
-from multiflow.masks.sharing import mask_file
+from multiflow.masks.files import mask_file
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
 from multiflow.pruning.plan import versions

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.ranks import Ended, exchange, rank, world
+from multiflow.base.parallel import Ended, exchange, rank, world
 
 ELSEWHERE = object()
 """In place of a batch that is not made in this process."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multiflow.base.artifacts import check_tensors, read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
-from multiflow.base.ranks import exchange, rank, world
+from multiflow.base.parallel import exchange, rank, world
 from multiflow.base.runs import check_same
 from multiflow.calibration.stats import Stats, read_stats
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.ranks import exchange, sum_over_ranks_
+from multiflow.base.parallel import exchange, sum_over_ranks_
 from multiflow.calibration.batches import Turn, check_some, iterate, length, missing_keys_named, to_device, turns
 from multiflow.calibration.inputs import Progress
 from multiflow.calibration.memory import GIB, check_fits, free_memory

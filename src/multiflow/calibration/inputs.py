@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from multiflow.base.adapter import TokenMask, lay_mask
 from multiflow.base.errors import MultiflowError
 from multiflow.base.offload import check_readable, input_device, naming_missing, working_device
-from multiflow.base.ranks import exchange
+from multiflow.base.parallel import exchange
 from multiflow.base.types import Layout
 from multiflow.calibration.batches import form, iterate, length, missing_keys_named, to_device, turns
 from multiflow.calibration.memory import announce, check_fits, free_memory

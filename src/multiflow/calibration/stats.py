@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multiflow.base.artifacts import check_tensors, read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
-from multiflow.base.ranks import exchange, sum_over_ranks_
+from multiflow.base.parallel import exchange, sum_over_ranks_
 from multiflow.base.registry import Registry
 from multiflow.calibration.batches import check_some
 

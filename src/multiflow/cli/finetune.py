@@ -11,14 +11,13 @@ from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.parallel import rank
 from multiflow.base.progress import console_progress
-from multiflow.base.ranks import rank
 from multiflow.base.registry import import_modules
+from multiflow.cli.console import print_figures
 from multiflow.cli.masks import put_on, write_changed_
 from multiflow.cli.pretrain import check_values
-from multiflow.cli.ranks import processes
-from multiflow.cli.settings import Config, Family, Resume
-from multiflow.cli.show_run import print_figures
+from multiflow.cli.settings import Config, Family, Resume, processes
 from multiflow.families.opening import find_device, find_model, load_preprocessing, open_model, quiet_transformers
 from multiflow.masks import Masks, is_original
 from multiflow.tasks.task import TASKS

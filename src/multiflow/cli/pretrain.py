@@ -13,8 +13,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.progress import console_progress
+from multiflow.cli.console import print_figures
 from multiflow.cli.settings import Resume
-from multiflow.cli.show_run import print_figures
 from multiflow.families.opening import find_device, quiet_transformers
 from multiflow.worlds.shapes import models
 from multiflow.worlds.shapes import pretrain as task

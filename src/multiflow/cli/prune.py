@@ -13,15 +13,26 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.ranks import agree, rank, world
+from multiflow.base.parallel import agree, rank, world
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
 from multiflow.calibration import Checkpoint
-from multiflow.cli.adapters import AdapterFile, Exclude, Group, Tokens, chosen_adapter
-from multiflow.cli.console import announcements, say, step_progress
-from multiflow.cli.ranks import processes
-from multiflow.cli.settings import Config, Device, Dtype, Family, Resume, Seed, parse_hyper
-from multiflow.cli.show_run import show_run
+from multiflow.cli.console import announcements, say, show_run, step_progress
+from multiflow.cli.settings import (
+    AdapterFile,
+    Config,
+    Device,
+    Dtype,
+    Exclude,
+    Family,
+    Group,
+    Resume,
+    Seed,
+    Tokens,
+    chosen_adapter,
+    parse_hyper,
+    processes,
+)
 from multiflow.data.augment import AUGMENTATIONS
 from multiflow.families.batches import Source, open_batches
 from multiflow.families.opening import bundled_models, check_model, find_device, find_dtype, find_model, open_model

@@ -12,15 +12,26 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.artifacts import read_facts
 from multiflow.base.errors import MultiflowError
-from multiflow.base.ranks import agree, rank, world
+from multiflow.base.parallel import agree, rank, world
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
 from multiflow.calibration import Checkpoint
-from multiflow.cli.adapters import AdapterFile, Exclude, Group, Tokens, chosen_adapter
 from multiflow.cli.console import announcements, say, show, step_progress, table
 from multiflow.cli.masks import put_on
-from multiflow.cli.ranks import processes
-from multiflow.cli.settings import Config, Device, Family, Modules, Resume, Seed
+from multiflow.cli.settings import (
+    AdapterFile,
+    Config,
+    Device,
+    Exclude,
+    Family,
+    Group,
+    Modules,
+    Resume,
+    Seed,
+    Tokens,
+    chosen_adapter,
+    processes,
+)
 from multiflow.families.batches import Source, open_batches
 from multiflow.families.opening import bundled_models, find_device, find_model, open_model
 from multiflow.masks import Masks, is_original

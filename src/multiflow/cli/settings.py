@@ -1,20 +1,38 @@
-"""From words on the command line to settings: tyro makes the options from a frozen dataclass."""
+"""From words on the command line to settings, and from settings to the adapter and the device that they ask for.
+
+tyro makes the options from a frozen dataclass.
+"""
 
 from __future__ import annotations
 
 import io
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
-from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, TypeVar, get_type_hints
 
+import torch
+import torch.distributed as dist
+import torch.distributed.nn  # now: imported inside a group, its default arguments keep that group and its threads
 import tyro
+from torch import nn
 from tyro.conf import arg
 
+from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, did_you_mean
-from multiflow.cli.commands import Command
+from multiflow.base.parallel import Ended, exchange, rank, together
+from multiflow.base.registry import import_modules
+from multiflow.cli.console import say
+from multiflow.families import adapter_for
+from multiflow.families.opening import find_device
+
+if TYPE_CHECKING:
+    from multiflow.cli import Command
 
 Settings = TypeVar("Settings")
 
@@ -180,3 +198,127 @@ def parse_value(text: str) -> int | float | bool | str:
         except ValueError:
             continue
     return {"true": True, "false": False}.get(text.lower(), text)
+
+
+Exclude: TypeAlias = Annotated[
+    str | None,
+    arg(metavar="REGEX", help="module paths that stay dense besides", help_behavior_hint=""),
+]
+Group: TypeAlias = Annotated[
+    tuple[str, ...],
+    arg(metavar="NAME=REGEX ...", help="put the layers with these module paths into a group", help_behavior_hint=""),
+]
+Tokens: TypeAlias = Annotated[
+    str,
+    arg(metavar="WHICH", help="which tokens of a language model's input count: all, text or image"),
+]
+AdapterFile: TypeAlias = Annotated[
+    str | None,
+    arg(
+        metavar="FILE.py",
+        help="a Python file with 'adapter', an mf.Adapter or a function that makes one of the model",
+        help_behavior_hint="",
+    ),
+]
+
+
+class Chosen(Protocol):
+    """Settings of a command with the four options."""
+
+    @property
+    def exclude(self) -> str | None: ...
+    @property
+    def group(self) -> tuple[str, ...]: ...
+    @property
+    def tokens(self) -> str: ...
+    @property
+    def adapter(self) -> str | None: ...
+
+
+def chosen_adapter(model: nn.Module, settings: Chosen) -> Adapter:
+    """Return the adapter that the options ask for."""
+    if settings.adapter is None:
+        return adapter_for(
+            model, exclude=settings.exclude, groups=read_groups(settings.group) or None, tokens=settings.tokens
+        )
+    changes = [name for name in ("exclude", "group") if getattr(settings, name)]
+    if changes or settings.tokens != "all":
+        raise MultiflowError(
+            f"--{(changes or ['tokens'])[0]} was given with --adapter {settings.adapter}; say it in that file"
+        )
+    return read_adapter(settings.adapter, model)
+
+
+def read_groups(given: Sequence[str]) -> Mapping[str, str]:
+    """Read ``NAME=REGEX`` pairs."""
+    groups = {}
+    for text in given:
+        name, equals, regex = text.partition("=")
+        if not (name and equals and regex):
+            raise MultiflowError(f"--group '{text}' is not NAME=REGEX, such as vision='^vision_model'")
+        groups[name] = regex
+    return groups
+
+
+def read_adapter(path: str, model: nn.Module) -> Adapter:
+    """Import a Python file and return its adapter."""
+    if not (path.endswith(".py") and Path(path).is_file()):
+        raise MultiflowError(f"--adapter '{path}' is no Python file; give one that defines 'adapter'")
+    import_modules([path])
+    found: Any = getattr(sys.modules[Path(path).stem], "adapter", None)
+    if callable(found) and not isinstance(found, Adapter):
+        found = found(model)
+    if not isinstance(found, Adapter):
+        what = "defines no 'adapter'" if found is None else f"has a {type(found).__name__} called 'adapter'"
+        raise MultiflowError(
+            f"'{path}' {what}; let it say adapter = mf.Adapter(groups={{...}}), or def adapter(model) that returns one"
+        )
+    return found
+
+
+BAD_INPUT = 2
+
+
+@contextmanager
+def processes(device: str, settings: Any = None) -> Iterator[str]:
+    """Join the processes that ``torchrun`` has started, for the time of the block; yield the device of this one.
+
+    What ends one of them ends all of them: the first says so, and the exit code is that of bad input. Alone, a process
+    keeps the device that was given.
+
+    Args:
+        device: as it was given.
+        settings: of the command, whose options errors name.
+    """
+    size, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    if size == 1 or "RANK" not in os.environ:
+        yield device
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        with together():
+            yield own_device(device, local, size)
+    except MultiflowError as error:
+        if rank() == 0:
+            say(f"error: {error.worded(option_of(settings))}")
+        with suppress(Ended):
+            exchange("said")  # torchrun stops the others as soon as one is gone
+        raise SystemExit(BAD_INPUT) from None
+    finally:
+        dist.destroy_process_group()
+
+
+def own_device(device: str, local: int, size: int) -> str:
+    """Return the device of the process ``local`` on this machine: each has a GPU of its own.
+
+    >>> own_device("cpu", 1, 2)
+    'cpu'
+    """
+    found = find_device(device)
+    if found.type != "cuda":
+        return device
+    if found.index is not None:
+        raise MultiflowError(f"--device {device} is one GPU, and there are {size} processes; give --device cuda")
+    own = find_device(f"cuda:{local}")
+    torch.cuda.set_device(own)
+    return str(own)

@@ -19,16 +19,14 @@ from multiflow.base.adapter import Adapter, prunable_shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.registry import import_modules
 from multiflow.base.types import Layer, Layout
-from multiflow.cli.adapters import AdapterFile, Exclude, Group, Tokens, chosen_adapter
-from multiflow.cli.commands import COMMANDS
-from multiflow.cli.console import percent, table
+from multiflow.cli import COMMANDS
+from multiflow.cli.console import find_run, percent, show_run, table
 from multiflow.cli.console import show as put
 from multiflow.cli.masks import compare_masks, is_mask_file, show_masks
-from multiflow.cli.settings import Config, Family, Modules, parse
-from multiflow.cli.show_run import find_run, show_run
+from multiflow.cli.settings import AdapterFile, Config, Exclude, Family, Group, Modules, Tokens, chosen_adapter, parse
 from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
 from multiflow.data.dataset import AnyData
-from multiflow.data.files import WHOLE, NoSuchSplit
+from multiflow.data.images import WHOLE, NoSuchSplit
 from multiflow.data.items import missing_images
 from multiflow.data.source import is_labelled, open_labelled
 from multiflow.families import adapter_for

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.reading import exists, read_json
+from multiflow.base.files import exists, read_json
 from multiflow.data.dataset import BrokenItem, Dataset, Kind, Known, Question, Skip, nothing_known
-from multiflow.data.files import WrongLayout, texts_of
+from multiflow.data.images import WrongLayout, texts_of
 from multiflow.data.source import open_data
 
 WHAT = {"pairs": "images with captions", "questions": "questions about images", "regions": "described regions"}

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from multiflow.base.errors import MultiflowError, did_you_mean
-from multiflow.base.reading import exists
+from multiflow.base.files import exists
 from multiflow.data.dataset import AnyData, Dataset, Mixed, Pair, RegionItem, join
-from multiflow.data.files import (
+from multiflow.data.images import (
     NoSuchSplit,
     WrongLayout,
     choose_split,
     data_of_files,
+    image_files,
     refuse_split,
     split_in_name,
 )
-from multiflow.data.images import image_files
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 DEPTH = 2

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.files import exists, open_regular
 from multiflow.base.hub import reach_hub
-from multiflow.base.reading import exists, open_regular
 from multiflow.data.sampling import Stream, random_at
 
 if TYPE_CHECKING:

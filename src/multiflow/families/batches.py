@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.ranks import exchange, rank
+from multiflow.base.parallel import exchange, rank
 from multiflow.base.registry import resolve
 from multiflow.data import Batches, Inputs, open_data
 from multiflow.data.batches import ImageBatches

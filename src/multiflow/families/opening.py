@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.files import exists
 from multiflow.base.hub import reach_hub
 from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.packed import read_packed
-from multiflow.base.reading import exists
 from multiflow.data.images import read_statistics
 from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, looks_like_path, shortened, token_count
 from multiflow.families.family import FAMILIES, adapter_for, family_of, model_types, original_names, reads_by_processor

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from multiflow.base.artifacts import read_torch
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.reading import exists, read_json, read_yaml
+from multiflow.base.files import exists, read_json, read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

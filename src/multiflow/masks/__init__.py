@@ -4,10 +4,10 @@ No pruner and no model of a family lives here: masks know layers by name and sha
 """
 
 from multiflow.masks.compare import Agreement, by_group, compare, total
-from multiflow.masks.files import is_original, pack, unpack
+from multiflow.masks.files import is_original
 from multiflow.masks.keep import keep_sparse
 from multiflow.masks.masks import Masks, hash_weight
-from multiflow.masks.select import keep_above, select
+from multiflow.masks.select import keep_above, pack, select, unpack
 
 __all__ = [
     "Agreement",

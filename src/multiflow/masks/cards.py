@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from zlib import crc32
 
-from multiflow.base.display import share, short
+from multiflow.base.display import share
+from multiflow.base.types import short
 from multiflow.masks.masks import Masks
 
 PLAIN = (str, int, float, bool)

@@ -25,9 +25,11 @@ from torch import Tensor
 from multiflow.base.artifacts import read_tensors, read_torch, write_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
-from multiflow.base.types import Layer, Layout
+from multiflow.base.types import Layer, Layout, short
+from multiflow.masks.select import pack
 
 FORMAT = 1
+MASK_NAME = re.compile(r"mask-(\d+(?:\.\d+)?(?:e-?\d+)?)\.safetensors")
 SUFFIX = "_pruning_mask"
 HEAD = 1 << 16
 """Bytes in which the first name of a torch file stands: both of its forms begin with the names."""
@@ -44,16 +46,6 @@ class Stored(NamedTuple):
     weights: Mapping[str, str] = {}
     settings: Mapping[str, Any] = {}
     names: Mapping[str, str] = {}
-
-
-def pack(mask: Tensor) -> np.ndarray:
-    """Pack a bool tensor into bytes, row-major, first entry in the highest bit."""
-    return np.packbits(mask.cpu().contiguous().numpy())
-
-
-def unpack(packed: np.ndarray, size: int) -> Tensor:
-    """Return the bool tensor ``(size,)`` that was packed."""
-    return torch.from_numpy(np.unpackbits(packed, count=size).view(np.bool_))
 
 
 def save(stored: Stored, path: Path) -> Path:
@@ -189,3 +181,18 @@ def _head(path: Path, size: int) -> bytes:
             return file.read(size)
     except OSError:
         return b""
+
+
+def mask_file(sparsity: float) -> str:
+    """Name the file of the masks at a sparsity.
+
+    >>> mask_file(0.63)
+    'mask-0.63.safetensors'
+    """
+    return f"mask-{short(sparsity)}.safetensors"
+
+
+def mask_files(folder: Path) -> dict[str, Path]:
+    """List the mask files of a folder: sparsity, as the name of the file writes it -> path, the least first."""
+    named = [(found[1], path) for path in folder.iterdir() if (found := MASK_NAME.fullmatch(path.name))]
+    return dict(sorted(named, key=lambda pair: float(pair[0])))

@@ -20,7 +20,7 @@ from multiflow.base.registry import resolve
 from multiflow.base.types import Layer, Layout
 from multiflow.base.wrapped import inside, layer_places
 from multiflow.masks import files
-from multiflow.masks.files import pack, unpack
+from multiflow.masks.select import pack, unpack
 
 FORMATS = ("multiflow", "original")
 """Of mask files: our own, and that of the original release."""

@@ -93,3 +93,13 @@ def _n_of_m(scores: Tensor, pattern: NofM) -> Tensor:
             before[j] += first
             before[i] += ~first
     return (before >= pattern.of - pattern.keep).T.reshape(scores.shape).cpu()
+
+
+def pack(mask: Tensor) -> np.ndarray:
+    """Pack a bool tensor into bytes, row-major, first entry in the highest bit."""
+    return np.packbits(mask.cpu().contiguous().numpy())
+
+
+def unpack(packed: np.ndarray, size: int) -> Tensor:
+    """Return the bool tensor ``(size,)`` that was packed."""
+    return torch.from_numpy(np.unpackbits(packed, count=size).view(np.bool_))

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 
-from multiflow.base.display import short
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.hub import fetch, publish
+from multiflow.base.types import short
 from multiflow.masks.cards import mask_card
+from multiflow.masks.files import mask_file, mask_files
 from multiflow.masks.masks import Masks
 
 CARD = "README.md"
 RUN_FILES = ("mask-*.safetensors", "weights-*.safetensors", "result.json", CARD)
 """Patterns of the files of a pruning, all that is loaded of a repository."""
-MASK_NAME = re.compile(r"mask-(\d+(?:\.\d+)?(?:e-?\d+)?)\.safetensors")
-
-
-def mask_file(sparsity: float) -> str:
-    """Name the file of the masks at a sparsity.
-
-    >>> mask_file(0.63)
-    'mask-0.63.safetensors'
-    """
-    return f"mask-{short(sparsity)}.safetensors"
-
-
-def mask_files(folder: Path) -> dict[str, Path]:
-    """List the mask files of a folder: sparsity, as the name of the file writes it -> path, the least first."""
-    named = [(found[1], path) for path in folder.iterdir() if (found := MASK_NAME.fullmatch(path.name))]
-    return dict(sorted(named, key=lambda pair: float(pair[0])))
 
 
 def find_masks(

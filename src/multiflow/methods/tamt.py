@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.order import smallest
-from multiflow.base.ranks import sum_over_ranks_, world
+from multiflow.base.parallel import sum_over_ranks_, world
 from multiflow.methods.declare import learner
 
 Tensors = Mapping[str, Tensor]

@@ -18,9 +18,9 @@ from multiflow.base.types import Layer, NofM, Pattern, PerRow
 from multiflow.calibration import MOMENT, Stats, announce, check_fits, free_memory, sums_size
 from multiflow.masks import pack, select
 from multiflow.methods import Pruner
-from multiflow.pruning import measure
-from multiflow.pruning.choose import Outcome, Packed, budgets, check_fitted, check_pair, check_scores
+from multiflow.pruning import stages
 from multiflow.pruning.plan import PruningPlan
+from multiflow.pruning.stages import Outcome, Packed, budgets, check_fitted, check_pair, check_scores
 
 ON_WEIGHT = 30  # bytes for each weight of a layer while it is fitted: seven float32 tensors and two masks
 ON_MOMENT = 8  # bytes for each number of its moment meanwhile: the float32 moment, and the damped one
@@ -59,7 +59,7 @@ def run(plan: PruningPlan) -> Outcome:
     """Give for each sparsity the masks and the new weights, layer by layer, from statistics measured once."""
     begun = time.perf_counter()
     check_memory(plan)
-    stats = measure.statistics(plan)
+    stats = stages.statistics(plan)
     packed: list[Packed] = []
     changed: list[dict[str, Tensor]] = []
     for sparsity, budget in zip(plan.sparsities, budgets(plan, {}, plan.sparsities, stats), strict=True):
@@ -72,7 +72,7 @@ def run(plan: PruningPlan) -> Outcome:
                 progress("fit", len(masks), len(plan.layout))
         packed.append(masks)
         changed.append(weights)
-    measure.forget(plan)
+    stages.forget(plan)
     batches = [stats.batches if stats else 0] * len(packed)
     return Outcome(packed, batches, {"steps": time.perf_counter() - begun}, changed, stats=stats)
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from multiflow.base.adapter import parts
 from multiflow.base.artifacts import check_tensors
-from multiflow.base.display import short
 from multiflow.base.errors import MultiflowError
-from multiflow.base.parallel import in_parallel
-from multiflow.base.ranks import world
+from multiflow.base.parallel import in_parallel, world
+from multiflow.base.types import short
 from multiflow.calibration import (
     Checkpoint,
     Cycle,
@@ -29,9 +28,8 @@ from multiflow.calibration import (
     weights_replaced,
 )
 from multiflow.masks import hash_weight, pack
-from multiflow.pruning.choose import Outcome, Packed, check_named, check_scores, choose_masks
-from multiflow.pruning.measure import plan_identity
 from multiflow.pruning.plan import PruningPlan
+from multiflow.pruning.stages import Outcome, Packed, check_named, check_scores, choose_masks, plan_identity
 
 TRAINED = 5 * 4  # bytes a weight while scores are trained: score, its gradient and two moments, room for a step
 SLOW = 1.0  # seconds to write a checkpoint from which on it is written less often

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, of_families
-from multiflow.base.display import short
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.guards import check_device
 from multiflow.base.offload import check_readable, stored_value, working_device
-from multiflow.base.ranks import world
-from multiflow.base.types import Layout, NofM, Pattern, PerRow, Unstructured, parse_pattern
+from multiflow.base.parallel import world
+from multiflow.base.types import Layout, NofM, Pattern, PerRow, Unstructured, parse_pattern, short
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_precision
 from multiflow.methods import PRUNER_KINDS, PRUNERS, Pruner, find_pruner
 from multiflow.methods.budgets import ALLOCATIONS, PROVIDED, SCHEDULES, Allocation, check_pattern, find_allocation

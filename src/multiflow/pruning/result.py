@@ -19,17 +19,18 @@ from multiflow.base.artifacts import (
     write_facts,
     write_tensors,
 )
-from multiflow.base.display import bar, html_table, share, short
+from multiflow.base.display import bar, html_table, share
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.hub import fetch, publish
 from multiflow.base.registry import resolve
 from multiflow.base.runs import fresh_folder
-from multiflow.base.types import Layout
+from multiflow.base.types import Layout, short
 from multiflow.calibration import Doubling, Stats, is_stable
 from multiflow.masks import Masks
 from multiflow.masks.cards import mask_card
-from multiflow.masks.sharing import CARD, RUN_FILES, mask_file
+from multiflow.masks.files import mask_file
+from multiflow.masks.sharing import CARD, RUN_FILES
 
 RESULT_FILE = "result.json"
 RUN_FILE = "run.json"  # the settings, in the folder of a run that has not ended

@@ -3,12 +3,13 @@
     layout -> statistics -> scores -> budgets -> masks
 
 Everything is checked before anything is computed, and the model is never changed. This package is the one place that
-knows adapters, calibration, pruners and masks: `plan` says what was asked for, `measure` brings statistics, `choose`
-makes masks of scores, and each kind of pruner has a runner of its own.
+knows adapters, calibration, pruners and masks: `plan` says what was asked for, `stages` holds the steps of this line,
+and each kind of pruner has a runner: that of scorers is here.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,72 @@ from torch import Tensor, nn
 from multiflow.base.adapter import Adapter, of_families, prunable_shares
 from multiflow.base.errors import MultiflowError
 from multiflow.base.guards import exclusively
-from multiflow.base.parallel import in_parallel
-from multiflow.base.ranks import agree, rank, together, world
+from multiflow.base.parallel import agree, in_parallel, rank, together, world
 from multiflow.base.types import Pattern
-from multiflow.calibration import Checkpoint, Progress, Stats, length
+from multiflow.calibration import Checkpoint, Progress, Stats, announce, length
 from multiflow.masks import Masks, hash_weight
-from multiflow.pruning import fitter, learner, measure, scorer, solver
-from multiflow.pruning.choose import Outcome
+from multiflow.pruning import fitter, learner, solver, stages
 from multiflow.pruning.plan import PruningPlan, Weights, find_adapter, make_plan, request
 from multiflow.pruning.result import Result
+from multiflow.pruning.stable import HALF, calibrate_until_stable
+from multiflow.pruning.stages import Outcome, Scores, choose
+from multiflow.pruning.steps import PruningStep, State, prune_in_steps
+
+
+def _run_scorer(plan: PruningPlan) -> Outcome:
+    """Give the masks of all sparsities, in one pass or, for a pruner in steps, each anew."""
+    _check_scorer_memory(plan)
+    if plan.pruner.stepwise:
+        return prune_in_steps(plan, _score)
+    begun = time.perf_counter()
+    watched = None if plan.request.until_stable is None else calibrate_until_stable(plan)
+    stats = watched.stats if watched else stages.statistics(plan)
+    calibrated = time.perf_counter() - (watched.seconds if watched else 0.0)
+    scores = Scores(plan, stats)
+    packed = watched.packed if watched else choose(plan, scores, plan.sparsities, stats, plan.progress)
+    timings = {"calibrate": calibrated - begun, "select": time.perf_counter() - calibrated}
+    stages.forget(plan)
+    if watched and plan.checkpoint:
+        plan.checkpoint.part(HALF).delete()
+    batches = [stats.batches if stats else 0] * len(packed)
+    return Outcome(packed, batches, timings, scores=scores, stats=stats, curve=watched.curve if watched else None)
+
+
+def _check_scorer_memory(plan: PruningPlan) -> None:
+    """Announce the bytes that are held in the size of the model, if any; more than are free is an error."""
+    pruner, weights = plan.pruner, plan.weights.parameters
+    if "gradient" in pruner.statistics:
+        if not isinstance(plan.batches, Stats):
+            stages.check_gradient(pruner.name, weights)
+    elif plan.ranks_all:
+        stages.check_held(f"{pruner.name} ranks all layers together and holds their scores", weights, _score_size)
+    if pruner.stepwise:
+        announce(f"{pruner.name} works on a masked copy of the weights", sum(w.nbytes for w in weights.values()))
+
+
+def _score_size(weight: Tensor) -> int:
+    """The bytes of the scores of a weight: float32 or better."""
+    return max(4, weight.element_size()) * weight.numel()
+
+
+def _score(plan: PruningPlan, state: State, step: PruningStep) -> State:
+    """Score the model as it is by now, and drop up to the target."""
+    names = plan.pruner.statistics
+    given = list(step.batches) if len(names) > 1 else step.batches
+    found = [stages.measure(plan.model, plan.layout, given, plan.adapter, n, progress=step.progress) for n in names]
+    scores = Scores(plan, Stats.join(found) if found else None)
+    packed = choose(plan, state.frozen(scores), [step.target])[0]
+    for name, bits in packed.items():
+        if (bits & ~state.packed[name]).any():
+            raise MultiflowError(
+                f"at sparsity {step.target:g} the allocation drops fewer weights of layer '{name}' than a step before; "
+                "in steps a layer can only lose more"
+            )
+    return State(packed, state.weights)
+
 
 RUNNERS: Mapping[str, Callable[[PruningPlan], Outcome]] = {
-    "scorer": scorer.run,
+    "scorer": _run_scorer,
     "fitter": fitter.run,
     "solver": solver.run,
     "learner": learner.run,
@@ -100,7 +155,7 @@ def prune(
     )
     if world() > 1:
         known = {**plan.record(length(batches) or 0), "sparsity": asked.sparsities}
-        agree(measure.identity(plan.adapter, plan.layout, plan.weights, **known))
+        agree(stages.identity(plan.adapter, plan.layout, plan.weights, **known))
     found = RUNNERS[asked.pruner.kind](plan)
     masks = _masks(plan, found)
     shares = prunable_shares(model, plan.layout, plan.adapter.towers)
@@ -160,11 +215,11 @@ def calibrate(
     weights = Weights(model, layout)
     weights.check(in_memory="the gradient" if "gradient" in names else None)
     if world() > 1:
-        agree(measure.identity(adapter, layout, weights, statistics=names, batches=length(batches) or 0))
+        agree(stages.identity(adapter, layout, weights, statistics=names, batches=length(batches) or 0))
     going: dict[str, Any] = {"checkpoint": place, "progress": progress if rank() == 0 else None}
     if "gradient" in names:
-        measure.check_gradient("calibration", weights.parameters)
-    stats = measure.calibrate(model, layout, batches, adapter, names, **going)
+        stages.check_gradient("calibration", weights.parameters)
+    stats = stages.calibrate(model, layout, batches, adapter, names, **going)
     if place:
         place.of_process().delete()
     return stats

@@ -6,8 +6,8 @@ from multiflow.base.adapter import parts
 from multiflow.base.errors import MultiflowError
 from multiflow.calibration import announce, check_rows_fit, gradient_rows
 from multiflow.masks import pack, unpack
-from multiflow.pruning.choose import Outcome, check_fitted, check_named, check_pair, select_lowest
 from multiflow.pruning.plan import PruningPlan
+from multiflow.pruning.stages import Outcome, check_fitted, check_named, check_pair, select_lowest
 from multiflow.pruning.steps import PruningStep, State, count_samples, most_batches, prune_in_steps
 
 

@@ -21,9 +21,8 @@ import torch
 from multiflow.base.artifacts import check_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.calibration import Doubling, Stats, buffers_restored, is_stable, iterate
-from multiflow.pruning.choose import Packed, Scores, choose
-from multiflow.pruning.measure import measure, plan_identity
 from multiflow.pruning.plan import PruningPlan
+from multiflow.pruning.stages import Packed, Scores, choose, measure, plan_identity
 from multiflow.pruning.steps import count_samples
 
 HALF = "half"  # the part of a checkpoint that holds the masks of the last doubling

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from multiflow.base.adapter import parts
-from multiflow.base.display import short
 from multiflow.base.errors import MultiflowError
+from multiflow.base.types import short
 from multiflow.calibration import Cycle, Progress, buffers_restored, length, put_buffers, weights_replaced
 from multiflow.masks import pack, unpack
 from multiflow.methods.budgets import sparsities_of
-from multiflow.pruning.choose import Outcome, Packed
-from multiflow.pruning.measure import plan_identity
 from multiflow.pruning.plan import PruningPlan
+from multiflow.pruning.stages import Outcome, Packed, plan_identity
 
 Tensors = Mapping[str, Tensor]
 

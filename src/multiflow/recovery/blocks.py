@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiflow.base.ranks import exchange
+from multiflow.base.parallel import exchange
 from multiflow.calibration import to_device
 from multiflow.calibration.batches import form
 from multiflow.masks import keep_sparse

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.ranks import exchange, sum_over_ranks_
+from multiflow.base.parallel import exchange, sum_over_ranks_
 
 BETTER = 1e-3
 """A loss is better if it is smaller by more than this share."""

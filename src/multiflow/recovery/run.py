@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.guards import check_device, check_values, exclusively
-from multiflow.base.ranks import agree, exchange, rank, together, world
+from multiflow.base.parallel import agree, exchange, rank, together, world
 from multiflow.calibration import (
     Checkpoint,
     Progress,
@@ -31,9 +31,9 @@ from multiflow.calibration import (
     to_device,
 )
 from multiflow.masks import Masks, hash_weight
-from multiflow.pruning.measure import identity
 from multiflow.pruning.plan import Weights, find_adapter
 from multiflow.pruning.result import Result, short
+from multiflow.pruning.stages import identity
 from multiflow.recovery import blocks, whole
 from multiflow.recovery.descent import Descent, split_off
 from multiflow.recovery.job import Data, RecoveryJob, gather

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from markupsafe import escape
 
-from multiflow.base.display import short
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
+from multiflow.base.types import short
 from multiflow.masks import Masks
 from multiflow.pruning.result import Result
 from multiflow.report.charts import looks

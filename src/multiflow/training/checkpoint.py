@@ -22,7 +22,7 @@ from torch import nn
 
 from multiflow.base.artifacts import describe_file, is_described, read_facts, write_facts
 from multiflow.base.errors import MultiflowError
-from multiflow.base.ranks import exchange, rank
+from multiflow.base.parallel import exchange, rank
 from multiflow.training.processes import is_split
 
 FILES = ("model.safetensors", "optimizer.pt")

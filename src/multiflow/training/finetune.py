@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 from multiflow.base.files import write_atomically
+from multiflow.base.parallel import agree, exchange, rank, world
 from multiflow.base.progress import Report, paced
-from multiflow.base.ranks import agree, exchange, rank, world
 from multiflow.base.runs import run_folder
-from multiflow.data.files import NoSuchSplit
+from multiflow.data.images import NoSuchSplit
 from multiflow.families.family import memory_of
 from multiflow.families.opening import Preprocessing, find_device
 from multiflow.masks import Masks

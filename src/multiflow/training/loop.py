@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.parallel import rank, world
 from multiflow.base.progress import Progress, Report
-from multiflow.base.ranks import rank, world
 from multiflow.base.runs import check_same
 from multiflow.calibration import to_device
 from multiflow.data.sampling import seed_at

@@ -1,6 +1,6 @@
 """Training over several processes: each has a batch of its own, and all take the same step.
 
-The processes are those that ``torchrun`` or ``accelerate launch`` has started (`multiflow.base.ranks`). Either every
+The processes are those that ``torchrun`` or ``accelerate launch`` has started (`multiflow.base.parallel`). Either every
 process holds the whole model and gradients are averaged after the backward pass, or ``fully_shard`` splits weights,
 gradients and the optimizer's state among them. Nothing wraps the model: a loss may use whatever the model has.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.ranks import exchange, sum_over_ranks_, world
+from multiflow.base.parallel import exchange, sum_over_ranks_, world
 
 
 def check_processes() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from tyro.conf import arg
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.ranks import world
+from multiflow.base.parallel import world
 from multiflow.families.family import Preset, Schedule
 from multiflow.tasks.task import TASKS, Task
 from multiflow.training.processes import check_processes

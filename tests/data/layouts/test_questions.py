@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.reading import read_json
+from multiflow.base.files import read_json
 from multiflow.data import BrokenItem, answer_list, answer_weights, open_data
 from tests.data.worlds import number_of, write_images, write_json
 

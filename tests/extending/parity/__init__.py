@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from multiflow.families import Preset
-from multiflow.families.vit.classification import classification
+from multiflow.families.vit.adapter import classification
 from multiflow.tasks.task import TASKS, Task
 
 from .metric import accuracy_of_each

@@ -7,7 +7,7 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, 
 from multiflow.base.errors import MultiflowError
 from multiflow.families import original_names
 from multiflow.families.opening import load_model
-from multiflow.families.vit.original import dinov2_key, vit_key
+from multiflow.families.vit.adapter import dinov2_key, vit_key
 from tests import golden_data
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from multiflow.families.xvlm.vision import attend
+from multiflow.families.xvlm.text import attend
 
 
 def test_attention_is_the_softmax_of_the_scaled_products():

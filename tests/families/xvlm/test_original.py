@@ -9,7 +9,7 @@ import yaml
 from multiflow.base.errors import MultiflowError
 from multiflow.families.opening import load_model
 from multiflow.families.original import read_config
-from multiflow.families.xvlm.original import XVLM, xvlm_config
+from multiflow.families.xvlm.adapter import XVLM, xvlm_config
 from tests import golden_data
 
 VISION = {"vision_width": 64, "patch_size": 16, "hidden_act": "quick_gelu", "num_attention_heads": 4}

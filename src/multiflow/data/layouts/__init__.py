@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from multiflow.base.reading import read_json
+from multiflow.base.files import read_json
 from multiflow.base.registry import Registry
 from multiflow.data.dataset import AnyData
-from multiflow.data.files import WrongLayout
+from multiflow.data.images import WrongLayout
 
 Schema = TypeVar("Schema")
 JSON_SUFFIXES = (".json", ".jsonl")
@@ -85,6 +85,23 @@ class DataLayout:
 
 LAYOUTS: Registry[DataLayout] = Registry("layout", __name__, order=lambda name, layout: layout.order)
 """Every layout, in the order in which they are asked."""
+
+
+def list_of(key: str) -> Callable[[Place], bool]:
+    """Return what recognises a JSON list by a key of its first entry."""
+    return lambda place: (
+        isinstance(place.content, list) and any(isinstance(first, dict) and key in first for first in place.content[:1])
+    )
+
+
+def with_list(key: str) -> Callable[[Place], bool]:
+    """Return what recognises a JSON object by the key of a list in it."""
+    return lambda place: isinstance(held := place.content, dict) and isinstance(held.get(key), list)
+
+
+def of_files(suffix: str) -> Callable[[Place], bool]:
+    """Return what recognises a file by its suffix, and a folder that has such files."""
+    return lambda place: any(place.path.glob(f"*{suffix}")) if place.is_folder else place.path.suffix == suffix
 
 
 def _misfit(said: str, content: Any, path: Path) -> WrongLayout:

@@ -14,10 +14,9 @@ from typing import Any
 from msgspec import defstruct, field
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.reading import read_text
+from multiflow.base.files import read_text
 from multiflow.data.dataset import Dataset, Pair, Skip
-from multiflow.data.files import WrongLayout, pairs_of_files, texts_of
-from multiflow.data.images import is_image
+from multiflow.data.images import WrongLayout, is_image, pairs_of_files, texts_of
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 Texts = str | list[str] | None

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct, field
 
 from multiflow.data.dataset import Dataset, Pair, Skip
-from multiflow.data.files import pairs_of_files
-from multiflow.data.layouts import LAYOUTS, DataLayout, Place
+from multiflow.data.images import pairs_of_files
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place, list_of
 
 ASSISTANT = ("gpt", "assistant", "chatgpt", "bing", "bard")
 PLACE = "<image>"  # where the image stands in what was asked
@@ -29,13 +29,6 @@ class Conversation(Struct):
     conversations: list[Utterance]
     image: str | None = None
     id: int | str | None = None
-
-
-def _recognise(place: Place) -> bool:
-    match place.content:
-        case [{"conversations": _}, *_]:
-            return True
-    return False
 
 
 def _read(place: Place) -> Dataset[Pair]:
@@ -64,5 +57,5 @@ def _turns(said: Iterable[Utterance]) -> Iterator[tuple[str, str]]:
 
 LAYOUTS.add(
     "conversations",
-    DataLayout("a JSON list of {image, conversations: [{from, value}]} (LLaVA)", _recognise, _read),
+    DataLayout("a JSON list of {image, conversations: [{from, value}]} (LLaVA)", list_of("conversations"), _read),
 )

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.reading import exists
+from multiflow.base.files import exists
 from multiflow.data.dataset import BrokenItem, Dataset, Pair
-from multiflow.data.files import choose_split, refuse_split, split_in_name, texts_of
-from multiflow.data.images import load_image, open_image
+from multiflow.data.images import choose_split, load_image, open_image, refuse_split, split_in_name, texts_of
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 PREFIX = "hf:"

@@ -7,7 +7,7 @@ import os
 from msgspec import Struct
 
 from multiflow.data.dataset import Dataset, Pair
-from multiflow.data.files import choose_split, pairs_of_files, texts_of
+from multiflow.data.images import choose_split, pairs_of_files, texts_of
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 

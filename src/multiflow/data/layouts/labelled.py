@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.reading import read_regular
+from multiflow.base.files import read_regular
 from multiflow.data.dataset import Dataset, Known, Pair
-from multiflow.data.files import choose_split, data_of_files, refuse_split
-from multiflow.data.images import image_files
+from multiflow.data.images import choose_split, data_of_files, image_files, refuse_split
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

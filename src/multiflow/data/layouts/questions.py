@@ -12,10 +12,10 @@ from msgspec import Struct
 from PIL import Image
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.reading import read_json
+from multiflow.base.files import read_json
 from multiflow.data.dataset import Dataset, Question, Skip
-from multiflow.data.files import data_of_files, locate, texts_of
-from multiflow.data.layouts import LAYOUTS, DataLayout, Place
+from multiflow.data.images import data_of_files, locate, texts_of
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place, list_of, with_list
 
 Texts = str | list[str]
 FOLDERS = {"vg": ("visual_genome", "vg"), "vqa": ("coco", "coco/images", "vqa")}
@@ -137,29 +137,22 @@ def _subset(path: Path) -> str:
     return match[1] if match else "train2014"
 
 
-def _is_vqa(place: Place) -> bool:
-    match place.content:
-        case {"questions": list()}:
-            return True
-    return False
-
-
-def _is_list(place: Place) -> bool:
-    match place.content:
-        case [{"question": _}, *_]:
-            return True
-    return False
-
-
 LAYOUTS.add(
     "vqa",
     DataLayout(
-        "v2_*_questions.json with v2_*_annotations.json (VQA v2)", _is_vqa, _read_vqa, companions=["*_annotations.json"]
+        "v2_*_questions.json with v2_*_annotations.json (VQA v2)",
+        with_list("questions"),
+        _read_vqa,
+        companions=["*_annotations.json"],
     ),
 )
 LAYOUTS.add(
     "question-list",
     DataLayout(
-        "a JSON list of {image, question, answer}", _is_list, _read_list, companions=["answer_list.json"], joins=True
+        "a JSON list of {image, question, answer}",
+        list_of("question"),
+        _read_list,
+        companions=["answer_list.json"],
+        joins=True,
     ),
 )

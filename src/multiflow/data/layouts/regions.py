@@ -12,11 +12,10 @@ from msgspec import Meta, Struct
 from PIL import Image
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.reading import read_json
+from multiflow.base.files import read_json
 from multiflow.data.dataset import Box, BrokenItem, Dataset, Region, RegionItem, Skip
-from multiflow.data.files import data_of_files, locate, texts_of
-from multiflow.data.images import image_files, is_turned
-from multiflow.data.layouts import LAYOUTS, DataLayout, Place
+from multiflow.data.images import data_of_files, image_files, is_turned, locate, texts_of
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place, list_of
 
 Pixels = Annotated[float, Meta(ge=-1e9, le=1e9)]
 Size = tuple[int, int]
@@ -169,25 +168,11 @@ def _images_by_id(root: Path) -> dict[str, str]:
     return found
 
 
-def _is_genome(place: Place) -> bool:
-    match place.content:
-        case [{"regions": _}, *_]:
-            return True
-    return False
-
-
-def _is_list(place: Place) -> bool:
-    match place.content:
-        case [{"elems": _}, *_]:
-            return True
-    return False
-
-
 LAYOUTS.add(
     "visual-genome",
     DataLayout(
         "region_descriptions.json (Visual Genome)",
-        _is_genome,
+        list_of("regions"),
         _read_genome,
         ["region_descriptions.json"],
         [SIZES],
@@ -195,5 +180,6 @@ LAYOUTS.add(
     ),
 )
 LAYOUTS.add(
-    "region-list", DataLayout("a JSON list of {image, elems: [{bb, caption}]} (regions of X-VLM)", _is_list, _read_list)
+    "region-list",
+    DataLayout("a JSON list of {image, elems: [{bb, caption}]} (regions of X-VLM)", list_of("elems"), _read_list),
 )

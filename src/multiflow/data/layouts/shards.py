@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.reading import open_regular, parse_json
+from multiflow.base.files import open_regular, parse_json
 from multiflow.data.dataset import BrokenItem, Dataset, Pair, Skip
 from multiflow.data.images import IMAGE_SUFFIXES, MOST_BYTES, open_image
-from multiflow.data.layouts import LAYOUTS, DataLayout, Place
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place, of_files
 
 BLOCK = 512  # a tar is made of blocks of so many bytes
 MOST_TEXT = 2**20  # bytes of a caption, of its JSON, or of a name that is too long for its header
@@ -47,10 +47,6 @@ class Sidecar(msgspec.Struct):
     """What img2dataset writes beside an image."""
 
     caption: str
-
-
-def _recognise(place: Place) -> bool:
-    return place.path.suffix == ".tar" if not place.is_folder else any(place.path.glob("*.tar"))
 
 
 def _open(place: Place) -> Dataset[Pair]:
@@ -202,5 +198,7 @@ def _read(shards: tuple[str, ...], keys: str, ends: np.ndarray, rows: np.ndarray
 
 LAYOUTS.add(
     "shards",
-    DataLayout("*.tar (shards of img2dataset, as for CC3M)", _recognise, _open, companions=["*_stats.json"], order=1),
+    DataLayout(
+        "*.tar (shards of img2dataset, as for CC3M)", of_files(".tar"), _open, companions=["*_stats.json"], order=1
+    ),
 )

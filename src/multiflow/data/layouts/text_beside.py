@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.reading import read_text
+from multiflow.base.files import read_text
 from multiflow.data.dataset import Dataset, Pair, Skip
-from multiflow.data.files import pairs_of_files, texts_of
-from multiflow.data.images import image_files
+from multiflow.data.images import image_files, pairs_of_files, texts_of
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 
 

@@ -20,8 +20,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import processor_class_from_name as class_from_name
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.files import read_json
 from multiflow.base.hub import reach_hub
-from multiflow.base.reading import read_json
 from multiflow.families.family import type_of
 from multiflow.families.opening import quiet_transformers
 

@@ -23,13 +23,13 @@ FAMILIES.add(
                 evaluates=("retrieval",),
                 untrained=("captioning",),
                 original=OWN,
-                batches=".reading:calibration_pairs",
+                batches=".adapter:calibration_pairs",
             ),
             "blip-retrieval": ModelType(".adapter:retrieval", ("retrieval",), ("retrieval",), original=SAME),
             "blip-captioning": ModelType(".adapter:captioning", ("captioning",), ("captioning",), original=SAME),
             "blip-vqa": ModelType(".adapter:vqa", ("vqa",), ("vqa",), original=SAME),
             "blip": ModelType(
-                ".adapter:of_transformers", original=SAME, batches=".reading:calibration_pairs_of_transformers"
+                ".adapter:of_transformers", original=SAME, batches=".adapter:calibration_pairs_of_transformers"
             ),
         },
         classes=".models",
@@ -40,8 +40,8 @@ FAMILIES.add(
             "vqa": ".tasks:vqa",
         },
         texts=Texts(ends=True, length=35, lengths={"captioning": 40}),
-        scoring=".reading:SCORING",
-        recipe=".recipe:RECIPE",
+        scoring=".adapter:SCORING",
+        recipe=".tasks:RECIPE",
         memory=".contrastive:MEMORY",
         answer_weights={"vg": 0.2},
         presets={

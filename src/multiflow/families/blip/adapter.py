@@ -20,7 +20,12 @@ from torch.nn import functional as F
 
 from multiflow.base.adapter import Adapter, TokenMasks, parts, require
 from multiflow.base.errors import MultiflowError
+from multiflow.data import Inputs, whole_images
 from multiflow.families.automatic.adapter import automatic_adapter
+from multiflow.families.batches import Counted, Source, open_source, pair_batches
+from multiflow.families.blip.contrastive import ContrastiveBlip
+from multiflow.families.opening import fitting_tokenizer, pixel_statistics
+from multiflow.families.pairs import PairScoring
 
 KEYS = ("pixel_values", "input_ids", "attention_mask")
 ANSWERS = ("answer_ids", "answer_mask", "answer_weights", "answers_per_question")
@@ -258,3 +263,42 @@ def _known(text: Any, name: str, token: int) -> int:
 
 def _begin(input_ids: Tensor, token: int) -> Tensor:
     return torch.cat([torch.full_like(input_ids[:, :1], token), input_ids[:, 1:]], dim=1)
+
+
+MOST_TOKENS = 30  # of a calibration text, as published
+
+
+def calibration_pairs(model: Any, place: str, source: Source) -> Counted:
+    """Make calibration batches for our BLIP; of regions it sees the whole image and one of its captions."""
+    text = model.config.text
+    return _pairs(place, source, model.config.image_size, text["vocab_size"], text["max_position_embeddings"])
+
+
+def calibration_pairs_of_transformers(model: Any, place: str, source: Source) -> Counted:
+    """Make calibration batches for the BLIP models of transformers; as `calibration_pairs`."""
+    text, size = model.config.text_config, model.config.vision_config.image_size
+    return _pairs(place, source, size, text.vocab_size, text.max_position_embeddings)
+
+
+def _pairs(place: str, source: Source, size: int, vocabulary: int, positions: int) -> Counted:
+    inputs = Inputs(
+        fitting_tokenizer(source.tokenizer, place, vocabulary),
+        size,
+        max_length=min(MOST_TOKENS, positions),
+        mlm=False,
+        end=True,
+        augment=source.augment,
+        **pixel_statistics(place),
+    )
+    return pair_batches(whole_images(open_source(source, size)), inputs, source)
+
+
+def _ground(model: ContrastiveBlip, kept: Tensor, mask: Tensor, images: Tensor, image_index: Tensor) -> Tensor:
+    return model.ground(kept, mask, images[image_index])[:, 0]
+
+
+SCORING = PairScoring(
+    keep=lambda ids, embeds: ids,
+    match=_ground,
+    adds_cosine=True,
+)

@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from multiflow.base.ranks import gather_rows
+from multiflow.base.parallel import gather_rows
 from multiflow.families.blip import losses, parts
 from multiflow.families.blip.config import BlipPretrainingConfig
 from multiflow.families.blip.parts import read_pairs

@@ -1,4 +1,5 @@
-"""BLIP's task models from a pretrained BLIP, or from one that was trained for the task at another resolution.
+"""BLIP's task models from a pretrained BLIP, or from one that was trained for the task at another resolution;
+and how a small one is pretrained.
 
 Retrieval takes the towers and their heads, captioning the vision tower and the decoder with what it shares with the
 encoder. For questions, encoder and decoder are modules of their own that both start from what they share before, as in
@@ -8,22 +9,27 @@ the original release. All keep their names.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any, TypeVar
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from multiflow.families.blip.config import BlipPretrainingConfig
-from multiflow.families.blip.contrastive import online_path
-from multiflow.families.blip.models import BlipForCaptioning, BlipForRetrieval, BlipForVQA
+from multiflow.families.blip.contrastive import follow, online_path
+from multiflow.families.blip.models import BlipForCaptioning, BlipForPretraining, BlipForRetrieval, BlipForVQA
 from multiflow.families.blip.original import LAYERS
 from multiflow.families.blip.parts import shared_names
 from multiflow.families.family import Places
+from multiflow.families.pairs import Recipe, Words
 from multiflow.families.task_models import derive, places_of, resize_positions
 
 POSITIONS = "vision_model.embeddings.position_embedding"
 QUESTION = r"^text_decoder\..*crossattention\.self\.(key|value)"  # what reads the question in place of the image
 QUEUES = ("image_queue", "text_queue", "image_ids_queue", "queue_ptr")
+QUEUE, MOMENTUM = 1024, 0.98  # the release's 57,600 and 0.995 are for runs a hundred times as long
+ALPHA_RAMP = 0.5  # share of the steps in which the soft targets come in
 
 Task = TypeVar("Task", bound=PreTrainedModel)
 
@@ -98,3 +104,44 @@ def _build(task_class: type[Task], model: Any, **changes: Any) -> tuple[Task, Pl
     resized = resize_positions(positions, config.image_size // config.patch_size)[None]
     task = derive(task_class, config, model, weight_of, {POSITIONS: resized})
     return task, places_of(task, model, LAYERS, layer_of)
+
+
+def _untrained(sizes: dict[str, Any], settings: Any) -> BlipForPretraining:
+    words = sizes["text"]["vocab_size"]
+    tokens = {"bos_token_id": words - 2, "enc_token_id": words - 1}
+    memory = {"queue_size": QUEUE, "momentum": MOMENTUM}
+    return BlipForPretraining(BlipPretrainingConfig(**(sizes | tokens | memory)))
+
+
+def _add_tokens(tokenizer: Any) -> None:
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_tokens("[ENC]", special_tokens=True)
+
+
+def _describe(settings: Any) -> tuple[str, str]:
+    layers = (
+        f"{settings.size('text_layers')} layers of the text encoder that the decoder shares but for its self-attention"
+    )
+    return layers, f"ITC (momentum {MOMENTUM:g}, queue of {QUEUE:,}), ITM and LM"
+
+
+def _next_words(model: BlipForPretraining, batch: Mapping[str, Tensor]) -> Words:
+    image = model.encode_image(batch["pixel_values"])
+    states = model.decode(batch["input_ids"], batch["attention_mask"], image)[:, :-1]
+    guesses = model.text_decoder.cls(states).argmax(-1)
+    return guesses, batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:].bool()
+
+
+RECIPE = Recipe(
+    sizes={"text_layers": 3, "vision_mlp": 576, "text_mlp": 384},
+    build=_untrained,
+    tower=lambda model: model.vision_model,
+    positions=lambda model: model.vision_model.embeddings.position_embedding[0, 1:],
+    describe=_describe,
+    words="lm",
+    asks="Next words guessed",
+    guess=_next_words,
+    add_tokens=_add_tokens,
+    begin=lambda model: follow(model, 0.0),
+    options=lambda model, done: {"alpha": min(1.0, done / ALPHA_RAMP) * model.config.alpha},
+)

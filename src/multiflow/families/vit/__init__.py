@@ -13,13 +13,13 @@ FAMILIES.add(
                 adapter=".adapter:vit",
                 tasks=("classification",),
                 evaluates=("classification",),
-                original=f".original:{name.upper()}",
+                original=f".adapter:{name.upper()}",
                 batches="multiflow.families.batches:image_batches",
             )
             for name in ("vit", "dinov2")
         },
-        release=".original:VIT",
-        task_models={"classification": ".classification:classification"},
+        release=".adapter:VIT",
+        task_models={"classification": ".adapter:classification"},
         presets={
             "paper": {
                 "classification": Preset(

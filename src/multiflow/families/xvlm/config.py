@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from multiflow.families.sizes import check_activations, check_rules, check_sizes, complete
+from multiflow.families.family import check_activations, check_rules, check_sizes, complete
 
 VISION = {
     "width": 768,

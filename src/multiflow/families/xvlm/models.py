@@ -26,8 +26,7 @@ from multiflow.families.xvlm import losses
 from multiflow.families.xvlm.config import XVLMCaptioningConfig, XVLMConfig, XVLMRetrievalConfig, XVLMVQAConfig
 from multiflow.families.xvlm.losses import next_token_losses
 from multiflow.families.xvlm.text import TextEncoder
-from multiflow.families.xvlm.towers import Batch, XVLMPairs, XVLMTower, head, read_batch
-from multiflow.families.xvlm.vision import VisionEncoder
+from multiflow.families.xvlm.towers import Batch, VisionEncoder, XVLMPairs, XVLMTower, head, read_batch
 
 LOSSES = ("loss_itc", "loss_itm", "loss_mlm", "loss_bbox", "loss_giou")
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from multiflow.base.errors import MultiflowError
-from multiflow.families.xvlm.vision import attend
 
 if TYPE_CHECKING:
     from transformers import EncoderDecoderCache
@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 
 KeyValue: TypeAlias = tuple[Tensor, Tensor]
 """Keys and values of an attention, each ``(texts, tokens, width)``."""
+
+
+def attend(
+    query: Float[Tensor, "batch queries width"],
+    key: Float[Tensor, "batch keys width"],
+    value: Float[Tensor, "batch keys width"],
+    heads: int,
+    mask: Bool[Tensor, "batch 1 #queries keys"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch queries width"]:
+    """Scaled dot-product attention over ``heads`` heads; where ``mask`` is False a key is not seen."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.ranks import rank
+from multiflow.base.parallel import rank
 from multiflow.calibration import evaluating
 from multiflow.data import Dataset, answer_list, answer_weights
 from multiflow.data.items import TaskData, open_kind, take_items
