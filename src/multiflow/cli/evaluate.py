@@ -16,9 +16,8 @@ from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import plain, write_atomically
+from multiflow.base.files import plain, read_json, write_atomically
 from multiflow.base.progress import console_progress, paced
-from multiflow.base.reading import read_json
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
 from multiflow.cli.console import say, show, table

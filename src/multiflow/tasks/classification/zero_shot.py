@@ -18,8 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import write_atomically
-from multiflow.base.reading import read_json, read_text
+from multiflow.base.files import read_json, read_text, write_atomically
 from multiflow.calibration import evaluating
 from multiflow.data.items import TaskData
 from multiflow.families.automatic.reading import Reader
