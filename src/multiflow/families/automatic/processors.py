@@ -26,7 +26,7 @@ from multiflow.base.foreign import check_files, is_damage, naming_damage, shorte
 from multiflow.base.hub import reach_hub
 from multiflow.data.images import MOST_PIXELS
 from multiflow.families.family import type_of
-from multiflow.families.opening import quiet_transformers
+from multiflow.families.opening import PROCESSOR_FILES, TOKENIZER_FILES, quiet_transformers
 
 OF_TOKENIZER = (
     "tokenizer.json",
@@ -85,7 +85,7 @@ def load_processor(given: Any, place: str, model: Any) -> Any:
             "{processor=DIR_OR_ID}",
             field="processor",
         )
-    check_files(source, ALL_FILES, "processor")
+    check_files(source, (*TOKENIZER_FILES, *OF_TOKENIZER, *PROCESSOR_FILES), "processor")
     with quiet_transformers():
         try:
             options = _options(source)
