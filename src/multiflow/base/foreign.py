@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.reading import exists, open_regular
+from multiflow.base.files import exists, open_regular
 
 MOST_BYTES = 2**28  # of a file of a tokenizer or processor
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from multiflow.base.artifacts import line_of, read_line
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import write_atomically
-from multiflow.base.reading import read_regular
+from multiflow.base.files import read_regular, write_atomically
 from multiflow.base.runs import locked
 from multiflow.bench.records import Cell, Pruning, read_record
 
@@ -90,7 +89,9 @@ def _text(path: Path) -> str:
     try:
         return read_regular(path, MOST_BYTES).decode(errors="replace")
     except OSError as error:
-        raise MultiflowError(f"cannot read '{path}' ({error.strerror or error}); check the folder of results") from error
+        raise MultiflowError(
+            f"cannot read '{path}' ({error.strerror or error}); check the folder of results"
+        ) from error
 
 
 def _is_whole(line: str) -> bool:
