@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from multiflow.cli.show_run import show_run
+from multiflow.cli.console import show_run
 
 from multiflow.bench.store import Results
 from multiflow.cli.bench import gather, title
