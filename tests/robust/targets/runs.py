@@ -9,10 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from multiflow.cli.console import show_run
-
 from multiflow.bench.store import Results
 from multiflow.cli.bench import gather, title
+from multiflow.cli.console import show_run
 from multiflow.report.bench import write_report
 from tests.report.bench.conftest import make_cell, make_pruning
 from tests.robust.fuzz import Target
