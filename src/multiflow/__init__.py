@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from multiflow.families import adapter_for, original_names
     from multiflow.families.batches import calibration_batches
     from multiflow.families.opening import load_model
-    from multiflow.formats import export, sparse_runtime, speed, unpack
+    from multiflow.formats import compact, export, sparse_runtime, speed, unpack
     from multiflow.masks import Masks, keep_sparse
     from multiflow.masks.trainer import KeepSparse
     from multiflow.methods import PRUNERS, STEPWISE, fitter, learner, scorer, solver, variant
     from multiflow.methods.budgets import ALLOCATIONS
     from multiflow.pruning import calibrate, prune
     from multiflow.pruning.result import Result
+    from multiflow.pruning.structured import prune_units
     from multiflow.recovery import recover
     from multiflow.tasks.task_model import build_task_model, task_masks, task_model
 
@@ -42,11 +43,12 @@ _HOMES = {
     "families": ("adapter_for", "original_names"),
     "families.batches": ("calibration_batches",),
     "families.opening": ("load_model",),
-    "formats": ("export", "sparse_runtime", "speed", "unpack"),
+    "formats": ("compact", "export", "sparse_runtime", "speed", "unpack"),
     "methods": ("PRUNERS", "STEPWISE", "fitter", "learner", "scorer", "solver", "variant"),
     "methods.budgets": ("ALLOCATIONS",),
     "pruning": ("calibrate", "prune"),
     "pruning.result": ("Result",),
+    "pruning.structured": ("prune_units",),
     "recovery": ("recover",),
     "tasks.task_model": ("build_task_model", "task_masks", "task_model"),
     "base.types": ("Budget", "Layer", "Layout", "NofM", "Pattern", "PerRow", "Unstructured"),
@@ -105,6 +107,7 @@ __all__ = [
     "build_task_model",
     "calibrate",
     "calibration_batches",
+    "compact",
     "export",
     "fitter",
     "keep_sparse",
@@ -114,6 +117,7 @@ __all__ = [
     "metrics",
     "original_names",
     "prune",
+    "prune_units",
     "recover",
     "scorer",
     "solver",

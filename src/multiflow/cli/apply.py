@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from multiflow.base.errors import MultiflowError
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
+from multiflow.base.structure import STRUCTURE_FILE, write_structure
 from multiflow.cli.console import percent, show
 from multiflow.cli.masks import put_on
 from multiflow.cli.settings import Config, Device, Dtype, Family, Modules
@@ -22,6 +23,7 @@ from multiflow.families.opening import (
     find_device,
     find_dtype,
     find_model,
+    load_model,
     model_files,
     open_model,
     quiet_transformers,
@@ -65,6 +67,7 @@ def apply(settings: ApplySettings) -> None:
         model.to(find_dtype(settings.dtype) or model.dtype)
         with quiet_transformers():
             model.save_pretrained(folder)
+            write_structure(model, folder)
         for path in folder.glob("*.safetensors"):  # safetensors makes its files readable by their owner alone
             shutil.copymode(folder / "config.json", path)
         for path in model_files(place, TOKENIZER_FILES + PROCESSOR_FILES):
@@ -81,7 +84,8 @@ def apply(settings: ApplySettings) -> None:
 def check_zeros(folder: Path, model: Any, masks: Masks) -> None:
     """Read a model back from its folder and make sure that it holds the weights of the pruned one, bit for bit."""
     with quiet_transformers():
-        again = type(model).from_pretrained(folder, dtype=model.dtype)
+        told = not (folder / STRUCTURE_FILE).is_file()
+        again: Any = type(model).from_pretrained(folder, dtype=model.dtype) if told else load_model(folder)
     written = masks.find_weights(again)
     for name, weights in masks.find_weights(model).items():
         for ours, theirs in zip(weights, written[name], strict=True):

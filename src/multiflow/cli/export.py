@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from multiflow.cli.console import percent, show
+from multiflow.base.structure import STRUCTURE_FILE
+from multiflow.cli.console import one_line_warnings, percent, show
 from multiflow.cli.masks import put_on
 from multiflow.cli.settings import Config, Family
 from multiflow.families.opening import (
@@ -32,7 +33,8 @@ class ExportSettings:
         model: the model that the mask was made for: a folder, Hugging Face id, checkpoint file or bundled model
         mask: a file that 'multiflow prune' wrote, or one of the original release
         out: folder to write, new or empty; mf.load_model and every command open it like any model
-        format: packed
+        format: packed, or folder for an ordinary one
+        compact: remove the neurons and heads that the mask has killed: a smaller model, faster in any runtime
         values: how kept weights are stored: bf16, fp16, fp32 (exact where the model is of that type) or int8
         compress: zlib, zstd (needs the package zstandard) or none
     """
@@ -43,6 +45,7 @@ class ExportSettings:
     format: Annotated[str, arg(metavar="NAME")] = "packed"
     values: Annotated[str, arg(metavar="TYPE")] = "bf16"
     compress: Annotated[str, arg(metavar="NAME")] = "zlib"
+    compact: Annotated[bool, arg(help_behavior_hint="")] = False
     family: Family = None
     config: Config = None
 
@@ -54,13 +57,25 @@ def export(settings: ExportSettings) -> None:
     model: Any = open_model(place, settings.family, settings.config, "cpu")
     if is_original(Path(settings.mask)):
         masks = put_on(model, masks)
-    how = {"format": settings.format, "values": settings.values, "compress": settings.compress}
     beside = model_files(place, TOKENIZER_FILES + PROCESSOR_FILES)
-    with quiet_transformers():
-        folder = write(model, masks, settings.out, **how, weights=changed, beside=beside)
+    with quiet_transformers(), one_line_warnings():
+        folder = write(
+            model,
+            masks,
+            settings.out,
+            settings.format,
+            settings.values,
+            settings.compress,
+            changed,
+            beside,
+            compact=settings.compact,
+        )
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     dense = 2 * sum(parameter.numel() for parameter in model.parameters())
+    speed = f"How fast it is here: multiflow speed {folder}"
+    if settings.compact and (folder / STRUCTURE_FILE).is_file():
+        speed = f"Its config cannot say its sizes: {STRUCTURE_FILE} does, for mf.load_model and this program. {speed}"
     show(
         f"{folder}: {type(model).__name__} with {percent(masks.sparsity)} of the prunable weights zero, "
-        f"{size / 1e6:.1f} MB; dense in bfloat16 {dense / 1e6:.1f} MB. It computes as fast as the dense model."
+        f"{size / 1e6:.1f} MB; dense in bfloat16 {dense / 1e6:.1f} MB. {speed}"
     )

@@ -18,12 +18,12 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.files import exists
-from multiflow.base.foreign import shortened
 from multiflow.base.hub import reach_hub
 from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.packed import read_packed
+from multiflow.base.structure import STRUCTURE_FILE, Structure
 from multiflow.data.images import read_statistics
-from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, looks_like_path, token_count
+from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, looks_like_path, shortened, token_count
 from multiflow.families.family import FAMILIES, adapter_for, family_of, model_types, original_names, reads_by_processor
 from multiflow.families.original import Original, fill, read_config, read_tensors
 from multiflow.masks import Masks, is_original
@@ -176,10 +176,15 @@ def _load_pretrained(source: str, family: str | None) -> nn.Module:
         architecture = (config.get("architectures") or ["AutoModel"])[0]
         found = [getattr(home, architecture) for home in (*homes, transformers) if hasattr(home, architecture)]
         model_class: Any = found[0] if found else transformers.AutoModel
+        smaller = found and (Path(source) / STRUCTURE_FILE).is_file()
+        if smaller:
+            model_class = _smaller(model_class, Structure.read(Path(source)))
         if (packed := Path(source) / PACKED_FILE).is_file():
             model, report = _unpacked(model_class, source, packed)
         else:
             model, report = model_class.from_pretrained(source, output_loading_info=True)
+        if smaller:
+            model.__class__ = found[0]
     except MultiflowError:
         raise
     except Exception as error:  # what can go wrong here is transformers' and the hub's, in many classes
@@ -192,6 +197,16 @@ def _load_pretrained(source: str, family: str | None) -> nn.Module:
             stacklevel=3,
         )
     return model.eval()
+
+
+def _smaller(model_class: Any, structure: Structure) -> Any:
+    """Return a class whose models are built with other sizes than their config says."""
+
+    def build(self: Any, config: Any, *args: Any, **options: Any) -> None:
+        model_class.__init__(self, config, *args, **options)
+        structure.apply_(self)
+
+    return type(model_class.__name__, (model_class,), {"__init__": build, "__module__": model_class.__module__})
 
 
 def _unpacked(model_class: Any, source: str, packed: Path) -> tuple[Any, dict[str, Any]]:

@@ -19,35 +19,40 @@ from torch import Tensor
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
 from multiflow.base.runs import whole_folder
+from multiflow.base.structure import write_structure
+from multiflow.formats.smaller import compact as without_dead_units
 from multiflow.masks import Masks
 
-FORMATS = ("packed",)
+FORMATS = ("packed", "folder")
 COMPRESSIONS = ("zlib", "zstd", "none")
 
 
 def export(
     model: Any,
-    masks: Masks,
+    masks: Masks | None,
     path: str | Path,
     format: str = "packed",
     values: str = "bf16",
     compress: str = "zlib",
     weights: Mapping[str, Tensor] | None = None,
     beside: Iterable[Path] = (),
+    *,
+    compact: bool = False,
 ) -> Path:
     """Write a sparse model as a folder in which zeros cost one bit, and less where it is compressed; return the folder.
 
     Args:
         model: a model of transformers, or of ours; it is not changed, whether the masks are applied already or not.
-        masks: of this model.
+        masks: of this model; None = it is written as it is.
         path: folder to write, new or empty.
-        format: ``packed``.
+        format: ``packed``, or ``folder`` for an ordinary one with zeros.
         values: how kept weights are stored: ``bf16``, ``fp16`` and ``fp32`` exactly where the model is in that dtype
             and rounded to it otherwise; ``int8`` with one scale a row.
         compress: ``zlib``, ``zstd`` (needs the package zstandard) or ``none``.
         weights: what a method changed, ``result.weights[sparsity]``: layer or parameter -> values; None = the model's
             own.
         beside: files to copy, such as those of the tokenizer.
+        compact: whether the neurons and heads that the masks have killed are removed before, see `mf.compact`.
 
     Raises:
         MultiflowError: the masks are those of another model, or a name is unknown.
@@ -64,10 +69,19 @@ def export(
         raise MultiflowError(f"a {type(model).__name__} has no save_pretrained; export takes models of transformers")
     with TemporaryDirectory() as place:
         folder = Path(place) / "model"
-        model.save_pretrained(folder, state_dict=_sparse_state(model, masks, weights or {}))
+        if compact and masks is not None:
+            model = without_dead_units(model, masks, weights)
+            masks = None
+        state = model.state_dict() if masks is None else _sparse_state(model, masks, weights or {})
+        model.save_pretrained(folder, state_dict=state)
+        write_structure(model, folder)
         for file in beside:
             shutil.copyfile(file, folder / file.name)
-        return pack_folder(folder, path, values=values, compress=compress)
+        if format == "packed":
+            return pack_folder(folder, path, values=values, compress=compress)
+        with whole_folder(path) as out:
+            shutil.copytree(folder, out, dirs_exist_ok=True)
+        return Path(path)
 
 
 def pack_folder(source: str | Path, path: str | Path, *, values: str = "bf16", compress: str = "zlib") -> Path:

@@ -458,7 +458,7 @@ def _on_disk(model: Any, masks: Masks | None, weights: Any, form: str, memory: i
     with TemporaryDirectory() as place:
         folder, how = Path(place) / "model", FILES[form]
         if isinstance(how, str):
-            export(model, masks, folder, values=how, weights=weights)  # type: ignore[arg-type]
+            export(model, masks, folder, values=how, weights=weights)
         else:
             copy.deepcopy(model).to(how).save_pretrained(folder)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -28,6 +28,7 @@ from multiflow.base.files import write_atomically
 from multiflow.base.parallel import agree, exchange, rank, world
 from multiflow.base.progress import Report, paced
 from multiflow.base.runs import run_folder
+from multiflow.base.structure import write_structure
 from multiflow.data.images import NoSuchSplit
 from multiflow.families.family import memory_of
 from multiflow.families.opening import Preprocessing, find_device
@@ -224,6 +225,7 @@ def _write_model(
     partial.mkdir(parents=True)
     memory = memory_of(model)
     model.save_pretrained(partial, state_dict={n: x for n, x in state.items() if not re.search(memory, n)})
+    write_structure(model, partial)
     if hasattr(preprocessing.tokenizer, "save_pretrained"):
         preprocessing.tokenizer.save_pretrained(partial)
     for path in preprocessing.files:

@@ -1,0 +1,133 @@
+"""``multiflow shrink``: whole neurons and heads go; what is written is an ordinary smaller model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from multiflow.base.registry import import_modules
+from multiflow.base.runs import whole_folder
+from multiflow.base.structure import STRUCTURE_FILE
+from multiflow.cli.console import announcements, one_line_warnings, percent, show, step_progress, table
+from multiflow.cli.settings import (
+    AdapterFile,
+    Config,
+    Exclude,
+    Family,
+    Group,
+    Modules,
+    Seed,
+    Tokens,
+    chosen_adapter,
+    parse_hyper,
+)
+from multiflow.families.batches import Source, open_batches
+from multiflow.families.opening import (
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    find_model,
+    model_files,
+    open_model,
+    quiet_transformers,
+)
+from multiflow.formats import compact, export
+from multiflow.methods import find_pruner
+from multiflow.pruning.structured import prune_units
+from multiflow.pruning.units import find_units
+
+MODEL, RUN = "model", "units"
+
+
+@dataclass(frozen=True)
+class ShrinkSettings:
+    """What is to become smaller, and how.
+
+    Args:
+        model: a Hugging Face id or folder, a checkpoint file of an original release, or a bundled model (xvlm-shapes)
+        data: images with captions, or images for a classifier; a bundled X-VLM or BLIP makes scenes of Shapes
+        method: whose scores are summed over each neuron and head
+        share: of the neurons or heads to drop, in [0, 1)
+        units: mlp (neurons), heads, or all
+        allocation: uniform (the same share in every MLP: a config can say it), group, or global
+        no_compensate: leave the output layers as they are, instead of refitting them on what remains
+        set: hyper-parameters of the method
+        batches: calibration batches at most
+        batch_size: pairs or images a batch
+        tokenizer: folder or Hugging Face id
+        images: folder of the images that the data name
+        out: folder to write, new or empty: the model in 'model', the masks in 'units'
+    """
+
+    model: Positional[str]
+    out: Annotated[str, arg(metavar="DIR")]
+    data: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")] = None
+    method: Annotated[str, arg(metavar="METHOD")] = "multiflow"
+    share: Annotated[float, arg(metavar="S")] = 0.5
+    units: Annotated[str, arg(metavar="KIND")] = "mlp"
+    allocation: Annotated[str, arg(metavar="NAME")] = "uniform"
+    no_compensate: Annotated[bool, arg(help_behavior_hint="")] = False
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
+    modules: Modules = ()
+    batches: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all, at most 3000)")] = None
+    batch_size: Annotated[int, arg(metavar="B")] = 32
+    tokenizer: Annotated[
+        str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own, or bert-base-uncased)")
+    ] = None
+    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    seed: Seed = 0
+    family: Family = None
+    config: Config = None
+    exclude: Exclude = None
+    group: Group = ()
+    tokens: Tokens = "all"
+    adapter: AdapterFile = None
+
+
+def shrink(settings: ShrinkSettings) -> None:
+    """Choose the units, remove them, write the smaller model and the masks."""
+    import_modules(settings.modules)
+    pruner = find_pruner(settings.method)
+    hyper = parse_hyper(settings.set, pruner.hyper)
+    place = find_model(settings.model)
+    with whole_folder(settings.out) as out, announcements(), one_line_warnings():
+        model: Any = open_model(place, settings.family, settings.config)
+        adapter = chosen_adapter(model, settings)
+        batches = None
+        if pruner.looks_at or (settings.data is not None and not settings.no_compensate):
+            given = {f.name: getattr(settings, f.name) for f in fields(Source) if hasattr(settings, f.name)}
+            batches = open_batches(model, place, Source(**given))
+        with step_progress() as progress:
+            result = prune_units(
+                model,
+                settings.method,
+                settings.share,
+                batches,
+                units=settings.units,
+                allocation=settings.allocation,
+                compensate=not settings.no_compensate,
+                adapter=adapter,
+                seed=settings.seed,
+                progress=progress,
+                **hyper,
+            )
+        with quiet_transformers():
+            weights = result.weights[settings.share] if result.weights else None
+            small = compact(model, result.masks[settings.share], weights, adapter=adapter)
+            beside = model_files(place, TOKENIZER_FILES + PROCESSOR_FILES)
+            export(small, None, out / MODEL, format="folder", beside=beside)
+        result.save(out / RUN)
+        told = not (out / MODEL / STRUCTURE_FILE).is_file()
+    rows = [
+        (stack.name, stack.kind, stack.group, before.count, stack.count)
+        for before, stack in zip(
+            find_units(model, adapter.layout(model)), find_units(small, adapter.layout(small)), strict=True
+        )
+        if before.count != stack.count
+    ]
+    before, after = (sum(p.numel() for p in one.parameters()) for one in (model, small))
+    show(table("", ["layers", "units", "group", "before", "after"], rows))
+    says = "its config says so" if told else f"{STRUCTURE_FILE} says so, for mf.load_model and this program"
+    show(f"{Path(settings.out) / MODEL}: {after:,} of {before:,} weights ({percent(after / before)}); {says}")
