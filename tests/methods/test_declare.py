@@ -96,7 +96,7 @@ def test_names_and_order_of_the_list():
     assert ours == [
         *("l2", "lamp", "magnitude", "magnitude-layer", "magnitude-modality", "random"),  # without data
         *("multiflow", "ria", "wanda", "snip", "itersnip"),  # scores: forward, backward, in steps
-        *("admm", "alps", "exchange", "lobs", "multiflow-refit", "sparsegpt"),
+        *("admm", "alps", "dsnot", "exchange", "lobs", "multiflow-refit", "sparsegpt"),
         *("chita", "chita++", "tamt"),
     ]
     assert all(mf.list_pruners().values())
@@ -203,8 +203,8 @@ def test_a_solver_that_drops_another_number_is_told():
 
 
 @pytest.mark.parametrize(("declare", "need", "there"), [
-    (mf.scorer, "sparsity", "input_norm, input_moment, gradient, generator"),
-    (mf.scorer, "gradient_rows", "input_norm, input_moment, gradient, generator"),
+    (mf.scorer, "sparsity", "input_norm, input_mean, input_moment, gradient, generator"),
+    (mf.scorer, "gradient_rows", "input_norm, input_mean, input_moment, gradient, generator"),
     (mf.solver, "gradient", "gradient_rows, batch_samples"),
     (mf.learner, "input_norm", "sparsity, seed, checkpoint, progress"),
 ])  # fmt: skip

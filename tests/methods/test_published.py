@@ -13,9 +13,12 @@ import multiflow as mf
 from multiflow.base.types import NofM, PerRow, Unstructured
 from multiflow.methods.admm import admm, done_at
 from multiflow.methods.alps import alps
+from multiflow.methods.dsnot import dsnot, trade
 from multiflow.methods.exchange import exchange
 from multiflow.methods.sparsegpt import sparsegpt
+from multiflow.methods.wanda import wanda
 from tests.methods.test_refit import dropping, error, problem
+from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "layers"
 TENSORS = load_file(GOLDEN / "layers.safetensors")
@@ -142,3 +145,86 @@ def test_the_gradual_share_is_the_cubic_one():
     for time in (1 / 15, 0.5, 14 / 15):
         assert 1 - (1 - 0.9) ** done_at(0.9, time) == pytest.approx(0.9 - 0.9 * (1 - time) ** 3)
     assert done_at(0.9, 1.0) == done_at(0.0, 0.5) == 1.0
+
+
+# DSnoT
+
+
+def column_statistics(columns=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(400, columns, generator=generator) + torch.randn(columns, generator=generator)
+    return tokens.square().mean(0).sqrt(), tokens.mean(0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dsnot_by_hand(seed):
+    weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(seed))
+    norm, mean = column_statistics(seed=seed)
+    choose = dropping(6 * 12, PerRow())
+    mask, found = dsnot(weight, choose, input_norm=norm, input_mean=mean)
+    first = choose(wanda(weight, input_norm=norm))
+    for i in range(6):
+        kept = set(first[i].nonzero().flatten().tolist())
+        for _ in range(50):
+            out = set(range(24)) - kept
+            e = sum(float(weight[i, j] * mean[j]) for j in out)
+            sign = 1 if e > 0 else -1
+            into = max(out, key=lambda j: sign * float(weight[i, j] * mean[j] / (norm[j] ** 2 - mean[j] ** 2)))
+            able = [j for j in kept if sign * float(weight[i, j] * mean[j]) < 0]
+            if not able or abs(e) <= 0.1 / 2048:
+                break
+            gone = min(able, key=lambda j: float(weight[i, j].abs() * norm[j]))
+            if abs(e - float(weight[i, into] * mean[into]) + float(weight[i, gone] * mean[gone])) >= abs(e):
+                break
+            kept = kept - {gone} | {into}
+        assert set(mask[i].nonzero().flatten().tolist()) == kept
+    assert torch.equal(found, weight * mask)
+    before, after = ((weight * ~m @ mean).abs() for m in (first, mask))
+    assert bool((after <= before).all())
+    assert float(after.sum()) < 0.5 * float(before.sum())
+
+
+def test_dsnot_keeps_groups():
+    weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(1))
+    norm, mean = column_statistics()
+    mask, _ = dsnot(weight, dropping(0, NofM(2, 4)), input_norm=norm, input_mean=mean)
+    assert set(mask.view(-1, 4).sum(1).tolist()) == {2}
+    assert not torch.equal(mask, dropping(0, NofM(2, 4))(wanda(weight, input_norm=norm)))
+    same = mask.clone()
+    trade(mask, weight, weight.abs(), norm, torch.zeros(24), 50, 0.0)
+    assert torch.equal(mask, same)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"rounds": -1}, "rounds -1"), ({"tolerance": -0.1}, "tolerance -0.1"), ({"start": "ria"}, "unknown start 'ria'")],
+)
+def test_dsnot_refuses_what_says_nothing(given, said):
+    model = chain(8, 8)
+    with pytest.raises(mf.MultiflowError, match=said):
+        mf.prune(model, "dsnot", 0.5, [torch.randn(9, 8)], adapter=every(model), **given)
+
+
+def test_dsnot_measures_the_mean_of_the_inputs_in_the_pass_of_the_norms():
+    model = chain(8, 6, 4)
+    batches = [torch.randn(5, 8) + 1 for _ in range(3)]
+    stats = mf.calibrate(model, batches, adapter=every(model), statistics=["input_norm", "input_mean"])
+    x = torch.cat(batches)
+    torch.testing.assert_close(stats["input_mean"]["0"], x.mean(0))
+    torch.testing.assert_close(stats["input_mean"]["1"], model[0](x).mean(0).detach())
+    result = mf.prune(model, "dsnot", 0.5, stats, adapter=every(model))
+    assert set(result.masks[0.5]["0"].sum(1).tolist()) == {4}
+    drop = {name: model.get_submodule(name).weight.detach() * ~mask for name, mask in result.masks[0.5].items()}
+    first = mf.prune(model, "wanda", 0.5, stats, adapter=every(model)).masks[0.5]
+    before = {name: model.get_submodule(name).weight.detach() * ~mask for name, mask in first.items()}
+    for name in drop:
+        after, start = ((of[name] @ stats["input_mean"][name]).abs() for of in (drop, before))
+        assert bool((after <= start + 1e-6).all())
+
+
+def test_padding_is_left_out_of_the_mean():
+    stats = mf.calibrate(two_towers(), towers_batches(), adapter=ADAPTER, statistics=["input_mean"])
+    model, tokens = two_towers(), []
+    for batch in towers_batches():
+        tokens.append(model.embed(batch["ids"])[batch["mask"].bool()])
+    torch.testing.assert_close(stats["input_mean"]["text.0"], torch.cat(tokens).mean(0).detach())

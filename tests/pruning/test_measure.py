@@ -40,7 +40,7 @@ def test_the_names_of_statistics():
                  ("input_norm", ["input_norm"]))  # fmt: skip
     assert list(one) == ["input_norm"]
     assert all(torch.equal(value, same["input_norm"][name]) for name, value in one["input_norm"].items())
-    said = "statistics is empty; name at least one of: input_norm, input_moment, gradient"
+    said = "statistics is empty; name at least one of: input_norm, input_mean, input_moment, gradient"
     with pytest.raises(mf.MultiflowError, match=said):
         mf.calibrate(two_towers(), never(), adapter=ADAPTER, statistics=())
 

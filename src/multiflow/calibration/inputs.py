@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int | None], None]
 PADDING = re.compile(r"(^|_)(attention_mask|pixel_mask|padding_mask)$")
 """Names of what says in a batch which tokens are real."""
 EARLY = 8  # batches after which a whole group that saw nothing is an error, rather than at the end
-NORM, MOMENT = "input_norm", "input_moment"
+NORM, MEAN, MOMENT = "input_norm", "input_mean", "input_moment"
 CHUNK = 128  # tokens squared at a time
 BLOCK = 768  # features; of a wider product, which is symmetric, only the blocks on and above the diagonal are computed
 NONE = 1 << 62
@@ -54,7 +54,7 @@ def collect(
     start: Stats | None = None,
     after_batch: Callable[[Stats], None] | None = None,
 ) -> Stats:
-    """Measure ``input_norm``, ``input_moment`` or both of every layer in one pass over the batches.
+    """Measure ``input_norm``, ``input_mean``, ``input_moment`` or several of every layer in one pass over the batches.
 
     Args:
         model: runs in evaluation mode without gradients, and is left as it was.
@@ -176,7 +176,8 @@ def sums_size(layout: Layout, names: Sequence[str]) -> int:
     columns = [layer.shape[1] for layer in layout.layers]
     norms = sum(8 * width for width in columns) + sum((8 + 4 * CHUNK) * width for width in set(columns))
     moments = sum(8 * width**2 for width in columns) + sum(4 * width**2 for width in set(columns))
-    return (NORM in names) * norms + (MOMENT in names) * moments
+    means = sum(8 * width for width in columns) + sum(8 * width for width in set(columns))
+    return (NORM in names) * norms + (MEAN in names) * means + (MOMENT in names) * moments
 
 
 def check_sums_fit(layout: Layout, names: Sequence[str], devices: Mapping[str, torch.device]) -> None:
@@ -195,13 +196,13 @@ def check_sums_fit(layout: Layout, names: Sequence[str], devices: Mapping[str, t
 
 
 class Sums:
-    """Sums of squares, of products, or both, of every layer's inputs.
+    """Sums of squares, of products, of the values themselves, or several, of every layer's inputs.
 
     All that outlives a forward is allocated before the first one: small tensors kept between the large ones of a
     forward would pin the memory that those leave behind.
 
     Args:
-        names: the statistics, ``input_norm`` and ``input_moment`` or one of them.
+        names: the statistics, ``input_norm``, ``input_mean`` and ``input_moment`` or some of them.
         layout: the layers to measure.
         devices: layer name -> where its sums are; inputs from elsewhere are moved there.
         start: statistics to go on from.
@@ -217,7 +218,7 @@ class Sums:
         self._sums: dict[str, dict[str, Tensor]] = {}
         self._totals: dict[str, dict[tuple[int, torch.device], Tensor]] = {}  # of one input, by its width
         for name in names:
-            order, dtype = (1, torch.float64) if name == NORM else (2, torch.float32)
+            order, dtype = (2, torch.float32) if name == MOMENT else (1, torch.float64)
             shapes = {layer.name: [layer.shape[1]] * order for layer in layout.layers}
             self._sums[name] = {
                 n: torch.zeros(shape, dtype=torch.float64, device=devices[n]) for n, shape in shapes.items()
@@ -263,6 +264,8 @@ class Sums:
         """Sum what a statistic sums of ``(tokens, in)`` into ``total``, and note whether it is finite."""
         if name == NORM:
             self._squares(tokens, total)
+        elif name == MEAN:
+            torch.sum(tokens, 0, dtype=torch.float64, out=total)
         else:
             products(tokens.float(), total)
         bad = self._bad[total.device]

@@ -45,6 +45,10 @@ STATISTICS.add(
     Statistic("input_norm", "root mean square of each input feature over the real tokens, (in,)", torch.sqrt),
 )
 STATISTICS.add(
+    "input_mean",
+    Statistic("input_mean", "mean of each input feature over the real tokens, (in,)", lambda mean: mean),
+)
+STATISTICS.add(
     "input_moment",
     Statistic("input_moment", "mean of x x' of the inputs x over the real tokens, (in, in)", lambda mean: mean),
 )
