@@ -35,7 +35,16 @@ def test_a_pruning_is_read_as_it_was_written():
 
 
 @pytest.mark.parametrize(
-    ("kind", "line"), [(Pruning, {**LINE, "extra": 1}), (Pruning, {"id": "a"}), (Cell, {"id": "a"})]
+    ("kind", "line"),
+    [
+        *(
+            (Pruning, {**LINE, "extra": 1}),
+            (Pruning, {"id": "a"}),
+            (Cell, {"id": "a"}),
+            (Pruning, {**LINE, "seed": "0"}),
+        ),
+        *((Pruning, {**LINE, "zeros": {"most": [3]}}), (Pruning, {**LINE, "layers": [["vision.q", 4]]})),
+    ],
 )
 def test_a_line_of_another_version_is_an_error(kind, line):
     with pytest.raises(MultiflowError, match="compute the grid anew"):

@@ -117,3 +117,18 @@ def test_reentrant_checkpoints_give_the_same_masks(method):
         assert all(not parameter._post_accumulate_grad_hooks for parameter in model.parameters())
     assert found[0] == found[1]
     assert all(0 < share < 1 for share in found[0].sparsities().values())
+
+
+@pytest.mark.parametrize("method", ["wanda", "snip", "tamt"])
+def test_batches_of_size_zero_are_called_empty(method):
+    batches = [{name: value[:0] for name, value in batch.items()} for batch in towers_batches()]
+    with pytest.raises(mf.MultiflowError, match="empty"):
+        mf.prune(two_towers(), method, 0.5, batches, adapter=ADAPTER, **QUICK.get(method, {}))
+
+
+@pytest.mark.parametrize("method", ["wanda", "snip"])
+def test_tokens_without_an_embedding_are_a_sentence(method):
+    first, second, *_ = towers_batches()
+    second["ids"][0, 0] = 99
+    with pytest.raises(mf.MultiflowError, match="batch 2 holds numbers of tokens for which the model has no embedding"):
+        mf.prune(two_towers(), method, 0.5, [first, second], adapter=ADAPTER)

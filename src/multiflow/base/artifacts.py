@@ -94,7 +94,7 @@ def read_tensors(
     check_regular(path, what)
     text = "{}"
     try:
-        _check_claims(Path(path))
+        check_claims(Path(path))
         with safe_open(path, "pt") as file:
             if metadata := file.metadata():
                 text = metadata[KEY]
@@ -297,8 +297,12 @@ def read_torch(path: Path, *, called: str, wanted: str, kind: str = "PyTorch", m
     return content
 
 
-def _check_claims(path: Path) -> None:
-    """Compare what the header of a safetensors file claims with its size, before the file is mapped."""
+def check_claims(path: Path) -> None:
+    """Compare what the header of a safetensors file claims with its size, before the file is mapped.
+
+    Raises:
+        ValueError: they differ, or the header is none; or what JSON raises of it.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

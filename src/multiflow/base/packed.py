@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from multiflow.base.artifacts import check_claims, check_regular
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import write_atomically
 
@@ -43,6 +44,7 @@ VALUES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 
 STANDS_FOR = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 UNSIGNED: dict[int, Any] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 LEVEL = 6  # of zlib; of zstd 3, as its authors suggest
 
 
@@ -159,10 +161,12 @@ def read_header(path: Path) -> dict[str, Coding]:
     Raises:
         MultiflowError: it is no packed file, of a newer format, or its header is damaged.
     """
+    check_regular(path, "packed weights")
     try:
+        check_claims(path)
         with safe_open(path, "pt") as file:
             return _codings(path, _header(path, file.metadata() or {}))
-    except (SafetensorError, OSError, ValueError) as error:
+    except DAMAGED as error:
         raise MultiflowError(f"'{path}' is no complete packed file ({error}); export the model again") from error
 
 
@@ -172,12 +176,14 @@ def read_packed(path: Path) -> dict[str, Tensor]:
     Raises:
         MultiflowError: it is no packed file, of a newer format, cut short or altered.
     """
+    check_regular(path, "packed weights")
     try:
+        check_claims(path)
         with safe_open(path, "pt") as file:
             header = _header(path, file.metadata() or {})
             codings = _codings(path, header)
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except DAMAGED as error:
         raise MultiflowError(f"'{path}' is no complete packed file ({error}); export the model again") from error
     if header.get("checksum") != _checksum(header, stored):
         raise MultiflowError(f"packed file '{path}' was altered: its checksum does not fit; export the model again")

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from multiflow.base.errors import MultiflowError
 
 DENSE = "dense"
@@ -68,18 +70,16 @@ def read_record(kind: type[Cell] | type[Pruning], line: Mapping[str, Any]) -> An
     """Return the record that a line of JSON holds.
 
     Raises:
-        MultiflowError: the line lacks a field or has one that is unknown: another version wrote it.
+        MultiflowError: the line lacks a field, or has one that is unknown or of another type: another version wrote it.
     """
+    values = dict(line)
     try:
-        values = dict(line)
-        if kind is Pruning:
-            values["zeros"] = {float(s): counts for s, counts in values["zeros"].items()}
-            values["layers"] = [tuple(layer) for layer in values["layers"]]
-        else:
-            values["curve"] = [tuple(point) for point in values.get("curve", ())]
-        return kind(**values)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        if unknown := values.keys() - kind.__dataclass_fields__.keys():
+            raise msgspec.ValidationError(f"it has '{min(unknown)}'")
+        return msgspec.convert(values, kind, str_keys=True)
+    except (msgspec.ValidationError, OverflowError) as error:
+        said = str(error).replace("`", "'")
         raise MultiflowError(
-            f"a line of results is not a {kind.__name__.lower()} as this version writes it ({error}); "
+            f"a line of results is not a {kind.__name__.lower()} as this version writes it ({said}); "
             "compute the grid anew with this version, or report it with the one that wrote it"
         ) from None

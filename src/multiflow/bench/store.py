@@ -15,10 +15,11 @@ from typing import Any
 
 from multiflow.base.artifacts import line_of, read_line
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import write_atomically
+from multiflow.base.files import read_regular, write_atomically
 from multiflow.base.runs import locked
 from multiflow.bench.records import Cell, Pruning, read_record
 
+MOST_BYTES = 2**30  # of a file of records
 CELLS, PRUNINGS, GRID, CONFIG = "cells.jsonl", "prunings.jsonl", "grid.jsonl", "config.yaml"
 
 
@@ -74,12 +75,23 @@ class Results:
     def _read(self, kind: type[Cell] | type[Pruning], name: str, having: str = "") -> Iterator[Any]:
         """Read the records of a file, those whose line holds some text."""
         path = self.folder / name
-        *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+        *lines, torn = _text(path).split("\n")
         if _is_whole(torn[:-1]):  # followed by what was the end of the line
             lines.append(torn)
         for number, line in enumerate(lines, 1):
             if having in line:
                 yield read_record(kind, read_line(line, f"line {number} of '{path}'", "delete the line"))
+
+
+def _text(path: Path) -> str:
+    if not path.exists():
+        return ""
+    try:
+        return read_regular(path, MOST_BYTES).decode(errors="replace")
+    except OSError as error:
+        raise MultiflowError(
+            f"cannot read '{path}' ({error.strerror or error}); check the folder of results"
+        ) from error
 
 
 def _is_whole(line: str) -> bool:

@@ -223,9 +223,26 @@ def form(value: Any) -> Any:
     return value if isinstance(value, bool | None) else type(value).__name__
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a batch holds tensors, and all of them are of size 0."""
+    sizes: list[int] = []
+
+    def look(part: Any) -> None:
+        if isinstance(part, Tensor | np.ndarray):
+            sizes.append(part.numel() if isinstance(part, Tensor) else part.size)
+        elif isinstance(part, Mapping | list | tuple):
+            for item in part.values() if isinstance(part, Mapping) else part:
+                look(item)
+        elif is_dataclass(part) and not isinstance(part, type):
+            look([getattr(part, field.name) for field in fields(part)])
+
+    look(value)
+    return bool(sizes) and not any(sizes)
+
+
 @contextmanager
 def missing_keys_named(part: Any, batch: int) -> Iterator[None]:
-    """Turn the KeyError of a batch that lacks a key into a sentence that names both; number what is said of a batch."""
+    """Turn the error of a batch that lacks a key, or holds unknown tokens, into a sentence; number what it says."""
     try:
         yield
     except MultiflowError as error:
@@ -233,6 +250,13 @@ def missing_keys_named(part: Any, batch: int) -> Iterator[None]:
         if numbered == said:
             raise
         raise type(error)(numbered) from error
+    except IndexError as error:
+        if "index out of range in self" not in str(error):  # what torch says of an embedding
+            raise
+        raise MultiflowError(
+            f"batch {batch} holds numbers of tokens for which the model has no embedding; make it with the tokenizer "
+            "or processor that belongs to the model"
+        ) from error
     except KeyError as error:
         key = error.args[0] if error.args else None
         if not isinstance(part, Mapping) or key in part:

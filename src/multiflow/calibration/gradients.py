@@ -22,7 +22,16 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.parallel import exchange, sum_over_ranks_
-from multiflow.calibration.batches import Turn, check_some, iterate, length, missing_keys_named, to_device, turns
+from multiflow.calibration.batches import (
+    Turn,
+    check_some,
+    is_empty,
+    iterate,
+    length,
+    missing_keys_named,
+    to_device,
+    turns,
+)
 from multiflow.calibration.inputs import Progress
 from multiflow.calibration.memory import GIB, check_fits, free_memory
 from multiflow.calibration.state import differentiable, put_buffers
@@ -219,7 +228,7 @@ def loss_of(model: nn.Module, batch: Any, number: int, loss: Loss, device: torch
     """Compute the loss of a batch, refusing one that is no finite scalar."""
     with missing_keys_named(batch, number):
         value = loss(model, to_device(batch, device))
-    check_loss(value, number)
+    check_loss(value, number, batch)
     return value
 
 
@@ -229,11 +238,15 @@ def keep_up(model: nn.Module, turn: Turn, idle: Idle | None) -> None:
         idle(model)  # type: ignore[misc]
 
 
-def check_loss(value: Any, batch: int) -> None:
+def check_loss(value: Any, batch: int, content: Any = None) -> None:
     if not isinstance(value, Tensor) or value.numel() != 1:
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise MultiflowError(f"the loss of batch {batch} is {given}; Adapter(loss=...) must return a scalar tensor")
     if not math.isfinite(value.item()):
+        if is_empty(content):
+            raise MultiflowError(
+                f"batch {batch} is empty, so that its loss is {value.item():g}; leave such batches out"
+            )
         raise MultiflowError(
             f"the loss of batch {batch} is {value.item():g}; check that batch's data, or run the model in float32"
         )

@@ -10,7 +10,6 @@ over.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import exists, open_regular
+from multiflow.base.files import exists
+from multiflow.base.foreign import check_files, is_damage, shortened
 from multiflow.base.hub import reach_hub
 from multiflow.data.sampling import Stream, random_at
 
@@ -37,7 +37,6 @@ SPECIAL_TOKENS = {
 }
 DEFAULT_TOKENIZER = "bert-base-uncased"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "tokenizer_config.json")
-MOST_BYTES = 2**28  # of a tokenizer's file
 UNPAIRED = re.compile("[\ud800-\udfff]")  # half of a character
 IGNORE = -100
 """Label of an unused slot."""
@@ -53,9 +52,7 @@ def load_tokenizer(source: str | Path = DEFAULT_TOKENIZER) -> PreTrainedTokenize
 
     on_disk = exists(source) or looks_like_path(str(source))
     reason: BaseException | None = None
-    held = [name for name in TOKENIZER_FILES if exists(Path(source) / name)]
-    for name in held:
-        _check_size(Path(source) / name)
+    held = check_files(source, TOKENIZER_FILES, "tokenizer")
     for local in (True,) if on_disk else (True, False):
         try:
             if not local:
@@ -80,30 +77,9 @@ def load_tokenizer(source: str | Path = DEFAULT_TOKENIZER) -> PreTrainedTokenize
     ) from reason
 
 
-def is_damage(error: BaseException | None) -> bool:
-    """Whether an error of a library for tokenizers or processors comes of the files that it reads."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def shortened(error: BaseException | None) -> str:
-    """Return what an error of another library says, in one line of at most 200 characters."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= 200 else said[:197] + "..."
-
-
 def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many embeddings the ids of a tokenizer need: one more than the highest."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
-
-
-def _check_size(path: Path) -> None:
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise MultiflowError(f"cannot read '{path}': {error.strerror or error}; check the tokenizer") from error
-    if size > MOST_BYTES:
-        raise MultiflowError(f"'{path}' has {size} bytes, too many for a tokenizer; copy it again")
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:

@@ -18,12 +18,13 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.files import exists
+from multiflow.base.foreign import shortened
 from multiflow.base.hub import reach_hub
 from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.packed import read_packed
 from multiflow.base.structure import STRUCTURE_FILE, Structure
 from multiflow.data.images import read_statistics
-from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, looks_like_path, shortened, token_count
+from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, looks_like_path, token_count
 from multiflow.families.family import FAMILIES, adapter_for, family_of, model_types, original_names, reads_by_processor
 from multiflow.families.original import Original, fill, read_config, read_tensors
 from multiflow.masks import Masks, is_original

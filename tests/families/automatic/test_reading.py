@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import suppress
 
 import pytest
 import torch
@@ -229,3 +231,35 @@ def test_a_known_family_takes_no_processor(tiny, world):
 def test_questions_are_captions_for_a_model_of_pairs(tiny, world):
     (batch,) = mf.calibration_batches(mf.load_model(tiny), str(world / "vqa"), batch_size=4, batches=1)
     assert len(batch["input_ids"]) == 4
+
+
+DAMAGE = {
+    "preprocessor_config.json": [
+        '{"size": {"height": 1000000, "width": 1000000}}',
+        '{"size": 5e9}',
+        "[]",
+        '{"a":' * 900,
+    ],
+    "tokenizer.json": ["{}", '{"model": {"type": "BPE", "vocab": 5}}', "\x00", None],
+    "tokenizer_config.json": ['{"model_max_length": "long"}', '{"tokenizer_class": 5}', '{"added_tokens_decoder": 5}'],
+    "config.json": ["{", '{"model_type": 5}'],
+}
+
+
+@pytest.mark.parametrize("file", DAMAGE)
+def test_damaged_files_of_a_processor_are_one_sentence_or_none(vlm, file, tmp_path, recwarn):
+    """Some damage leaves a processor that works: then a batch is made."""
+    model = mf.load_model(vlm("clip"))
+    for text in DAMAGE[file]:
+        folder = tmp_path / "damaged"
+        shutil.copytree(vlm("clip"), folder)
+        if text is None:
+            (folder / file).unlink()
+            os.mkfifo(folder / file)  # nothing is waited for
+        else:
+            (folder / file).write_text(text)
+        with suppress(mf.MultiflowError):
+            reader = reader_of(model, load_processor(None, str(folder), model))
+            batch = reader.examples([Sample(Image.new("RGB", (8, 8)), "a cat")])
+            assert batch["pixel_values"].isfinite().all()
+        shutil.rmtree(folder)

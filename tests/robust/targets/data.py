@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from multiflow.data import Batches, Dataset, Inputs, Mixed, answer_list, build_w
 from multiflow.data.batches import ImageBatches
 from multiflow.data.dataset import BrokenItem
 from multiflow.data.source import open_images, open_labelled
-from tests.data.worlds import samples, write_images, write_json, write_karpathy, write_shard, write_visual_genome
+from tests.data.worlds import png, samples, write_images, write_json, write_karpathy, write_shard, write_visual_genome
 from tests.robust.fuzz import Target
 
 PICTURES = ["a.png", "b.png", "c.png"]
@@ -150,6 +152,44 @@ def _cifar(folder: Path) -> None:
     (folder / "meta").write_bytes(pickle.dumps({b"fine_label_names": [b"a", b"b"]}, 4))
 
 
+def _flowers(folder: Path) -> None:
+    from scipy.io import savemat
+
+    write_images(folder / "jpg", [f"image_{i:05}.jpg" for i in range(1, 4)])
+    savemat(folder / "imagelabels.mat", {"labels": np.array([[1, 2, 1]])}, do_compression=True)
+    savemat(folder / "setid.mat", {"trnid": [[1, 3]], "valid": [[2]], "tstid": [[2]]})
+
+
+def _columns() -> dict[str, list[Any]]:
+    pictures = [{"bytes": png(seed), "path": None} for seed in range(3)]
+    return {"image": pictures, "caption": ["one", "two", "three"], "n": [1, 2, 3]}
+
+
+def _parquet(folder: Path) -> None:
+    import pyarrow.parquet
+
+    folder.mkdir()
+    pyarrow.parquet.write_table(pyarrow.table(_columns()), folder / "train-00000-of-00001.parquet")
+
+
+def _saved(folder: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict(_columns()).cast_column("image", datasets.Image()).save_to_disk(folder)
+
+
+def read_with_library(folder: Path) -> Any:
+    """Open a folder through the library `datasets`, whose cache goes with what is read."""
+    import datasets
+
+    with tempfile.TemporaryDirectory() as cache:
+        before, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, Path(cache)
+        try:
+            return read(folder)
+        finally:
+            datasets.config.HF_DATASETS_CACHE = before
+
+
 def _karpathy(folder: Path) -> None:
     write_karpathy(folder, ["train", "val", "test"])
 
@@ -171,4 +211,13 @@ TARGETS = [
     Target("classes", _classes, read_labelled),
     Target("cifar", _cifar, read_labelled),
     Target("image-folder", _pictures, read_images),
+    *([Target("flowers-102", _flowers, read_labelled)] if find_spec("scipy") else []),
+    *(
+        [
+            Target("parquet", _parquet, read_with_library, weight=0.1),
+            Target("saved", _saved, read_with_library, weight=0.3),
+        ]
+        if find_spec("datasets")
+        else []
+    ),
 ]

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import tempfile
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
 
 from multiflow.bench.config import read_grid
+from multiflow.data.examples import Sample
 from multiflow.data.text import build_word_tokenizer, encode_texts
-from multiflow.families.opening import fitting_tokenizer, pixel_statistics
+from multiflow.families import adapter_for
+from multiflow.families.automatic.processors import load_processor
+from multiflow.families.automatic.reading import reader_of
+from multiflow.families.opening import fitting_tokenizer, load_model, pixel_statistics
 from multiflow.families.original import read_config
+from tests.families.automatic import processors
 from tests.robust.fuzz import Target
 
 WORDS = ["a photo of two dogs", "left right , ."]
@@ -103,7 +114,42 @@ def read_bench(folder: Path) -> Any:
     return None
 
 
+@cache
+def _vlm(kind: str) -> tuple[Path, Any]:
+    """A tiny model of transformers with its processor, in a folder that stays as long as the process."""
+    folder = getattr(processors, kind)(Path(tempfile.mkdtemp(prefix="fuzz-")) / kind)
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
+    return folder, load_model(folder)
+
+
+def _own_processor(kind: str, folder: Path) -> None:
+    shutil.copytree(_vlm(kind)[0], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+def read_own_processor(kind: str, folder: Path) -> Any:
+    """Load a model's own processor, and make a batch of an image and a text with it."""
+    model = _vlm(kind)[1]
+    reader = reader_of(model, load_processor(None, str(folder), model))
+    return {name: of.shape for name, of in reader.examples([Sample(Image.new("RGB", (9, 8)), "a red square")]).items()}
+
+
+def _vit(folder: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=3)).save_pretrained(folder)
+
+
+def read_model(folder: Path) -> Any:
+    """Load a model of transformers; lay out its layers."""
+    return list(adapter_for(load_model(folder)).layout(load_model(folder)))
+
+
 TARGETS = [
+    *(
+        Target(f"processor-{kind}", partial(_own_processor, kind), partial(read_own_processor, kind), weight=0.2)
+        for kind in ("clip", "llava", "qwen2_5_vl")
+    ),
+    Target("model-folder", _vit, read_model, weight=0.3),
     Target("tokenizer", _tokenizer, read_tokenizer, weight=0.5),
     Target("tokenizer-bert", _bert, read_tokenizer, weight=0.5),
     Target("processor", _processor, read_processor, weight=0.5),

@@ -7,8 +7,9 @@ anything else is refused, and nothing in it runs.
 from __future__ import annotations
 
 import io
+import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,7 @@ CIFARS = (
 FLOWERS = {"train": "trnid", "val": "valid", "test": "tstid"}
 FLOWER_CLASSES = 102
 LABELS, PARTS = "imagelabels.mat", "setid.mat"
+MOST_NUMBERS = 10**6  # of a matrix of Flowers-102
 
 
 def _splits(folder: Path) -> dict[str, Path]:
@@ -171,14 +173,14 @@ def _open_flowers(place: Place) -> Dataset[Pair]:
     folder = place.path
     chosen = choose_split(place.split, list(FLOWERS), f"'{folder}'")
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
     except ImportError as error:
         raise MultiflowError(
             f"'{folder / 'imagelabels.mat'}' needs scipy, which is not installed; run: pip install scipy"
         ) from error
     try:
         labels, numbers = (
-            loadmat(io.BytesIO(read_regular(folder / name, MOST_BYTES)))[key].ravel().tolist()
+            _numbers(read_regular(folder / name, MOST_BYTES), key, whosmat, loadmat)
             for name, key in ((LABELS, "labels"), (PARTS, FLOWERS[chosen]))
         )
         if not all(1 <= label <= FLOWER_CLASSES for label in labels) or not all(1 <= n <= len(labels) for n in numbers):
@@ -188,6 +190,15 @@ def _open_flowers(place: Place) -> Dataset[Pair]:
         raise MultiflowError(f"'{folder}' lacks a whole {PARTS} or {LABELS} ({error}); fetch both") from error
     classes = tuple(f"{number:03}" for number in range(1, FLOWER_CLASSES + 1))
     return _of_files(f"Flowers-102, {chosen}", folder, found, classes)
+
+
+def _numbers(data: bytes, key: str, shapes: Callable[..., Any], load: Callable[..., Any]) -> list[int]:
+    """Read one matrix of a MATLAB file, whose size is looked at first."""
+    sizes = {name: math.prod(shape) for name, shape, _ in shapes(io.BytesIO(data))}
+    if not 0 < sizes.get(key, 0) <= MOST_NUMBERS:
+        raise ValueError(f"'{key}' has {sizes.get(key, 0)} numbers")
+    found: list[int] = load(io.BytesIO(data), variable_names=[key])[key].ravel().tolist()
+    return found
 
 
 LAYOUTS.add(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from transformers.models.auto.processing_auto import processor_class_from_name a
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import read_json
+from multiflow.base.foreign import check_files, is_damage, naming_damage, shortened
 from multiflow.base.hub import reach_hub
+from multiflow.data.images import MOST_PIXELS
 from multiflow.families.family import type_of
-from multiflow.families.opening import quiet_transformers
+from multiflow.families.opening import PROCESSOR_FILES, TOKENIZER_FILES, quiet_transformers
 
 OF_TOKENIZER = (
     "tokenizer.json",
@@ -82,22 +85,54 @@ def load_processor(given: Any, place: str, model: Any) -> Any:
             "{processor=DIR_OR_ID}",
             field="processor",
         )
+    check_files(source, (*TOKENIZER_FILES, *OF_TOKENIZER, *PROCESSOR_FILES), "processor")
     with quiet_transformers():
         try:
             options = _options(source)
         except OSError as error:
             raise MultiflowError(
-                f"the processor '{source}' is no folder here, nor on Hugging Face: {_said(error)}; name another with "
-                "{processor=DIR_OR_ID}",
+                f"the processor '{source}' is no folder here, nor on Hugging Face: {shortened(error)}; name another "
+                "with {processor=DIR_OR_ID}",
                 field="processor",
             ) from error
         try:
-            found = AutoProcessor.from_pretrained(source, **options)
+            with _refusing(source, model):
+                found = AutoProcessor.from_pretrained(source, **options)
         except ImportError as error:
             found = _without_videos(source, model, options, error)
-        except Exception as error:  # of damaged or missing files transformers raises anything
-            raise _refusal(source, model, error) from error
-    return found if isinstance(found, ProcessorMixin | Parts) else _of_parts(source, model, options)
+    found = found if isinstance(found, ProcessorMixin | Parts) else _of_parts(source, model, options)
+    with naming_damage(f"the image processor in '{source}' makes no sense", "copy its files again"):
+        _check_sizes(getattr(found, "image_processor", None), source)
+    return found
+
+
+@contextmanager
+def _refusing(source: str, model: Any) -> Iterator[None]:
+    """Turn what transformers raises of damaged or missing files, which is anything, into one sentence."""
+    try:
+        yield
+    except (ImportError, MultiflowError):
+        raise
+    except BaseException as error:
+        if not is_damage(error):
+            raise
+        raise _refusal(source, model, error) from error
+
+
+def _check_sizes(image_processor: Any, source: str) -> None:
+    """Refuse an image processor that would make pictures of more pixels than are ever read."""
+    for name in ("size", "crop_size", "pad_size"):
+        said = getattr(image_processor, name, None)
+        said = {"shortest_edge": said} if isinstance(said, int) else dict(said or {})
+        edges = {key: value for key, value in said.items() if isinstance(value, int | float)}
+        counts = hasattr(image_processor, "merge_size")  # then the edges are numbers of pixels, by their name only
+        sides = [1 if counts else value for key, value in edges.items() if key.endswith("_edge")]
+        pixels = [*edges.values(), *(side * side for side in sides), edges.get("height", 1) * edges.get("width", 1)]
+        if not all(0 < count <= MOST_PIXELS for count in pixels):
+            raise MultiflowError(
+                f"the image processor in '{source}' says {name}={said}; expected pictures of at most {MOST_PIXELS} "
+                "pixels; copy its files again"
+            )
 
 
 def _checked(given: Any, model: Any) -> Any:
@@ -147,7 +182,9 @@ def _without_videos(source: str, model: Any, options: Mapping[str, Any], why: Im
         made.check_argument_for_proper_class = lambda name, part: type(part)  # it would refuse what takes no videos
         made.__init__(**parts, **more)
         del made.check_argument_for_proper_class
-    except Exception as error:  # likewise; the first reason is the one to tell, unless another package is missing
+    except BaseException as error:  # likewise; the first reason is the one to tell, unless another package is missing
+        if not is_damage(error):
+            raise
         raise _refusal(source, model, error if isinstance(error, ImportError) else why) from error
     return made
 
@@ -174,23 +211,24 @@ def _of_parts(source: str, model: Any, options: Mapping[str, Any]) -> Parts:
     """Take the image processor and the tokenizer for themselves."""
     takes_text = takes(model, *TEXTS)
     try:
-        image_processor = AutoImageProcessor.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options) if takes_text else None
-    except Exception as error:  # of damaged or missing files transformers raises anything
+        with _refusing(source, model):
+            image_processor = AutoImageProcessor.from_pretrained(source, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options) if takes_text else None
+    except ImportError as error:
         raise _refusal(source, model, error) from error
     return Parts(image_processor, tokenizer)
 
 
-def _refusal(source: str, model: Any, why: Exception) -> MultiflowError:
+def _refusal(source: str, model: Any, why: BaseException) -> MultiflowError:
     """Say what is missing: a package, or files of the folder."""
     if isinstance(why, ImportError):
         package = WANTED.search(str(why))
         name = package[1].lower() if package else None
         return MultiflowError(
-            f"the processor of '{source}' needs a package that is not installed: {_said(why)}"
+            f"the processor of '{source}' needs a package that is not installed: {shortened(why)}"
             + (
                 f"; install it with 'pip install {name}'"
-                if name and name not in _said(why).split("pip install")[-1]
+                if name and name not in shortened(why).split("pip install")[-1]
                 else ""
             )
         )
@@ -201,16 +239,12 @@ def _refusal(source: str, model: Any, why: Exception) -> MultiflowError:
     if takes(model, *TEXTS):
         needs.append(("its tokenizer", OF_TOKENIZER))
     lacking = [f"{what} ({' or '.join(files[:2])})" for what, files in needs if held and not held & {*files}]
-    reason = f"the folder lacks the files of {' and of '.join(lacking)}" if lacking else _said(why)
+    reason = f"the folder lacks the files of {' and of '.join(lacking)}" if lacking else shortened(why)
     return MultiflowError(
         f"the processor of a {type(model).__name__} cannot be loaded from '{source}': {reason}; copy its files from "
         "the original model, or name a folder or id that has them with {processor=DIR_OR_ID}",
         field="processor",
     )
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__
 
 
 def takes(model: Any, *names: str) -> bool:

@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, Literal, TypeAlias
+from functools import cached_property, partial, wraps
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.foreign import naming_damage
 from multiflow.data.examples import ExampleBatches, Sample, examples_of
 from multiflow.data.source import is_labelled, label_classes, open_data, open_images, open_labelled
 from multiflow.families.automatic.processors import load_processor, takes
@@ -44,6 +45,20 @@ CLASS_PROMPT = "a photo of a {}."
 OTHER = "\u2042", "\u2021"  # texts that nobody says: where a line differs from that with one of them, the text begins
 ALONE = ("Blip2Processor", "InstructBlipProcessor", "Florence2Processor", "Kosmos2Processor")  # they place images
 IGNORED = -100
+RELEASED = "give the processor of the model's release with {processor=DIR_OR_ID}"
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _saying(method: Method) -> Method:
+    """Let whatever a processor or tokenizer raises be one sentence."""
+
+    @wraps(method)
+    def said(self: Reader, *args: Any) -> Any:
+        how = type(self.processor).__name__
+        with naming_damage(f"the {how} of the model makes no batch", RELEASED, "processor"):
+            return method(self, *args)
+
+    return said  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,7 @@ class Reader:
         """Whether the model writes texts."""
         return self.manner in ("chat", "suffix", "plain", "sequence")
 
+    @_saying
     def examples(self, examples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return a batch of examples with its labels, as the model's forward takes it.
 
@@ -96,6 +112,7 @@ class Reader:
         lengths = [self._length_behind(line, start) for line, start in whole]
         return batch | {"labels": _labels(batch, lengths)}
 
+    @_saying
     def questions(self, images: Sequence[Image.Image], prompts: Sequence[str | None]) -> dict[str, Tensor]:
         """Return a batch of images with what is asked of each (None = the usual), for ``model.generate``.
 
@@ -113,6 +130,7 @@ class Reader:
             return self._called(images=list(images), text=asked, padding=True, padding_side="left")
         return self._in_line(images, [self._line(prompt, None)[0] for prompt in asked], padding_side="left")
 
+    @_saying
     def written(self, batch: Mapping[str, Tensor], generated: Tensor) -> list[str]:
         """Return the texts that ``model.generate`` wrote for a batch of `questions`, without what was asked."""
         ids = batch.get("input_ids")
@@ -121,10 +139,12 @@ class Reader:
             generated = generated[:, ids.shape[1] :] if begins.all() else generated
         return [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
 
+    @_saying
     def images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Return a batch of images alone."""
         return self._called(self.processor.image_processor, images=list(images))
 
+    @_saying
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Return a batch of texts alone, for models of pairs."""
         return self._called(text=list(texts), **self._fitting)
@@ -279,18 +299,19 @@ def reader_of(model: Any, processor: Any, *, prompt: str | None = None) -> Reade
         processor: its own, from `multiflow.families.automatic.processors.load_processor`.
         prompt: what is asked of an image where the data do not say.
     """
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is not None and tokenizer.pad_token is None:  # as of Llama and GPT-2
-        processor = deepcopy(processor)
-        processor.tokenizer.pad_token = tokenizer.eos_token
-    return Reader(
-        processor,
-        manner_of(model, processor),
-        frozenset(inspect.signature(model.forward).parameters),
-        _positions(model.config, tokenizer),
-        prompt,
-        dtype=model.dtype,
-    )
+    with naming_damage(f"the {type(processor).__name__} of the model cannot be used", RELEASED, "processor"):
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is not None and tokenizer.pad_token is None:  # as of Llama and GPT-2
+            processor = deepcopy(processor)
+            processor.tokenizer.pad_token = tokenizer.eos_token
+        return Reader(
+            processor,
+            manner_of(model, processor),
+            frozenset(inspect.signature(model.forward).parameters),
+            _positions(model.config, tokenizer),
+            prompt,
+            dtype=model.dtype,
+        )
 
 
 def manner_of(model: Any, processor: Any) -> Manner:
