@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from multiflow.methods import PRUNERS, STEPWISE, fitter, learner, scorer, solver, variant
     from multiflow.methods.budgets import ALLOCATIONS
     from multiflow.pruning import calibrate, prune
+    from multiflow.pruning.comparison import compare_pruners
     from multiflow.pruning.result import Result
     from multiflow.pruning.structured import prune_units
     from multiflow.recovery import recover
@@ -47,6 +48,7 @@ _HOMES = {
     "methods": ("PRUNERS", "STEPWISE", "fitter", "learner", "scorer", "solver", "variant"),
     "methods.budgets": ("ALLOCATIONS",),
     "pruning": ("calibrate", "prune"),
+    "pruning.comparison": ("compare_pruners",),
     "pruning.result": ("Result",),
     "pruning.structured": ("prune_units",),
     "recovery": ("recover",),
@@ -108,6 +110,7 @@ __all__ = [
     "calibrate",
     "calibration_batches",
     "compact",
+    "compare_pruners",
     "export",
     "fitter",
     "keep_sparse",

@@ -1,37 +1,13 @@
-"""Where and how a cell was computed: memory, processor and git revision."""
+"""Where and how a cell was computed: processor and git revision."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
-
-PROC = Path("/proc/self")
-
-
-def reset_peak_memory() -> None:
-    """Begin to measure the peak anew, where the system can do that (Linux)."""
-    try:
-        (PROC / "clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def peak_memory() -> int:
-    """Return the most bytes that this process held in memory since the last reset; elsewhere since it started."""
-    try:
-        for line in (PROC / "status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def describe_machine(device: torch.device) -> str:

@@ -22,11 +22,12 @@ from multiflow.base.registry import import_modules
 from multiflow.base.runs import SETTINGS
 from multiflow.bench.engines import Job
 from multiflow.bench.grid import Plan
-from multiflow.bench.machine import describe_machine, peak_memory, reset_peak_memory
+from multiflow.bench.machine import describe_machine
 from multiflow.bench.pruning import pruned
 from multiflow.bench.records import Cell
 from multiflow.bench.sources import find_device, load_beside, quiet_transformers
 from multiflow.bench.store import Results
+from multiflow.calibration.memory import peak_memory, reset_peak_memory
 from multiflow.families.opening import Preprocessing, load_model
 from multiflow.masks import Masks
 from multiflow.pruning.plan import versions

@@ -1,8 +1,9 @@
-"""How much memory there is, asked before a method that needs a lot of it starts, and what such a method says."""
+"""How much memory there is, asked before a method that needs a lot of it starts, and how much was used."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from multiflow.base.errors import MultiflowError
 
 CGROUP = Path("/sys/fs/cgroup")
+PROC = Path("/proc/self")
 GIB = 1 << 30
 logger = logging.getLogger("multiflow")
 
@@ -55,3 +57,24 @@ def _container() -> int | None:
         return None if limit == "max" else int(limit) - int(used) + int(cached.get("inactive_file", 0))
     except (OSError, ValueError):
         return None
+
+
+def reset_peak_memory() -> None:
+    """Begin to measure the peak anew, where the system can do that (Linux)."""
+    try:
+        (PROC / "clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process held in memory since the last reset; elsewhere since it started."""
+    try:
+        for line in (PROC / "status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

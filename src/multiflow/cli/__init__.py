@@ -127,6 +127,12 @@ for _command in (
         "multiflow show runs/a/mask-0.75.safetensors runs/b/mask-0.75.safetensors",
     ),
     Command(
+        "compare",
+        "Compare pruners on your own model and data: masks, errors of blocks, answers that stay, seconds, memory.",
+        "multiflow compare xvlm-shapes --methods magnitude wanda multiflow --sparsity 0.5 0.75\n"
+        "multiflow compare llava/ --data photos.csv --methods wanda sparsegpt --out runs/compare",
+    ),
+    Command(
         "apply",
         "Write a pruned model as an ordinary Hugging Face folder.",
         "multiflow apply xvlm-shapes runs/a/mask-0.75.safetensors --out xvlm-shapes-75",

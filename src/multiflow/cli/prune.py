@@ -17,7 +17,7 @@ from multiflow.base.parallel import agree, rank, world
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
 from multiflow.calibration import Checkpoint
-from multiflow.cli.console import announcements, say, show_run, step_progress
+from multiflow.cli.console import announcements, say, show, show_run, step_progress
 from multiflow.cli.settings import (
     AdapterFile,
     Config,
@@ -37,6 +37,7 @@ from multiflow.data.augment import AUGMENTATIONS
 from multiflow.families.batches import Source, open_batches
 from multiflow.families.opening import bundled_models, check_model, find_device, find_dtype, find_model, open_model
 from multiflow.masks import hash_weight
+from multiflow.masks.sharing import mask_file
 from multiflow.methods import find_pruner
 from multiflow.methods.budgets import ALLOCATIONS
 from multiflow.pruning import prune as prune_model
@@ -162,6 +163,7 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
             replace(result, masks=masks).save(out, run=what, data=data)
     if first:
         show_run(out)
+        show(f"next: multiflow apply {settings.model} {out / mask_file(asked.sparsities[0])} --out DIR")
 
 
 @contextmanager
