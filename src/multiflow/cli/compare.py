@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from multiflow.base.display import short
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
+from multiflow.base.types import short
 from multiflow.cli.console import announcements, show, step_progress, table
 from multiflow.cli.settings import (
     AdapterFile,
