@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -287,15 +288,37 @@ def test_only_regular_files_are_opened(tmp_path):
         mf.Stats.load(tmp_path / "gone")
 
 
-def test_inverted_published_masks_are_noticed_by_the_name_of_their_file(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        *(("m_0.8.pth", None), ("v1.0.25.pth", None), ("m_0.5.pth", None), ("epoch20.pth", None)),
+        *(("top-20-words.pth", None), ("m_0.2.pth", "0.2"), ("xvlm.20%.pth", "20%"), ("20pct/masks.pth", "20pct")),
+        ("a_sparsity_20.th", "sparsity_20"),
+        *(("mask-s20.pth", "s20"), ("mask.2.pth", ".2"), ("Pruned20-base.pth", "Pruned20")),
+    ],
+)
+def test_inverted_published_masks_are_noticed_by_what_their_path_says(name, said, tmp_path):
     mask = torch.rand(40, 50).argsort(dim=1) < 10  # keeps 20 %
-    for name, warns in [("m_0.8.pth", False), ("m_0.2.pth", True), ("v1.0.25.pth", False), ("m_0.5.pth", False)]:
-        torch.save({"a.weight_pruning_mask": mask}, tmp_path / name)
-        if warns:
-            with pytest.warns(UserWarning, match=r"says 0.2, and its masks keep 0.20 .* inverted"):
-                mf.Masks.load(tmp_path / name)
-        else:
-            mf.Masks.load(tmp_path / name)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"a.weight_pruning_mask": mask}, path)
+    if said is None:
+        assert mf.Masks.load(path).sparsity == 0.8
+        return
+    with pytest.warns(UserWarning, match=rf"says {re.escape(said)}, and its masks keep 0.20 .* inverted=True"):
+        mf.Masks.load(path)
+    turned = mf.Masks.load(path, inverted=True)
+    assert torch.equal(turned["a"], ~mask)
+    assert mf.Masks.load(turned.save(tmp_path / "anew.safetensors"), 0.2) == turned
+
+
+def test_masks_of_another_share_than_was_said(tmp_path):
+    torch.save({"a.weight_pruning_mask": torch.rand(40, 50).argsort(dim=1) < 10}, tmp_path / "m.pth")
+    assert mf.Masks.load(tmp_path / "m.pth", 0.79).sparsity == 0.8
+    for share, said in [(0.2, r"80 % of the weights, not 20 % .*they are inverted"), (0.5, "give the share that they")]:
+        for load in (mf.Masks.load, mf.Masks.from_pretrained):
+            with pytest.raises(mf.MultiflowError, match=said):
+                load(tmp_path / "m.pth", sparsity=share)
 
 
 @pytest.mark.parametrize("named", [None, "chechsum"])

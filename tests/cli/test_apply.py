@@ -194,3 +194,10 @@ def test_changed_weights_come_along(run: Run, tiny: Path, pairs: Path, tmp_path:
     failed = run("apply", tiny, "run/mask-0.5.safetensors", "--out", "other")
     assert "masks of 'chita' belong to changed weights, which cannot be read from 'run/weights-0.5" in failed.error
     assert not (tmp_path / "other").exists()
+
+
+def test_masks_of_another_sparsity_than_was_asked_for(run: Run, tiny: Path, mask_file: Path) -> None:
+    assert "drops 75 % of the weights, not 25 % as --sparsity 0.25 says; they are inverted" in (
+        run("apply", tiny, mask_file, "--sparsity", "25%", "--out", "turned").error
+    )
+    assert run("apply", tiny, mask_file, "--sparsity", "0.75", "--out", "right").code == 0

@@ -38,6 +38,7 @@ DOORS: dict[str, Door] = {
     "apply_": lambda model, masks: masks.apply_(model),
     "keep_sparse": keep,
     "export": lambda model, masks: mf.export(model, masks, "never-written"),
+    "recover": lambda model, masks: mf.recover(model, masks, batches=never()),
     "task_model": lambda model, masks: mf.task_model(model, "retrieval", image_size=24),
     "task_model with masks": lambda model, masks: mf.task_model(model, "retrieval", masks, image_size=24),
 }

@@ -45,6 +45,10 @@ class ApplySettings:
     model: Positional[str]
     mask_file: Positional[str]
     out: Annotated[str, arg(metavar="DIR")]
+    sparsity: Annotated[
+        float | None,
+        arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
+    ] = None
     family: Family = None
     config: Config = None
     modules: Modules = ()
@@ -57,7 +61,7 @@ def apply(settings: ApplySettings) -> None:
     find_device(settings.device)
     find_dtype(settings.dtype)
     place = find_model(settings.model)
-    masks = Masks.load(settings.mask_file)  # what is wrong with it is said before the model is loaded
+    masks = Masks.load(settings.mask_file, settings.sparsity)  # before the model is loaded
     changed = changed_weights(Path(settings.mask_file), masks)
     with whole_folder(settings.out) as folder:
         model: Any = open_model(place, settings.family, settings.config, settings.device)

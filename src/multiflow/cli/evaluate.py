@@ -89,6 +89,10 @@ class EvaluateSettings:
     class_names: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: those of the data)")] = None
     max_new_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 30; vqa: 16)")] = None
     mask: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    sparsity: Annotated[
+        float | None,
+        arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
+    ] = None
     dense: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
     text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
@@ -114,7 +118,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     place = find_model(settings.model)
     check_model(place)
     task = TASKS[settings.task].called(is_read_by_processor(place), settings.model)
-    mask = None if settings.mask is None else Masks.load(settings.mask)  # what is wrong with it is said at once
+    mask = None if settings.mask is None else Masks.load(settings.mask, settings.sparsity)
     by_the_dense = None if settings.dense is None else read_said(settings.dense)
     columns = {"image_column": settings.image_column, "text_column": settings.text_column}
     data = task.open(

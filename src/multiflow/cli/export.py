@@ -42,6 +42,10 @@ class ExportSettings:
     model: Positional[str]
     mask: Annotated[str, arg(metavar="FILE")]
     out: Annotated[str, arg(metavar="DIR")]
+    sparsity: Annotated[
+        float | None,
+        arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
+    ] = None
     format: Annotated[str, arg(metavar="NAME")] = "packed"
     values: Annotated[str, arg(metavar="TYPE")] = "bf16"
     compress: Annotated[str, arg(metavar="NAME")] = "zlib"
@@ -52,7 +56,7 @@ class ExportSettings:
 
 def export(settings: ExportSettings) -> None:
     place = find_model(settings.model)
-    masks = Masks.load(settings.mask)
+    masks = Masks.load(settings.mask, settings.sparsity)
     changed = changed_weights(Path(settings.mask), masks)
     model: Any = open_model(place, settings.family, settings.config, "cpu")
     if is_original(Path(settings.mask)):

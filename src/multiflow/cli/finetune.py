@@ -48,6 +48,10 @@ class FinetuneSettings:
     training: OmitArgPrefixes[Finetuning]
     out: Annotated[str, arg(metavar="DIR")]
     mask: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: dense)")] = None
+    sparsity: Annotated[
+        float | None,
+        arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
+    ] = None
     mask_decoder: Annotated[bool, arg(help_behavior_hint="")] = False
     resume: Resume = False
     family: Family = None
@@ -73,7 +77,7 @@ def finetune(settings: FinetuneSettings) -> None:
 def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     """Load what the settings name, and train on a device."""
     place = find_model(settings.model)
-    mask = None if settings.mask is None else Masks.load(settings.mask)  # what is wrong with it is said at once
+    mask = None if settings.mask is None else Masks.load(settings.mask, settings.sparsity)
     model: Any = open_model(place, settings.family, settings.config)
     TASKS[settings.task].of(model).builder(model)
     if settings.mask is not None and mask is not None:

@@ -33,7 +33,7 @@ from multiflow.cli.settings import (
     processes,
 )
 from multiflow.families.batches import Source, open_batches
-from multiflow.families.opening import bundled_models, find_device, find_model, open_model
+from multiflow.families.opening import bundled_models, check_model, find_device, find_model, open_model
 from multiflow.masks import Masks, is_original
 from multiflow.pruning.result import RESULT_FILE, RUN_FILE, Result, changed_weights
 from multiflow.recovery import WAYS
@@ -128,6 +128,7 @@ def _recover(settings: RecoverSettings, *, first: bool) -> None:
     find_ways(ways, own)
     find_device(settings.device)
     if settings.data is None and settings.model not in bundled_models():
+        check_model(find_model(settings.model))
         raise MultiflowError("recovery needs calibration data and none were given; name some with --data SOURCE")
     place, file = find_model(settings.model), Path(settings.mask)
     masks = Masks.load(file)  # what is wrong with it is said before the model is loaded

@@ -118,7 +118,7 @@ def _check_values(settings: Any, prog: str, args: Sequence[str]) -> None:
 def _spread(settings: Any, args: Sequence[str]) -> list[str]:
     """Write numbers of which an option takes several apart, and those in percent as shares: ``0.5,75%`` is 0.5 0.75."""
     hints = get_type_hints(settings)
-    several = {_option(name) for name, hint in hints.items() if hint == tuple[float, ...]}
+    several = {_option(name) for name, hint in hints.items() if hint == tuple[float, ...] or name == "sparsity"}
     found: list[str] = []
     taken = False
     for word in args:

@@ -110,7 +110,7 @@ def _open_masks(source: Masks | str | Path, sparsity: float | None) -> Callable[
     if isinstance(source, Masks):
         return source.apply_
     file = find_masks(source, sparsity)
-    masks = Masks.load(file)
+    masks = Masks.load(file, sparsity)
     changed = changed_weights(file, masks)
     if not is_original(file):
         return lambda model: masks.apply_(model, changed)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,13 @@ MASK_NAME = re.compile(r"mask-(\d+(?:\.\d+)?(?:e-?\d+)?)\.safetensors")
 SUFFIX = "_pruning_mask"
 HEAD = 1 << 16
 """Bytes in which the first name of a torch file stands: both of its forms begin with the names."""
+SHARE = re.compile(
+    r"(?<!\d)(?<!\d\.)(\d\d(?:\.\d+)?) ?(?:%|pct|percent)"
+    r"|(?<![a-z])(?:sparsity|sparse|pruned|s|p)[-_=]?(\d\d)(?![\d.]\d)"
+    r"|(?<![\d.])(0?\.\d+)(?! ?%|\d|pct|percent)",
+    re.IGNORECASE,
+)
+"""What says in the name of a file how much its masks drop."""
 AGAIN = "make the masks again"
 NEAR = 0.02
 """How far a share of zeros may be from the one that the name of a file gives."""
@@ -128,8 +135,6 @@ def save_original(masks: Mapping[str, Tensor], path: Path) -> Path:
 def load_original(path: Path) -> Stored:
     """Read masks under their original names; the group of a layer is the first part of its name.
 
-    Masks that keep as much as their file's name says they drop are a warning: some tools write True for what is pruned.
-
     Raises:
         MultiflowError: a file that is truncated or altered, wants to run code, or holds anything but masks of 0 and 1.
     """
@@ -155,22 +160,53 @@ def load_original(path: Path) -> Stored:
         packed[name] = pack(kept)
     if not layers:
         raise MultiflowError(f"'{path}' holds no masks; expected names that end in '.weight{SUFFIX}'")
-    stored = Stored(Layout(tuple(layers)), packed, names={name: f"{name}.weight" for name in packed})
-    _warn_if_inverted(path, stored)
-    return stored
+    return Stored(Layout(tuple(layers)), packed, names={name: f"{name}.weight" for name in packed})
 
 
-def _warn_if_inverted(path: Path, stored: Stored) -> None:
-    kept = sum(int(np.bitwise_count(bits).sum(dtype=np.int64)) for bits in stored.packed.values())
-    kept_share = kept / stored.layout.size
-    for text in re.findall(r"(?<![\d.])0\.\d+", path.name):
-        named = float(text)
-        if abs(kept_share - named) < NEAR < abs(1 - kept_share - named):
+def check_share(path: Path, dropped: float, said: float | None, *, by_name: bool) -> None:
+    """Compare the share of the weights that masks drop with what is said of them; some tools write True for pruned.
+
+    Args:
+        path: of the masks, whose name or folder may tell a share.
+        dropped: the share.
+        said: what the user says it is; None = nothing.
+        by_name: warn where the path says the opposite.
+
+    Raises:
+        MultiflowError: they drop another share than the user says.
+    """
+    turn = "read them with mf.Masks.load(path, inverted=True), and save them anew"
+    if said is not None:
+        if abs(dropped - said) < NEAR:
+            return
+        upside = abs(1 - dropped - said) < NEAR
+        why = (
+            f"they are inverted (True = pruned): {turn}" if upside else "give the share that they have, or another file"
+        )
+        raise MultiflowError(
+            f"'{path}' drops {100 * dropped:.4g} % of the weights, not {100 * said:.4g} % as {{sparsity={said:g}}} says; "
+            f"{why}",
+            field="sparsity",
+        )
+    for text, share in _shares_in("/".join(path.parts[-2:])) if by_name else ():
+        if abs(1 - dropped - share) < NEAR < abs(dropped - share):
             warnings.warn(
-                f"the name of '{path}' says {text}, and its masks keep {kept_share:.2f} of the weights: if that is to "
-                "be the share of zeros, they are inverted (True = pruned) and must be turned around: 1 = kept",
-                stacklevel=4,
+                f"the name of '{path}' says {text}, and its masks keep {1 - dropped:.2f} of the weights: if that is to "
+                f"be the share of zeros, they are inverted (True = pruned); then {turn}",
+                stacklevel=3,
             )
+            return
+
+
+def _shares_in(name: str) -> Iterator[tuple[str, float]]:
+    """Find shares of zeros in a name: 0.75, 75%, 75pct, sparsity75, s_75.
+
+    >>> [share for _, share in _shares_in("xvlm-75%/mask_s63_0.9.pth")]
+    [0.75, 0.63, 0.9]
+    """
+    for found in SHARE.finditer(name):
+        percent, word, share = found.groups()
+        yield found[0], float(share) if share else float(percent or word) / 100
 
 
 def _head(path: Path, size: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -267,14 +267,27 @@ class Masks(Mapping[str, Tensor]):
         )
 
     @staticmethod
-    def load(path: str | Path) -> Masks:
+    def load(path: str | Path, sparsity: float | None = None, *, inverted: bool = False) -> Masks:
         """Read masks from a file in either format; a truncated or altered one, or one with code, is an error.
 
         Masks of the original release go by its names until `rename` puts them on the layers of a model. If they keep
-        as much as the name of their file says they drop, a warning says that they may be inverted.
+        as much as the name of their file or folder says they drop, a warning says that they may be inverted.
+
+        Args:
+            path: of the file.
+            sparsity: share of the weights that they are said to drop; None = nothing is known of it.
+            inverted: read True as pruned, as some tools write it, and turn the masks around.
+
+        Raises:
+            MultiflowError: no such file, a damaged one, or masks that drop another share than was said.
         """
         path = Path(path)
-        return Masks(*(files.load_original(path) if files.is_torch_file(path) else files.load(path)))
+        published = files.is_torch_file(path)
+        masks = Masks(*(files.load_original(path) if published else files.load(path)))
+        if inverted:
+            masks = replace(masks, packed={name: pack(~masks[name]) for name in masks})
+        files.check_share(path, masks.sparsity, sparsity, by_name=published)
+        return masks
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, token: str | None = None, message: str | None = None
@@ -310,7 +323,7 @@ class Masks(Mapping[str, Tensor]):
 
         >>> mf.Masks.from_pretrained("user/masks", sparsity=0.75)      # doctest: +SKIP
         """
-        return Masks.load(resolve("multiflow.masks.sharing:find_masks")(source, sparsity, revision, token))
+        return Masks.load(resolve("multiflow.masks.sharing:find_masks")(source, sparsity, revision, token), sparsity)
 
     def _by_original_name(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         layer_of: dict[str, str] = {}
