@@ -179,13 +179,12 @@ def check_share(path: Path, dropped: float, said: float | None, *, by_name: bool
     if said is not None:
         if abs(dropped - said) < NEAR:
             return
-        upside = abs(1 - dropped - said) < NEAR
-        why = (
-            f"they are inverted (True = pruned): {turn}" if upside else "give the share that they have, or another file"
-        )
+        fix = "give the share that they have, or another file"
+        if abs(1 - dropped - said) < NEAR:
+            fix = f"they are inverted (True = pruned): {turn}"
         raise MultiflowError(
-            f"'{path}' drops {100 * dropped:.4g} % of the weights, not {100 * said:.4g} % as {{sparsity={said:g}}} says; "
-            f"{why}",
+            f"'{path}' drops {100 * dropped:.4g} % of the weights, not {100 * said:.4g} % as {{sparsity={said:g}}} "
+            f"says; {fix}",
             field="sparsity",
         )
     for text, share in _shares_in("/".join(path.parts[-2:])) if by_name else ():
