@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from subprocess import PIPE, CompletedProcess, Popen
 from typing import Any
@@ -40,6 +41,22 @@ def run(
     done = CompletedProcess([str(word) for word in words], process.returncode, out, err)
     assert not check or done.returncode == 0, done
     return done
+
+
+def run_two(*words: object, **options: Any) -> None:
+    """Run a program to its end as two processes of one group, with the environment that torchrun gives them."""
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with ExitStack() as stack:
+        own = [{**group, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+        for process in [stack.enter_context(start(*words, env=env, stderr=PIPE, **options)) for env in own]:
+            said = process.communicate(timeout=LIMIT)[1]
+            assert process.returncode == 0, said
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def end(process: Popen[str]) -> None:

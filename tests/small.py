@@ -41,8 +41,11 @@ QUICK: dict[str, dict[str, float]] = {
     "itersnip": {"steps": 2, "batches_per_step": 2},
     "chita++": {"steps": 2, "batches_per_step": 2},
     "tamt": {"steps": 3, "lr": 0.05},
-    "alps": {"steps": 20},
-    "exchange": {"start": 10, "panels": 2},
+    "alps": {"steps": 5},
+    "admm": {"steps": 6, "gradual": 4},
+    "exchange": {"start": 2, "panels": 1},
+    "lobs": {"rounds": 3, "iterations": 8},
+    "multiflow-refit": {"iterations": 8},
 }
 """Settings with which the methods that run a model again and again do so a few times only."""
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,7 +12,7 @@ import torch
 import multiflow as mf
 from multiflow.base import parallel
 from tests import golden_data, ranks_pruning
-from tests.processes import LIMIT, PYTHON, ROOT, start
+from tests.processes import PYTHON, ROOT, run_two
 from tests.ranks_pruning import FAINT, GROUPED, PRUNED, SHORT, SPARSITIES, TRAINING, kept
 from tests.ranks_worker import CASES, IN_FOLDERS
 from tests.small import ADAPTER, towers_batches, two_towers
@@ -37,15 +34,7 @@ class Found(NamedTuple):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = (PYTHON, "-W", "error", "-m", "tests.ranks_worker")
-    with ExitStack() as stack:
-        both = [stack.enter_context(start(*command, rank, 2, port, folder, cwd=ROOT, stderr=PIPE)) for rank in range(2)]
-        for process in both:
-            said = process.communicate(timeout=LIMIT)[1]
-            assert process.returncode == 0, said
+    run_two(PYTHON, "-W", "error", "-m", "tests.ranks_worker", folder, cwd=ROOT)
     return Found(*(torch.load(folder / f"found-{rank}.pt") for rank in range(2)), folder)
 
 

@@ -136,18 +136,17 @@ def test_a_bug_is_no_bad_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:
-    command = f"{sys.executable} -c 'import sys; from multiflow.cli import main; sys.exit(main())' show pruners"
-    done = processes.run("bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}")
+    done = processes.run("bash", "-c", f"{sys.executable} -m multiflow --help | true; echo ${{PIPESTATUS[0]}}")
     assert done.stdout == "0\n"
     assert done.stderr == ""
 
 
 def test_the_installed_program_answers() -> None:
     program = os.path.join(os.path.dirname(sys.executable), "multiflow")
-    done = processes.run(program, "prune")
+    done = processes.run(program, "prun")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "multiflow: error: 'multiflow prune' lacks its argument MODEL; see 'multiflow prune --help'\n"
+    assert "did you mean 'prune'" in done.stderr
 
 
 def test_every_command_has_its_module() -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
-from subprocess import PIPE, Popen
 from typing import NamedTuple
 
 import pytest
@@ -14,11 +13,13 @@ import multiflow as mf
 from multiflow.base.parallel import world
 from multiflow.cli.settings import own_device, processes
 from tests.cli.conftest import Run
-from tests.processes import LIMIT, ROOT, TWO_PROCESSES, start
+from tests.cli.ranks_worker import OWN_SEED
+from tests.processes import ROOT, TWO_PROCESSES, free_port
+from tests.processes import run as run_program
 
 
-class Two(NamedTuple):
-    """What a command in two processes left."""
+class Said(NamedTuple):
+    """What a command left in one of the processes: its exit code, what it printed, and the folder of both."""
 
     code: int
     out: str
@@ -26,41 +27,37 @@ class Two(NamedTuple):
     folder: Path
 
 
-def in_two(*words: object, at: Path) -> AbstractContextManager[Popen[str]]:
-    env = {"PYTHONPATH": str(ROOT / "src")}
-    return start(*TWO_PROCESSES, *words, cwd=at, env=env, stdout=PIPE, stderr=PIPE)
-
-
-def ended(process: Popen[str], folder: Path) -> Two:
-    out, err = process.communicate(timeout=LIMIT)
-    return Two(process.returncode, out, err, folder)
+PRUNE = ("--method", "snip", "--batch-size", "4", "--batches", "5", "--device", "cpu", "--out", "run")
+FEW = ("--preset", "shapes", "--steps", "2", "--batch-size", "4", "--limit", "4", "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, tiny: Path, pairs: Path) -> tuple[Two, Two]:
-    """A run that goes well, and one whose second process has another seed."""
-    prune = ("prune", tiny, "--data", pairs, "--method", "snip", "--batch-size", 4, "--batches", 5, "--device", "cpu")
-    good, bad = (tmp_path_factory.mktemp(name) for name in ("good", "bad"))
-    script = bad / "other_seed.py"
-    script.write_text(
-        "import os, sys\nfrom multiflow.cli import main\n"
-        "sys.exit(main([*sys.argv[1:], '--seed', os.environ['RANK']]))\n"
-    )
-    with (
-        in_two("-m", "multiflow", *prune, "--out", "run", at=good) as first,
-        in_two(script, *prune, "--out", "run", at=bad) as second,
-    ):
-        return ended(first, good), ended(second, bad)
+def said(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Path, tiny_blip: Path, pairs: Path, world: Path
+) -> Callable[[str], list[Said]]:
+    """What both processes said to a command, by its name: one launch for all of them."""
+    folder = tmp_path_factory.mktemp("two")
+    mask = mf.prune(mf.load_model(tiny_blip), "magnitude", 0.5).masks[0.5].save(folder / "mask.safetensors")
+    prune = ["prune", tiny, "--data", pairs, *PRUNE]
+    train = ["finetune", "retrieval", tiny_blip, "--mask", mask, "--data", world / "coco", *FEW]
+    train += ["--shard", "--out", "../trained"]
+    commands = {"pruned": prune, OWN_SEED: prune, "fine-tuned": train, "resumed": [*train, "--resume"]}
+    lines = {name: (free_port(), [str(word) for word in words]) for name, words in commands.items()}
+    (folder / "commands.json").write_text(json.dumps(lines))
+    worker = Path(__file__).with_name("ranks_worker.py")
+    run_program(*TWO_PROCESSES, worker, folder, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}, check=True)
+    return lambda name: [
+        Said(*json.loads((folder / name / f"said-{rank}.json").read_text()), folder / name) for rank in range(2)
+    ]
 
 
 def test_masks_are_those_of_one_process(
-    both: tuple[Two, Two], tiny: Path, pairs: Path, run: Run, tmp_path: Path
+    said: Callable[[str], list[Said]], tiny: Path, pairs: Path, run: Run, tmp_path: Path
 ) -> None:
-    good = both[0]
-    assert good.code == 0, good.err
-    ran = run("prune", tiny, "--data", pairs, "--method", "snip", "--batch-size", 4, "--batches", 5, "--out", "run")
+    assert [one.code for one in said("pruned")] == [0, 0], said("pruned")
+    ran = run("prune", tiny, "--data", pairs, *PRUNE)
     assert ran.code == 0
-    folders = good.folder / "run", tmp_path / "run"
+    folders = said("pruned")[0].folder / "run", tmp_path / "run"
     names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
     assert names[0] == names[1]
     for name in names[0]:
@@ -74,25 +71,33 @@ def test_masks_are_those_of_one_process(
     assert two["data"]["samples"] == 20
 
 
-def test_the_first_process_alone_prints(both: tuple[Two, Two], run: Run) -> None:
-    good = both[0]
-    assert good.out == run("show", good.folder / "run").out.replace(f"in {good.folder}/run:", "in run:")
-    lines = [line for line in good.err.splitlines() if line.startswith("calibrate")]
+def test_the_first_process_alone_prints(said: Callable[[str], list[Said]], run: Run) -> None:
+    first, second = said("pruned")
+    assert first.out == run("show", first.folder / "run").out.replace(f"in {first.folder}/run:", "in run:")
+    lines = [line for line in first.err.splitlines() if line.startswith("calibrate")]
     assert len(lines) == len(set(lines)) >= 1
-    assert "warning" not in good.err
+    assert "warning" not in first.err
+    assert second.out == second.err == ""
 
 
-def test_other_settings_are_one_sentence_and_leave_nothing(both: tuple[Two, Two]) -> None:
-    bad = both[1]
-    assert bad.code != 0
-    assert bad.out == ""
-    said = [line for line in bad.err.splitlines() if "error:" in line and "multiflow" in line]
-    assert said == [
-        "multiflow: error: the 2 processes of this run have different settings: "
-        "seed (0 on process 0, 1 on process 1); start all of them with the same ones"
-    ]
-    assert "exitcode  : 2" in bad.err
-    assert not (bad.folder / "run").exists()
+def test_other_settings_are_one_sentence_and_leave_nothing(said: Callable[[str], list[Said]]) -> None:
+    first, second = said(OWN_SEED)
+    assert (first.code, first.out) == (second.code, second.out) == (2, "")
+    assert first.err.count("\n") == 1
+    assert "seed (0 on process 0, 1 on process 1)" in first.err
+    assert second.err == ""
+    assert not (first.folder / "run").exists()
+
+
+def test_a_blip_split_between_two_processes_is_fine_tuned_with_its_zeros_and_resumed_when_finished(
+    said: Callable[[str], list[Said]],
+) -> None:
+    trained, resumed = said("fine-tuned"), said("resumed")
+    assert [one.code for one in (*trained, *resumed)] == [0] * 4, trained[0].err + resumed[0].err
+    assert trained[0].out == resumed[0].out != ""
+    folder = trained[0].folder.parent / "trained"
+    stored, masks = mf.load_model(folder / "model"), mf.Masks.load(folder / "mask.safetensors")
+    assert all(not stored.get_submodule(name).weight[~mask].any() for name, mask in masks.items())
 
 
 def test_alone_a_process_keeps_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,19 +118,3 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         own_device("cuda:0", 0, 2)
     with pytest.raises(mf.MultiflowError, match="device 'cuda:2' is not on this machine"):
         own_device("cuda", 2, 3)
-
-
-def test_a_blip_split_between_two_processes_is_fine_tuned_with_its_zeros_and_resumed_when_finished(
-    tiny_blip: Path, world: Path, tmp_path: Path
-) -> None:
-    mask = mf.prune(mf.load_model(tiny_blip), "magnitude", 0.5).masks[0.5].save(tmp_path / "mask.safetensors")
-    small = ("--preset", "shapes", "--steps", 2, "--batch-size", 4, "--limit", 4, "--precision", "fp32")
-    command = ("-m", "multiflow", "finetune", "retrieval", tiny_blip, "--mask", mask, "--data", world / "coco", *small)
-    runs = []
-    for more in ((), ("--resume",)):
-        with in_two(*command, "--shard", "--out", "run", *more, at=tmp_path) as process:
-            runs.append(ended(process, tmp_path))
-    assert [run.code for run in runs] == [0, 0], runs[-1].err
-    assert runs[0].out == runs[1].out != ""
-    stored, masks = mf.load_model(tmp_path / "run/model"), mf.Masks.load(tmp_path / "run/mask.safetensors")
-    assert all(not stored.get_submodule(name).weight[~mask].any() for name, mask in masks.items())

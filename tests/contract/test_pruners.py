@@ -41,10 +41,10 @@ def fresh(kind):
     return copy.deepcopy(built(kind))
 
 
-def run(kind, method, model=None, batches=None):
+def run(kind, method, model=None, batches=None, sparsity=(0.5, 0.75)):
     _, data, adapter = MODELS[kind]
     settings = QUICK.get(method, {})
-    return mf.prune(model or built(kind), method, [0.5, 0.75], batches or data(), adapter=adapter, **settings)
+    return mf.prune(model or built(kind), method, list(sparsity), batches or data(), adapter=adapter, **settings)
 
 
 @cache
@@ -134,16 +134,15 @@ def test_the_order_of_the_batches_does_not_matter(kind, method):
         pytest.skip("what comes after the first step depends on the batches that came before")
     if kind == "blip" and ("gradient" in pruner.statistics or pruner.kind == "solver"):
         pytest.skip("BLIP's loss carries queues and momentum copies from batch to batch: its gradients have an order")
-    one, other = first(kind, method), run(kind, method, batches=MODELS[kind][1]()[::-1])
-    for s, masks in one.masks.items():
-        assert masks == other.masks[s]
+    other = run(kind, method, batches=MODELS[kind][1]()[::-1], sparsity=[0.5])
+    assert first(kind, method).masks[0.5] == other.masks[0.5]
 
 
 def test_bfloat16_works(kind, method):
     model, batches = fresh(kind).bfloat16(), MODELS[kind][1]()
     if MODELS[kind][2] is not None:
         batches = [batch | {"pixels": batch["pixels"].bfloat16()} for batch in batches]
-    result = run(kind, method, model=model, batches=batches)
+    result = run(kind, method, model=model, batches=batches, sparsity=[0.5])
     assert result.masks[0.5].sparsity == pytest.approx(0.5, abs=0.02)
     for weights in (result.weights or {}).values():
         assert all(weight.dtype == torch.bfloat16 and weight.isfinite().all() for weight in weights.values())

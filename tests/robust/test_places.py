@@ -77,43 +77,60 @@ def test_a_place_that_takes_no_more(run: Run, setting: Setting, place: Place, na
     assert {path for path in left if not is_whole(place.disk / path)} == set(before), "nothing half-written"
 
 
-@pytest.mark.parametrize("name", ["prune", "apply", "shapes"])
-def test_a_folder_of_somebody_else(setting: Setting, tmp_path: Path, name: str):
+THEIRS = ("prune", "apply", "shapes")
+NARROW = ("prune-lobs", "apply", "finetune")
+MEGABYTES = 64  # that are left to a command when everything is imported
+
+
+@pytest.fixture(scope="module")
+def forked(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of commands with ``NAME.json``, their exit code and what they said: see `tests.robust.forked`."""
+    root = tmp_path_factory.mktemp("forked")
+    bundled = mf.load_model("xvlm-shapes")
+    mask = mf.prune(bundled, "magnitude-layer", sparsity=0.5).masks[0.5].save(root / "mask-0.5.safetensors")
+    big = setting._replace(model=Path("xvlm-shapes"), mask=mask)
+    orders = {}
+    for name in THEIRS:
+        folder = root / f"theirs-{name}"
+        folder.mkdir(mode=0o755)
+        if is_root():
+            os.chown(folder, 65534, 65534)
+        orders[folder.name] = COMMANDS[name](setting, folder / "out"), str(root), None
+    for name in NARROW:
+        folder = root / f"narrow-{name}"
+        folder.mkdir()
+        orders[folder.name] = COMMANDS[name](big, folder / "out"), str(folder), MEGABYTES
+    (root / "orders.json").write_text(json.dumps(orders))
+    weak = ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override") if is_root() else ()
+    command = (*weak, processes.PYTHON, "-m", "tests.robust.forked", setting.model, root / "orders.json")
+    processes.run(*command, cwd=processes.ROOT, check=True)
+    return root
+
+
+def is_root() -> bool:
+    """Whether this user can give root's right to write everywhere away."""
+    return os.geteuid() == 0 and shutil.which("setpriv") is not None
+
+
+@pytest.mark.skipif(not is_root(), reason="only root can give that right away")
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_folder_of_somebody_else(forked: Path, name: str):
     """In a process that has lost root's right to write everywhere."""
-    if os.geteuid() or not shutil.which("setpriv"):
-        pytest.skip("only root can give that right away")
-    folder = tmp_path / "theirs"
-    folder.mkdir(mode=0o755)
-    os.chown(folder, 65534, 65534)
-    weak = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
-    command = [*weak, processes.PYTHON, "-m", "multiflow", *COMMANDS[name](setting, folder / "out")]
-    done = processes.run(*command, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "multiflow: error: " in done.stderr
-    assert str(folder) in done.stderr
-    assert "Traceback" not in done.stderr
+    code, said = json.loads((forked / f"theirs-{name}.json").read_text())
+    folder = forked / f"theirs-{name}"
+    assert code == 2, said
+    assert "multiflow: error: " in said
+    assert str(folder) in said
+    assert "Traceback" not in said
     assert files(folder) == []
 
 
-@pytest.mark.parametrize("name", ["prune-lobs", "apply", "finetune"])
-def test_too_little_memory(setting: Setting, tmp_path: Path, name: str):
-    """The address space of the process is closed when everything is imported, but for 64 MB."""
-    code = (
-        "import resource, sys, torch, transformers, multiflow.cli, multiflow.cli.prune, multiflow.cli.apply;"
-        "import multiflow.cli.finetune, multiflow as mf;"
-        "mf.load_model(sys.argv[1]);"
-        "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
-        "resource.setrlimit(resource.RLIMIT_AS, (now + 64 * 2**20,) * 2);"
-        "sys.exit(multiflow.cli.main(sys.argv[2:]))"
-    )
-    bundled = mf.load_model("xvlm-shapes")
-    mask = mf.prune(bundled, "magnitude-layer", sparsity=0.5).masks[0.5].save(tmp_path / "mask-0.5.safetensors")
-    big = setting._replace(model=Path("xvlm-shapes"), mask=mask)
-    args = COMMANDS[name](big, tmp_path / "out")
-    done = processes.run(processes.PYTHON, "-c", code, setting.model, *args, cwd=tmp_path)
-    assert done.returncode in (0, 2), done.stderr
-    assert "Traceback" not in done.stderr
-    if done.returncode == 2:
-        assert "memory" in done.stderr
-        left = {Path(path).name for path in files(tmp_path)} - {mask.name}
+@pytest.mark.parametrize("name", NARROW)
+def test_too_little_memory(forked: Path, name: str):
+    code, said = json.loads((forked / f"narrow-{name}.json").read_text())
+    assert code in (0, 2), said
+    assert "Traceback" not in said
+    if code == 2:
+        assert "memory" in said
+        left = {Path(path).name for path in files(forked / f"narrow-{name}")}
         assert left <= {"calibration.safetensors", "run.json"}, "nothing but that with which it can go on"

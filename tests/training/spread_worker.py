@@ -1,4 +1,4 @@
-"""What `test_spread` lets two processes do, all in one launch: ``spread_worker.py FOLDER``."""
+"""What `test_spread` lets two processes do, all in one launch: ``python -m tests.training.spread_worker FOLDER``."""
 
 from __future__ import annotations
 

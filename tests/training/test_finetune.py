@@ -1,13 +1,9 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-import signal
-import time
 from contextlib import nullcontext
 from dataclasses import replace
-from subprocess import DEVNULL, PIPE
 
 import pytest
 import torch
@@ -23,7 +19,7 @@ from multiflow.training.settings import Finetuning, TrainSettings, plan_finetuni
 from multiflow.training.tracking import read_metrics
 from multiflow.worlds.shapes import write
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
-from tests.processes import PYTHON, ROOT, start
+from tests import processes
 from tests.small import every
 from tests.tiny import FAMILIES
 
@@ -94,23 +90,29 @@ def test_zeros_stay_in_weights_optimizer_and_momentum_copies_and_the_rest_trains
 
 
 KILLED = """
-import sys
+import os, random, signal, sys, time
 from tests.training.test_finetune import finetune, pretrained, settings_for
-model, inputs, masks = pretrained("blip")
-finetune("retrieval", model, masks, settings_for(sys.argv[1]), sys.argv[2], inputs, resume=True,
-         progress=lambda p: print(p.stage, p.step, flush=True))
+for _ in range(3):
+    ours, its = os.pipe()
+    child = os.fork()
+    if child == 0:
+        model, inputs, masks = pretrained("blip")
+        finetune("retrieval", model, masks, settings_for(sys.argv[1]), sys.argv[2], inputs, resume=True,
+                 progress=lambda p: os.write(its, b"."))
+        os._exit(0)
+    os.close(its)
+    for _ in range(random.randint(1, 9)):  # steps and evaluated batches: fewer in all than the run has
+        assert os.read(ours, 1), "it has ended"
+    time.sleep(random.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
 
 
 def test_a_run_killed_three_times_at_a_random_moment_ends_with_the_same_weights(sparse, shapes, tmp_path):
-    out, chance = tmp_path / "run", random.Random()
-    for _ in range(3):
-        with start(PYTHON, "-c", KILLED, shapes / "coco", out, cwd=ROOT, stdout=PIPE, stderr=DEVNULL) as process:
-            for _ in range(chance.randint(1, 9)):  # steps and evaluated batches: fewer in all than the run has
-                assert process.stdout.readline()
-            time.sleep(chance.uniform(0, 0.02))
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
+    """The three are forked off one process, which has imported everything."""
+    out = tmp_path / "run"
+    processes.run(processes.PYTHON, "-c", KILLED, shapes / "coco", out, cwd=processes.ROOT, check=True)
     model, inputs, masks = pretrained("blip")
     figures = finetune("retrieval", model, masks, settings_for(shapes / "coco"), out, inputs, resume=True)
     assert figures == sparse[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ import torch
 from multiflow.base.errors import MultiflowError
 from multiflow.training.loop import train
 from multiflow.training.tracking import read_metrics
-from tests.processes import ROOT, TWO_PROCESSES
-from tests.processes import run as run_program
+from tests.processes import PYTHON, ROOT, run_two
 from tests.training.spread_worker import PLAIN, RUNS, batch, loss, make_masks, make_model, run
 
 runs = pytest.mark.parametrize("name", RUNS)
@@ -22,8 +20,7 @@ runs = pytest.mark.parametrize("name", RUNS)
 def two(tmp_path_factory):
     """Folder of what the two processes left."""
     folder = tmp_path_factory.mktemp("two")
-    worker = Path(__file__).with_name("spread_worker.py")
-    run_program(*TWO_PROCESSES, worker, folder, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}, check=True)
+    run_two(PYTHON, "-m", "tests.training.spread_worker", folder, cwd=ROOT)
     return folder
 
 
