@@ -94,7 +94,7 @@ def test_an_allocation_looks_at_a_statistic_that_the_pruner_does_not_need() -> N
         mf.prune(model, "magnitude", 0.5, **options)
     with pytest.raises(mf.MultiflowError, match="'2:4' fixes the budget of every layer"):
         mf.prune(model, "magnitude", 0.5, batches, pattern="2:4", **options)
-    with pytest.raises(mf.MultiflowError, match="'quiet_first' needs input_norm of the dense model, but pruner 'tamt'"):
+    with pytest.raises(mf.MultiflowError, match="'quiet_first' needs input_norm .* 'tamt'"):
         mf.prune(model, "tamt", 0.5, batches, **options)
 
 
@@ -106,7 +106,7 @@ def test_a_pruner_in_a_file_from_the_command_line(run: Run, tiny: Path, digit_im
     assert mf.Result.load("mine").masks == mf.Result.load("wanda").masks
     assert "has no hyper-parameter 'pwer'; it has: power" in run("prune", *words, *given, "--set", "pwer=1").error
     error = run("prune", *words, *given, "--set", "power=much").error
-    assert "--set power='much' of pruner 'norm_power' is a str; expected a finite number" in error
+    assert "--set power='much' of pruner 'norm_power'" in error
 
 
 @pytest.fixture

@@ -106,6 +106,23 @@ def private_uses(path: Path) -> Iterator[str]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno} {name}"
 
 
+LONGEST_SENTENCE = 50  # characters of what an error says that a test may pin in one piece
+GAP = re.compile(r"\.[*+]\??|\\[dw]\+?")
+
+
+def pinned_sentences(path: Path) -> Iterator[str]:
+    """Patterns of a test that hold a sentence, where the facts in it (what was given, expected, the fix) would do."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.keyword) and node.arg == "match":
+            parts = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            if any(len(piece) >= LONGEST_SENTENCE for part in parts for piece in GAP.split(part) if piece):
+                yield f"{path.relative_to(ROOT)}:{node.value.lineno}"
+
+
+def test_tests_pin_facts_and_no_sentences():
+    assert [where for path in TESTS for where in pinned_sentences(path)] == []
+
+
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 

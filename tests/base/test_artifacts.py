@@ -206,11 +206,9 @@ def test_a_checkpoint_that_claims_more_than_there_is(tmp_path):
     for number in (1 << 63, -1, 1.5, True):
         with pytest.raises(mf.MultiflowError, match="make no sense"):
             run(batches=number)
-    with pytest.raises(mf.MultiflowError, match=r"comes from 1000000000 batches, but the data hold 4"):
+    with pytest.raises(mf.MultiflowError, match="1000000000 batches, .* 4"):
         run(batches=10**9)
-    with pytest.raises(
-        mf.MultiflowError, match=r"input_norm of layer 'text.0' has shape \(1,\), the model wants \(16,\)"
-    ):
+    with pytest.raises(mf.MultiflowError, match=r"'text.0' has shape \(1,\), .* \(16,\)"):
         run(tensors=tensors | {"input_norm/text.0": torch.zeros(1, dtype=torch.float64)})
     with pytest.raises(mf.MultiflowError, match="holds NaN or Inf"):
         run(tensors=tensors | {"input_norm/text.0": torch.full((16,), torch.nan, dtype=torch.float64)})
@@ -259,7 +257,7 @@ def test_sizes_are_compared_with_the_file_before_anything_is_allocated(tmp_path)
     for many in ((10**5, 10**5), (10**9, 10**9)):
         path = published(tmp_path / "masks.pth", b=torch.ones(1).expand(*many))
         for read in (mf.Masks.load, lambda path: read_torch(path, called="it", wanted="masks")):
-            with pytest.raises(mf.MultiflowError, match=r"claims a tensor of shape \(10+, 10+\), more than its"):
+            with pytest.raises(mf.MultiflowError, match=r"shape \(10+, 10+\), more than"):
                 read(path)
     one = torch.ones(10**5)
     torch.save({f"x{i}": one.view(-1) for i in range(50)}, tmp_path / "again.pth")

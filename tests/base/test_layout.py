@@ -44,8 +44,7 @@ def test_three_modules_of_one_weight_of_which_the_first_is_in_no_group():
 def test_a_group_without_layers_says_what_there_is():
     with pytest.raises(
         mf.MultiflowError,
-        match=r"no layer matches 'vison' of group 'v'; other groups: text \(2 layers\); "
-        r".*'text.0'.*did you mean 'vision'",
+        match=r"'vison' .*text \(2 layers\); .*'text.0'.*mean 'vision'",
     ):
         layout(two_towers(), text=r"^text\.", v="vison")
 
@@ -56,7 +55,7 @@ def test_a_path_in_two_groups_is_named():
 
 
 def test_a_shared_weight_in_two_groups_is_named():
-    with pytest.raises(mf.MultiflowError, match="shares its weight with 'vision_out' but they are in two groups"):
+    with pytest.raises(mf.MultiflowError, match="with 'vision_out' .* two groups"):
         layout(two_towers(), text="^text", vision="^vision")
 
 
@@ -128,7 +127,7 @@ def test_what_is_no_linear_layer_is_never_skipped_without_a_word(module, message
 
 def test_the_output_projection_of_fused_attention_is_named():
     model = nn.ModuleDict({"x": nn.MultiheadAttention(4, 2)})
-    with pytest.raises(mf.MultiflowError, match=r"'x.out_proj' belongs to a fused nn.MultiheadAttention"):
+    with pytest.raises(mf.MultiflowError, match="'x.out_proj' .* nn.MultiheadAttention"):
         layout(model, all="out_proj")
 
 
@@ -181,7 +180,7 @@ def test_a_weight_that_is_no_parameter_is_named():
 
 
 def test_an_excluded_path_that_shares_the_weight_of_a_layer_is_an_error():
-    with pytest.raises(mf.MultiflowError, match="'text_out' shares its weight with 'vision_out', which .*keeps dense"):
+    with pytest.raises(mf.MultiflowError, match="'text_out' .* 'vision_out', .*dense"):
         layout(two_towers(), all=r"^text", exclude="vision_out")
 
 
@@ -189,7 +188,7 @@ def test_an_excluded_path_that_shares_the_weight_of_a_layer_is_an_error():
     "fields", [{"streams": {"txt": "text"}, "token_masks": lambda batch: {"text": None}}, {"exclude": "txt"}]
 )
 def test_a_regex_of_streams_or_exclude_that_matches_nothing(fields):
-    with pytest.raises(mf.MultiflowError, match=r"'txt' of (streams|exclude) matches no module; did you mean 'text'"):
+    with pytest.raises(mf.MultiflowError, match="'txt' of (streams|exclude) .* mean 'text'"):
         mf.Adapter(groups={"text": "text"}, **fields).layout(two_towers())
 
 
@@ -205,7 +204,7 @@ def test_an_adapter_that_is_none():
 
 def test_weights_that_are_not_made_yet():
     model = nn.Sequential(nn.LazyLinear(4))
-    with pytest.raises(mf.MultiflowError, match="'0' is a LazyLinear without a shape yet; run the model on a batch"):
+    with pytest.raises(mf.MultiflowError, match="'0' is a LazyLinear .*; run the model"):
         every(model).layout(model)
     model(torch.ones(2, 3))
     assert every(model).layout(model)["0"].shape == (4, 3)

@@ -77,7 +77,7 @@ def test_a_new_run_that_fails_early_leaves_what_was_there_before(tmp_path, error
 def test_a_run_goes_on_with_resume_alone(tmp_path):
     out = tmp_path / "run"
     begin(out, "sums-0", ".sums-0.123.tmp")
-    with pytest.raises(MultiflowError, match=r"already holds a run; go on with it with resume=True") as error:
+    with pytest.raises(MultiflowError, match="already holds a run; .*resume=True") as error:
         end(out)
     assert "with --resume," in error.value.worded("--{}".format)
     with run_folder(out, GIVEN, resume=True, **ENDED):
@@ -102,7 +102,7 @@ def test_checkpoints_in_folders_below_are_kept_too(tmp_path, made):
 def test_other_settings_are_named(tmp_path):
     begin(tmp_path, "sums")
     other = {"model": "m", "sparsity": (0.75,), "seed": 3}
-    with pytest.raises(MultiflowError, match=r"sparsity \(\[0.5\] then, \[0.75\] now\), seed \(default then, 3 now\)"):
+    with pytest.raises(MultiflowError, match=r"sparsity \(\[0.5\] .*\[0.75\] .*seed \(default .*3"):
         end(tmp_path, other, resume=True)
     end(tmp_path, other, resume=True, free=["sparsity", "seed"])
 

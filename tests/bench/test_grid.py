@@ -196,7 +196,7 @@ def test_a_pruner_that_needs_data_and_a_model_without(tmp_path: Path, small: dic
     del small["models"]["tiny"]["calibration"]
     assert len(plans(tmp_path, small)) == 3
     small["tiers"][0]["pruners"].append("wanda")
-    with pytest.raises(MultiflowError, match="model 'tiny' has no calibration data, which pruners of its tiers need"):
+    with pytest.raises(MultiflowError, match="model 'tiny' has no calibration data"):
         plans(tmp_path, small)
 
 

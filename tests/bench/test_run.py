@@ -194,7 +194,7 @@ def test_data_are_made_when_missing(small: dict[str, Any], tmp_path: Path, monke
     (cell,) = compute(path, tmp_path / "r", only=["pruner=dense"])
     assert cell.error is None
     small["make"]["shapes"]["train"] = 26
-    with pytest.raises(MultiflowError, match="holds Shapes with train 24, and make.shapes asks for 26"):
+    with pytest.raises(MultiflowError, match="train 24, .* 26"):
         compute(write_config(tmp_path, small), tmp_path / "r")
 
 

@@ -63,7 +63,7 @@ def test_a_batch_that_is_none_and_batches_without_samples_are_told():
     model = chain(4, 4)
     with pytest.raises(mf.MultiflowError, match="batch 2 is None; expected a dict"):
         mf.calibrate(model, [torch.ones(2, 4), None], adapter=every(model))
-    with pytest.raises(mf.MultiflowError, match="layer '0' saw no tokens: all batches that reach it are empty"):
+    with pytest.raises(mf.MultiflowError, match="layer '0' saw no tokens"):
         mf.calibrate(model, [torch.ones(0, 4)], adapter=every(model))
     some = mf.calibrate(model, [torch.ones(0, 4), torch.ones(2, 4)], adapter=every(model))
     assert some.counts["input_norm"] == {"0": 2}
@@ -80,7 +80,7 @@ class Choosy(nn.Module):
 
 def test_layers_that_some_alike_batches_do_not_reach_are_told():
     model = Choosy()
-    with pytest.warns(UserWarning, match=r"1 of 2 layers are reached by some batches .* first 'b' \(batch 2 differs\)"):
+    with pytest.warns(UserWarning, match=r"1 of 2 layers .* first 'b' \(batch 2 "):
         mf.calibrate(model, [torch.ones(2, 4), -torch.ones(3, 4), torch.ones(2, 4)], adapter=every(model))
     mf.calibrate(model, [torch.ones(2, 4), torch.ones(0, 4), torch.ones(1, 4)], adapter=every(model))
 

@@ -107,7 +107,7 @@ def test_one_module_under_two_paths_counts_each_use_once():
 def test_a_layer_never_reached_is_named():
     model = two_towers()
     adapter = mf.Adapter(groups={"text": r"^text\.", "head": "^head$"}, forward=lambda m, b: m.text(m.embed(b["ids"])))
-    with pytest.raises(mf.MultiflowError, match="1 of 3 layers were never reached by the forward, first 'head'"):
+    with pytest.raises(mf.MultiflowError, match="1 of 3 layers .* never reached .*'head'"):
         mf.calibrate(model, towers_batches(), adapter=adapter)
 
 
@@ -145,7 +145,7 @@ def test_a_batch_of_a_known_family_that_lacks_a_key_is_numbered(family, method):
 def test_nan_and_inf_name_the_layer_and_the_batch(value):
     batches = towers_batches(2, 2, 2)
     batches[1]["pixels"][0, 0, 0] = value
-    with pytest.raises(mf.MultiflowError, match=r"NaN or Inf in the input of layer 'vision.0' in batch 2"):
+    with pytest.raises(mf.MultiflowError, match="NaN or Inf .*input of layer 'vision.0' in batch 2"):
         mf.calibrate(two_towers(), batches, adapter=ADAPTER)
 
 
@@ -168,7 +168,7 @@ def test_a_token_mask_that_does_not_fit_names_the_layer_and_both_shapes():
         streams={"vision": "text"},
         token_masks=lambda batch: {"text": batch["mask"].bool()},
     )
-    with pytest.raises(mf.MultiflowError, match=r"'vision.0' has shape \(4, 5, 16\), but the token mask .* \(4, 7\)"):
+    with pytest.raises(mf.MultiflowError, match=r"'vision.0' .*\(4, 5, 16\), .* mask .* \(4, 7\)"):
         mf.calibrate(two_towers(), towers_batches(4), adapter=adapter)
 
 
@@ -252,7 +252,7 @@ def test_a_stream_that_token_masks_does_not_know_is_named():
         streams={"vision": "image"},
         token_masks=lambda batch: {"imgae": None},
     )
-    with pytest.raises(mf.MultiflowError, match=r"'vision.0' follows stream 'image', but token_masks gives imgae"):
+    with pytest.raises(mf.MultiflowError, match="'vision.0' .*'image', .* gives imgae"):
         mf.calibrate(two_towers(), towers_batches(4), adapter=adapter)
 
 

@@ -139,7 +139,7 @@ def test_a_gradient_that_is_not_finite_names_layer_and_batch():
         first = ADAPTER.loss(model, batch)
         return first + (model.vision[0].weight * (len(batch["ids"]) != 3)).square().sum().sqrt()
 
-    with pytest.raises(mf.MultiflowError, match=r"NaN or Inf in the gradient of layer 'vision.0' in batch 3; check"):
+    with pytest.raises(mf.MultiflowError, match="NaN or Inf .*gradient of layer 'vision.0' in batch 3"):
         rows_of(two_towers(), towers_batches(4, 4, 3, 1), loss)
 
 

@@ -92,7 +92,7 @@ def test_no_gradients_inside_inference_mode():
     net = model()
     with (
         torch.inference_mode(),
-        pytest.raises(MultiflowError, match=r"no gradients inside torch.inference_mode\(\); call this outside of it"),
+        pytest.raises(MultiflowError, match=r"torch.inference_mode\(\); .* outside"),
         differentiable(net, {}),
     ):
         pass

@@ -166,7 +166,7 @@ def test_what_does_not_survive_saving_is_found_out(
 
     monkeypatch.setattr(XVLMForPretraining, "from_pretrained", classmethod(forgetful))
     error = run("apply", tiny, mask_file, "--out", "pruned").error
-    assert "layer 'vision_encoder.encoder.layers.0.mlp.fc1' of a XVLMForPretraining does not survive" in error
+    assert "layers.0.mlp.fc1' of a XVLMForPretraining" in error
     assert names(tmp_path) == []
 
 
@@ -192,7 +192,7 @@ def test_changed_weights_come_along(run: Run, tiny: Path, pairs: Path, tmp_path:
 
     (tmp_path / "run" / "weights-0.5.safetensors").unlink()
     failed = run("apply", tiny, "run/mask-0.5.safetensors", "--out", "other")
-    assert "masks of 'chita' belong to changed weights, which cannot be read from 'run/weights-0.5" in failed.error
+    assert "cannot be read from 'run/weights-0.5" in failed.error
     assert not (tmp_path / "other").exists()
 
 

@@ -85,7 +85,7 @@ def test_a_pretrained_blip_captions_as_it_is_and_an_xvlm_does_not(
     words = ("--data", world / "coco", "--limit", 1, "--metrics", "BLEU-1")
     assert run("evaluate", "captioning", tiny_blip, *words).code == 0
     said = run("evaluate", "captioning", tiny, *words).error
-    assert "is of type 'xvlm', and task 'captioning' is evaluated on one of type" in said
+    assert "is of type 'xvlm', and task 'captioning'" in said
     assert "xvlm-captioning" in said
     assert "'multiflow finetune captioning'" in said
 
@@ -104,7 +104,9 @@ def test_missing_images_stop_it_before_the_model_is_loaded(run: Run, tiny: Path,
     name = next(image["filename"] for image in held if image["split"] == "test")
     (tmp_path / "w" / "images" / "test2015" / name).unlink()
     words = ("evaluate", "retrieval", tiny, "--data", tmp_path / "w" / "coco")
-    assert f"1 of 4 items of '{tmp_path}/w/coco/dataset_coco.json' cannot be used: {name} (no such" in run(*words).error
+    error = run(*words).error
+    assert f"1 of 4 items of '{tmp_path}/w/coco/dataset_coco.json'" in error
+    assert f"{name} (no such" in error
     ran = run(*words, "--skip-missing")
     assert ran.code == 0
     assert f"1 items are left out, such as {name}" in ran.err

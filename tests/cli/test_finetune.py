@@ -36,7 +36,7 @@ def test_a_sparse_model_from_the_mask_file_to_an_ordinary_folder(run: Run, tiny:
     assert run("show", "run").out == ran.out
     again = run(*command, "--resume")
     assert (again.code, again.out) == (0, ran.out)
-    assert "'run' already holds a run; go on with it with --resume, or" in run(*command).error
+    assert "go on with it with --resume" in run(*command).error
     assert "seed (0 then, 1 now)" in run(*command, "--resume", "--seed", 1).error
 
 

@@ -92,5 +92,6 @@ def test_splits_of_images(run: Run, vit: Path, classes: Path, world: Path) -> No
     error = run("prune", vit, "--data", classes, "--split", "val").error
     assert "has no splits, so there is no split 'val'" in error
     error = run("prune", vit, "--data", classes / "cat", "--split", "val").error
-    assert f"'{classes / 'cat'}', a folder of images, has no splits, so there is no split 'val'" in error
+    assert f"'{classes / 'cat'}'" in error
+    assert "no split 'val'" in error
     assert "split 'vall' is unknown" in run("prune", vit, "--data", world / "coco", "--split", "vall").error

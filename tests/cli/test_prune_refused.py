@@ -164,7 +164,7 @@ def test_infinite_activations_name_layer_and_batch(run: Run, tiny: Path, pairs: 
     shutil.copy(tiny / "tokenizer.json", tmp_path / "bad")
     shutil.copy(tiny / "tokenizer_config.json", tmp_path / "bad")
     error = run("prune", "bad", "--data", pairs, "--out", "out").error
-    assert "NaN or Inf in the input of layer 'vision_encoder.encoder.layers.0.mlp.fc2' in batch 1" in error
+    assert "layers.0.mlp.fc2' in batch 1" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -311,5 +311,5 @@ def test_an_offloaded_weight_is_read_and_by_no_door_written(masks):
     for door in ("apply_", "keep_sparse", "task_model", "task_model with masks"):
         with pytest.raises(mf.MultiflowError, match=f"'{name}' is on the meta device, without values"):
             DOORS[door](model, masks)
-    with pytest.raises(mf.MultiflowError, match=f"'snip' needs all weights in memory, and that of layer '{name}'"):
+    with pytest.raises(mf.MultiflowError, match=f"'snip' needs all weights in memory.*'{name}'"):
         DOORS["prune with data"](model, masks)

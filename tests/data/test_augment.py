@@ -191,7 +191,7 @@ def test_region_batches_are_augmented_with_boxes_to_match(tmp_path, inputs):
 
 
 def test_an_unknown_augmentation(tokenizer):
-    with pytest.raises(MultiflowError, match=r"unknown augmentation 'papr'; known: paper; did you mean 'paper'"):
+    with pytest.raises(MultiflowError, match="'papr'; known: paper; .*mean 'paper'"):
         Inputs(tokenizer, 16, augment="papr")
 
 

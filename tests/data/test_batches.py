@@ -151,7 +151,7 @@ def test_nothing_but_broken_images_is_an_error(tmp_path, inputs, workers):
     (tmp_path / "b.png").write_text("no")
     write_json(tmp_path / "captions.json", {"a.png": "one", "b.png": "two"})
     batches = Batches(open_data(tmp_path), inputs, workers=workers, shuffle=False)
-    with pytest.raises(MultiflowError, match=r"nothing of .* can be read: 2 of 2 items skipped: a.png \(not an image"):
+    with pytest.raises(MultiflowError, match=r"2 of 2 items skipped: a.png \(not an image"):
         list(batches)
 
 

@@ -107,7 +107,7 @@ def test_wrong_regions_are_refused(tokenizer):
     def make(images, regions, patch_size=8):
         return collate_regions(images, regions, tokenizer=tokenizer, image_size=16, patch_size=patch_size)
 
-    with pytest.raises(MultiflowError, match=r"box \(30, 0, 5, 5\) lies outside its image of 20 x 10"):
+    with pytest.raises(MultiflowError, match=r"box \(30, 0, 5, 5\) .* 20 x 10"):
         make([picture(0)], [[("a", (30, 0, 5, 5))]])
     with pytest.raises(MultiflowError, match=r"no region for image 1"):
         make([picture(0)] * 2, [[("a", None)], []])

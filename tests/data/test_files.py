@@ -22,9 +22,7 @@ def test_images_are_sought_around_the_file(tmp_path):
 def test_a_given_folder_is_the_only_one(tmp_path):
     write_images(tmp_path, ["a.png"])
     (tmp_path / "other").mkdir()
-    with pytest.raises(
-        MultiflowError, match=r"none of the 1 images that 'f' names were found, such as 'a.png'; looked in"
-    ):
+    with pytest.raises(MultiflowError, match="none of the 1 images .*'a.png'; looked in"):
         locate([["a.png"]], tmp_path, tmp_path / "other", "'f'")
     with pytest.raises(MultiflowError, match=r"image folder '.*gone' does not exist"):
         locate([["a.png"]], tmp_path, tmp_path / "gone", "'f'")

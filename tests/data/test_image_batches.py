@@ -161,6 +161,6 @@ def test_augmented_images_are_a_function_of_the_seed(classes: Path) -> None:
 
 
 def test_a_folder_of_images_has_no_splits(classes: Path, world: Path) -> None:
-    with pytest.raises(NoSuchSplit, match="a folder of images, has no splits, so there is no split 'val'"):
+    with pytest.raises(NoSuchSplit, match="has no splits, .*'val'"):
         open_images(str(classes / "cat"), split="val")
     assert len(open_images(str(world / "coco"), split="val")[0]) == 5

@@ -46,9 +46,7 @@ def test_what_was_skipped_is_kept(places):
 def test_questions_join_questions_only(places):
     data = open_data(f"{places}/q+{places}/q")
     assert [data.known(i).texts for i in range(len(data))] == [("this",), ("this",)]
-    with pytest.raises(
-        MultiflowError, match=r"cannot be joined: 1 questions .*; 4 pairs .*; expected pairs and regions"
-    ):
+    with pytest.raises(MultiflowError, match="1 questions .*; 4 pairs .*; expected pairs and regions"):
         open_data(f"{places}/q+{places}/a")
     with pytest.raises(MultiflowError, match="none was given"):
         join([])
@@ -67,7 +65,7 @@ def test_a_folder_of_images_for_each(tmp_path):
         write_json(tmp_path / f"{name}.json", [{"image": f"{name}.png", "caption": name}])
     source = f"{tmp_path}/a.json+{tmp_path}/b.json"
     assert len(open_data(source, images=f"{tmp_path}/pictures/a+{tmp_path}/pictures/b")) == 2
-    with pytest.raises(MultiflowError, match=r"3 image folders were given for 2 sources; give one for all"):
+    with pytest.raises(MultiflowError, match="3 image folders .* 2 sources; give one"):
         open_data(source, images="x+y+z")
 
 

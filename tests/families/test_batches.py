@@ -127,7 +127,7 @@ def test_models_without_batches_are_an_error() -> None:
 
     with pytest.raises(
         MultiflowError,
-        match="no calibration batches for models of type 'bert', only for .*xvlm",
+        match="models of type 'bert', only for .*xvlm",
     ):
         open_batches(Other(), "other", Source("data"))
 
@@ -165,9 +165,9 @@ def test_batches_of_a_model_are_those_of_the_command_line() -> None:
 def test_misspelt_options_and_models_of_no_family_are_refused() -> None:
     with pytest.raises(MultiflowError, match=r"unknown option 'batchsize'.*did you mean 'batch_size'\?"):
         calibration_batches(load_model("vit-digits"), batchsize=3)
-    with pytest.raises(MultiflowError, match=r"no images to calibrate on; give some with data= \(--data DIR\)"):
+    with pytest.raises(MultiflowError, match=r"no images .*; give .*data= \(--data DIR\)"):
         calibration_batches(load_model("vit-digits"))
-    with pytest.raises(MultiflowError, match="no calibration batches for models of type 'Linear'"):
+    with pytest.raises(MultiflowError, match="no calibration batches .*'Linear'"):
         calibration_batches(nn.Linear(2, 2))
 
 

@@ -86,7 +86,7 @@ def test_an_unknown_task():
 
 
 def test_a_task_that_the_model_cannot_do():
-    with pytest.raises(MultiflowError, match="'xvlm' cannot do task 'classification'.* type vit or dinov2; it can do"):
+    with pytest.raises(MultiflowError, match="'xvlm' cannot do .*'classification'.* vit or dinov2"):
         find_builder(small_model(), "classification")
     with pytest.raises(MultiflowError, match="'Sequential' cannot do task 'vqa'.*; it can do none of the tasks"):
         find_builder(chain(2, 2), "vqa")

@@ -68,9 +68,7 @@ def test_shared_tensors_may_be_stored_once_or_twice(tmp_path):
 
 
 def test_misfits_are_named(tmp_path):
-    with pytest.raises(
-        MultiflowError, match=r"'vision_encoder.pos_embed.weight' has shape \(17, 64\) in the file and \(26"
-    ):
+    with pytest.raises(MultiflowError, match=r"pos_embed.weight' has shape \(17, 64\) .*\(26"):
         load(weights(), tmp_path, image_size=80)
     state = weights()
     del state["temp"], state["vision_proj.bias"]
@@ -78,9 +76,7 @@ def test_misfits_are_named(tmp_path):
         load(state, tmp_path)
     with pytest.raises(MultiflowError, match="holds 'surprise', which the model does not have"):
         load(weights() | {"surprise": torch.zeros(1)}, tmp_path)
-    with pytest.raises(
-        MultiflowError, match=r"'vision_encoder.class_embedding' has shape \(64,\) in the file and \(768,\)"
-    ):
+    with pytest.raises(MultiflowError, match=r"class_embedding' has shape \(64,\) .*\(768,\)"):
         load_model(GOLDEN / "weights.safetensors", "xvlm")  # base, where nothing is said
 
 
@@ -130,7 +126,7 @@ def test_weights_that_a_folder_lacks_are_announced(tmp_path):
     ViTModel(ViTConfig(**SIZES), add_pooling_layer=False).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["ViTForImageClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match=r"lacks 2 weights of ViTForImageClassification.*random: classifier\.bias"):
+    with pytest.warns(UserWarning, match=r"2 weights of ViTForImage.*random: classifier\.bias"):
         load_model(tmp_path)
 
 

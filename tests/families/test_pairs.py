@@ -73,12 +73,12 @@ def test_a_word_is_guessed_from_those_before_it():
 
 def test_pairs_are_scored_by_models_that_compare_them():
     assert [scoring_of(shapes_model(settings, 50)).adds_cosine for settings in (SMALL, SMALL_BLIP)] == [False, True]
-    with pytest.raises(MultiflowError, match="of type 'vit'; this task takes models of type .*xvlm or xvlm-retrieval"):
+    with pytest.raises(MultiflowError, match="of type 'vit'; .*xvlm or xvlm-retrieval"):
         scoring_of(SimpleNamespace(config=SimpleNamespace(model_type="vit")))
 
 
 def test_a_family_that_nobody_can_pretrain():
-    with pytest.raises(MultiflowError, match="family 'dino' cannot be pretrained here; choose a family of blip, xvlm"):
+    with pytest.raises(MultiflowError, match="'dino' cannot be pretrained .*blip, xvlm"):
         recipe_of("dino")
     with pytest.raises(MultiflowError, match="unknown family 'xvml'.*did you mean 'xvlm'"):
         recipe_of("xvml")

@@ -79,7 +79,7 @@ def test_what_is_no_optimizer_is_told_before_the_model_is_touched():
     masks = mf.prune(model, "random", 0.5, adapter=ADAPTER).masks[0.5]
     before = model.text_out.weight.clone()
     with (
-        pytest.raises(mf.MultiflowError, match="optimizer is a str; expected a torch.optim.Optimizer"),
+        pytest.raises(mf.MultiflowError, match="optimizer is a str; expected .*Optimizer"),
         mf.keep_sparse(model, masks, "sgd"),
     ):
         pass

@@ -153,7 +153,7 @@ def test_apply_to_another_model_touches_nothing(masks):
     model = two_towers()
     model.vision[2] = torch.nn.Linear(24, 8)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(mf.MultiflowError, match=r"'vision.2' has shape \(8, 24\), its mask \(16, 24\)"):
+    with pytest.raises(mf.MultiflowError, match=r"'vision.2' .*\(8, 24\), .*\(16, 24\)"):
         masks.apply_(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(mf.MultiflowError, match="another model: it has no layer 'text.0'"):
@@ -194,5 +194,5 @@ def test_a_newer_format_is_told_apart_from_damage(masks, tmp_path, monkeypatch):
     monkeypatch.setattr("multiflow.masks.files.FORMAT", 2)
     path = masks.save(tmp_path / "m.safetensors")
     monkeypatch.setattr("multiflow.masks.files.FORMAT", 1)
-    with pytest.raises(mf.MultiflowError, match="has format 2, this version reads format 1; update multiflow"):
+    with pytest.raises(mf.MultiflowError, match="format 2, .* format 1; update multiflow"):
         mf.Masks.load(path)

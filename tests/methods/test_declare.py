@@ -70,7 +70,7 @@ def test_an_unknown_name_is_told_with_the_closest():
 
 
 def test_an_unknown_hyper_parameter_is_told_with_the_known_ones():
-    with pytest.raises(mf.MultiflowError, match="no hyper-parameter 'alhpa'; it has: alpha; did you mean 'alpha'"):
+    with pytest.raises(mf.MultiflowError, match="'alhpa'; it has: alpha; did you mean 'alpha'"):
         PRUNERS["ria"].settings({"alhpa": 1})
     with pytest.raises(mf.MultiflowError, match="it has: none"):
         PRUNERS["wanda"].settings({"alpha": 1})
@@ -173,11 +173,11 @@ def test_scores_of_a_learner_that_cannot_be_ranked_name_pruner_and_layer():
     for name, make in bad.items():
         mf.learner(name)(lambda model, weights, loss, select, make=make: {n: make(w) for n, w in weights.items()})
     mf.learner("empty")(lambda model, weights, loss, select: {})
-    with pytest.raises(mf.MultiflowError, match=r"pruner 'nan' gave NaN or Inf scores for layer 'text.0'"):
+    with pytest.raises(mf.MultiflowError, match="'nan' gave NaN or Inf .*'text.0'"):
         prune("nan")
-    with pytest.raises(mf.MultiflowError, match=r"pruner 'flat' gave scores \(384,\) for layer 'text.0'; .*\(24, 16\)"):
+    with pytest.raises(mf.MultiflowError, match=r"'flat' gave scores \(384,\) .*'text.0'; .*\(24, 16\)"):
         prune("flat")
-    with pytest.raises(mf.MultiflowError, match=r"pruner 'empty' gave scores NoneType for layer 'text.0'"):
+    with pytest.raises(mf.MultiflowError, match="'empty' gave scores NoneType .*'text.0'"):
         prune("empty")
 
 
@@ -198,7 +198,7 @@ def test_a_solver_that_drops_another_number_is_told():
         masks = select({name: weight.abs() for name, weight in weights.items()}, count + 1)
         return masks, dict(weights)
 
-    with pytest.raises(mf.MultiflowError, match="pruner 'sloppy' drops 897 weights; it was asked for 896"):
+    with pytest.raises(mf.MultiflowError, match="'sloppy' drops 897 weights; .* 896"):
         prune(sloppy)
 
 

@@ -167,9 +167,7 @@ def test_few_tokens_and_a_small_ridge_are_solved_in_float64():
 def test_a_moment_without_inverse_says_so():
     moment = torch.eye(16) + 3 * (torch.ones(16, 16) - torch.eye(16))
     for panels in (0, 8):
-        with pytest.raises(
-            mf.MultiflowError, match="layer 'tower.fc1' has no inverse at ridge 0.001; raise ridge, to 0.01"
-        ):
+        with pytest.raises(mf.MultiflowError, match="'tower.fc1' .* ridge 0.001; raise ridge, to 0.01"):
             exchange(torch.randn(8, 16), dropping(60), input_moment=moment, panels=panels)
 
 

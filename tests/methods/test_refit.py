@@ -134,9 +134,7 @@ def test_a_ridge_that_is_not_positive_is_refused(method, ridge):
 def test_a_ridge_too_small_for_few_tokens_says_so():
     inputs = torch.randn(10, 512, generator=torch.Generator().manual_seed(0)) + 30
     moment = inputs.T @ inputs / len(inputs)
-    with pytest.raises(
-        mf.MultiflowError, match="layer 'tower.fc1' has no inverse at ridge 1e-07; raise ridge, to 0.01"
-    ):
+    with pytest.raises(mf.MultiflowError, match="'tower.fc1' .* ridge 1e-07; raise ridge, to 0.01"):
         lobs(torch.randn(8, 512), dropping(3), input_moment=moment, ridge=1e-7)
 
 

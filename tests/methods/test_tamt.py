@@ -48,9 +48,7 @@ def test_sparsity_is_exact_at_every_step(told, threshold, sparsity):
 def test_the_threshold_over_all_layers_moves_the_sparsity_between_layers():
     shares = prune(threshold="global", steps=20).masks[0.5].sparsities()
     assert max(shares.values()) - min(shares.values()) > 0.02
-    with pytest.raises(
-        mf.MultiflowError, match="unknown threshold 'globl'; known: layer, global; did you mean 'global'"
-    ):
+    with pytest.raises(mf.MultiflowError, match="'globl'; known: layer, global; .*mean 'global'"):
         prune(threshold="globl")
 
 

@@ -90,9 +90,7 @@ def test_outputs_stay_closer_than_with_the_mask_alone():
 
 
 def test_budgets_that_need_scores_are_refused():
-    with pytest.raises(
-        mf.MultiflowError, match="needs the budget of a layer before it scores it, which allocation 'gl"
-    ):
+    with pytest.raises(mf.MultiflowError, match="needs the budget of a layer .*allocation 'gl"):
         prune("lobs", 0.5, allocation="global")
 
 
@@ -203,9 +201,7 @@ def test_more_than_is_free_is_refused_before_the_first_batch(method, monkeypatch
         said = f"^{what} weights and one layer to work with need .* are free; leave wide layers dense"
         with pytest.raises(mf.MultiflowError, match=said):
             mf.prune(two_towers(), method, 0.5, given, adapter=ADAPTER)
-    with pytest.raises(
-        mf.MultiflowError, match=r"of 2 sparsities and .* free; ask for fewer sparsities at a time, or leave"
-    ):
+    with pytest.raises(mf.MultiflowError, match="of 2 sparsities .* free; ask for fewer"):
         mf.prune(two_towers(), method, [0.5, 0.75], stats, adapter=ADAPTER)
     monkeypatch.setattr(fitter, "free_memory", lambda device: need)
     assert mf.prune(two_towers(), method, 0.5, stats, adapter=ADAPTER).masks[0.5].sparsity == 0.5

@@ -21,7 +21,7 @@ def test_scores_are_those_the_masks_come_from_and_refuse_changed_weights():
         kept = result.masks[0.5][name]
         assert scores[kept].min() >= scores[~kept].max()
     result.apply_(model, 0.5)
-    with pytest.raises(mf.MultiflowError, match=r"weight of layer 'text.0' has changed since it was pruned"):
+    with pytest.raises(mf.MultiflowError, match="layer 'text.0' has changed since"):
         result.scores["text.0"]
 
 
@@ -54,13 +54,13 @@ def nan_scores(weight):
 
 def test_scores_that_are_not_finite_or_of_the_wrong_shape_name_pruner_and_layer():
     mf.scorer("bad")(nan_scores)
-    with pytest.raises(mf.MultiflowError, match=r"pruner 'bad' gave NaN or Inf scores for layer 'text.0'"):
+    with pytest.raises(mf.MultiflowError, match="'bad' gave NaN or Inf .*'text.0'"):
         prune("bad")
     mf.scorer("short")(lambda weight: weight[0])
-    with pytest.raises(mf.MultiflowError, match=r"gave scores \(16,\) for layer 'text.0'; expected \(24, 16\)"):
+    with pytest.raises(mf.MultiflowError, match=r"\(16,\) for layer 'text.0'; expected \(24, 16\)"):
         prune("short")
     mf.scorer("wants")(lambda weight, *, hessian: weight)
-    with pytest.raises(mf.MultiflowError, match="needs 'hessian', which no scorer is given; there are: input_norm"):
+    with pytest.raises(mf.MultiflowError, match="needs 'hessian', .*; there are: input_norm"):
         prune("wants")
 
 
@@ -74,10 +74,10 @@ def test_scores_in_half_precision_and_a_pruner_that_changes_its_weight():
     mf.scorer("coarse")(lambda weight: weight.abs().bfloat16())
     assert prune("coarse").masks[0.5].sparsity == 0.5
     mf.scorer("infinite")(lambda weight: weight / 0)
-    with pytest.raises(mf.MultiflowError, match=r"pruner 'infinite' gave NaN or Inf scores for layer 'text.0'"):
+    with pytest.raises(mf.MultiflowError, match="'infinite' gave NaN or Inf .*'text.0'"):
         prune("infinite")
     mf.scorer("impure")(lambda weight: weight.abs_())
-    with pytest.raises(mf.MultiflowError, match=r"'impure' changed the weight of layer 'text.0' in place"):
+    with pytest.raises(mf.MultiflowError, match="'impure' changed .*'text.0' in place"):
         prune("impure")
 
 
@@ -125,5 +125,5 @@ def test_masks_without_their_changed_weights_are_a_warning(recwarn):
     result.apply_(model, 0.5)
     result.masks[0.5].apply_(model)
     assert not recwarn.list
-    with pytest.warns(UserWarning, match="masks of 'multiflow-refit' belong to changed weights, which are not written"):
+    with pytest.warns(UserWarning, match="'multiflow-refit' belong to changed weights"):
         result.masks[0.5].apply_(two_towers())

@@ -31,7 +31,7 @@ def test_the_samples_of_a_batch(batch, samples):
 
 @pytest.mark.parametrize("batch", [{}, {"x": 3}, "text", torch.ones(())])
 def test_a_batch_without_samples_is_told(batch):
-    with pytest.raises(mf.MultiflowError, match=r"a batch \(\w+\) holds no tensor, so its samples cannot be counted"):
+    with pytest.raises(mf.MultiflowError, match=r"a batch \(\w+\) holds no tensor"):
         count_samples(batch)
 
 
@@ -159,5 +159,5 @@ def test_a_solver_that_changes_its_weights_in_place_is_told():
         masks = select({name: weight.abs() for name, weight in weights.items()}, count)
         return masks, {name: weight.mul_(masks[name]) for name, weight in weights.items()}
 
-    with pytest.raises(mf.MultiflowError, match=r"'impure solver' changed the weight of layer 'text.0' in place"):
+    with pytest.raises(mf.MultiflowError, match="'impure solver' changed .*'text.0' in place"):
         mf.prune(two_towers(), "impure solver", 0.5, towers_batches(), adapter=ADAPTER)

@@ -144,7 +144,7 @@ def test_lengths_and_tokenizers_that_do_not_fit():
     model = tiny("xvlm", "vqa")
     larger = type(TOKENIZER)(tokenizer_object=TOKENIZER.backend_tokenizer)
     larger.add_tokens(["zebra"])
-    with pytest.raises(MultiflowError, match="the tokenizer has 109 tokens, the model embeds 108"):
+    with pytest.raises(MultiflowError, match="109 tokens, .* 108"):
         text_inputs(model, larger)
 
 

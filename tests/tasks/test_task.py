@@ -25,7 +25,7 @@ def test_the_score_is_the_best_figure_or_its_substitute():
     task = TASKS["captioning"]
     assert task.score({"BLEU-4": 1.0, "CIDEr": 2.0}) == 2.0
     assert task.score({"CIDEr (words)": 3.0}) == 3.0
-    with pytest.raises(MultiflowError, match="task 'captioning' has no figure 'CIDEr' to choose by, only BLEU-4"):
+    with pytest.raises(MultiflowError, match="'captioning' has no figure 'CIDEr' .*, only BLEU-4"):
         task.score({"BLEU-4": 1.0})
 
 
@@ -33,9 +33,7 @@ def test_the_main_figure_is_found_under_either_name():
     task = TASKS["captioning"]
     assert task.main_of({"CIDEr (words)": 3.0, "CIDEr": 2.0}) == "CIDEr"
     assert task.main_of({"BLEU-4 (words)": 1.0, "CIDEr (words)": 3.0}) == "CIDEr (words)"
-    with pytest.raises(
-        MultiflowError, match="task 'retrieval' has no figure 'mean R@1' to compare by, only none; give"
-    ):
+    with pytest.raises(MultiflowError, match="'retrieval' has no figure 'mean R@1' .*, only none"):
         TASKS["retrieval"].main_of({})
 
 

@@ -133,9 +133,7 @@ def test_masks_of_another_model(masks, task):
 def test_masks_of_layers_that_no_task_takes_over():
     model = small_model()
     masks = mf.prune(model, "random", 0.5, adapter=every(model, exclude="decoder$")).masks[0.5]
-    with pytest.raises(
-        mf.MultiflowError, match=r"the masks cover layer 'text_encoder.cls.predictions.transform.dense'"
-    ):
+    with pytest.raises(mf.MultiflowError, match=r"layer '.*\.cls\.predictions\.transform\.dense'"):
         mf.task_model(model, "vqa", masks)
 
 

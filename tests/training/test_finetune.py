@@ -185,7 +185,7 @@ def test_masks_of_other_layers_or_of_another_model(shapes, tmp_path):
     wide = mf.prune(model, "random", 0.5, adapter=every(model, exclude="decoder$")).masks[0.5]
     with pytest.raises(mf.MultiflowError, match="the masks cover layer '.*', which is none that the model takes into"):
         finetune("retrieval", model, wide, settings_for(shapes / "coco"), tmp_path / "run", inputs)
-    with pytest.raises(mf.MultiflowError, match="the masks are those of another model: it has no layer"):
+    with pytest.raises(mf.MultiflowError, match="another model: it has no layer"):
         finetune("retrieval", model, pretrained("blip")[2], settings_for(shapes / "coco"), tmp_path / "run", inputs)
     assert not (tmp_path / "run").exists()
 
@@ -193,7 +193,7 @@ def test_masks_of_other_layers_or_of_another_model(shapes, tmp_path):
 def test_the_folder_of_another_run_is_refused(sparse, shapes):
     model, inputs, masks = pretrained("blip")
     settings = settings_for(shapes / "coco")
-    with pytest.raises(mf.MultiflowError, match="already holds a run; go on with it with resume=True"):
+    with pytest.raises(mf.MultiflowError, match="already holds a run; .*resume=True"):
         finetune("retrieval", model, masks, settings, sparse[0], inputs)
     with pytest.raises(mf.MultiflowError, match=r"lr \(None then, 0.1 now\)"):
         finetune("retrieval", model, masks, replace(settings, lr=0.1), sparse[0], inputs, resume=True)

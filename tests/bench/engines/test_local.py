@@ -61,7 +61,7 @@ def test_here_is_this_process(tmp_path: Path) -> None:
     outcomes = list(here.run(jobs, work, EngineOptions()))
     assert [outcome.error for outcome in outcomes] == [None, "ValueError: two lines", "bad"]
     assert int((tmp_path / "a").read_text()) == os.getpid()
-    with pytest.raises(MultiflowError, match="2 workers were asked for, and engine 'here' is this one process"):
+    with pytest.raises(MultiflowError, match="2 workers .* engine 'here'"):
         list(here.run(jobs, work, EngineOptions(workers=2)))
 
 
@@ -77,7 +77,7 @@ def test_engines_without_settings_refuse_them(tmp_path: Path, engine: str) -> No
 
 
 def test_an_engine_that_there_is_not() -> None:
-    with pytest.raises(MultiflowError, match="unknown engine 'locl'; known: here, local, ray, slurm; did you mean"):
+    with pytest.raises(MultiflowError, match="'locl'; known: here, local, ray, slurm"):
         find_engine("locl")
 
 

@@ -122,7 +122,7 @@ def test_at_most_as_many_at_once_as_workers_and_in_order(tmp_path, cluster):
 
 def test_a_job_that_fits_no_node_is_told_and_not_waited_for(tmp_path, cluster):
     jobs = [Job(str(tmp_path), "small"), Job(str(tmp_path), "large", cpus=2, gpus=1, memory=10**9)]
-    with pytest.raises(MultiflowError, match=r"\(2 CPUs, 1 GPUs, 1.0 GB\); the nodes have: 2 CPUs, 0 GPUs, "):
+    with pytest.raises(MultiflowError, match=r"\(2 CPUs, 1 GPUs, 1.0 GB\); .*: 2 CPUs, 0 GPUs, "):
         next(run(jobs, work, TWO))
     assert not (tmp_path / "cells.jsonl").exists()
 
@@ -146,12 +146,12 @@ def test_bad_input(tmp_path, monkeypatch):
     jobs = [Job(str(tmp_path), "plain")]
     with pytest.raises(MultiflowError, match="unknown option of the ray engine 'adress'.*did you mean 'address'"):
         next(run(jobs, work, EngineOptions(options={"adress": "auto"})))
-    with pytest.raises(MultiflowError, match=r"cannot connect to a Ray cluster at '127.0.0.1:1' \(.*refused"):
+    with pytest.raises(MultiflowError, match=r"cluster at '127.0.0.1:1' \(.*refused"):
         next(run(jobs, work, EngineOptions(options={"address": "127.0.0.1:1"})))
-    with pytest.raises(MultiflowError, match="autoscaling=true was given to the ray engine; expected yes or no"):
+    with pytest.raises(MultiflowError, match="autoscaling=true .*; expected yes or no"):
         find_engine("ray", EngineOptions(options={"autoscaling": "true"}))
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
-    with pytest.raises(MultiflowError, match=r"cannot connect to a Ray cluster at 'nowhere' \(Invalid address"):
+    with pytest.raises(MultiflowError, match=r"cluster at 'nowhere' \(Invalid address"):
         next(run(jobs, work, EngineOptions()))
 
 
@@ -161,7 +161,7 @@ def test_a_cluster_that_asks_for_a_token(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(MultiflowError, match=r"\(Failed to connect\); it asks for a token: set RAY_AUTH_MODE=token"):
+    with pytest.raises(MultiflowError, match="Failed to connect.*; .*RAY_AUTH_MODE=token"):
         next(run([Job(str(tmp_path), "plain")], work, TWO))
 
 

@@ -67,7 +67,7 @@ def test_plain_list_as_json_lines(tmp_path):
 def test_plain_list_without_captions(tmp_path):
     write_images(tmp_path, ["a.png"])
     path = write_json(tmp_path / "list.json", [{"image": "a.png", "url": "x"}])
-    with pytest.raises(MultiflowError, match=r"entry 0 of '.*list.json' has no 'caption' \(it has 'image', 'url'\)"):
+    with pytest.raises(MultiflowError, match=r"entry 0 .*list.json' .*'caption' \(it has 'image', 'url'\)"):
         open_data(path)
     write_json(path, [{"image": "a.png", "caption": ""}])
     with pytest.raises(MultiflowError, match=r"captions are missing: none of the 1 images"):
@@ -139,7 +139,7 @@ def test_images_without_any_caption(tmp_path):
 def test_names_that_lead_out_of_the_folder(tmp_path):
     write_images(tmp_path, ["data/a.png", "b.png"])
     records = [{"image": "a.png", "caption": "x"}, {"image": "../b.png", "caption": "y"}]
-    with pytest.raises(MultiflowError, match=r"names the image '../b.png', outside of the data folder"):
+    with pytest.raises(MultiflowError, match="'../b.png', outside"):
         open_data(write_json(tmp_path / "data" / "list.json", records))
 
 

@@ -46,7 +46,7 @@ def test_a_saved_table(tmp_path, library):
         data = open_data(source)
         assert (data.kind, data.layout, len(data)) == ("pairs", "Hugging Face data set", 3)
         assert (data[1].captions, data[1].key, number_of(data[1].image)) == (("one",), "row 1", 1)
-    with pytest.raises(MultiflowError, match=r"one table, has no splits, so there is no split 'val'"):
+    with pytest.raises(MultiflowError, match="one table, has no splits, .*'val'"):
         open_data(folder, split="val")
 
 
@@ -71,9 +71,7 @@ def test_a_name_on_the_hub(library):
     assert open_data("hf:lone")[0].captions == ("five",)
     assert open_data("hf:several,config=a")[0].captions == ("six",)
     assert set(library.asked) == {"owner/name", "lone", "several"}
-    with pytest.raises(
-        MultiflowError, match=r"'several' on the Hugging Face Hub cannot be read: Config name .* pick one"
-    ):
+    with pytest.raises(MultiflowError, match="'several' .*: Config name .* pick one"):
         open_data("hf:several")
 
 
@@ -82,7 +80,7 @@ def test_a_name_that_cannot_be_reached(monkeypatch, library):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
-    with pytest.raises(MultiflowError, match=r"^no data set 'owner/nmae' on this disk, nor on the .* Hub from here"):
+    with pytest.raises(MultiflowError, match="^no data set 'owner/nmae' on this disk.* Hub"):
         open_data("hf:owner/nmae")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     library.hub = {"owner/cached": {"train": table([0], ["zero"])}}
@@ -104,7 +102,7 @@ def test_parquet_files(tmp_path, library):
     assert len(open_data(file)) == 2
     plain = file.rename(tmp_path / "data" / "some.parquet")
     assert len(open_data(plain)) == 2
-    with pytest.raises(MultiflowError, match=r"whose files name none, has no splits, so there is no split 'val'"):
+    with pytest.raises(MultiflowError, match="has no splits, .*'val'"):
         open_data(plain, split="val")
 
 
@@ -138,11 +136,9 @@ def test_columns_that_are_not_plain_are_listed(library):
     assert open_data("hf:two,text=text")[0].captions == ("other",)
     with pytest.raises(MultiflowError, match=r"unknown column of 'two' 'txet'; known: .*did you mean 'text'"):
         open_data("hf:two,text=txet")
-    with pytest.raises(MultiflowError, match=r"column 'id' of 'two' holds no text; its columns are"):
+    with pytest.raises(MultiflowError, match="column 'id' of 'two' holds no text"):
         open_data("hf:two,text=id")
-    with pytest.raises(
-        MultiflowError, match=r"'images' has no plain text column; .* name one with hf:images,text=COLUMN"
-    ):
+    with pytest.raises(MultiflowError, match="'images' .* text column; .* hf:images,text=COLUMN"):
         open_data("hf:images")
     with pytest.raises(MultiflowError, match=r"'pictures' has no plain image column"):
         open_data("hf:pictures")
@@ -150,9 +146,7 @@ def test_columns_that_are_not_plain_are_listed(library):
 
 @pytest.mark.parametrize("source", ["hf:a,txt=b", "hf:a,text", "hf:a,text="])
 def test_options_that_are_not_understood(source, library):
-    with pytest.raises(
-        MultiflowError, match=r"is not understood; expected hf:NAME and options of image=, text=, config="
-    ):
+    with pytest.raises(MultiflowError, match="expected hf:NAME .*image=, text=, config="):
         open_data(source)
     with pytest.raises(MultiflowError, match=r"'hf:,text=a' names no data set"):
         open_data("hf:,text=a")
@@ -195,7 +189,7 @@ def test_images_stored_as_paths(tmp_path, library):
 
 
 def test_a_folder_without_a_data_set(tmp_path, library):
-    with pytest.raises(MultiflowError, match=r"holds no Hugging Face data set; expected a folder of save_to_disk"):
+    with pytest.raises(MultiflowError, match="expected .* save_to_disk"):
         open_data(f"hf:{tmp_path}")
     (tmp_path / "x.parquet").write_text("not parquet")
     with pytest.raises(MultiflowError, match=r"the data set '.*' cannot be read: "):

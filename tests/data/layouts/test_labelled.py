@@ -159,7 +159,7 @@ def test_damaged_cifar(tmp_path, content, said):
 def test_cut_and_missing_cifar(tmp_path):
     write_cifar10(tmp_path)
     (tmp_path / "test_batch").write_bytes((tmp_path / "test_batch").read_bytes()[:100])
-    with pytest.raises(MultiflowError, match="test_batch' is not a file of CIFAR's Python version"):
+    with pytest.raises(MultiflowError, match="test_batch' is not .*CIFAR"):
         open_labelled(tmp_path, "test")
     (tmp_path / "test_batch").unlink()
     with pytest.raises(MultiflowError, match="No such file"):

@@ -92,7 +92,7 @@ def directory(name):
 def test_a_file_that_is_no_tar(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(b"not a tar" * 200)
-    with pytest.raises(MultiflowError, match=r"no image-caption pair can be read .*a.tar: the shard is cut or damaged"):
+    with pytest.raises(MultiflowError, match="no .* pair .*a.tar: the shard is cut"):
         open_data(path)
 
 

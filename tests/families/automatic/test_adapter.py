@@ -211,7 +211,7 @@ def test_batches_of_text_alone_are_refused_early():
     text["input_ids"] = text["input_ids"].clamp(max=99)
     seen = []
     batches = (seen.append(number) or text for number in range(100))
-    with pytest.raises(mf.MultiflowError, match="the 6 layers of group 'vision' saw nothing in 8 batches"):
+    with pytest.raises(mf.MultiflowError, match="6 layers of group 'vision' .* 8 batches"):
         mf.prune(model, "multiflow", 0.5, batches)
     assert len(seen) < 12
 
@@ -221,7 +221,7 @@ def test_padding_that_nobody_declared_is_said_with_its_share():
     batch = tiny.batch(model)
     share = f"{1 - batch['attention_mask'].float().mean():.0%}"
     undeclared = mf.Adapter(groups={"text": r"^text_model\.encoder\..*fc1"})
-    with pytest.warns(UserWarning, match=f"{share} of the tokens are padding by the batches' 'attention_mask'"):
+    with pytest.warns(UserWarning, match=f"{share} of the tokens are padding .*'attention_mask'"):
         mf.prune(model, "wanda", 0.5, [batch], adapter=undeclared)
     declared = mf.Adapter(
         groups=undeclared.groups,

@@ -192,10 +192,10 @@ def test_first_tokens_are_enc_and_dec(model_class):
 
 def test_a_token_outside_the_vocabulary_is_named():
     model = build(BlipForConditionalGeneration, bos_token_id=30522)
-    with pytest.raises(mf.MultiflowError, match=r"bos_token_id is 30522, but the model embeds 50 tokens; set config\."):
+    with pytest.raises(mf.MultiflowError, match=r"bos_token_id is 30522, .* 50 tokens; set config\."):
         mf.calibrate(model, [pairs()])
     model = build(BlipForImageTextRetrieval, bos_token_id=49)
-    with pytest.raises(mf.MultiflowError, match=r"enc_token_id is 50, but the model embeds 50 tokens"):
+    with pytest.raises(mf.MultiflowError, match="enc_token_id is 50, .* 50 tokens"):
         mf.calibrate(model, [pairs()])
     model.config.text_config.enc_token_id = 47
     mf.calibrate(model, [pairs()])

@@ -128,5 +128,5 @@ def test_the_batch_is_left_alone():
 
 
 def test_labels_of_a_wrong_shape():
-    with pytest.raises(MultiflowError, match=r"labels has shape \(4, 6\) and input_ids \(4, 7\); give one label"):
+    with pytest.raises(MultiflowError, match=r"labels has shape \(4, 6\) .*\(4, 7\)"):
         caption_model()(**pairs(), labels=torch.zeros(4, 6))

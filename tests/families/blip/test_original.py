@@ -102,17 +102,13 @@ def test_shared_tensors_that_differ_are_an_error(tmp_path):
 
 
 def test_misfits_are_named_as_in_the_file(tmp_path):
-    with pytest.raises(
-        MultiflowError, match=r"'visual_encoder.pos_embed' has shape \(1, 17, 64\) in the file and \(1, 26"
-    ):
+    with pytest.raises(MultiflowError, match=r"'visual_encoder.pos_embed' .*\(1, 17, 64\) .*\(1, 26"):
         load(weights(), tmp_path, image_size=80)
-    with pytest.raises(MultiflowError, match=r"'image_queue' has shape \(32, 8\) in the file and \(32, 16\)"):
+    with pytest.raises(MultiflowError, match=r"'image_queue' .*\(32, 8\) .*\(32, 16\)"):
         load(weights(), tmp_path, queue_size=16)
     state = weights()
     del state["vision_proj.bias"], state["visual_encoder.norm.bias"]
-    with pytest.raises(
-        MultiflowError, match=r"lacks 'visual_encoder.norm.bias', 'vision_proj.bias', 'visual_.* and 1 more; pass"
-    ):
+    with pytest.raises(MultiflowError, match="'visual_encoder.norm.bias', .* and 1 more; pass"):
         load(state, tmp_path)
     with pytest.raises(MultiflowError, match="holds 'surprise', which the model does not have"):
         load(weights() | {"surprise": torch.zeros(1)}, tmp_path)

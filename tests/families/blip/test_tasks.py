@@ -164,10 +164,10 @@ def test_dtype_is_kept(task):
 @pytest.mark.parametrize("config", [BlipRetrievalConfig, BlipCaptioningConfig, BlipVQAConfig])
 def test_configs_check_their_sizes(config):
     assert config().vision["width"] == 768
-    with pytest.raises(mf.MultiflowError, match="image_size is 30; it must be a multiple of patch_size"):
+    with pytest.raises(mf.MultiflowError, match="image_size is 30; .* multiple of patch_size"):
         config(image_size=30)
 
 
 def test_drop_path_is_a_share():
-    with pytest.raises(mf.MultiflowError, match=r"drop_path is 1.0; it must be at least 0 and less than 1"):
+    with pytest.raises(mf.MultiflowError, match="drop_path is 1.0; .* less than 1"):
         vqa(small_model(), drop_path=1.0)

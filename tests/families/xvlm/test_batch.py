@@ -20,12 +20,12 @@ def test_the_keys_are_grouped():
 def test_what_only_losses_need_is_not_asked_for_without_them():
     batch = regions() | {"boxes": None, "mlm_labels": None}
     assert read_batch(batch, losses=False).masked is None
-    with pytest.raises(MultiflowError, match="no 'mlm_labels'; X-VLM needs mlm_input_ids, mlm_positions, mlm_labels"):
+    with pytest.raises(MultiflowError, match="no 'mlm_labels'; .*mlm_input_ids, mlm_positions"):
         read_batch(batch, losses=True)
 
 
 def test_masked_texts_are_as_long_as_the_texts():
     batch = pairs()
     batch["mlm_input_ids"] = batch["mlm_input_ids"][:, :5]
-    with pytest.raises(MultiflowError, match=r"mlm_input_ids has shape \(4, 5\) and input_ids \(4, 7\)"):
+    with pytest.raises(MultiflowError, match=r"mlm_input_ids .*\(4, 5\) .*\(4, 7\)"):
         read_batch(batch, losses=True)

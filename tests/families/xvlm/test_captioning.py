@@ -153,7 +153,7 @@ def test_bad_batches(change, message):
 
 
 def test_bad_options():
-    with pytest.raises(MultiflowError, match="label_smoothing is 1.5; it must be at least 0 and less than 1"):
+    with pytest.raises(MultiflowError, match="label_smoothing is 1.5; .* less than 1"):
         captioner(label_smoothing=1.5)
     with pytest.raises(MultiflowError, match="pixel_values has 2 rows and input_ids has 1"):
         captioner().generate(pairs(2)["pixel_values"], torch.tensor([[3]]))

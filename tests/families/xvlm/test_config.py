@@ -26,7 +26,7 @@ def test_the_configs_of_tasks_have_the_same_sizes_and_checks(kind, tmp_path):
     config.save_pretrained(tmp_path)
     assert kind.from_pretrained(tmp_path).to_dict() == config.to_dict()
     assert kind.model_type != XVLMConfig.model_type
-    with pytest.raises(MultiflowError, match="image_size is 225; it must be a multiple of patch_size"):
+    with pytest.raises(MultiflowError, match="image_size is 225; .* multiple of patch_size"):
         kind(image_size=225)
 
 

@@ -106,7 +106,7 @@ def test_a_tier_without_rows_of_its_own_has_no_button(partial, tmp_path):
 
 def test_collapse_is_flagged(root):
     here = section(root, "zeros")
-    assert "magnitude on xvlm-shapes at 90 % all of text; one layer of 3 (text.layer.0.q)" in text_of(here)
+    assert "all of text; one layer of 3 (text.layer.0.q)" in text_of(here)
     svg = "{http://www.w3.org/2000/svg}"
     assert [e for e in here.iter(f"{svg}g") if e.get("class") == "bar gone"]
 

@@ -64,9 +64,7 @@ def test_meteor_is_asked_line_by_line(fake_java):
 )
 def test_a_program_that_fails_ends_in_a_sentence(fake_java, source):
     fake_java(source)
-    with pytest.raises(
-        MultiflowError, match=r"METEOR, a Java program, failed \(.+\); check that 'java -version' works"
-    ):
+    with pytest.raises(MultiflowError, match=r"METEOR, .* failed \(.+\); .*'java -version'"):
         java.meteor({0: ["a"]}, {0: ["b"]})
     with pytest.raises(MultiflowError, match=r"the PTB tokenizer, a Java program, failed \(.+\)"):
         java.ptb_tokenize(["a"])

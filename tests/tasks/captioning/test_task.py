@@ -138,7 +138,7 @@ def test_without_java_there_are_figures_on_plain_words_and_a_warning(monkeypatch
     monkeypatch.setattr(
         captioning, "missing_caption_metrics", lambda kind="ptb": NO_JAVA if kind == "ptb" else {"SPICE": "no java"}
     )
-    with pytest.warns(UserWarning, match="CIDEr, BLEU-1, SPICE cannot be computed as in papers: no java"):
+    with pytest.warns(UserWarning, match="CIDEr, BLEU-1, SPICE .*: no java"):
         assert tokenizer_kind(None) == "words"
     monkeypatch.setattr(captioning, "missing_caption_metrics", lambda kind="ptb": {"SPICE": "no jar"})
     assert tokenizer_kind(None) == "ptb"

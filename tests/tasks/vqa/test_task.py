@@ -46,7 +46,7 @@ def test_a_list_beside_the_questions_wins(world, tmp_path):
 def test_answers_of_a_test_are_never_chosen_from(tmp_path):
     write_images(tmp_path, ["a.png"])
     write_json(tmp_path / "vqa_test.json", [{"image": "a.png", "question": "what?", "answer": ["x", "x"]}])
-    with pytest.raises(MultiflowError, match=r"no answers to choose from: no answer_list.json lies beside"):
+    with pytest.raises(MultiflowError, match="no answers .*: no answer_list.json"):
         TASK.open(tmp_path, "test")
     write_json(tmp_path / "answer_list.json", ["x", "y"])
     assert TASK.open(tmp_path, "test").choices == ("x", "y")

@@ -84,7 +84,7 @@ def test_places_of_a_group_and_references() -> None:
 
 
 def test_an_unknown_reference() -> None:
-    with pytest.raises(MultiflowError, match="refers to green star, which it does not name before"):
+    with pytest.raises(MultiflowError, match="refers to green star"):
         parse("a red star and a red moon, the green star above the moon")
 
 
