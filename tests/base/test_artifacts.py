@@ -120,7 +120,7 @@ def test_tensors_whose_checksum_was_taken_away(tmp_path, gone):
         header = json.loads(file.metadata()["multiflow"])
     rest = json.dumps({name: value for name, value in header.items() if name not in gone})
     save_file(load_file(path), path, metadata={"multiflow": rest})
-    with pytest.raises(mf.MultiflowError, match="was altered: its checksum does not fit, or is missing"):
+    with pytest.raises(mf.MultiflowError, match="was altered: .*checksum"):
         read_tensors(path, "state")
 
 
@@ -129,7 +129,7 @@ def test_files_of_a_version_to_come(tmp_path, monkeypatch):
     tensors, facts = write_tensors(tmp_path / "x", {"a": torch.ones(2)}, {}), write_facts(tmp_path / "y", {"a": 1})
     monkeypatch.undo()
     for read in (lambda: read_tensors(tensors, "state"), lambda: read_facts(facts, "result", "")):
-        with pytest.raises(mf.MultiflowError, match="has format 9, this version reads up to 2; update multiflow"):
+        with pytest.raises(mf.MultiflowError, match="format 9, .* up to 2; update multiflow"):
             read()
 
 

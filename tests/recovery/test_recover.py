@@ -97,9 +97,7 @@ def test_changed_parameters_of_another_model_are_refused(tmp_path):
     with pytest.raises(mf.MultiflowError, match="it has no parameter 'head.bias'"):
         result.apply_(other, 0.8)
     other.head = nn.Linear(16, 3)
-    with pytest.raises(
-        mf.MultiflowError, match=r"parameter 'head.bias' has shape \(3,\), what is to be written \(2,\)"
-    ):
+    with pytest.raises(mf.MultiflowError, match=r"'head.bias' has shape \(3,\), .* \(2,\)"):
         result.apply_(other, 0.8)
     assert all(
         torch.equal(value, before[name])
@@ -200,7 +198,7 @@ def test_masks_alone_are_enough():
     masks = pruned().masks[0.8]
     result = mf.recover(two_towers(), masks, batches=BATCHES, adapter=ADAPTER, **FAST)
     assert list(result.masks) == [0.8]
-    with pytest.raises(mf.MultiflowError, match="sparsity 0.5 was given, and the masks are those of 0.8"):
+    with pytest.raises(mf.MultiflowError, match="sparsity 0.5 was given, .* 0.8"):
         mf.recover(two_towers(), masks, 0.5, BATCHES, adapter=ADAPTER)
 
 
@@ -246,7 +244,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_batch(how):
 def test_masks_of_another_model():
     model = chain(16, 24, 8)
     result = mf.prune(model, "magnitude", 0.5, adapter=every(model))
-    with pytest.raises(mf.MultiflowError, match="the masks are those of another model: it has no layer '0'"):
+    with pytest.raises(mf.MultiflowError, match="another model: it has no layer '0'"):
         mf.recover(two_towers(), result, 0.5, BATCHES, adapter=ADAPTER)
 
 
@@ -279,5 +277,5 @@ def test_settings_that_are_none(case):
 
 
 def test_a_result_with_several_sparsities_asks_which():
-    with pytest.raises(mf.MultiflowError, match=r"the result has masks at 0.5, 0.8; say which with sparsity"):
+    with pytest.raises(mf.MultiflowError, match="masks at 0.5, 0.8; say which"):
         recover(result=pruned([0.5, 0.8]), sparsity=None)

@@ -219,12 +219,12 @@ def test_a_processor_of_another_model(vlm, table):
     model = mf.load_model(vlm("clip"))
     (batch,) = mf.calibration_batches(model, str(table), processor=vlm("siglip"), **COLUMNS)
     assert len(batch["input_ids"]) == 3
-    with pytest.raises(mf.MultiflowError, match="'nowhere/at-all' is no folder here, nor on Hugging Face"):
+    with pytest.raises(mf.MultiflowError, match="'nowhere/at-all' is no folder here"):
         mf.calibration_batches(model, str(table), processor="nowhere/at-all", **COLUMNS)
 
 
 def test_a_known_family_takes_no_processor(tiny, world):
-    with pytest.raises(mf.MultiflowError, match="processor= was given, and family 'xvlm' reads without"):
+    with pytest.raises(mf.MultiflowError, match="processor= was given, .*'xvlm'"):
         mf.calibration_batches(mf.load_model(tiny), str(world / "coco"), processor="any")
 
 
