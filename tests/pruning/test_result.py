@@ -127,3 +127,15 @@ def test_masks_without_their_changed_weights_are_a_warning(recwarn):
     assert not recwarn.list
     with pytest.warns(UserWarning, match="'multiflow-refit' belong to changed weights"):
         result.masks[0.5].apply_(two_towers())
+
+
+def test_a_result_that_cannot_be_written_to_its_end_leaves_no_file(tmp_path, monkeypatch):
+    result = prune("multiflow-refit", 0.5)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiflow.pruning.result.write_facts", full)
+    with pytest.raises(OSError, match="No space"):
+        result.save(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,8 +138,14 @@ class Result:
         folder = Path(folder)
         if not (folder / RUN_FILE).is_file():
             fresh_folder(folder, RESULT_FILE)
-        self.save_tensors(folder)
-        write_facts(folder / RESULT_FILE, {**self.summary(), **facts})
+        try:
+            self.save_tensors(folder)
+            write_facts(folder / RESULT_FILE, {**self.summary(), **facts})
+        except BaseException:
+            for name in [file(sparsity) for sparsity in self.masks for file in (mask_file, weights_file)]:
+                with suppress(OSError):
+                    (folder / name).unlink()
+            raise
         return folder
 
     @classmethod
