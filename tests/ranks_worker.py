@@ -1,4 +1,4 @@
-"""What `test_ranks` runs in each of two processes: ``python -m tests.ranks_worker RANK WORLD PORT FOLDER``.
+"""What `test_ranks` runs in each of two processes: ``python -m tests.ranks_worker FOLDER``.
 
 Every case returns what it found; all results of a process go to one file. A case that ends with an error leaves its
 sentence, and the cases after it show that the processes are still in step.
@@ -212,7 +212,7 @@ def main(folder: Path) -> None:
             found[name] = case(*own)
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
-    torch.save(found, folder / f"found-{ranks.rank()}.pt")
+    torch.save(found, folder / f"found-{parallel.rank()}.pt")
     dist.destroy_process_group()
 
 
