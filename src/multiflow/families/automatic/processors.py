@@ -46,6 +46,7 @@ class NoVideos:
     """Stands where a processor keeps its part for videos, which needs torchvision; it is never called."""
 
     model_input_names: Sequence[str] = ()
+    num_frames = fps = None
 
 
 @dataclass(frozen=True)

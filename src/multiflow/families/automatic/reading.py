@@ -131,6 +131,25 @@ class Reader:
         return self._in_line(images, [self._line(prompt, None)[0] for prompt in asked], padding_side="left")
 
     @_saying
+    def conversations(
+        self, turns: Sequence[Sequence[Mapping[str, Any]]], images: Sequence[Sequence[Image.Image]]
+    ) -> dict[str, Tensor]:
+        """Return a batch of conversations that the model is to go on with, for ``model.generate``.
+
+        Args:
+            turns: of each conversation, as chat templates want them: ``{"role", "content": [{"type": "image"}, {"type":
+                "text", "text"}]}``. A model without a template gets the texts of all turns, in lines.
+            images: of each conversation, in the order of their places in the turns.
+        """
+        if self.manner == "chat":
+            lines = [self._render(of, add_generation_prompt=True) for of in turns]
+            return self._in_line(images, lines, padding_side="left")
+        if any(len(of) != 1 for of in images):
+            raise MultiflowError("a model without a chat template takes one image at a time")
+        texts = ["\n".join(part["text"] for turn in of for part in turn["content"] if "text" in part) for of in turns]
+        return self.questions([of[0] for of in images], texts)
+
+    @_saying
     def written(self, batch: Mapping[str, Tensor], generated: Tensor) -> list[str]:
         """Return the texts that ``model.generate`` wrote for a batch of `questions`, without what was asked."""
         ids = batch.get("input_ids")
@@ -228,12 +247,18 @@ class Reader:
         alone = type(self.processor).__name__ in ALONE
         return "" if token is None or alone else str(token)
 
-    def _in_line(self, images: Sequence[Image.Image], lines: list[str], **options: Any) -> dict[str, Tensor]:
+    def _in_line(
+        self, images: Sequence[Image.Image | Sequence[Image.Image]], lines: list[str], **options: Any
+    ) -> dict[str, Tensor]:
         """Process images with lines of text; the first token of all texts is not put twice."""
         begin = self.tokenizer.bos_token
         if self.manner == "chat" and begin and lines[0].startswith(begin):
             options["add_special_tokens"] = False
-        nested: list[Any] = [[image] for image in images] if self._image_token else list(images)
+        nested: list[Any] = list(images)
+        if self._image_token:
+            nested = [[image] if isinstance(image, Image.Image) else list(image) for image in images]
+        if not any(nested):  # texts alone
+            return self._called(text=lines, padding=True, **options)
         return self._called(images=nested, text=lines, padding=True, **options)
 
     def _length_behind(self, line: str, start: int) -> int:
