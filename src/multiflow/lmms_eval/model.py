@@ -27,7 +27,7 @@ GENERATION = ("max_new_tokens", "temperature", "top_p", "num_beams", "do_sample"
 UNUSED = ("max_batch_size",)  # that lmms-eval gives to every model
 
 
-class Asked(NamedTuple):
+class Conversed(NamedTuple):
     """One request: its turns, their images, and what generation is told."""
 
     turns: list[dict[str, Any]]
@@ -101,7 +101,9 @@ class SparseModel(lmms):
         """Refuse tasks of several rounds."""
         raise MultiflowError("the model 'multiflow' answers in one round; choose tasks of 'generate_until'")
 
-    def _asked(self, context: str, to_messages: Callable[..., Any], how: Any, doc: Any, task: str, split: str) -> Asked:
+    def _asked(
+        self, context: str, to_messages: Callable[..., Any], how: Any, doc: Any, task: str, split: str
+    ) -> Conversed:
         messages = list(to_messages(self.task_dict[task][split][doc]))
         if self.system_prompt:
             messages = self._apply_system_prompt(messages, self.system_prompt)
@@ -117,10 +119,10 @@ class SparseModel(lmms):
             images += [_picture(part["url"]) for part in parts if part["type"] == "image"]
             kept = [{"type": "image"} if part["type"] == "image" else dict(part) for part in parts]
             turns.append({"role": message["role"], "content": kept})
-        return Asked(turns, images, how)
+        return Conversed(turns, images, how)
 
     @torch.no_grad()
-    def _write(self, asked: Sequence[Asked]) -> list[str]:
+    def _write(self, asked: Sequence[Conversed]) -> list[str]:
         batch = self.reader.conversations([of.turns for of in asked], [of.images for of in asked])
         batch = {name: value.to(self.model.device) for name, value in batch.items()}
         with evaluating(self.model), quiet_transformers():
