@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, TokenMask, lay_mask
+from multiflow.base.errors import MultiflowError
 from multiflow.recovery.parts import End, Part, first_tensor
 
 
@@ -45,6 +46,10 @@ class Call:
     output: Tensor | None = None
     reached: set[str] = field(default_factory=set)
     masks: Mapping[str, TokenMask] = field(default_factory=dict)
+
+
+CACHE = "Cache"
+"""Base class of what transformers remembers of earlier calls in: a block that runs again would go on from there."""
 
 
 class _Stop(Exception):
@@ -124,7 +129,9 @@ def targets_taken(
 
 
 def held(value: Any) -> Any:
-    """Return what a module is given, to be used again later: tensors copied, without their graph."""
+    """Return what a module is given, to be used again later: tensors copied, without their graph, and no caches."""
+    if any(base.__name__ == CACHE for base in type(value).__mro__):
+        return None
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -178,7 +185,10 @@ def match_loss(model: nn.Module, part: Part, calls: Sequence[Call], adapter: Ada
 def real_tokens(adapter: Adapter, layer: str, masks: Mapping[str, TokenMask], value: Tensor) -> Tensor | None:
     """Return which tokens of ``(batch, tokens, width)`` count, ``(batch, tokens, 1)``; None = all."""
     stream = adapter.stream(layer)
-    mask = lay_mask(masks.get(stream), layer, value) if stream else None
+    try:
+        mask = lay_mask(masks.get(stream), layer, value) if stream else None
+    except MultiflowError:  # of the layer's input, and this is what comes of it
+        mask = None
     if mask is None or value.dim() < 2:
         return None
     if mask.dim() == 2 and value.dim() == 3 and mask.shape[1] == value.shape[1] and len(value) % len(mask) == 0:
