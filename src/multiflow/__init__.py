@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from multiflow.calibration import Checkpoint, Stats
     from multiflow.families import adapter_for, original_names
     from multiflow.families.batches import calibration_batches
-    from multiflow.families.opening import load_model
+    from multiflow.families.opening import load_model, open_streamed
     from multiflow.formats import compact, export, sparse_runtime, speed, unpack
     from multiflow.masks import Masks, keep_sparse
     from multiflow.masks.trainer import KeepSparse
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from multiflow.pruning import calibrate, prune
     from multiflow.pruning.comparison import compare_pruners
     from multiflow.pruning.result import Result
+    from multiflow.pruning.stream import prune_streamed
     from multiflow.pruning.structured import prune_units
     from multiflow.recovery import recover
     from multiflow.tasks.task_model import build_task_model, task_masks, task_model
@@ -43,13 +44,14 @@ _HOMES = {
     "masks.trainer": ("KeepSparse",),
     "families": ("adapter_for", "original_names"),
     "families.batches": ("calibration_batches",),
-    "families.opening": ("load_model",),
+    "families.opening": ("load_model", "open_streamed"),
     "formats": ("compact", "export", "sparse_runtime", "speed", "unpack"),
     "methods": ("PRUNERS", "STEPWISE", "fitter", "learner", "scorer", "solver", "variant"),
     "methods.budgets": ("ALLOCATIONS",),
     "pruning": ("calibrate", "prune"),
     "pruning.comparison": ("compare_pruners",),
     "pruning.result": ("Result",),
+    "pruning.stream": ("prune_streamed",),
     "pruning.structured": ("prune_units",),
     "recovery": ("recover",),
     "tasks.task_model": ("build_task_model", "task_masks", "task_model"),
@@ -118,8 +120,10 @@ __all__ = [
     "list_pruners",
     "load_model",
     "metrics",
+    "open_streamed",
     "original_names",
     "prune",
+    "prune_streamed",
     "prune_units",
     "recover",
     "scorer",

@@ -39,6 +39,7 @@ DIGITS = 64
 SIGNS = ("format", "checksum", "tensors")
 """Keys of a header with a checksum: where one of them is left, the others are missing."""
 MOST_HEADER, MOST_JSON = 100_000_000, 1 << 26  # bytes
+SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 FOLDER = 0x10  # attribute of an entry in a zip archive
 LONGEST_NAME = 200  # of a global in a pickle
 PICKLES = 5  # at the beginning of a torch file of old versions; storages follow
@@ -54,11 +55,14 @@ def write_tensors(
 
     Args:
         path: of the file.
-        tensors: name -> tensor.
+        tensors: name -> tensor; of a mapping that is no dict, which may read them when they are looked up, one at a
+            time is held, and looked up twice.
         header: plain values that JSON can say.
         whole: names of all tensors in the order in which the checksum itself takes in their bytes, as mask files have
             it; by default the header gets a CRC-32 of each instead, several of which are computed at a time.
     """
+    if not isinstance(tensors, dict) and whole is None:
+        return _write_one_by_one(Path(path), tensors, header)
     there: dict[str, Tensor] = {}
     memory: set[int] = set()
     for name, tensor in tensors.items():
@@ -72,6 +76,32 @@ def write_tensors(
         full["tensors"] = dict(zip(there, in_parallel(_describe, there.values()), strict=True))
     full["checksum"] = _checksum(full, [there[name] for name in whole or ()])
     return write_atomically(path, lambda place: save_file(there, place, metadata={KEY: json.dumps(full)}))
+
+
+def _write_one_by_one(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
+    # 1. what the header says of each tensor, and where its bytes are
+    full = json.loads(json.dumps(dict(header), default=plain))
+    full["tensors"] = {}
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        full["tensors"][name] = _describe(tensor.cpu())
+        size = tensor.numel() * tensor.element_size()
+        kind = SAFETENSORS[tensor.dtype]
+        entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        end += size
+    full["checksum"] = _checksum(full)
+    text = json.dumps({"__metadata__": {KEY: json.dumps(full)}, **entries}).encode()
+    text += b" " * (-len(text) % 8)
+
+    # 2. header and bytes
+    def write(place: Path) -> None:
+        with place.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for tensor in tensors.values():
+                file.write(_bytes(tensor.cpu()))
+
+    return write_atomically(path, write)
 
 
 def read_tensors(

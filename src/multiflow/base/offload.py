@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,20 @@ def input_device(model: nn.Module) -> torch.device:
     """Return where a model takes its inputs: the device of its first weight, or where a hook brings that."""
     path, weight = next(iter(model.named_parameters()), ("", torch.empty(0)))
     return working_device(dict(model.named_modules()), path.rpartition(".")[0], weight)
+
+
+def weight_files(model: nn.Module) -> list[Path]:
+    """List the files from which hooks bring the weights of a model."""
+    found: dict[str, None] = {}
+    for module in model.modules():
+        for hook in _hooks(module):
+            values: Any = getattr(hook, "weights_map", None)
+            while hasattr(values, "dataset"):
+                values = values.dataset
+            for entry in (getattr(values, "index", None) or {}).values():
+                if isinstance(entry, Mapping) and entry.get("safetensors_file"):
+                    found[str(entry["safetensors_file"])] = None
+    return sorted(map(Path, found))
 
 
 @contextmanager

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -16,9 +19,23 @@ GIB = 1 << 30
 logger = logging.getLogger("multiflow")
 
 
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
+
+
 def announce(what: str, size: int) -> None:
     """Say how many bytes something takes, before it takes them."""
-    logger.info("%s: %s", what, f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB")
+    if not _silent.get():
+        logger.info("%s: %s", what, f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB")
+
+
+@contextmanager
+def unannounced() -> Iterator[None]:
+    """Say nothing of the memory of parts inside the block: it was said of the whole."""
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
 
 
 def check_fits(what: str, need: int, free: int | None, advice: str, *, field: str = "") -> None:

@@ -133,6 +133,7 @@ UNITS = {
     "calibrate": "batches",
     "select": "layers",
     "fit": "layers",
+    "stream": "blocks",
     "learn": "steps",
     "evaluate": "models",
     "write": "pictures",

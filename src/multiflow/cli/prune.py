@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -33,6 +34,7 @@ from multiflow.cli.settings import (
     parse_hyper,
     processes,
 )
+from multiflow.cli.streamed import check_options, open_for_stream, run_stream
 from multiflow.data.augment import AUGMENTATIONS
 from multiflow.families.batches import Source, open_batches
 from multiflow.families.opening import bundled_models, check_model, find_device, find_dtype, find_model, open_model
@@ -43,6 +45,7 @@ from multiflow.methods.budgets import ALLOCATIONS
 from multiflow.pruning import prune as prune_model
 from multiflow.pruning.plan import Request, request
 from multiflow.pruning.result import RESULT_FILE, RUN_FILE
+from multiflow.pruning.stream import BEGUN, WORK, check_request
 
 CHECKPOINT = "calibration.safetensors"
 CHECKPOINTS = "calibration*.safetensors"  # methods in steps have one for each sparsity
@@ -76,6 +79,8 @@ class PruneSettings:
         augment: paper = crops, flips and RandAugment as in the published calibration
         workers: background processes that read and decode images
         until_stable: stop calibrating when twice the data change at most 0.5 % of the kept weights, at every sparsity
+        stream: one block of the model at a time in memory; activations lie in the output folder meanwhile
+        sequential: with --stream, measure each block on what the pruned blocks before it give
         out: folder for masks and result.json, new or empty
         checkpoint_every: batches between two checkpoints of the calibration, 0 = none
     """
@@ -116,6 +121,8 @@ class PruneSettings:
     tokens: Tokens = "all"
     adapter: AdapterFile = None
     until_stable: Annotated[bool, arg(help_behavior_hint="")] = False
+    stream: Annotated[bool, arg(help_behavior_hint="")] = False
+    sequential: Annotated[bool, arg(help_behavior_hint="")] = False
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: runs/prune-METHOD-HASH)")] = None
     checkpoint_every: Annotated[int, arg(metavar="N")] = 8
     resume: Resume = False
@@ -136,31 +143,35 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
     out = Path(settings.out or f"runs/prune-{asked.pruner.name}-{identity(what)}")
     agree({name: value for name, value in asdict(settings).items() if name != "device"})
     with own_folder(out, what, settings.resume) if first else nullcontext():
-        model, adapter, hashes = load(settings, place)
+        model, adapter, hashes = load(settings, place, out)
         batches = None
         if asked.needs_data:
             source = Source(**{field.name: getattr(settings, field.name) for field in fields(Source)})
             batches = open_batches(model, place, source)
         every = settings.checkpoint_every
         with step_progress() if first else nullcontext() as step:
-            result = prune_model(
-                model,
-                settings.method,
-                asked.sparsities,
-                batches,
-                adapter=adapter,
-                pattern=settings.pattern,
-                allocation=settings.allocation,
-                seed=settings.seed,
-                checkpoint=Checkpoint(out / CHECKPOINT, every, keep=True) if every else None,
-                progress=step,
-                until_stable=STABLE if settings.until_stable else None,
-                **asked.hyper,
-            )
+            if settings.stream:
+                result, data = run_stream(settings, asked, model, adapter, batches, out, step)
+            else:
+                result = prune_model(
+                    model,
+                    settings.method,
+                    asked.sparsities,
+                    batches,
+                    adapter=adapter,
+                    pattern=settings.pattern,
+                    allocation=settings.allocation,
+                    seed=settings.seed,
+                    checkpoint=Checkpoint(out / CHECKPOINT, every, keep=True) if every else None,
+                    progress=step,
+                    until_stable=STABLE if settings.until_stable else None,
+                    **asked.hyper,
+                )
+                data = batches.summary() if batches else None
         masks = {s: replace(m, weights=hashes or m.weights) for s, m in result.masks.items()}
-        data = batches.summary() if batches else None
         if first:
             replace(result, masks=masks).save(out, run=what, data=data)
+            shutil.rmtree(out / WORK, ignore_errors=True)
     if first:
         show_run(out)
         show(f"next: multiflow apply {settings.model} {out / mask_file(asked.sparsities[0])} --out DIR")
@@ -172,7 +183,7 @@ def own_folder(out: Path, what: Mapping[str, Any], resume: bool) -> Iterator[Non
     passing = CHECKPOINTS, RUN_FILE
     try:
         with run_folder(
-            out, what, resume=resume, record=RUN_FILE, ended=RESULT_FILE, keep=[CHECKPOINTS], passing=passing
+            out, what, resume=resume, record=RUN_FILE, ended=RESULT_FILE, keep=[CHECKPOINTS, BEGUN], passing=passing
         ):
             yield
     except KeyboardInterrupt:
@@ -181,7 +192,10 @@ def own_folder(out: Path, what: Mapping[str, Any], resume: bool) -> Iterator[Non
         raise
 
 
-def load(settings: PruneSettings, place: str) -> tuple[nn.Module, Adapter, dict[str, str]]:
+def load(settings: PruneSettings, place: str, out: Path) -> tuple[nn.Module, Adapter, dict[str, str]]:
+    if settings.stream:
+        streamed = open_for_stream(settings, place, out)
+        return streamed, chosen_adapter(streamed, settings), {}
     model: Any = open_model(place, settings.family, settings.config)
     adapter, dtype, hashes = chosen_adapter(model, settings), find_dtype(settings.dtype), {}
     if dtype not in (None, model.dtype):
@@ -191,6 +205,8 @@ def load(settings: PruneSettings, place: str) -> tuple[nn.Module, Adapter, dict[
 
 def check(settings: PruneSettings) -> Request:
     import_modules(settings.modules)
+    if settings.stream or settings.sequential:
+        check_options(settings)
     asked = request(
         settings.method,
         settings.sparsity or None,
@@ -199,6 +215,8 @@ def check(settings: PruneSettings) -> Request:
         until_stable=STABLE if settings.until_stable else None,
         hyper=parse_hyper(settings.set, find_pruner(settings.method).hyper),
     )
+    if settings.stream:
+        check_request(asked, sequential=settings.sequential)
     if settings.augment not in (None, *AUGMENTATIONS):
         raise unknown("augmentation", settings.augment, AUGMENTATIONS)
     find_device(settings.device)

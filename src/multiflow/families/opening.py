@@ -22,6 +22,7 @@ from multiflow.base.foreign import shortened
 from multiflow.base.hub import reach_hub
 from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.packed import read_packed
+from multiflow.base.runs import fresh_folder
 from multiflow.base.structure import STRUCTURE_FILE, Structure
 from multiflow.data.images import read_statistics
 from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, looks_like_path, token_count
@@ -105,6 +106,35 @@ def load_model(
     return _load_pretrained(str(bundled) if not path.exists() and bundled.is_dir() else str(source), family)
 
 
+def open_streamed(source: str | Path, folder: str | Path, family: str | None = None) -> nn.Module:
+    """Open a model without its weights, for `prune_streamed`: they stay in their files, and come when they are needed.
+
+    Args:
+        source: a Hugging Face id or folder, in safetensors.
+        folder: new or empty; weights that are stored in another form than the model has them in (stacked experts of
+            some) are put there anew. It can go when the model is no longer used.
+        family: if given, the source must be of this one.
+
+    Returns:
+        The model on the meta device, in evaluation mode, with hooks of accelerate that bring its weights.
+
+    Raises:
+        MultiflowError: as of `load_model`; or weights that the source lacks.
+
+    >>> model = open_streamed("llava-1.5-13b", "offload")  # doctest: +SKIP
+    """
+    if (path := Path(source)).is_file() or path.suffix.lower() in FILE_SUFFIXES:
+        raise MultiflowError(
+            f"'{source}' is one file, and a model that is streamed is a Hugging Face folder; convert it with "
+            "load_model(...).save_pretrained(folder)"
+        )
+    if (path / PACKED_FILE).is_file():
+        raise MultiflowError(f"'{source}' is a packed folder, which cannot be streamed; unpack it with mf.unpack first")
+    bundled = bundled_models()
+    place = str(bundled[str(source)]) if not path.exists() and str(source) in bundled else str(source)
+    return _load_pretrained(place, family, offload=fresh_folder(folder, ""))
+
+
 def _open_masks(source: Masks | str | Path, sparsity: float | None) -> Callable[[nn.Module], object]:
     """Read masks; return what applies them to the model."""
     if isinstance(source, Masks):
@@ -160,7 +190,7 @@ def _check_family(source: str, family: str, model_type: str | None) -> None:
         )
 
 
-def _load_pretrained(source: str, family: str | None) -> nn.Module:
+def _load_pretrained(source: str, family: str | None, offload: Path | None = None) -> nn.Module:
     import transformers
 
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
@@ -183,7 +213,8 @@ def _load_pretrained(source: str, family: str | None) -> nn.Module:
         if (packed := Path(source) / PACKED_FILE).is_file():
             model, report = _unpacked(model_class, source, packed)
         else:
-            model, report = model_class.from_pretrained(source, output_loading_info=True)
+            place = {} if offload is None else {"device_map": {"": "disk"}, "offload_folder": str(offload)}
+            model, report = model_class.from_pretrained(source, output_loading_info=True, **place)
         if smaller:
             model.__class__ = found[0]
     except MultiflowError:
@@ -192,6 +223,11 @@ def _load_pretrained(source: str, family: str | None) -> nn.Module:
         raise _not_found(source, error) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
+        if offload is not None:
+            raise MultiflowError(
+                f"'{source}' lacks {len(missing)} weights of a {type(model).__name__}, first '{missing[0]}', and there "
+                "is nothing to stream them from; load it whole"
+            )
         warnings.warn(
             f"'{source}' lacks {len(missing)} weights of {type(model).__name__}, which are now random: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",

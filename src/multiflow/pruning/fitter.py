@@ -67,7 +67,7 @@ def run(plan: PruningPlan) -> Outcome:
         masks: Packed = {}
         weights: dict[str, Tensor] = {}
         for name in plan.layout:  # one at a time, not in threads: the work on a layer takes several times its size
-            masks[name], weights[name] = _fit(plan, stats, name, budget[name])
+            masks[name], weights[name] = fit_layer(plan, stats, name, budget[name])
             if progress:
                 progress("fit", len(masks), len(plan.layout))
         packed.append(masks)
@@ -77,7 +77,7 @@ def run(plan: PruningPlan) -> Outcome:
     return Outcome(packed, batches, {"steps": time.perf_counter() - begun}, changed, stats=stats)
 
 
-def _fit(plan: PruningPlan, stats: Stats | None, name: str, count: int) -> tuple[np.ndarray, Tensor]:
+def fit_layer(plan: PruningPlan, stats: Stats | None, name: str, count: int) -> tuple[np.ndarray, Tensor]:
     """Return the packed mask and the new weight of a layer that drops ``count``."""
     weight, parameter = plan.weights[name], plan.weights.parameters[name]
     version = parameter._version

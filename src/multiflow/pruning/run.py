@@ -168,14 +168,14 @@ def _masks(plan: PruningPlan, found: Outcome) -> dict[float, Masks]:
     """Wrap packed masks, with a hash of the weights they are made for and how many batches each has taken."""
     hashed = in_parallel(lambda name: hash_weight(plan.weights.value(name)), plan.layout)
     hashes = dict(zip(plan.layout, hashed, strict=True))
-    names = _names(plan)
+    names = release_names(plan)
     return {
         s: Masks(plan.layout, packed, hashes, {**plan.record(batches), "sparsity": s}, names)
         for s, packed, batches in zip(plan.sparsities, found.packed, found.batches, strict=True)
     }
 
 
-def _names(plan: PruningPlan) -> dict[str, str]:
+def release_names(plan: PruningPlan) -> dict[str, str]:
     """Layer name -> name in the original release; empty for models of no known release."""
     try:
         names = of_families("family:original_names")(plan.model)
