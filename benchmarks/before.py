@@ -20,9 +20,10 @@ from rich.table import Table
 from multiflow.bench.config import read_grid
 from multiflow.bench.grid import Plan, expand, select
 from multiflow.bench.pruning import pruned
-from multiflow.bench.sources import load_beside, quiet_transformers
-from multiflow.bench.store import CONFIG, Results
+from multiflow.bench.records import CONFIG, Results
+from multiflow.bench.sources import load_beside
 from multiflow.bench.work import evaluate, evaluation_options
+from multiflow.families.opening import quiet_transformers
 
 
 def measure(plan: Plan, results: Results) -> dict[str, float]:

@@ -28,7 +28,7 @@ from rich.table import Table
 import multiflow as mf
 from multiflow.families.xvlm.models import XVLMConfig, XVLMForPretraining
 from multiflow.masks.keep import buffer_places
-from multiflow.training.optimizer import make_optimizer
+from multiflow.training.loop import make_optimizer
 from multiflow.training.settings import TrainSettings
 
 GOAL = 1.03

@@ -18,13 +18,13 @@ WIDTH = {"bf16": 2, "fp16": 2, "fp32": 4, "int8": 1}
 def read(path: str) -> dict[str, np.ndarray]:
     """Return name -> array of everything in a packed file but what numpy has no type for."""
     with safe_open(path, "numpy") as file:
-        header = json.loads(file.metadata()["packed"])
-        parts = {part for name in header["tensors"] for part in (f"{name}.bitmap", f"{name}.values", f"{name}.scales")}
+        codings = json.loads(file.metadata()["multiflow"])["codings"]
+        parts = {part for name in codings for part in (f"{name}.bitmap", f"{name}.values", f"{name}.scales")}
         tensors = {}
         for name in file.keys():  # noqa: SIM118
             if name not in parts:
                 tensors[name] = file.get_tensor(name)
-        for name, coding in header["tensors"].items():
+        for name, coding in codings.items():
             tensors[name] = unpack(coding, lambda part, name=name: file.get_tensor(f"{name}.{part}").tobytes())
     return tensors
 

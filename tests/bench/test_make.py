@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from multiflow.bench.make import is_missing, make_data
+from multiflow.bench.sources import is_missing, make_data
 
 
 def test_data_are_made_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

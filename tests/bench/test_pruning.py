@@ -12,8 +12,7 @@ import multiflow as mf
 from multiflow.bench import pruning
 from multiflow.bench.config import read_grid
 from multiflow.bench.machine import git_revision
-from multiflow.bench.records import Pruning
-from multiflow.bench.store import Results
+from multiflow.bench.records import Pruning, Results
 from multiflow.pruning.plan import versions
 from tests.bench.conftest import compute, config, write_config
 

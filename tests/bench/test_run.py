@@ -17,9 +17,8 @@ from multiflow.base.errors import MultiflowError
 from multiflow.bench import pruning
 from multiflow.bench.config import read_grid
 from multiflow.bench.grid import expand
-from multiflow.bench.records import Cell
+from multiflow.bench.records import Cell, Results
 from multiflow.bench.run import RunOptions, prepare, run_grid, spread
-from multiflow.bench.store import Results
 from tests.bench.conftest import compute, config, write_config
 from tests.processes import LIMIT, PYTHON, start
 

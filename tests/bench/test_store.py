@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from multiflow.base.errors import MultiflowError
-from multiflow.bench.records import Cell, Pruning
-from multiflow.bench.store import Results
+from multiflow.bench.records import Cell, Pruning, Results
 
 GOOD = Cell("a", "m", "dense", 0.0, "vqa", 0, "1", score=50.0, curve=[(1, 40.0)], each=[0.0, 100.0])
 BAD = replace(GOOD, score=None, error="no", curve=[], each=[])

@@ -17,7 +17,7 @@ from multiflow.bench import work
 from multiflow.bench.config import read_grid
 from multiflow.bench.engines import Job
 from multiflow.bench.grid import expand
-from multiflow.bench.store import Results
+from multiflow.bench.records import Results
 from multiflow.bench.work import Order, work_on
 from multiflow.masks import hash_weight
 from tests.bench.conftest import compute, write_config

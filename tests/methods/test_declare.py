@@ -291,8 +291,8 @@ def test_values_get_the_type_of_their_default(name, given, expected):
     ("ridge", "1e-5", "ridge='1e-5' of pruner 'p' is a str; expected a finite number, such as its default 1e-05"),
     ("ridge", float("nan"), "ridge=nan of pruner 'p' is a float; expected a finite number"),
     ("ridge", [1.0], "ridge=[1.0] of pruner 'p' is a list; expected a finite number"),
-    ("schedule", 3, "schedule=3 of pruner 'p' is a int; expected a word, such as its default 'exp'"),
-    ("keep", 1, "keep=1 of pruner 'p' is a int; expected True or False"),
+    ("schedule", 3, "schedule=3 of pruner 'p' is a int; expected a text, such as its default 'exp'"),
+    ("keep", 1, "keep=1 of pruner 'p' is a int; expected true or false"),
 ])  # fmt: skip
 def test_values_of_another_type_are_refused(name, given, said):
     with pytest.raises(mf.MultiflowError) as caught:

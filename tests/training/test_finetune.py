@@ -14,7 +14,7 @@ from multiflow.families.opening import Preprocessing
 from multiflow.tasks.task import TASKS
 from multiflow.training.checkpoint import checkpoints, load_checkpoint
 from multiflow.training.finetune import build, finetune, new_parameters
-from multiflow.training.optimizer import make_optimizer
+from multiflow.training.loop import make_optimizer
 from multiflow.training.settings import Finetuning, TrainSettings, plan_finetuning
 from multiflow.training.tracking import read_metrics
 from multiflow.worlds.shapes import write

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from multiflow.training.optimizer import learning_rate, make_optimizer, parameter_groups, set_learning_rate
+from multiflow.training.loop import learning_rate, make_optimizer, parameter_groups, set_learning_rate
 from multiflow.training.settings import TrainSettings
 from tests.training.test_loop import make_model
 

@@ -124,7 +124,7 @@ def read_tensors(
     check_regular(path, what)
     text = "{}"
     try:
-        check_claims(Path(path))
+        _check_claims(Path(path))
         with safe_open(path, "pt") as file:
             if metadata := file.metadata():
                 text = metadata[KEY]
@@ -327,7 +327,7 @@ def read_torch(path: Path, *, called: str, wanted: str, kind: str = "PyTorch", m
     return content
 
 
-def check_claims(path: Path) -> None:
+def _check_claims(path: Path) -> None:
     """Compare what the header of a safetensors file claims with its size, before the file is mapped.
 
     Raises:

@@ -8,15 +8,13 @@ A packed file is a safetensors file. A tensor NAME that is packed becomes, as on
   come first, then all second bytes and so on (byte planes, which compress better); as ``int8`` one byte each.
 - ``NAME.scales``: for ``int8`` alone, one little-endian float32 a row: an entry is int8 times the scale of its row.
 
-Each of these parts may be compressed by itself (zlib or zstd). Other tensors are stored as they are. The metadata hold,
-as JSON under ``packed``: the format's version, the shape, dtype and coding of each packed tensor, and a SHA-256 over
-this header and all stored bytes. The whole is specified in docs/formats.md.
+Each of these parts may be compressed by itself (zlib or zstd). Other tensors are stored as they are. It is an artifact
+like all of ours (`multiflow.base.artifacts`), whose header says beside the checksums: the version of the packing, and
+the shape, dtype and coding of each packed tensor. The whole is specified in docs/formats.md.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -26,25 +24,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from multiflow.base.artifacts import check_claims, check_regular
+from multiflow.base.artifacts import read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.files import write_atomically
 
 FORMAT = 1
 FILE = "packed.safetensors"
 """What the packed file of a model folder is called."""
 
 KEY = "packed"
+"""Of the header, under which the version of the packing stands."""
+AGAIN = "export the model again"
 VALUES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
 """How entries are stored -> the dtype of what is stored."""
 
 STANDS_FOR = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 UNSIGNED: dict[int, Any] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
-DAMAGED = (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 LEVEL = 6  # of zlib; of zstd 3, as its authors suggest
 
 
@@ -150,24 +146,8 @@ def write_packed(path: Path, tensors: Mapping[str, Tensor], values: str, compres
                 f"'{name}' cannot be packed: {error}; choose other values, or mend the weights"
             ) from error
         stored.update({f"{name}.{part}": bits for part, bits in parts.items()})
-    header: dict[str, Any] = {"format": FORMAT, "tensors": {name: asdict(coding) for name, coding in codings.items()}}
-    header["checksum"] = _checksum(header, stored)
-    return write_atomically(path, lambda place: save_file(stored, place, metadata={KEY: json.dumps(header)}))
-
-
-def read_header(path: Path) -> dict[str, Coding]:
-    """Return how each packed tensor of a file is coded, without reading any of them.
-
-    Raises:
-        MultiflowError: it is no packed file, of a newer format, or its header is damaged.
-    """
-    check_regular(path, "packed weights")
-    try:
-        check_claims(path)
-        with safe_open(path, "pt") as file:
-            return _codings(path, _header(path, file.metadata() or {}))
-    except DAMAGED as error:
-        raise MultiflowError(f"'{path}' is no complete packed file ({error}); export the model again") from error
+    header = {KEY: FORMAT, "codings": {name: asdict(coding) for name, coding in codings.items()}}
+    return write_tensors(path, stored, header)
 
 
 def read_packed(path: Path) -> dict[str, Tensor]:
@@ -176,17 +156,8 @@ def read_packed(path: Path) -> dict[str, Tensor]:
     Raises:
         MultiflowError: it is no packed file, of a newer format, cut short or altered.
     """
-    check_regular(path, "packed weights")
-    try:
-        check_claims(path)
-        with safe_open(path, "pt") as file:
-            header = _header(path, file.metadata() or {})
-            codings = _codings(path, header)
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except DAMAGED as error:
-        raise MultiflowError(f"'{path}' is no complete packed file ({error}); export the model again") from error
-    if header.get("checksum") != _checksum(header, stored):
-        raise MultiflowError(f"packed file '{path}' was altered: its checksum does not fit; export the model again")
+    stored, header = read_tensors(path, "packed weights", AGAIN)
+    codings = _codings(path, header)
     tensors: dict[str, Tensor] = {}
     for name, coding in codings.items():
         try:
@@ -199,23 +170,17 @@ def read_packed(path: Path) -> dict[str, Tensor]:
     return {**stored, **tensors}
 
 
-def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    if KEY not in metadata:
-        raise MultiflowError(f"'{path}' is a safetensors file that is not packed; expected one of 'multiflow export'")
-    header = json.loads(metadata[KEY])
-    if not isinstance(header, dict) or not isinstance(header.get("tensors"), dict):
-        raise MultiflowError(f"the header of packed file '{path}' is damaged; export the model again")
-    if header.get("format") != FORMAT:
-        raise MultiflowError(
-            f"packed file '{path}' has format {header.get('format')}, this version reads format {FORMAT}; "
-            "update multiflow"
-        )
-    return header
-
-
 def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:
+    if KEY not in header:
+        raise MultiflowError(f"'{path}' is a safetensors file that is not packed; expected one of 'multiflow export'")
+    if header[KEY] != FORMAT:
+        raise MultiflowError(
+            f"packed file '{path}' has format {header[KEY]}, this version reads format {FORMAT}; update multiflow"
+        )
+    if not isinstance(listed := header.get("codings"), dict):
+        raise MultiflowError(f"the header of packed file '{path}' is damaged; {AGAIN}")
     codings = {}
-    for name, fields in header["tensors"].items():
+    for name, fields in listed.items():
         try:
             coding = Coding(**{**fields, "shape": tuple(fields["shape"])})
             dtype = getattr(torch, coding.dtype, None)
@@ -225,7 +190,7 @@ def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:
         except (TypeError, KeyError) as error:
             raise MultiflowError(f"the header of packed file '{path}' is damaged at '{name}' ({error})") from error
         if not fine:
-            raise MultiflowError(f"the header of packed file '{path}' is damaged at '{name}'; export the model again")
+            raise MultiflowError(f"the header of packed file '{path}' is damaged at '{name}'; {AGAIN}")
         codings[name] = coding
     return codings
 
@@ -240,16 +205,6 @@ def _bits(tensor: Tensor) -> np.ndarray:
         return (tensor.numpy().view("<u8") != 0).astype("u1")
     kind = {1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.element_size()]
     return tensor.view(kind).numpy().view(UNSIGNED[tensor.element_size()])
-
-
-def _checksum(header: Mapping[str, Any], stored: Mapping[str, Tensor]) -> str:
-    rest = {key: value for key, value in header.items() if key != "checksum"}
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode(), usedforsecurity=False)
-    for name in sorted(stored):
-        tensor = stored[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _compressor(name: str) -> Callable[[np.ndarray], bytes]:

@@ -19,6 +19,10 @@ from multiflow.base.errors import MultiflowError, unknown
 T = TypeVar("T")
 
 
+class _Later(str):
+    """The name of a module that is a record and is not imported yet."""
+
+
 class Registry(Mapping[str, T], Generic[T]):
     """A mapping from names to records that knows what its records are called and where they are.
 
@@ -27,6 +31,7 @@ class Registry(Mapping[str, T], Generic[T]):
         package: whose modules register the records when they are imported, at the first look into the mapping; None
             where the records come from elsewhere. Modules whose name begins with ``_`` are left out.
         folders: of the package take the folders alone, each by its ``__init__``: its single files are machinery.
+        late: the modules are the records, each imported when it is asked for: they may need libraries of their own.
         order: ``(name, record)`` -> what the records are sorted by in lists; None = as they were registered.
 
     >>> colours = Registry("colour"); colours.add("red", 1); colours["red"]
@@ -39,11 +44,13 @@ class Registry(Mapping[str, T], Generic[T]):
         package: str | None = None,
         *,
         folders: bool = False,
+        late: bool = False,
         order: Callable[[str, T], Any] | None = None,
     ) -> None:
         self.kind = kind
         self._package = package
         self._folders = folders
+        self._late = late
         self._order = order
         self._records: dict[str, T] = {}
 
@@ -53,7 +60,11 @@ class Registry(Mapping[str, T], Generic[T]):
             try:
                 for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
                     if not module.name.startswith("_") and (module.ispkg or not self._folders):
-                        importlib.import_module(f"{package}.{module.name}")
+                        name = f"{package}.{module.name}"
+                        if self._late:
+                            self._records.setdefault(module.name, _Later(name))  # type: ignore[arg-type]
+                        else:
+                            importlib.import_module(name)
             except BaseException:
                 self._package = package
                 raise
@@ -68,7 +79,10 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name not in self:
             raise unknown(self.kind, str(name), self)
-        return self._look()[name]
+        record = self._look()[name]
+        if isinstance(record, _Later):
+            record = self._records[name] = importlib.import_module(record)  # type: ignore[assignment]
+        return record
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in self._look()

@@ -94,7 +94,7 @@ def run_folder(
             with other settings, other files, or without ``resume`` an unfinished run.
     """
     path = Path(path)
-    given = json.loads(json.dumps(asdict(settings) if is_dataclass(settings) else settings))  # type: ignore[arg-type]
+    given = _plain(settings)
     above = _nearest(path)
     before = set(path.iterdir()) if path.is_dir() else set()
     if not path.is_dir():
@@ -117,6 +117,19 @@ def run_folder(
                 _remove_empty(path, above)
             raise
         _remove(path, passing)
+
+
+def is_run_of(path: Path, settings: Any, *, free: Collection[str] = ()) -> bool:
+    """Whether a folder holds a run with these settings, but for those that may differ."""
+    try:
+        _check_run(path, SETTINGS, _plain(settings), True, free)
+    except MultiflowError:
+        return False
+    return True
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(settings) if is_dataclass(settings) else settings))  # type: ignore[arg-type]
 
 
 def _check_run(path: Path, record: str, given: Mapping[str, Any], resume: bool, free: Collection[str]) -> None:

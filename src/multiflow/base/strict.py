@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from numbers import Real
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from multiflow.base.errors import MultiflowError, did_you_mean
 
 T = TypeVar("T")
-WORDS = {
-    str: "a text (in quotes where it looks like a number)",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-}
+WORDS = {str: "a text", int: "a whole number", float: "a finite number", bool: "true or false"}
 
 
 def build(kind: type[T], value: Any, place: str) -> T:
@@ -76,11 +73,30 @@ def read(hint: Any, value: Any, place: str) -> Any:
 
 
 def _scalar(hint: Any, value: Any, place: str) -> Any:
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise _wrong(place, value, WORDS.get(hint, str(hint)))
-    return value
+    try:
+        return typed(hint, value)
+    except TypeError:
+        quotes = " in quotes" if hint is str else ""
+        raise _wrong(place, value, WORDS.get(hint, str(hint)) + quotes) from None
+
+
+def typed(kind: Any, value: Any) -> Any:
+    """Return a value as a kind of `WORDS`; of any other kind it must be already.
+
+    A whole number does for a number, a number without a fraction for a whole one; numpy's numbers are numbers.
+
+    >>> typed(int, 60.0), typed(float, 1)
+    (60, 1.0)
+
+    Raises:
+        TypeError: it is none.
+    """
+    if kind not in (int, float) and isinstance(value, kind):
+        return value
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) else None
+    if number is not None and (kind is float or (kind is int and number == int(number))):
+        return kind(number)
+    raise TypeError(f"{value!r} is no {kind}")
 
 
 def _wrong(place: str, value: Any, wanted: str) -> MultiflowError:

@@ -12,8 +12,7 @@ from typing import Any
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.bench.config import Grid, PrunerEntry, TaskEntry
 from multiflow.bench.grid import Plan
-from multiflow.bench.make import is_missing, made_settings
-from multiflow.bench.sources import calibration_batches, load, load_beside
+from multiflow.bench.sources import calibration_batches, is_missing, load, load_beside, made_settings
 from multiflow.data.layouts.huggingface import PREFIX
 from multiflow.methods import find_pruner
 from multiflow.pruning.plan import Request, make_plan, request

@@ -18,14 +18,13 @@ from typing import Any
 
 from torch import nn
 
-from multiflow.bench.grid import Plan
-from multiflow.bench.identity import hash_settings
+from multiflow.bench.grid import Plan, hash_settings
 from multiflow.bench.machine import describe_machine
-from multiflow.bench.records import Pruning
-from multiflow.bench.sources import calibration_batches, find_device, load
-from multiflow.bench.store import Results
+from multiflow.bench.records import Pruning, Results
+from multiflow.bench.sources import calibration_batches, load
 from multiflow.calibration import Stats, read_stats
 from multiflow.calibration.memory import peak_memory, reset_peak_memory
+from multiflow.families.opening import find_device
 from multiflow.masks import Masks
 from multiflow.masks.files import mask_file
 from multiflow.methods import find_pruner

@@ -16,9 +16,8 @@ from multiflow.bench.config import Grid
 from multiflow.bench.engines import EngineOptions, Job, JobOutcome, find_engine
 from multiflow.bench.grid import Plan, check_names, expand, select
 from multiflow.bench.machine import git_revision
-from multiflow.bench.make import check_make, make_data
-from multiflow.bench.records import Cell
-from multiflow.bench.store import CONFIG, GRID, Results
+from multiflow.bench.records import CONFIG, GRID, Cell, Results
+from multiflow.bench.sources import check_make, make_data
 from multiflow.bench.work import Order, finished, run_folder, work_on
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,15 @@ from torch import nn
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.registry import import_modules
-from multiflow.base.runs import SETTINGS
+from multiflow.base.runs import is_run_of
 from multiflow.bench.engines import Job
 from multiflow.bench.grid import Plan
 from multiflow.bench.machine import describe_machine
 from multiflow.bench.pruning import pruned
-from multiflow.bench.records import Cell
-from multiflow.bench.sources import find_device, load_beside, quiet_transformers
-from multiflow.bench.store import Results
+from multiflow.bench.records import Cell, Results
+from multiflow.bench.sources import load_beside
 from multiflow.calibration.memory import peak_memory, reset_peak_memory
-from multiflow.families.opening import Preprocessing, load_model
+from multiflow.families.opening import Preprocessing, find_device, load_model, quiet_transformers
 from multiflow.masks import Masks
 from multiflow.pruning.plan import versions
 from multiflow.tasks.task import TASKS, Figures
@@ -145,7 +143,7 @@ def fine_tune(
     Its folder is gone if that fails. One whose fine-tuning has ended stays until the cell has figures.
     """
     began, before = time.monotonic(), 0.0
-    if goes_on(run, settings):
+    if is_run_of(run, settings, free=FREE_TO_CHANGE) and checkpoints(run / TRAIN):  # data may lie elsewhere by now
         before = seconds_before(run / TRAIN)
     else:
         shutil.rmtree(run, ignore_errors=True)
@@ -155,16 +153,6 @@ def fine_tune(
         shutil.rmtree(run, ignore_errors=True)
         raise
     return before + time.monotonic() - began
-
-
-def goes_on(run: Path, settings: Finetuning) -> bool:
-    """Return whether a run has a checkpoint and was started with these settings: data may lie elsewhere by now."""
-    try:
-        there = json.loads((run / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    fits = all(there.get(name) == of for name, of in asdict(settings).items() if name not in FREE_TO_CHANGE)
-    return fits and bool(checkpoints(run / TRAIN))
 
 
 def seconds_before(train: Path) -> float:

@@ -22,9 +22,8 @@ from multiflow.bench.check import check_data
 from multiflow.bench.config import read_grid
 from multiflow.bench.engines import ENGINES
 from multiflow.bench.grid import Plan
-from multiflow.bench.records import DENSE, Cell
+from multiflow.bench.records import CELLS, CONFIG, DENSE, GRID, Cell, Results
 from multiflow.bench.run import RunOptions, prepare, run_grid, to_do
-from multiflow.bench.store import CELLS, CONFIG, GRID, Results
 from multiflow.cli.console import say, show, table
 from multiflow.cli.settings import Device
 from multiflow.families.opening import find_device, quiet_transformers

@@ -28,10 +28,8 @@ pruned by then; `STEPWISE` are the hyper-parameters of the schedule.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -39,6 +37,7 @@ from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.registry import Registry
+from multiflow.base.strict import WORDS, typed
 from multiflow.base.types import Pattern, parse_pattern
 
 Function = Callable[..., Any]
@@ -412,28 +411,19 @@ def _accepted(function: Function, keywords: Mapping[str, Any]) -> dict[str, Any]
     return {name: value for name, value in keywords.items() if name in parameters}
 
 
-IN_WORDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a word"}
-
-
 def typed_as(default: Any, name: str, value: Any, pruner: str) -> Any:
-    """Return the value of a hyper-parameter as the type of its default; a default that is None takes anything.
-
-    A whole number does for a number, a number without a fraction for a whole one; numpy's numbers are numbers.
-
-    >>> typed_as(10, "steps", 60.0, "itersnip"), typed_as(0.5, "ratio", 1, "mine")
-    (60, 1.0)
+    """Return the value of a hyper-parameter as the type of its default (`typed`); a default of another type takes all.
 
     Raises:
         MultiflowError: a value of another type than the default.
     """
-    kind = type(default)
-    if kind not in IN_WORDS or (kind in (bool, str) and isinstance(value, kind)):
+    if (kind := type(default)) not in WORDS:
         return value
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if number and (kind is float or (kind is int and value == int(value))):
-        return kind(value)
-    raise MultiflowError(
-        f"{{{name}={value!r}}} of pruner '{pruner}' is a {type(value).__name__}; expected {IN_WORDS[kind]}, such as "
-        f"its default {default!r}",
-        field=name,
-    )
+    try:
+        return typed(kind, value)
+    except TypeError:
+        raise MultiflowError(
+            f"{{{name}={value!r}}} of pruner '{pruner}' is a {type(value).__name__}; expected {WORDS[kind]}, such as "
+            f"its default {default!r}",
+            field=name,
+        ) from None

@@ -1,7 +1,9 @@
 """The one training loop for model weights: pretraining and every fine-tuning run through `train`.
 
 Batches, losses and seeds are functions of a position, never of a running generator: a run that is killed and resumed
-ends with the same bits as one that was not. A step takes ``accumulate`` positions in each process, dealt in rounds.
+ends with the same bits as one that was not. A step takes ``accumulate`` positions in each process, dealt in rounds. It
+is one of AdamW (Loshchilov and Hutter, arXiv 1711.05101) or of SGD with momentum. The learning rate rises linearly
+during the warm-up and then falls to zero, along a cosine or a line.
 
 On a CPU, bfloat16 training pays only with the plain form of attention (torch's fused one has a backward many times
 slower in bfloat16 than in float32); `compute_in` chooses it.
@@ -32,7 +34,6 @@ from multiflow.data.sampling import seed_at
 from multiflow.masks import Masks, keep_sparse
 from multiflow.tasks.task import Batch, Loss
 from multiflow.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from multiflow.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from multiflow.training.processes import (
     average_figures,
     average_gradients,
@@ -244,3 +245,53 @@ def _bf16_is_faster(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpu = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
     return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
+
+
+MOMENTUM = 0.9
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings, new: Collection[str] = ()) -> torch.optim.Optimizer:
+    """Return the optimizer of a run for the parameters of a model; those named in ``new`` learn ``new_lr`` faster."""
+    groups = parameter_groups(model, settings.weight_decay, new, settings.new_lr)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, settings.lr, MOMENTUM, foreach=False if settings.shard else None)
+    if settings.shard:  # weights that are split and scalars that are not cannot be stepped in one go
+        return torch.optim.AdamW(groups, settings.lr, settings.betas, foreach=False)
+    return torch.optim.AdamW(groups, settings.lr, settings.betas, fused=True)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, new: Collection[str] = (), new_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters into those that decay (two dimensions or more) and those that do not.
+
+    Those named in ``new`` are two groups of their own, whose learning rate is to be multiplied by ``scale``.
+    """
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = []
+    for is_new, scale in ((False, 1.0), (True, new_lr)) if new else ((False, 1.0),):
+        of = [p for name, p in trainable if (name in new) == is_new]
+        groups += [
+            {"params": [p for p in of if p.ndim > 1], "weight_decay": weight_decay, "scale": scale},
+            {"params": [p for p in of if p.ndim <= 1], "weight_decay": 0.0, "scale": scale},
+        ]
+    return groups
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """Learning rate of a step, counted from 1: linear warm-up, then down to zero just after the last step.
+
+    >>> settings = TrainSettings(steps=4, lr=1.0, warmup=0.5, schedule="linear")
+    >>> [round(learning_rate(settings, step), 2) for step in (1, 2, 3, 4)]
+    [0.5, 1.0, 0.67, 0.33]
+    """
+    warmup = round(settings.warmup * settings.steps)
+    if step <= warmup:
+        return settings.lr * step / warmup
+    done = (step - warmup) / (settings.steps - warmup + 1)
+    return settings.lr * ((1 + math.cos(math.pi * done)) / 2 if settings.schedule == "cosine" else 1 - done)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from multiflow.bench.records import DENSE
-from multiflow.report.bench.doubts import doubts, failures, gaps, incomplete
 from multiflow.report.bench.results import gather
+from multiflow.report.bench.words import doubts, failures, gaps, incomplete
 
 from .conftest import bare, make_cell, make_pruning
 

@@ -14,8 +14,7 @@ import torch
 
 import multiflow as mf
 from multiflow.base.packed import read_packed, write_packed
-from multiflow.bench.records import Cell, Pruning
-from multiflow.bench.store import Results
+from multiflow.bench.records import Cell, Pruning, Results
 from multiflow.calibration import Checkpoint
 from multiflow.families.original import read_tensors
 from multiflow.training.checkpoint import load_checkpoint, save_checkpoint

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from multiflow.bench.store import Results
+from multiflow.bench.records import Results
 from multiflow.cli.bench import gather, title
 from multiflow.cli.console import show_run
 from multiflow.report.bench import write_report

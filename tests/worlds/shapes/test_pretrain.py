@@ -15,8 +15,7 @@ from multiflow.training.checkpoint import checkpoints
 from multiflow.training.tracking import read_metrics
 from multiflow.worlds.shapes import pretrain as module
 from multiflow.worlds.shapes.models import shapes_model, shapes_tokenizer
-from multiflow.worlds.shapes.pretrain import joint_batch, pretrain, train_joint
-from multiflow.worlds.shapes.warmup import train_vision, vision_batch
+from multiflow.worlds.shapes.pretrain import joint_batch, pretrain, train_joint, train_vision, vision_batch
 from tests.tiny import FAMILIES, SMALL, SMALL_BLIP
 
 

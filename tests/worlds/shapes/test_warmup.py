@@ -6,7 +6,7 @@ import torch
 
 from multiflow.worlds.shapes import BACKGROUNDS, COLOURS, FILLS, SHAPES, SIZES, Object, Scene, make_scenes
 from multiflow.worlds.shapes.models import shapes_model
-from multiflow.worlds.shapes.warmup import CLASSES, PatchClassifier, owner_map, patch_labels, patch_loss
+from multiflow.worlds.shapes.pretrain import CLASSES, PatchClassifier, owner_map, patch_labels, patch_loss
 from tests.tiny import FAMILIES
 
 SQUARE = Object("square", "blue", "large", "striped", x=0.25, y=0.75, radius=0.2)

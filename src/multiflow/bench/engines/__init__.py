@@ -1,21 +1,21 @@
 """Where cells are computed. An engine runs jobs somewhere and says of each when it is over.
 
 An engine is a module of this package with two functions: ``run``, an `Engine`, and ``check(options)``, which raises
-what is wrong with its options. It is found by being here and imported when it is asked for. It hands every job to
-``work``, which computes the cell and writes its line itself; the engine carries no results.
+what is wrong with its options. It is found by being here and imported when it is asked for; one from outside adds
+itself to `ENGINES`. It hands every job to ``work``, which computes the cell and writes its line itself; the engine
+carries no results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from socket import gethostname
 from typing import Any
 
-from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.errors import MultiflowError
+from multiflow.base.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ Jobs start in the order given. ``work`` is a function of a module, so that anoth
 of ``work`` itself is an outcome with its text; closing the iterator stops the workers (jobs of Slurm go on).
 """
 
-ENGINES = tuple(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+ENGINES: Registry[Any] = Registry("engine", __name__, late=True)
 
 
 def find_engine(name: str, options: EngineOptions = EngineOptions()) -> Engine:
@@ -65,12 +65,9 @@ def find_engine(name: str, options: EngineOptions = EngineOptions()) -> Engine:
     Raises:
         MultiflowError: there is none of that name, the library that it needs is not installed, or an option is wrong.
     """
-    if name not in ENGINES:
-        raise unknown("engine", name, ENGINES)
-    module = import_module(f"{__name__}.{name}")
-    module.check(options)
-    engine: Engine = module.run
-    return engine
+    found = ENGINES[name]
+    found.check(options)
+    return found.run
 
 
 def check_no_options(name: str, options: EngineOptions) -> None:

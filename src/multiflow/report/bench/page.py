@@ -7,13 +7,11 @@ from typing import Any
 
 from multiflow.bench.records import DENSE
 from multiflow.report.bench.cost import cost_section, total_seconds
-from multiflow.report.bench.doubts import cell_text, doubts, failures, gaps, incomplete
 from multiflow.report.bench.learning import learning_section
-from multiflow.report.bench.quality import curves, duels, figures, group_tint, pruner_row
+from multiflow.report.bench.quality import curves, duels, figures, group_tint, pruner_row, summary
 from multiflow.report.bench.results import Bench
 from multiflow.report.bench.statistics import RESAMPLES
-from multiflow.report.bench.summary import summary
-from multiflow.report.bench.words import headline, scope
+from multiflow.report.bench.words import cell_text, doubts, failures, gaps, headline, incomplete, scope
 from multiflow.report.charts import COLLAPSED, DENSE_LOOK, Look, looks
 from multiflow.report.document import Block, Document, Group, Items, Mark, Pairs, Paragraph, Section, Verdict
 from multiflow.report.tables import Column, Table, TableCell
