@@ -12,7 +12,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 import multiflow as mf
 from multiflow.formats.examples import example_batch, resized
-from multiflow.formats.speeds import FormSize, SpeedCell, SpeedTable, memory_of_weights, parts_of
+from multiflow.formats.figures import FormSize, SpeedCell, SpeedTable
+from multiflow.formats.speeds import memory_of_weights, parts_of
 from multiflow.formats.timing import Timing, in_turns
 from tests.conftest import Run
 from tests.small import ADAPTER, towers_batches, two_towers

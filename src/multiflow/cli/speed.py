@@ -36,6 +36,7 @@ class SpeedSettings:
         forms: which forms
         seconds: about how long to measure
         threads: of torch and of the kernels
+        clock: wall, or cpu for the seconds that processors spend on this program, on a machine that others use
         out: folder for speed.html, speed.md and speed.json
     """
 
@@ -48,6 +49,7 @@ class SpeedSettings:
         arg(metavar="FORM ...", help_behavior_hint=f"(default: all but sparse-fp32 of {', '.join(FORMS)})"),
     ] = ()
     seconds: Annotated[float, arg(metavar="S")] = 60.0
+    clock: Annotated[str, arg(metavar="NAME")] = "wall"
     threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: torch's)")] = None
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: none, the table is printed)")] = None
     family: Family = None
@@ -84,6 +86,7 @@ def speed(settings: SpeedSettings) -> None:
                 adapter=chosen_adapter(model, settings),
                 weights=weights,
                 seconds=settings.seconds,
+                clock=settings.clock,
                 progress=progress,
             )
     finally:

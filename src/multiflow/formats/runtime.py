@@ -23,6 +23,7 @@ from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import write_atomically
 from multiflow.base.guards import exclusively
 from multiflow.formats import kernels as native
+from multiflow.formats.semi_structured import semi_structured
 from multiflow.formats.sparse_linear import TOKENS, SparseLinear, multiply, ways_of
 from multiflow.formats.timing import in_turns
 from multiflow.masks import Masks
@@ -39,21 +40,24 @@ DENSE = "dense"
 def sparse_runtime(
     model: nn.Module, masks: Masks, *, values: str = "bf16", weights: Mapping[str, Tensor] | None = None
 ) -> Any:
-    """Return a copy of the model, for inference on a CPU, whose masked layers compute with packed weights.
+    """Return a copy of the model, for inference, whose masked layers compute with packed weights.
+
+    On a GPU that is torch's semi-structured form, for masks of the pattern 2:4; the rest is about CPUs.
 
     The copy is called as the model is; ``generate()`` and ``state_dict()`` work. It is as large as a packed file in
     memory. Layers for which the dense product is faster at every number of tokens stay dense. Without a C++ compiler,
     or under gradients, weights are unpacked at each call: correct, but slow, and a warning says so.
 
     Args:
-        model: on the CPU; it is not changed, whether the masks are applied already or not.
+        model: on one device; it is not changed, whether the masks are applied already or not.
         masks: of this model.
         values: how kept weights are held: ``bf16`` (exact for a model in bfloat16, else rounded), ``fp32`` (exact), or
             ``int8`` with one scale a row; then inputs are rounded to 8 bits as well where that is faster.
         weights: layer name -> the weight that a method changed, ``result.weights[sparsity]``; None = the model's own.
 
     Raises:
-        MultiflowError: the masks are those of another model, a weight is not on the CPU, or a name is unknown.
+        MultiflowError: the masks are those of another model, a weight is on neither, the GPU has no sparse tensor
+            cores or no layer is 2:4, or a name is unknown.
 
     >>> small = mf.sparse_runtime(model, result.masks[0.75])                    # doctest: +SKIP
     >>> small.generate(**inputs)                                                # doctest: +SKIP
@@ -63,10 +67,14 @@ def sparse_runtime(
     if not isinstance(masks, Masks):
         raise MultiflowError(f"masks is a {type(masks).__name__}; expected mf.Masks, such as result.masks[0.75]")
     found = masks.find_weights(model)
+    places = {parameters[0].device for parameters in found.values()}
+    if {place.type for place in places} == {"cuda"}:
+        return semi_structured(model, masks, weights)
     for name, parameters in found.items():
         if parameters[0].device.type != "cpu":
             raise MultiflowError(
-                f"layer '{name}' is on {parameters[0].device}; the sparse runtime is for CPUs: model.to('cpu')"
+                f"layer '{name}' is on {parameters[0].device}; the sparse runtime is for CPUs, and for 2:4 masks on a "
+                "GPU: model.to('cpu')"
             )
     # 1. a copy without the weights that are about to be packed
     memo: dict[int, Any] = {id(one): _nothing(one) for parameters in found.values() for one in parameters}

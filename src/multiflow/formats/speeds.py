@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,163 +27,22 @@ from multiflow.calibration import evaluating
 from multiflow.families import adapter_for
 from multiflow.families.opening import load_model
 from multiflow.formats.examples import cast, example_batch, resized
+from multiflow.formats.figures import DENSE_FORMS, STEP, WHOLE, FormSize, SpeedCell, SpeedTable
 from multiflow.formats.packed import export
 from multiflow.formats.runtime import sparse_runtime
 from multiflow.formats.timing import Timing, in_turns
 from multiflow.masks import Masks
 
 SAMPLES = (1, 8, 64)
-TURNS, FEWEST = 7, 3
+TURNS = 7
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""What a time is: seconds that pass, or seconds that processors spend on this process, on machines that others use."""
 NEW = 8  # tokens by which a decoding step is measured
-WHOLE, STEP = "whole", "decoding step"
 PROMPT = 4  # tokens
 FILES = {"dense bf16": torch.bfloat16, "dense fp32": torch.float32, "sparse bf16": "bf16", "sparse int8": "int8"}
 """Form -> how it is written: the dtype of an ordinary folder, or the values of a packed one."""
-DENSE = ("dense fp32", "dense bf16")
-FORMS = (*DENSE, "dense int8", "sparse fp32", "sparse bf16", "sparse int8")
+FORMS = (*DENSE_FORMS, "dense int8", "sparse fp32", "sparse bf16", "sparse int8")
 """In which a model can be measured; those with ``sparse`` need masks."""
-
-
-@dataclass(frozen=True)
-class SpeedCell:
-    """One figure: how long one form of the model took for one part of the work."""
-
-    form: str
-    part: str
-    samples: int
-    timing: Timing
-
-
-@dataclass(frozen=True)
-class FormSize:
-    """What a form of the model takes; None where it was not measured."""
-
-    memory: int  # bytes of its weights in memory
-    file: int | None = None  # bytes on disk
-    load: float | None = None  # seconds to load it from there
-
-
-@dataclass(frozen=True)
-class SpeedTable:
-    """Figures of one model on one machine.
-
-    Args:
-        model: what it is called.
-        cells: the times.
-        sizes: form -> what it takes.
-        left_out: form -> why it could not be measured.
-        machine: processor, threads, versions.
-    """
-
-    model: str
-    cells: tuple[SpeedCell, ...]
-    sizes: Mapping[str, FormSize]
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    machine: Mapping[str, Any] = field(default_factory=dict)
-
-    def find(self, form: str, part: str, samples: int) -> Timing | None:
-        """Return one figure, or None."""
-        return next((c.timing for c in self.cells if (c.form, c.part, c.samples) == (form, part, samples)), None)
-
-    @property
-    def forms(self) -> list[str]:
-        """The forms that were measured."""
-        return list(dict.fromkeys(cell.form for cell in self.cells))
-
-    @property
-    def columns(self) -> list[tuple[str, int]]:
-        """The parts of the work with numbers of samples."""
-        return list(dict.fromkeys((cell.part, cell.samples) for cell in self.cells))
-
-    @property
-    def baseline(self) -> str:
-        """The dense form in floating point that is the faster one over the whole model here."""
-        there = [form for form in DENSE if form in self.forms] or self.forms
-        whole = [column for column in self.columns if column[0] == WHOLE]
-        return min(there, key=lambda form: sum(t.median for c in whole if (t := self.find(form, *c))))
-
-    def best(self, part: str, samples: int) -> str:
-        """Return the fastest form; the dense one unless another is faster by more than both spread."""
-        base = self.find(self.baseline, part, samples)
-        best = self.baseline
-        for form in self.forms:
-            timing, now = self.find(form, part, samples), self.find(best, part, samples)
-            if timing is None or (now is not None and timing.median >= now.median):
-                continue
-            if base is None or timing.median * (1 + timing.spread) < base.median * (1 - base.spread):
-                best = form
-        return best
-
-    @property
-    def sentence(self) -> str:
-        """What to use, in one sentence."""
-        wins: dict[str, list[str]] = {}
-        for part, samples in self.columns:
-            if part not in (WHOLE, STEP):
-                continue
-            form = self.best(part, samples)
-            ours, base = self.find(form, part, samples), self.find(self.baseline, part, samples)
-            if form != self.baseline and ours and base:
-                what = "a decoding step" if part == STEP else "the whole model"
-                said = f"{what} at {samples} sample{'s' * (samples > 1)} ({base.median / ours.median:.1f} x)"
-                wins.setdefault(form, []).append(said)
-        if not wins:
-            return f"Nothing here is faster than {self.baseline}."
-        return (
-            f"Against {self.baseline}: "
-            + "; ".join(f"'{form}' is the fastest for {', '.join(where)}" for form, where in wins.items())
-            + f"; elsewhere nothing here is faster than {self.baseline}."
-        )
-
-    def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Return headings and lines: milliseconds, in brackets the spread where it is above a tenth."""
-        head = ["form", "file MB", "load s", "memory MB", *(f"{part} x {n}, ms" for part, n in self.columns)]
-        lines = []
-        for form in self.forms:
-            size = self.sizes[form]
-            line = [form, _mb(size.file), "-" if size.load is None else f"{size.load:.2f}", _mb(size.memory)]
-            for part, samples in self.columns:
-                timing = self.find(form, part, samples)
-                spread = f" (± {timing.spread:.0%})" if timing and timing.spread > 0.1 else ""
-                line.append("-" if timing is None else f"{1000 * timing.median:.3g}{spread}")
-            lines.append(line)
-        return head, lines
-
-    def markdown(self) -> str:
-        """Write the table and the sentence as Markdown."""
-        head, lines = self.rows()
-        ruler = ["---", *["---:"] * (len(head) - 1)]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in (head, ruler, *lines))
-        notes = "".join(f"\n- {form}: {why}" for form, why in self.left_out.items())
-        return f"{table}\n\n{self.sentence}\n{notes}"
-
-    def __str__(self) -> str:
-        return self.markdown()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values, seconds and bytes."""
-        return {
-            "model": self.model,
-            "machine": dict(self.machine),
-            "sentence": self.sentence,
-            "sizes": {form: vars(size) for form, size in self.sizes.items()},
-            "left_out": dict(self.left_out),
-            "times": [
-                {
-                    "form": cell.form,
-                    "part": cell.part,
-                    "samples": cell.samples,
-                    "median": cell.timing.median,
-                    "spread": cell.timing.spread,
-                    "turns": len(cell.timing.seconds),
-                }
-                for cell in self.cells
-            ],
-        }
-
-
-def _mb(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e6:.3g}"
 
 
 def speed(
@@ -199,6 +57,7 @@ def speed(
     weights: Mapping[str, torch.Tensor] | None = None,
     seconds: float = 60.0,
     files: bool = True,
+    clock: str = "wall",
     progress: Callable[[str, int, int], object] | None = None,
 ) -> SpeedTable:
     """Measure a model on this machine's CPU: dense, and in the forms that its masks allow, side by side.
@@ -214,6 +73,8 @@ def speed(
         weights: layer name -> the weight that a method changed, ``result.weights[sparsity]``.
         seconds: about how long to measure, the making of the forms aside.
         files: whether to write every form to a temporary folder, for its size and the time to load it.
+        clock: ``wall``, or ``cpu`` for the seconds that processors spend on this process, of all threads together: what
+            others do on the machine hardly counts then.
         progress: ``f(what, done, total)``.
 
     Raises:
@@ -225,6 +86,8 @@ def speed(
     for form in wanted:
         if form not in FORMS:
             raise unknown("form", form, FORMS)
+    if clock not in CLOCKS:
+        raise unknown("clock", clock, CLOCKS)
     if not samples or min(samples) < 1:
         raise MultiflowError(f"samples is {list(samples)}; expected whole numbers of at least 1")
     found = adapter or adapter_for(model)
@@ -247,19 +110,20 @@ def speed(
             inputs = resized(given, count)
             if inputs is None:
                 count, inputs = 0, given  # a batch that cannot be resized is taken as it is
-            cells += _forwards(made, found, layout, inputs, count, seconds / jobs, left_out)
+            cells += _forwards(made, found, layout, inputs, count, seconds / jobs, left_out, CLOCKS[clock])
             if writers and inputs is not None:
-                cells += _steps(writers, inputs, count, seconds / jobs, own=writer is not None and writer[0] is model)
+                own = writer is not None and writer[0] is model
+                cells += _steps(writers, inputs, count, seconds / jobs, own, CLOCKS[clock])
             if progress:
                 progress("measure", number + 1, len(samples))
             if not count:
                 break
         if files and hasattr(model, "save_pretrained"):
             for form in made:
-                if form in FILES and (masks is not None or form in DENSE):
+                if form in FILES and (masks is not None or form in DENSE_FORMS):
                     sizes[form] = _on_disk(model, masks, weights, form, sizes[form].memory)
     name = getattr(model, "name_or_path", "") or type(model).__name__
-    return SpeedTable(str(name), tuple(cells), sizes, left_out, _machine())
+    return SpeedTable(str(name), tuple(cells), sizes, left_out, {**_machine(), "time": clock})
 
 
 def zeros_of(model: nn.Module, layout: Layout, least: float = 0.2) -> Masks | None:
@@ -324,6 +188,7 @@ def _forwards(
     samples: int,
     seconds: float,
     left_out: dict[str, str],
+    clock: Callable[[], float],
 ) -> list[SpeedCell]:
     """Time whole forwards and, inside them, the blocks of each group."""
     spent: dict[tuple[str, str], list[float]] = {}
@@ -332,7 +197,7 @@ def _forwards(
         batch = cast(inputs, one)
 
         def run(form: str = form, one: nn.Module = one, batch: Any = batch) -> None:
-            with torch.inference_mode(), _watched(one, layout) as parts:
+            with torch.inference_mode(), _watched(one, layout, clock) as parts:
                 adapter.forward(one, batch)
             for part, took in parts.items():
                 spent.setdefault((form, part), []).append(took)
@@ -347,7 +212,7 @@ def _forwards(
             left_out[form] = f"does not run ({' '.join(str(error).split())[:200]})"
             continue
         runs[form] = run
-    timed = in_turns(runs, max(TURNS, FEWEST), most=seconds)
+    timed = in_turns(runs, TURNS, most=seconds, clock=clock)
     cells = []
     for form, timing in timed.items():
         own = [part for name, part in spent if name == form]
@@ -359,18 +224,18 @@ def _forwards(
 
 
 @contextmanager
-def _watched(model: nn.Module, layout: Layout) -> Iterator[dict[str, float]]:
+def _watched(model: nn.Module, layout: Layout, clock: Callable[[], float]) -> Iterator[dict[str, float]]:
     """Sum the time inside the blocks of each group."""
     took: dict[str, float] = {}
     began: list[float] = []
     handles = []
 
     def before(*_: Any) -> None:
-        began.append(time.perf_counter())
+        began.append(clock())
 
     def after(part: str) -> Callable[..., None]:
         def done(*_: Any) -> None:
-            passed = time.perf_counter() - began.pop()
+            passed = clock() - began.pop()
             if not began:  # a block inside another one counts with that
                 took[part] = took.get(part, 0.0) + passed
 
@@ -420,7 +285,14 @@ def _decoder(model: nn.Module, masks: Masks | None) -> tuple[nn.Module, Masks | 
         return None
 
 
-def _steps(writers: Mapping[str, nn.Module], inputs: Any, samples: int, seconds: float, own: bool) -> list[SpeedCell]:
+def _steps(
+    writers: Mapping[str, nn.Module],
+    inputs: Any,
+    samples: int,
+    seconds: float,
+    own: bool,
+    clock: Callable[[], float],
+) -> list[SpeedCell]:
     """Time one more token of ``generate``; nothing for models that do not write from such inputs."""
     if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
         return []
@@ -441,7 +313,7 @@ def _steps(writers: Mapping[str, nn.Module], inputs: Any, samples: int, seconds:
 
             runs[f"{form}/{new}"] = run
     try:
-        timed = in_turns(runs, TURNS, most=seconds)
+        timed = in_turns(runs, TURNS, most=seconds, clock=clock)
     except Exception:  # whatever it is that this model wants, it does not write from such inputs
         return []
     cells = []

@@ -35,7 +35,11 @@ class Timing:
 
 
 def in_turns(
-    functions: Mapping[str, Callable[[], object]], turns: int, flush: int = 0, most: float = float("inf")
+    functions: Mapping[str, Callable[[], object]],
+    turns: int,
+    flush: int = 0,
+    most: float = float("inf"),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time functions in turns after one call of each that does not count.
 
@@ -45,6 +49,7 @@ def in_turns(
         flush: bytes that are read and written before each call, as the rest of a model would between two uses of a
             layer: what lay in the caches is gone then.
         most: seconds after which no further turn is begun.
+        clock: what tells the time.
     """
     room = torch.zeros(flush // 4)
     for function in functions.values():
@@ -56,7 +61,7 @@ def in_turns(
             break
         for name, function in functions.items():
             room.add_(1.0)
-            begun = time.perf_counter()
+            begun = clock()
             function()
-            found[name].append(time.perf_counter() - begun)
+            found[name].append(clock() - begun)
     return {name: Timing(tuple(seconds)) for name, seconds in found.items()}

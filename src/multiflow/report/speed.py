@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multiflow.formats.speeds import SpeedTable
+from multiflow.formats.figures import SpeedTable
 from multiflow.report.document import Document, Items, Section
 from multiflow.report.tables import Column, Row, Table, TableCell
 
