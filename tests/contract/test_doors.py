@@ -157,6 +157,14 @@ def test_views_of_one_memory_that_do_not_meet_are_fine():
     assert together[:, 3:].all()
 
 
+@pytest.mark.parametrize("model", ["xvlm-shapes", None, {}])
+def test_what_is_no_model_is_refused_by_all_doors(model, masks):
+    for door, enter in DOORS.items():
+        with pytest.raises(mf.MultiflowError, match=f"model is a {type(model).__name__}; expected an nn.Module"):
+            enter(model, masks)
+            pytest.fail(f"{door} let it in")
+
+
 def test_what_is_left_dense_is_left_dense_with_all_its_parts():
     model = chain(4, 4, 4)
     parametrizations.weight_norm(model[0])
@@ -205,6 +213,31 @@ def test_two_threads_with_one_model_get_the_masks_of_one(method):
         thread.join(LIMIT)
     assert found == [alone] * 3
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
+
+
+def test_masks_applied_while_another_thread_prunes_are_applied_afterwards():
+    model = two_towers()
+    masks = mf.prune(model, "magnitude", 0.5, adapter=ADAPTER).masks[0.5]
+    begun, go_on, found = threading.Event(), threading.Event(), []
+
+    def batches():
+        begun.set()
+        assert go_on.wait(10)
+        yield from towers_batches()
+
+    def work() -> None:
+        found.append(mf.prune(model, "snip", 0.5, batches(), adapter=ADAPTER))
+
+    pruning, applying = threading.Thread(target=work), threading.Thread(target=lambda: masks.apply_(model))
+    pruning.start()
+    assert begun.wait(10)
+    applying.start()
+    assert not masks.is_applied(model)
+    go_on.set()
+    for thread in (pruning, applying):
+        thread.join()
+    assert masks.is_applied(model)
+    assert found[0].masks[0.5] == mf.prune(two_towers(), "snip", 0.5, towers_batches(), adapter=ADAPTER).masks[0.5]
 
 
 def test_models_that_share_weights_wait_and_others_do_not():

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import multiflow as mf
 from multiflow.masks.keep import BY_THEMSELVES, CHUNK, buffer_places
-from tests.small import ADAPTER, towers_batches, two_towers
+from tests.small import ADAPTER, chain, every, towers_batches, two_towers
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
@@ -440,3 +441,25 @@ def test_nothing_is_left_behind_for_models_made_later():
         assert other.text[0].weight.all()
     replace_parameters(model)
     assert alive(model, masks)
+
+
+def test_a_layer_that_was_replaced_is_said_at_the_end(recwarn):
+    model = chain(4, 4, 4)
+    masks = mf.prune(model, "magnitude", 0.5, adapter=every(model)).masks[0.5]
+    with mf.keep_sparse(model, masks):
+        model[1] = nn.Linear(4, 4, bias=False)
+    assert "layer '1' holds no weight of shape (4, 4) any more" in str(recwarn.pop(UserWarning).message)
+
+
+def test_tensors_may_be_swapped():
+    model = chain(8, 8)
+    masks = mf.prune(model, "magnitude", 0.5, adapter=every(model)).masks[0.5]
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+    with mf.keep_sparse(model, masks, optimizer) as check:
+        for step in range(3):
+            model(torch.randn(4, 8)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step == 1:
+                torch.utils.swap_tensors(model[0].weight, nn.Parameter(torch.randn(8, 8)))
+        check()

@@ -52,6 +52,12 @@ PLAIN = ("Tensor", "Parameter", "DTensor")
 """Types of weights, by name: those of a model that is split among processes are DTensors."""
 
 
+def check_module(model: Any) -> None:
+    """Refuse what is no model at all, such as its name."""
+    if not isinstance(model, nn.Module):
+        raise MultiflowError(f"model is a {type(model).__name__}; expected an nn.Module, such as mf.load_model gives")
+
+
 def check_layer(path: str, module: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Refuse what holds projections but is no ordinary ``nn.Linear``, rather than leave it dense without a word.
 
@@ -250,9 +256,7 @@ def exclusively(what: str) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def guarded(model: Any, *args: Any, **options: Any) -> Any:
-            if not isinstance(model, nn.Module):
-                raise MultiflowError(f"model is a {type(model).__name__}; expected an nn.Module")
-            with _alone(model), _running_eagerly(), naming_shortages(what):
+            with alone(model), _running_eagerly(), naming_shortages(what):
                 return function(model, *args, **options)
 
         return guarded  # type: ignore[return-value]
@@ -261,7 +265,9 @@ def exclusively(what: str) -> Callable[[F], F]:
 
 
 @contextmanager
-def _alone(model: nn.Module) -> Iterator[None]:
+def alone(model: nn.Module) -> Iterator[None]:
+    """Wait until no other thread works with any weight of the model inside such a block; then keep others out."""
+    check_module(model)
     mine, me = {id(parameter) for parameter in model.parameters()}, threading.get_ident()
     with _turn:
         _turn.wait_for(lambda: all(_busy.get(one, (me, 0))[0] == me for one in mine))

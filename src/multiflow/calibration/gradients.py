@@ -99,6 +99,12 @@ def mean_gradient(
     found = sum_stats_(stats(backward(model, weights, batches, loss, add, after, **going)))
     check_some(max(found.counts["gradient"].values()), first=0)
     if missed := [name for name in weights if name not in reached and not sums[name].any()]:
+        if len(missed) == len(weights):
+            raise MultiflowError(
+                f"the loss reaches none of the {len(weights)} layers, first '{missed[0]}': Adapter(loss=...) does not "
+                "use them, or something cuts the graph on the way (detach, no_grad, reentrant checkpoints whose inputs "
+                "need no gradient)"
+            )
         warnings.warn(
             f"the loss never reaches {len(missed)} of {len(weights)} layers, first '{missed[0]}': their gradient is "
             "zero, and scores made of it let all their weights go; use them in Adapter(loss=...), or leave them dense "

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.guards import exclusively
 from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
 from multiflow.base.runs import whole_folder
 from multiflow.base.structure import write_structure
@@ -27,6 +28,7 @@ FORMATS = ("packed", "folder")
 COMPRESSIONS = ("zlib", "zstd", "none")
 
 
+@exclusively("export")
 def export(
     model: Any,
     masks: Masks | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.guards import check_module
 from multiflow.base.wrapped import layer_places
 from multiflow.masks.masks import Masks
 from multiflow.masks.merging import mask_factors
@@ -71,6 +72,7 @@ def keep_sparse(
     ...     check()
     """
     inner = None if optimizer is None else _unwrap(optimizer)
+    check_module(model)
     model = _bare(model)
     found = masks.find_weights(model)
     if not any(_is_split(weight) for weights in found.values() for weight in weights):
@@ -86,9 +88,10 @@ def keep_sparse(
     for name, paths in (copies or {}).items():  # buffers stay whole where weights are split
         of = _Kept(masks[name]) if any(map(_is_split, found[name])) else kept[name]
         places += [_Place(path, module, of) for path in paths for module in there[path]]
-    hooked: dict[int, weakref.ref[Tensor]] = {}
+    ours: set[int] = set()  # of hooks, by which a tensor that has one is known
     settled = False  # whether the optimizer holds nothing for dropped weights
     turn = 0
+    told = False  # whether somebody knows that a layer is gone
 
     @torch.no_grad()
     def zero_weights(*_: Any) -> None:
@@ -132,16 +135,23 @@ def keep_sparse(
         nonlocal settled
         settled = False
 
-    def check() -> None:
+    def lost() -> str | None:
         there = {id(module) for module in model.modules()}
         held = {place.path for place in places if id(place.module) in there}  # merging drops copies that peft made
         for place in places:
             weight = place.tensor
             if place.path not in held or weight is None or weight.shape != place.kept.shape:
-                raise MultiflowError(
+                return (
                     f"layer '{place.path}' holds no weight of shape {tuple(place.kept.shape)} any more; replace layers "
                     "of a model before keep_sparse begins"
                 )
+        return None
+
+    def check() -> None:
+        nonlocal told
+        if said := lost():
+            told = True
+            raise MultiflowError(said)
         with torch.no_grad():
             for place, weight in _distinct(places):
                 if revived := place.kept.revived(weight):
@@ -153,12 +163,13 @@ def keep_sparse(
     with ExitStack() as stack:
 
         def hook(place: _Place, weight: Tensor) -> None:
-            if isinstance(weight, nn.Parameter) and (id(weight) not in hooked or hooked[id(weight)]() is not weight):
-                hooked[id(weight)] = weakref.ref(weight)
+            if isinstance(weight, nn.Parameter) and ours.isdisjoint(weight._post_accumulate_grad_hooks or ()):
                 sees_all = (
                     weight is places[0].tensor or weight is places[-1].tensor
                 )  # twice a backward pass is often enough
-                stack.callback(_on_gradient(weight, look_after if sees_all else place.zero_what_changed).remove)
+                handle = _on_gradient(weight, look_after if sees_all else place.zero_what_changed)
+                ours.add(handle.id)
+                stack.callback(handle.remove)
 
         def follow(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
             place = by_module.get(id(module))
@@ -186,6 +197,8 @@ def keep_sparse(
         mask_factors(model, {key: place.kept for key, place in by_module.items()}, stack)
         stack.callback(zero_weights)
         yield check
+        if not told and (said := lost()):
+            warnings.warn(f"{said}; its new weights were not kept sparse", stacklevel=3)
 
 
 def buffer_places(model: nn.Module, masks: Masks, places: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from multiflow.base.display import bar, html_table, share, shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
-from multiflow.base.guards import check_layer, check_overlap, check_values
+from multiflow.base.guards import alone, check_layer, check_module, check_overlap, check_values
 from multiflow.base.registry import resolve
 from multiflow.base.types import Layer, Layout
 from multiflow.base.wrapped import inside, layer_places
@@ -132,30 +132,31 @@ class Masks(Mapping[str, Tensor]):
             weights: layer name -> ``(out, in)``, the changed weights to write where the masks keep; and, beside them,
                 name of a parameter -> what else was trained, such as biases and norms.
         """
-        parameters = self.find_weights(model)
-        others = self.find_others(model, weights or {})
-        changed = [name for name in self if not self._made_for(name, parameters[name][0])]
-        if changed:
-            warnings.warn(
-                f"the masks were made for other weights: {len(changed)} of {len(self)} layers differ, "
-                f"first '{changed[0]}'; the architecture fits, so they are applied all the same",
-                stacklevel=2,
-            )
-        if weights is None and self.settings.get("changes_weights") and not self.is_applied(model):
-            warnings.warn(
-                f"masks of '{self.settings.get('method')}' belong to changed weights, which are not written here; "
-                "write both with result.apply_(model, sparsity) or mf.Result.load(folder).apply_(model, sparsity)",
-                stacklevel=2,
-            )
-        with torch.no_grad():
-            for name in self:
-                for weight in parameters[name]:
-                    if weights is not None:
-                        weight.copy_(weights[name])
-                    weight.masked_fill_(~self[name].to(weight.device), 0.0)
-            for name, parameter in others.items():
-                parameter.copy_(weights[name])  # type: ignore[index]
-        return self
+        with alone(model):
+            parameters = self.find_weights(model)
+            others = self.find_others(model, weights or {})
+            changed = [name for name in self if not self._made_for(name, parameters[name][0])]
+            if changed:
+                warnings.warn(
+                    f"the masks were made for other weights: {len(changed)} of {len(self)} layers differ, "
+                    f"first '{changed[0]}'; the architecture fits, so they are applied all the same",
+                    stacklevel=2,
+                )
+            if weights is None and self.settings.get("changes_weights") and not self.is_applied(model):
+                warnings.warn(
+                    f"masks of '{self.settings.get('method')}' belong to changed weights, which are not written here; "
+                    "write both with result.apply_(model, sparsity) or mf.Result.load(folder).apply_(model, sparsity)",
+                    stacklevel=2,
+                )
+            with torch.no_grad():
+                for name in self:
+                    for weight in parameters[name]:
+                        if weights is not None:
+                            weight.copy_(weights[name])
+                        weight.masked_fill_(~self[name].to(weight.device), 0.0)
+                for name, parameter in others.items():
+                    parameter.copy_(weights[name])  # type: ignore[index]
+            return self
 
     def is_applied(self, model: nn.Module) -> bool:
         """Whether the model is zero already wherever the masks drop."""
@@ -164,6 +165,7 @@ class Masks(Mapping[str, Tensor]):
 
     def find_weights(self, model: nn.Module) -> dict[str, tuple[nn.Parameter, ...]]:
         """Layer name -> the distinct parameters of the model behind it; a misfit is an error that names the layer."""
+        check_module(model)
         places = layer_places(model)
         modules = {path: there[0] for path, there in places.items()}
         found = {layer.name: _weights(places, modules, layer) for layer in self.layout.layers}

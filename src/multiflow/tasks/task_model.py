@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
-from multiflow.base.guards import check_values
+from multiflow.base.guards import check_values, exclusively
 from multiflow.base.types import Layer, Layout
 from multiflow.families.family import Places, adapter_for
 from multiflow.masks import Masks
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@exclusively("task_model")
 def task_model(model: nn.Module, task: str, masks: Masks | None = None, **options: Any) -> PreTrainedModel:
     """Build the model of a task from a pretrained one, which stays as it is.
 
