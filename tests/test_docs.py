@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import multiflow as mf
+from tests.data.worlds import write_images
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,14 +23,19 @@ def test_generated_pages_are_fresh():
     assert (ROOT / "docs/methods.md").read_text() == methods(), "run make docs"
 
 
-def test_the_first_example_runs(monkeypatch, tmp_path, capsys):
+def test_the_first_example_runs(vlm, monkeypatch, tmp_path, capsys):
+    """With a model of the same type where the hub's would be, of tiny size and with random weights."""
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(vlm("smolvlm"), "HuggingFaceTB/SmolVLM-256M-Instruct")
+    write_images(Path("photos"), ["a.png", "b.png"])
+    Path("photos/captions.csv").write_text("image,caption\na.png,a dog\nb.png,two cats\n")
+    capsys.readouterr()
     code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     trained = []
     exec(compile(code, "README.md", "exec"), {"train": lambda model, optimizer: trained.append(model)})
-    assert capsys.readouterr().out == "{'vision': 0.75, 'text': 0.75, 'fusion': 0.75}\n"
+    assert capsys.readouterr().out == "{'vision': 0.5, 'connector': 0.5, 'text': 0.5}\n"
     assert sorted(path.name for path in (tmp_path / "runs/multiflow").iterdir()) == [
-        "mask-0.63.safetensors", "mask-0.75.safetensors", "mask-0.9.safetensors", "result.json"
+        "mask-0.5.safetensors", "mask-0.63.safetensors", "mask-0.75.safetensors", "result.json"
     ]  # fmt: skip
     assert len(trained) == 1
 
