@@ -83,7 +83,10 @@ def test_misfits_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((GOLDEN / "weights.safetensors",), "does not say which model it holds; pass family= one of blip, dino, xvlm"),
+        (
+            (GOLDEN / "weights.safetensors",),
+            "does not say which model it holds; pass family= one of blip, dino, open_clip, xvlm",
+        ),
         ((GOLDEN / "weights.safetensors", "xvml"), "unknown family 'xvml'; known: .*; did you mean 'xvlm'"),
         (("nowhere/model.pth", "xvlm"), "there is no file or folder 'nowhere/model.pth'"),
         (("/nowhere/model",), "there is no file or folder '/nowhere/model'"),

@@ -33,7 +33,7 @@ class ExportSettings:
         model: the model that the mask was made for: a folder, Hugging Face id, checkpoint file or bundled model
         mask: a file that 'multiflow prune' wrote, or one of the original release
         out: folder to write, new or empty; mf.load_model and every command open it like any model
-        format: packed, or folder for an ordinary one
+        format: packed, folder for an ordinary one, or open_clip for a CLIP as open_clip and CLIP_benchmark open it
         compact: remove the neurons and heads that the mask has killed: a smaller model, faster in any runtime
         values: how kept weights are stored: bf16, fp16, fp32 (exact where the model is of that type) or int8
         compress: zlib, zstd (needs the package zstandard) or none

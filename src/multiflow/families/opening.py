@@ -311,10 +311,10 @@ def open_model(
     return model.to(device=place, dtype=kind)
 
 
-def is_read_by_processor(place: str) -> bool:
-    """Tell of a model that is not loaded yet whether it is read through its own processor, by its config."""
-    if Path(place).is_file():
-        return False
+def is_read_by_processor(place: str, family: str | None = None) -> bool:
+    """Tell of a model that is not loaded yet whether it is read through its own processor: by its config or family."""
+    if Path(place).is_file():  # of a release whose models are those of transformers
+        return family is not None and family in FAMILIES and not FAMILIES[family].models
     with quiet_transformers():
         try:
             model_type = _read_config(place).get("model_type")

@@ -41,6 +41,7 @@ class Original:
             file by original name -> what it is then, a tensor of its own; None where the file must have it.
         ignored: regex of names in the file that the model has no use for.
         presets: named sizes.
+        translate: the tensors of a file -> the same in the forms that ``key`` and the model know, where they differ.
     """
 
     layers: str
@@ -49,6 +50,7 @@ class Original:
     absent: Callable[[str, Tensor, Mapping[str, Tensor]], Tensor | None] = lambda name, like, given: None
     ignored: str = r"(?!)"
     presets: Mapping[str, Mapping[str, Any]] | None = None
+    translate: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda state: state
 
 
 def fill(model: PreTrainedModel, state: Mapping[str, Tensor], original: Original, path: str) -> None:
@@ -63,7 +65,7 @@ def fill(model: PreTrainedModel, state: Mapping[str, Tensor], original: Original
     Raises:
         MultiflowError: shapes that do not fit, or names that are missing, unexpected or contradict each other.
     """
-    given = _by_original_name(state, original, path)
+    given = _by_original_name(original.translate(state), original, path)
     wanted = {key: original.key(key) for key in model.state_dict()}
     tensors = {name: tensor for name, (_, tensor) in given.items()}
     for key, value in model.state_dict().items():

@@ -21,10 +21,11 @@ from multiflow.base.guards import exclusively
 from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
 from multiflow.base.runs import whole_folder
 from multiflow.base.structure import write_structure
+from multiflow.formats.open_clip import write_open_clip
 from multiflow.formats.smaller import compact as without_dead_units
 from multiflow.masks import Masks
 
-FORMATS = ("packed", "folder")
+FORMATS = ("packed", "folder", "open_clip")
 COMPRESSIONS = ("zlib", "zstd", "none")
 
 
@@ -47,7 +48,7 @@ def export(
         model: a model of transformers, or of ours; it is not changed, whether the masks are applied already or not.
         masks: of this model; None = it is written as it is.
         path: folder to write, new or empty.
-        format: ``packed``, or ``folder`` for an ordinary one with zeros.
+        format: ``packed``, ``folder`` for an ordinary one with zeros, or ``open_clip`` for a CLIP in open_clip's form.
         values: how kept weights are stored: ``bf16``, ``fp16`` and ``fp32`` exactly where the model is in that dtype
             and rounded to it otherwise; ``int8`` with one scale a row.
         compress: ``zlib``, ``zstd`` (needs the package zstandard) or ``none``.
@@ -75,6 +76,10 @@ def export(
             model = without_dead_units(model, masks, weights)
             masks = None
         state = model.state_dict() if masks is None else _sparse_state(model, masks, weights or {})
+        if format == "open_clip":
+            with whole_folder(path) as out:
+                write_open_clip(model, state, out, list(beside))
+            return Path(path)
         model.save_pretrained(folder, state_dict=state)
         write_structure(model, folder)
         for file in beside:

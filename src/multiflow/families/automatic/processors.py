@@ -80,7 +80,7 @@ def load_processor(given: Any, place: str, model: Any) -> Any:
     if given is not None and not isinstance(given, str | Path):
         return _checked(given, model)
     source = str(place if given is None else given)
-    if not source:
+    if not source or (given is None and Path(source).is_file()):
         raise MultiflowError(
             f"a {type(model).__name__} that was not loaded from a folder or id brings no processor; name one with "
             "{processor=DIR_OR_ID}",
