@@ -41,8 +41,9 @@ cost: $(VENV)/.ready  ## cost of pruning against the plain forward and one pass 
 	$(BIN)/python benchmarks/prune_cost.py $(ARGS)
 	$(BIN)/python benchmarks/shapes_speed.py
 
-docs: $(VENV)/.ready  ## renew what is generated from the registries
+docs: $(VENV)/.ready  ## renew what is generated from the registries, and build the site in build/site
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 COLUMNS=100 $(BIN)/python -m mkdocs build -q
 
 format: $(VENV)/.ready
 	$(BIN)/ruff format .
@@ -51,8 +52,11 @@ format: $(VENV)/.ready
 test-old: .venv-old/.ready  ## model, golden and contract tests with the oldest supported transformers
 	OMP_NUM_THREADS=1 .venv-old/bin/python -m pytest -q -n auto tests/models tests/adapters tests/test_golden.py tests/test_docs.py tests/contract $(ARGS)
 
-wheel: $(VENV)/.ready
+wheel: $(VENV)/.ready  ## build what is published, and check it
+	rm -rf dist
+	$(BIN)/python -m pip install -q -e '.[release]'
 	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "multiflow needs Python 3.11 or later; set PYTHON=python3.11")'

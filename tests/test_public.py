@@ -50,3 +50,9 @@ def test_type_checkers_see_the_types():
     from importlib.resources import files
 
     assert files("multiflow").joinpath("py.typed").is_file()
+
+
+def test_the_version_is_said_everywhere():
+    root = Path(__file__).parents[1]
+    assert f"version: {mf.__version__}\n" in (root / "CITATION.cff").read_text()
+    assert (root / "CHANGELOG.md").read_text().splitlines()[2].startswith(f"## {mf.__version__} ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from rich.console import Console
 from torch import nn
 from tyro.conf import Positional, arg
 
+from multiflow import __version__
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import plain, read_json, write_atomically
 from multiflow.base.progress import console_progress, paced
@@ -242,7 +242,7 @@ def report(settings: EvaluateSettings, figures: Figures, data: Any, seconds: flo
         "source": data.source,
         "settings": asdict(settings),
         "seconds": seconds,
-        "versions": {"multiflow": version("multiflow"), "torch": torch.__version__},
+        "versions": {"multiflow": __version__, "torch": torch.__version__},
     }
     write_atomically(save / RESULT, json.dumps(said, indent=1, default=plain) + "\n")
     show(f"written to {save}")

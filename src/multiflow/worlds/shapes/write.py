@@ -16,7 +16,6 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from tempfile import mkdtemp
@@ -24,6 +23,7 @@ from typing import Any
 
 from PIL import Image
 
+from multiflow import __version__
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.worlds.shapes.language import SceneQuestion, describe, questions, regions, variants
 from multiflow.worlds.shapes.render import MIN_SIZE, render
@@ -157,7 +157,7 @@ def _write_all(root: Path, settings: _Settings, progress: Callable[[int, int], N
     write_vqa(root / "vqa", downstream)
 
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(s).items())
-    about = {"name": "shapes", "version": version("multiflow"), "command": f"multiflow shapes OUT_DIR {options}"}
+    about = {"name": "shapes", "version": __version__, "command": f"multiflow shapes OUT_DIR {options}"}
     write_json(root / "dataset.json", about | asdict(s) | {"pictures": total}, indent=2)
     (root / "README.md").write_text(_README.format(**about, **asdict(s), half=half), encoding="utf-8")
 
