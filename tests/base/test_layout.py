@@ -72,6 +72,14 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.zeros(3, 4, 4))
 
 
+class Stack(nn.Module):
+    """Matrices that nobody calls experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Parameter(torch.zeros(3, 4, 4))
+
+
 class Tower(nn.Module):
     """What a vision tower holds besides linear layers; none of it is an error."""
 
@@ -113,9 +121,7 @@ class RotaryEmbedding(MaskedLinear):
         (MaskedLinear(), r"'x' is a MaskedLinear with the weight 'weight' \(4, 4\), which is no nn.Linear"),
         (ClassProjection("kernel"), r"'x' is a ClassProjection with the weight 'kernel'"),
         (TransposedLinear("compose"), r"'x' is a TransposedLinear with the weight 'compose'"),
-        (Conv1D(4, 4), r"'x' is a Conv1D with the weight 'weight' \(4, 4\), which is no nn.Linear"),
-        (Experts(), r"'x' is a Experts with the weight 'gate_up_proj' \(3, 4, 4\)"),
-        (nn.MultiheadAttention(4, 2), "'x' is a MultiheadAttention with the weight 'in_proj_weight'"),
+        (Stack(), r"'x' is a Stack with the weight 'blocks' \(3, 4, 4\), which is no nn.Linear"),
     ],
 )
 def test_what_is_no_linear_layer_is_never_skipped_without_a_word(module, message):
@@ -125,10 +131,65 @@ def test_what_is_no_linear_layer_is_never_skipped_without_a_word(module, message
     assert list(layout(model, all=".", exclude="x")) == ["y"]
 
 
-def test_the_output_projection_of_fused_attention_is_named():
-    model = nn.ModuleDict({"x": nn.MultiheadAttention(4, 2)})
-    with pytest.raises(mf.MultiflowError, match="'x.out_proj' .* nn.MultiheadAttention"):
-        layout(model, all="out_proj")
+@pytest.mark.parametrize(
+    ("module", "shapes"),
+    [
+        (Conv1D(6, 4), {"x": (6, 4)}),
+        (Experts(), {f"x.gate_up_proj.{i}": (4, 4) for i in range(3)}),
+        (
+            nn.MultiheadAttention(4, 2, kdim=3, vdim=5),
+            {"x.q_proj": (4, 4), "x.k_proj": (4, 3), "x.v_proj": (4, 5), "x.out_proj": (4, 4)},
+        ),
+        (nn.MultiheadAttention(4, 2), {f"x.{which}": (4, 4) for which in ("q_proj", "k_proj", "v_proj", "out_proj")}),
+    ],
+)
+def test_weights_that_lie_in_a_part_of_a_parameter_are_layers(module, shapes):
+    model = nn.ModuleDict({"x": module, "y": nn.Linear(4, 4)})
+    found = layout(model, all=r"^x(\.|$)", rest="^y")
+    assert {name: layer.shape for name, layer in found.items() if name != "y"} == shapes
+    assert list(layout(model, all=".", exclude="x")) == ["y"]
+    some = list(shapes)[-1]
+    assert some not in layout(model, all=".", exclude=f"^{some}$")
+    assert list(layout(model, all=f"^{some}$")) == [some]
+
+
+def test_parts_that_modules_share_are_one_layer():
+    model = nn.ModuleDict({name: nn.MultiheadAttention(4, 2) for name in "ab"})
+    model["b"].in_proj_weight = model["a"].in_proj_weight
+    found = layout(model, all=".")
+    assert list(found) == ["a.q_proj", "a.k_proj", "a.v_proj", "a.out_proj", "b.out_proj"]
+    assert found["a.k_proj"].aliases == ("b.k_proj",)
+
+
+class Gated(nn.Module):
+    """Experts that keep their weights transposed, and say so by nothing but their sizes."""
+
+    def __init__(self, *shapes: tuple[int, int], **sizes: int) -> None:
+        super().__init__()
+        self.num_experts = 3
+        vars(self).update(sizes)
+        for number, shape in enumerate(shapes):
+            self.register_parameter(f"w{number}", nn.Parameter(torch.zeros(3, *shape)))
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes"),
+    [
+        (Gated((8, 6), (6, 4)), [(8, 6), (6, 4)]),  # gate and up in one, then down
+        (Gated((6, 8), (4, 6)), [(8, 6), (6, 4)]),
+        (Gated((5, 6), (6, 5), (5, 6)), [(5, 6), (6, 5), (5, 6)]),  # both ways fit: (out, in)
+        (Gated((6, 5), (5, 6), (6, 5), hidden_size=6), [(5, 6), (6, 5), (5, 6)]),  # both fit, but for the size
+    ],
+)
+def test_how_a_stack_is_stored_is_told_by_its_sizes(module, shapes):
+    found = layout(nn.ModuleDict({"x": module}), all=".")
+    assert [found[f"x.w{number}.0"].shape for number in range(len(shapes))] == shapes
+
+
+def test_how_a_stack_is_stored_may_be_declared():
+    model = nn.ModuleDict({"x": Gated((5, 6), (6, 5))})
+    found = mf.Adapter(groups={"all": "."}, transposed=r"w\d$").layout(model)
+    assert found["x.w0.2"].shape == (6, 5)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +218,7 @@ def test_quantised_weights_are_refused():
 
 
 def test_a_model_without_linear_layers():
-    with pytest.raises(mf.MultiflowError, match=r"the model has no nn.Linear"):
+    with pytest.raises(mf.MultiflowError, match=r"the model has none"):
         layout(nn.ReLU(), all=".")
 
 

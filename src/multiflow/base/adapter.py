@@ -7,7 +7,7 @@ a calibration batch; what its pretraining loss is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from multiflow.base.errors import MultiflowError, did_you_mean
 from multiflow.base.guards import check_layer, check_overlap, exactly, is_factor
 from multiflow.base.registry import resolve
-from multiflow.base.types import Layer, Layout
+from multiflow.base.types import Layer, Layout, LiveWeights, WeightPart, weights_of
 
 Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -38,8 +38,10 @@ class Adapter:
 
     Args:
         groups: group name -> regex, searched in module paths (without ``.weight``); every ``nn.Linear`` it finds is
-            prunable; factors that an adapter has added beside a layer, such as ``lora_A``, never are. Layers in no
-            group stay dense.
+            prunable, and so are transformers' ``Conv1D``, the projections of an ``nn.MultiheadAttention`` (layers
+            ``PATH.q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``) and stacked weights of experts (each a layer
+            ``PATH.NAME.NUMBER``). Factors that an adapter has added beside a layer, such as ``lora_A``, never are.
+            Layers in no group stay dense.
         forward: ``f(model, batch)`` that runs the model for calibration; by default the model is called with the
             batch (a mapping as keyword arguments, a tuple as arguments).
         loss: ``f(model, batch) -> scalar``; needed only by pruners that use gradients.
@@ -55,6 +57,8 @@ class Adapter:
         outputs: ``f(model, batch) -> {name: tensor}``, what the model is for: recovery compares it with that of the
             dense model, ``...logits`` and ``similarity`` (images by texts) as distributions, all else by distance. It
             runs the model in every way that it is used. By default what ``forward`` returns.
+        transposed: regex of parameters, such as ``experts.w1$``, that stack weights stored ``(in, out)`` where the
+            module's own sizes do not tell.
         dense: path of a layer, or name of a parameter, that stays dense -> why, for lists.
         towers: path of a sub-model -> its group, for the share of it that can be pruned.
         name: what lists and reports call it.
@@ -73,6 +77,7 @@ class Adapter:
     forward_moves_buffers: bool = True
     exclude: str | None = None
     outputs: Callable[[nn.Module, Any], Mapping[str, Tensor]] | None = None
+    transposed: str | None = None
     dense: Mapping[str, str] = field(default_factory=dict, repr=False)
     towers: Mapping[str, str] = field(default_factory=dict, repr=False)
     name: str = "custom"
@@ -85,7 +90,7 @@ class Adapter:
                 f"an adapter with streams {sorted(set(self.streams.values()))} needs token_masks=f(batch), which says "
                 "for each stream which tokens are real"
             )
-        for regex in [*self.groups.values(), *self.streams, *([self.exclude] if self.exclude else [])]:
+        for regex in [*self.groups.values(), *self.streams, *filter(None, (self.exclude, self.transposed))]:
             try:
                 re.compile(regex)
             except re.error as error:
@@ -93,7 +98,7 @@ class Adapter:
 
     def layout(self, model: nn.Module) -> Layout:
         """List the prunable layers of a model, in module order; what does not fit is an error that names it."""
-        paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
+        paths = layer_paths(model, self.transposed)
         for regex in [*self.streams, *([self.exclude] if self.exclude else [])]:
             if not any(re.search(regex, path) for path in paths):
                 what = "streams" if regex in self.streams else "exclude"
@@ -101,11 +106,20 @@ class Adapter:
                     f"'{regex}' of {what} matches no module{did_you_mean(regex.strip('^$'), paths)}; "
                     f"modules are called such as '{paths[-1]}'"
                 )
-        return _find_layout(model, self.groups, self.exclude, self.stream)
+        return _find_layout(model, self)
 
     def stream(self, path: str) -> str | None:
-        """Whose padding mask the input of the module at this path follows."""
+        """Whose padding mask the input of the module, or the layer, at this path follows."""
         return next((stream for regex, stream in self.streams.items() if re.search(regex, path)), None)
+
+
+def layer_paths(model: nn.Module, transposed: str | None = None) -> list[str]:
+    """List the paths in which regexes are searched: of all modules, and the names of layers inside of them."""
+    paths: dict[str, None] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[path] = None
+        paths |= dict.fromkeys(weights_of(path, module, transposed))
+    return list(paths)
 
 
 def lay_mask(mask: TokenMask, path: str, value: Tensor) -> Tensor | None:
@@ -183,98 +197,131 @@ def of_families(name: str) -> Callable[[nn.Module], Any]:
     return resolve(f"multiflow.families.{name}")
 
 
-def _find_layout(
-    model: nn.Module, groups: Mapping[str, str], exclude: str | None, stream: Callable[[str], str | None]
-) -> Layout:
+def _find_layout(model: nn.Module, adapter: Adapter) -> Layout:
     modules = dict(model.named_modules(remove_duplicate=False))
-    owners = _weight_owners(modules)
+    exclude = adapter.exclude
+    found: dict[str, WeightPart | None] = {}  # every weight of a kind that can be pruned
+    home: dict[str, str] = {}  # its module
     group_of: dict[str, str] = {}
     factors: dict[str, str] = {}  # group -> the first factor of an adapter that it covers
     unfit: set[str] = set()  # what is left dense as a whole, with all that it is made of
     for path, module in modules.items():
-        matches = [group for group, regex in groups.items() if re.search(regex, path)]
+        weights = weights_of(path, module, adapter.transposed)
+        known = {part.parameter for part in weights.values() if part}
+        found |= weights
+        home.update((name, path) for name in weights)
+        matches = _matching(adapter.groups, path)
+        own = {name: list(dict.fromkeys([*matches, *_matching(adapter.groups, name)])) for name in weights}
         if exclude is not None and re.search(exclude, path):
-            if matches and not _is_fit(path, module, modules):
+            if matches and not _is_fit(path, module, modules, known):
                 unfit.add(path)
             continue
-        if not matches or any(path.startswith(f"{one}.") for one in unfit):
+        if not (matches or any(own.values())) or any(path.startswith(f"{one}.") for one in unfit):
             continue
         if is_factor(path, modules):
             if isinstance(module, nn.Linear):
                 for group in matches:
                     factors.setdefault(group, path)
             continue
-        check_layer(path, module, modules)
-        if not isinstance(module, nn.Linear):
-            continue
-        if len(matches) > 1:
-            raise MultiflowError(
-                f"layer '{path}' is in two groups, '{matches[0]}' and '{matches[1]}'; it may be in one"
-            )
-        group_of[path] = matches[0]
+        wanted = {name: of for name, of in own.items() if of and not (exclude and re.search(exclude, name))}
+        if matches or wanted:
+            check_layer(path, module, modules, known)
+        for name, of in wanted.items():
+            if len(of) > 1:
+                raise MultiflowError(f"layer '{name}' is in two groups, '{of[0]}' and '{of[1]}'; it may be in one")
+            group_of[name] = of[0]
 
+    owners = _weight_owners(modules, found, home)
     layers = []
-    for path, group in group_of.items():
-        weight = modules[path].weight
-        users = owners[id(weight)]
-        if path != next(user for user in users if user in group_of):
+    for name, group in group_of.items():
+        module, part = modules[home[name]], found[name]
+        users = owners[_identity(module, part)]
+        if name != next(user for user in users if user in group_of):
             continue  # an alias: it stands with the layer's first path
-        others = tuple(user for user in users if user != path)
+        others = tuple(user for user in users if user != name)
         for other in others:
-            _check_alias(path, group, other, modules[other], group_of.get(other, group))
+            _check_alias(name, group, other, modules, found, group_of.get(other, group))
             if exclude is not None and re.search(exclude, other):
                 raise MultiflowError(
-                    f"layer '{path}' shares its weight with '{other}', which Adapter(exclude=r'{exclude}') keeps "
+                    f"layer '{name}' shares its weight with '{other}', which Adapter(exclude=r'{exclude}') keeps "
                     "dense; exclude both or neither"
                 )
-        layers.append(Layer(path, (weight.shape[0], weight.shape[1]), group, stream(path), others))
-    for group, regex in groups.items():
+        weight = module._parameters[part.parameter if part else "weight"]
+        rows, columns = (part.view(weight) if part else weight).shape
+        layers.append(Layer(name, (rows, columns), group, adapter.stream(name), others, part))
+    for group, regex in adapter.groups.items():
         if not any(layer.group == group for layer in layers):
             if group in factors:
                 check_layer(factors[group], modules[factors[group]], modules)
             raise _empty_group(group, regex, layers, modules)
-    check_overlap(model, [(layer.name, modules[layer.name].weight) for layer in layers])
-    return Layout(tuple(layers))
+    layout = Layout(tuple(layers))
+    check_overlap(model, [(name, place.whole) for name, place in LiveWeights(model, layout).places.items()])
+    return layout
 
 
-def _is_fit(path: str, module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
+def _matching(groups: Mapping[str, str], path: str) -> list[str]:
+    return [group for group, regex in groups.items() if re.search(regex, path)]
+
+
+def _is_fit(path: str, module: nn.Module, modules: Mapping[str, nn.Module], known: Collection[str]) -> bool:
     try:
-        check_layer(path, module, modules)
+        check_layer(path, module, modules, known)
     except MultiflowError:
         return False
     return True
 
 
-def _weight_owners(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
-    """Identity of a weight -> the paths of all modules that hold it, in module order."""
-    owners: dict[int, list[str]] = {}
+def _identity(module: nn.Module, part: WeightPart | None) -> tuple[Any, ...]:
+    """What tells one weight from another."""
+    if part is None:
+        return (id(module._parameters.get("weight")),)
+    return (id(module._parameters[part.parameter]), *([] if part.index is None else [part.index]), *(part.rows or ()))
+
+
+def _weight_owners(
+    modules: Mapping[str, nn.Module], found: Mapping[str, WeightPart | None], home: Mapping[str, str]
+) -> dict[tuple[Any, ...], list[str]]:
+    """What tells a weight -> its names by all modules that hold it, in module order."""
+    names: dict[str, list[str]] = {}
+    for name, path in home.items():
+        names.setdefault(path, []).append(name)
+    owners: dict[tuple[Any, ...], list[str]] = {}
     for path, module in modules.items():
-        weight = module._parameters.get("weight")
-        if weight is not None:
-            owners.setdefault(id(weight), []).append(path)
+        for name in names.get(path, []):
+            owners.setdefault(_identity(module, found[name]), []).append(name)
+        if path not in names and module._parameters.get("weight") is not None:
+            owners.setdefault(_identity(module, None), []).append(path)
     return owners
 
 
-def _check_alias(path: str, group: str, other: str, module: nn.Module, other_group: str) -> None:
-    if not isinstance(module, nn.Linear):
+def _check_alias(
+    name: str,
+    group: str,
+    other: str,
+    modules: Mapping[str, nn.Module],
+    found: Mapping[str, WeightPart | None],
+    other_group: str,
+) -> None:
+    if other not in found or found[other] != found[name]:
+        kind = type(modules[other]).__name__ if other in modules else "layer that stores it in another way"
         raise MultiflowError(
-            f"layer '{path}' shares its weight with '{other}', a {type(module).__name__}, which stays dense; "
-            f"leave it out with Adapter(exclude={exactly(path)})"
+            f"layer '{name}' shares its weight with '{other}', a {kind}, which stays dense; "
+            f"leave it out with Adapter(exclude={exactly(name)})"
         )
     if other_group != group:
         raise MultiflowError(
-            f"layer '{path}' shares its weight with '{other}' but they are in two groups, '{group}' and "
+            f"layer '{name}' shares its weight with '{other}' but they are in two groups, '{group}' and "
             f"'{other_group}'; put them into one"
         )
 
 
 def _empty_group(group: str, regex: str, layers: list[Layer], modules: Mapping[str, nn.Module]) -> MultiflowError:
-    linear = [path for path, module in modules.items() if isinstance(module, nn.Linear)]
+    linear = [name for path, module in modules.items() for name in weights_of(path, module)]
     counts: dict[str, int] = {}
     for layer in layers:
         counts[layer.group] = counts.get(layer.group, 0) + 1
     found = ", ".join(f"{name} ({count} layers)" for name, count in counts.items()) or "none"
     names = dict.fromkeys(part for path in linear for part in [path, *path.split(".")])
     hint = did_you_mean(regex.strip("^$.*\\"), names)
-    example = f"; linear layers are called such as '{linear[0]}'" if linear else "; the model has no nn.Linear"
+    example = f"; linear layers are called such as '{linear[0]}'" if linear else "; the model has none"
     return MultiflowError(f"no layer matches '{regex}' of group '{group}'; other groups: {found}{example}{hint}")

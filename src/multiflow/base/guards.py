@@ -12,7 +12,7 @@ import functools
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -58,16 +58,18 @@ def check_module(model: Any) -> None:
         raise MultiflowError(f"model is a {type(model).__name__}; expected an nn.Module, such as mf.load_model gives")
 
 
-def check_layer(path: str, module: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Refuse what holds projections but is no ordinary ``nn.Linear``, rather than leave it dense without a word.
+def check_layer(path: str, module: nn.Module, modules: Mapping[str, nn.Module], known: Collection[str] = ()) -> None:
+    """Refuse what holds projections but is nothing that can be pruned, rather than leave it dense without a word.
 
     Args:
         path: of the module.
         module: any module that a group covers, or that a mask is for.
         modules: all of the model, by path.
+        known: names of its parameters that hold layers (`multiflow.base.types`), beside those of an ``nn.Linear``.
 
     Raises:
-        MultiflowError: it is quantised, parametrised, sparse, fused, a factor of an adapter, not made yet, ...
+        MultiflowError: it is quantised, parametrised, sparse, a factor of an adapter, not made yet, a parameter
+            that nobody knows, ...
     """
     kind = type(module).__name__
     fix = f"leave it dense with Adapter(exclude={exactly(path)})"
@@ -77,44 +79,48 @@ def check_layer(path: str, module: nn.Module, modules: Mapping[str, nn.Module]) 
             f"itself in a group, or {fix}"
         )
     if isinstance(module, nn.Linear):
-        _check_linear(path, module, modules, fix)
-        return
-    if isinstance(module, STAYS_DENSE):
+        weight = module._parameters.get("weight")
+        if not isinstance(weight, nn.Parameter):
+            raise MultiflowError(
+                f"'{path}' computes its weight from other tensors (a parametrization, or torch.nn.utils.prune); "
+                f"make the weight a parameter again, or {fix}"
+            )
+        known = ("weight",)
+    elif isinstance(module, STAYS_DENSE):
         return
     packed = any(
         PACKED.match(name) and buffer is not None and buffer.dim() > 1 for name, buffer in module._buffers.items()
     )
-    if (_is_quantised(module) and module.state_dict()) or packed:
+    if not known and ((_is_quantised(module) and module.state_dict()) or packed):
         raise MultiflowError(f"'{path}' is a {kind} with quantised weights, which cannot be pruned; {fix}")
+    for name in known:
+        _check_parameter(path, module, module._parameters[name], fix)  # type: ignore[arg-type]
     for name, parameter in module._parameters.items():
-        looked_up = "Embed" in kind or NO_PROJECTION.search(name)
-        if parameter is not None and parameter.dim() >= 2 and not looked_up:
+        looked_up = not known and ("Embed" in kind or NO_PROJECTION.search(name))
+        if parameter is None or name in known or parameter.dim() < 2 or looked_up:
+            continue
+        if isinstance(module, nn.Linear):
             raise MultiflowError(
-                f"'{path}' is a {kind} with the weight '{name}' {tuple(parameter.shape)}, which is no nn.Linear; {fix}"
+                f"'{path}' is a {kind} that holds '{name}' {tuple(parameter.shape)} beside its weight, so it is no "
+                f"ordinary nn.Linear; merge the two, or {fix}"
+            )
+        if not (known and (NO_PROJECTION.search(name) or min(parameter.shape[-2:]) == 1)):
+            raise MultiflowError(
+                f"'{path}' is a {kind} with the weight '{name}' {tuple(parameter.shape)}, which is no nn.Linear, "
+                f"Conv1D, nn.MultiheadAttention or stack of experts; {fix}"
             )
 
 
-def _check_linear(path: str, module: nn.Linear, modules: Mapping[str, nn.Module], fix: str) -> None:
-    weight = module._parameters.get("weight")
-    if not isinstance(weight, nn.Parameter):
-        raise MultiflowError(
-            f"'{path}' computes its weight from other tensors (a parametrization, or torch.nn.utils.prune); "
-            f"make the weight a parameter again, or {fix}"
-        )
-    if isinstance(modules.get(path.rpartition(".")[0]), nn.MultiheadAttention):
-        raise MultiflowError(f"'{path}' belongs to a fused nn.MultiheadAttention, which cannot be pruned; {fix}")
+def _check_parameter(path: str, module: nn.Module, weight: nn.Parameter, fix: str) -> None:
+    kind = type(module).__name__
     if isinstance(weight, UninitializedParameter):
-        raise MultiflowError(
-            f"'{path}' is a {type(module).__name__} without a shape yet; run the model on a batch first, or {fix}"
-        )
+        raise MultiflowError(f"'{path}' is a {kind} without a shape yet; run the model on a batch first, or {fix}")
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise MultiflowError(
             f"'{path}' has weights of {weight.dtype}; expected floating point of 16 bits or more; {fix}"
         )
     if _is_quantised(module):
-        raise MultiflowError(
-            f"'{path}' is a {type(module).__name__} with quantised weights, which cannot be pruned; {fix}"
-        )
+        raise MultiflowError(f"'{path}' is a {kind} with quantised weights, which cannot be pruned; {fix}")
     if (form := type(weight.data).__name__) not in PLAIN:
         raise MultiflowError(
             f"'{path}' has a weight of type {form}, quantised or packed in another way, which cannot be pruned; {fix}"
@@ -128,12 +134,6 @@ def _check_linear(path: str, module: nn.Linear, modules: Mapping[str, nn.Module]
             f"the weight of '{path}' was made inside torch.inference_mode(), so that nobody can tell when it "
             f"changes; make or load the model outside of it, or {fix}"
         )
-    for name, parameter in module._parameters.items():
-        if name != "weight" and parameter is not None and parameter.dim() >= 2:
-            raise MultiflowError(
-                f"'{path}' is a {type(module).__name__} that holds '{name}' {tuple(parameter.shape)} beside its "
-                f"weight, so it is no ordinary nn.Linear; merge the two, or {fix}"
-            )
 
 
 def is_factor(path: str, modules: Mapping[str, nn.Module]) -> bool:

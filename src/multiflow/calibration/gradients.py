@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.parallel import exchange, sum_over_ranks_
+from multiflow.base.types import WeightPart, by_parameter
 from multiflow.calibration.batches import (
     Turn,
     check_some,
@@ -47,7 +48,7 @@ LATER = 2  # and that later steps hold besides: the weights solved so far, and t
 
 def mean_gradient(
     model: nn.Module,
-    weights: Mapping[str, nn.Parameter],
+    weights: Mapping[str, Tensor],
     batches: Iterable[Any],
     loss: Loss,
     *,
@@ -116,7 +117,7 @@ def mean_gradient(
 
 def gradient_rows(
     model: nn.Module,
-    weights: Mapping[str, nn.Parameter],
+    weights: Mapping[str, Tensor],
     batches: Iterable[Any],
     loss: Loss,
     *,
@@ -161,7 +162,7 @@ def gradient_rows(
     return {n: of[: len(there)] if whole else of[there] for n, of in rows.items()}, sum(seen.values()) / len(seen)
 
 
-def check_rows_fit(weights: Mapping[str, nn.Parameter], rows: int, steps: int = 1) -> tuple[str, int]:
+def check_rows_fit(weights: Mapping[str, Tensor], rows: int, steps: int = 1) -> tuple[str, int]:
     """Return in words what gradient rows and the work on them take, and the bytes.
 
     Raises:
@@ -189,7 +190,7 @@ def check_precision(weights: Mapping[str, Tensor]) -> None:
 
 def backward(
     model: nn.Module,
-    weights: Mapping[str, nn.Parameter],
+    weights: Mapping[str, Tensor],
     batches: Iterable[Any],
     loss: Loss,
     take: Callable[[int, str, Tensor], object],
@@ -212,13 +213,14 @@ def backward(
     check_precision(weights)
     device, total, done, number = next(iter(weights.values())).device, length(batches), first, 0
 
-    def hand_over(name: str, weight: Tensor) -> None:
-        take(number, name, weight.grad)  # type: ignore[arg-type]
-        weight.grad = None
+    def hand_over(parts: Mapping[str, WeightPart | None], parameter: Tensor) -> None:
+        for name, part in parts.items():
+            take(number, name, part.view(parameter.grad) if part else parameter.grad)  # type: ignore[arg-type]
+        parameter.grad = None
 
     with differentiable(model, weights), ExitStack() as stack:
-        for name, weight in weights.items():
-            stack.callback(weight.register_post_accumulate_grad_hook(partial(hand_over, name)).remove)
+        for parameter, parts in by_parameter(weights):
+            stack.callback(parameter.register_post_accumulate_grad_hook(partial(hand_over, parts)).remove)
         for turn in turns(iterate(batches), first, split):
             done = turn.done
             for number, batch in turn.own:

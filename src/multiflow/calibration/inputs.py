@@ -12,6 +12,7 @@ import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -22,17 +23,20 @@ from multiflow.base.adapter import TokenMask, lay_mask
 from multiflow.base.errors import MultiflowError
 from multiflow.base.offload import check_readable, input_device, naming_missing, working_device
 from multiflow.base.parallel import exchange
-from multiflow.base.types import Layout
+from multiflow.base.types import Layer, Layout, LiveWeights, is_hooked
 from multiflow.calibration.batches import form, iterate, length, missing_keys_named, to_device, turns
+from multiflow.calibration.inside import Inside, find_blocks
 from multiflow.calibration.memory import announce, check_fits, free_memory
 from multiflow.calibration.state import evaluating, watching
-from multiflow.calibration.stats import Stats, check_start, sum_stats_
+from multiflow.calibration.stats import Stats, check_start, stack_of, sum_stats_
 
 TokenMasks = Mapping[str, TokenMask]
 Progress = Callable[[str, int, int | None], None]
 """``f(what, done, total)``, called after every step; ``total`` is None where it is not known."""
 PADDING = re.compile(r"(^|_)(attention_mask|pixel_mask|padding_mask)$")
 """Names of what says in a batch which tokens are real."""
+EXPERT = re.compile(r"(^|\.)(local_)?experts\.\d+(\.|$)")
+"""In the path of a layer: one of a list of experts."""
 EARLY = 8  # batches after which a whole group that saw nothing is an error, rather than at the end
 NORM, MEAN, MOMENT = "input_norm", "input_mean", "input_moment"
 CHUNK = 128  # tokens squared at a time
@@ -74,13 +78,13 @@ def collect(
             the sums take.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    paths = {path: modules[path] for layer in layout.layers for path in layer.paths}
+    paths = {path: modules[path] for layer in layout.layers for path in layer.paths if is_hooked(path, modules)}
     watched = {id(module): path for path, module in reversed(paths.items())}
     device = input_device(model)
-    streams = {path: stream(path) for path in paths}
-    weights = {name: paths[name].weight for name in layout}
+    streams = {path: stream(path) or stream(layer.module(path)) for layer in layout.layers for path in layer.paths}
+    weights = LiveWeights(model, layout)
     check_readable(modules, weights)
-    devices = {name: working_device(modules, name, weight) for name, weight in weights.items()}
+    devices = {name: working_device(modules, layout[name].module(name), weight) for name, weight in weights.items()}
     check_sums_fit(layout, names, devices)
     total = length(batches)
     if start:
@@ -94,18 +98,37 @@ def collect(
     uneven: dict[str, int] = {}  # what not all parts of a form reach, and the batch where it shows
     first = start.batches if start else 0
 
-    def observe(path: str, value: Tensor) -> None:
+    def mask_of(path: str, value: Tensor) -> Tensor | None:
         of = streams[path]
-        reached.add(path)
         if of and of not in masks:
             raise MultiflowError(
                 f"layer '{path}' follows stream '{of}', but token_masks gives {', '.join(masks) or 'nothing'}; "
                 "let it give a mask for every stream, or None for one without padding"
             )
-        sums.add(path, value, lay_mask(masks[of], path, value) if of else None, of)
+        return lay_mask(masks[of], path, value) if of else None
 
+    def observe(path: str, value: Tensor) -> None:
+        if not (inside and inside.busy):
+            reached.add(path)
+            sums.add(path, value, mask_of(path, value), streams[path])
+
+    def real(path: str, value: Tensor, was_turned: bool) -> Tensor | None:
+        mask = mask_of(path, value)
+        if mask is None:
+            return None
+        of = streams[path]
+        if was_turned and of and not callable(masks[of]):
+            mask = _batch_first(path, value, mask)
+        return real_places(path, value, mask, of).view(value.shape[:-1])
+
+    inside = None  # of what hooks do not show
+    if any(not is_hooked(path, modules) for layer in layout.layers for path in layer.paths):
+        inside = Inside(
+            find_blocks(modules, layout), lambda path, rows: sums.add(path, rows, None, streams[path]), real
+        )
     padding, done = _Padding(), first
-    with evaluating(model), watching({path: paths[path] for path in watched.values()}, observe), torch.no_grad():
+    hooked = watching({path: paths[path] for path in watched.values()}, observe)
+    with evaluating(model), hooked, inside.watching() if inside else nullcontext(), torch.no_grad():
         for turn in turns(iterate(batches), first):
             done = turn.done
             for number, batch in turn.own:
@@ -134,6 +157,8 @@ def collect(
             stacklevel=2,
         )
     padding.warn()
+    if inside:
+        inside.check()
     return sums.finish(done)
 
 
@@ -315,7 +340,7 @@ class Sums:
         """Give the statistics of all processes; a layer without any observation is an error that names it."""
         stats = sum_stats_(self.stats(batches))
         counts = next(iter(stats.counts.values()))
-        missed = [name for name in self._layout if not counts[name]]
+        missed = _without_experts([name for name in self._layout if not counts[name]], self._layout, counts)
         streams = {name: stream for padded in exchange("padded", self._padded) for name, stream in padded.items()}
         padded = [name for name in missed if name in streams]
         if padded:
@@ -332,6 +357,27 @@ class Sums:
         if missed:
             raise never_reached(self._layout, missed)
         return stats
+
+
+def _without_experts(missed: Sequence[str], layout: Layout, counts: Mapping[str, int]) -> list[str]:
+    """Leave out the experts to which no token was sent while others of their stack saw some, and warn of them."""
+    seen = {stack_of(name) for name, count in counts.items() if count}
+    unused = [name for name in missed if is_expert(layout[name]) and stack_of(name) in seen]
+    if unused:
+        experts = [layer for layer in layout.layers if is_expert(layer)]
+        warnings.warn(
+            f"{len(unused)} of the {len(experts)} weights of experts saw no token, first '{unused[0]}': the router "
+            "sent none there; their input features are taken to be alike, as large as those of the other experts on "
+            "average, so that their weights are told apart by their size; give more batches",
+            stacklevel=4,
+        )
+    lost = set(unused)
+    return [name for name in missed if name not in lost]
+
+
+def is_expert(layer: Layer) -> bool:
+    """Whether a layer is the weight of one of several experts, to which a router may send no token."""
+    return (layer.part is not None and layer.part.index is not None) or EXPERT.search(layer.name) is not None
 
 
 def never_reached(layout: Layout, missed: Sequence[str]) -> MultiflowError:
@@ -378,13 +424,29 @@ def products(tokens: Tensor, total: Tensor) -> None:
 def _real_tokens(path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> Tensor:
     """View an input ``(..., in)`` as ``(tokens, in)``, without the padding."""
     tokens = value.detach().reshape(-1, value.shape[-1])
-    if mask is None:
-        return tokens
+    return tokens if mask is None else tokens[real_places(path, value, mask, stream)]
+
+
+def _batch_first(path: str, value: Tensor, mask: Tensor) -> Tensor:
+    """Turn the mask of a model that puts the sequence first as its input was turned; either way it must be plain."""
+    length, batch = value.shape[1], value.shape[0]
+    if tuple(mask.shape) != (length, batch):
+        return mask
+    if length == batch and not torch.equal(mask, mask.T):
+        raise MultiflowError(
+            f"batch and sequence of the input of layer '{path}' are both {batch} long, so that nobody can tell which "
+            "way round its token mask is; take batches of another size"
+        )
+    return mask.T
+
+
+def real_places(path: str, value: Tensor, mask: Tensor, stream: str | None) -> Tensor:
+    """Return which tokens ``(tokens,)`` of an input ``(..., in)`` are real; a mask that does not fit is an error."""
     # an input (tokens, in) has lost its batches; in any other the same number in another order is the wrong tokens
-    if mask.shape != value.shape[:-1] if value.dim() > 2 else mask.numel() != len(tokens):
+    if mask.shape != value.shape[:-1] if value.dim() > 2 else mask.numel() != value[..., 0].numel():
         raise MultiflowError(
             f"the input of layer '{path}' has shape {tuple(value.shape)}, but the token mask of its stream "
             f"'{stream}' has shape {tuple(mask.shape)}; set Adapter(streams=...) so that they fit, or let token_masks "
             f"give one of shape {tuple(value.shape[:-1])}"
         )
-    return tokens[mask.reshape(-1).to(tokens.device, torch.bool)]
+    return mask.reshape(-1).to(value.device, torch.bool)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.types import by_parameter
 
 Observer = Callable[[str, Tensor], None]
 
@@ -38,7 +39,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _hook(path: str, observe: Observer) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        observe(path, args[0] if args else kwargs["input"])
+        observe(path, args[0] if args else next(iter(kwargs.values())))
 
     return hook
 
@@ -72,9 +73,9 @@ def _give(buffer: Tensor, value: Tensor) -> None:
 
 
 @contextmanager
-def weights_replaced(weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def weights_replaced(weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Let ``weight.data = other`` inside the block be undone: the memory of the weights is never written to."""
-    before = [(weight, weight.data) for weight in weights.values()]
+    before = [(parameter, parameter.data) for parameter, _ in by_parameter(weights)]
     try:
         yield
     finally:
@@ -92,7 +93,7 @@ def differentiable(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[
     if torch.is_inference_mode_enabled():
         raise MultiflowError("there are no gradients inside torch.inference_mode(); call this outside of it")
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    wanted = {id(weight) for weight in weights.values()}
+    wanted = {id(parameter) for parameter, _ in by_parameter(weights)}
     stack = ExitStack()
     try:
         for parameter, flag, _ in before:

@@ -7,8 +7,10 @@ the batches makes no difference that the float32 result could show.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,15 @@ STATISTICS.add(
 )
 
 
+def stack_of(layer: str) -> str:
+    """Return the name of an expert's layer without the number of the expert.
+
+    >>> stack_of("layers.0.mlp.experts.gate_up_proj.3"), stack_of("layers.0.mlp.experts.3.w1")
+    ('layers.0.mlp.experts.gate_up_proj.N', 'layers.0.mlp.experts.N.w1')
+    """
+    return re.sub(r"\.\d+(?=\.|$)(?!.*\.\d+(\.|$))", ".N", layer)
+
+
 @dataclass(frozen=True)
 class Stats(Mapping[str, Mapping[str, Tensor]]):
     """Statistic name -> layer name -> float32 tensor.
@@ -88,8 +99,36 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
         return len(self.sums)
 
     def get_layer(self, name: str, layer: str) -> Tensor:
-        """Return one statistic of one layer."""
-        return STATISTICS[name].finish(self.sums[name][layer] / self.counts[name][layer]).float()
+        """Return one statistic of one layer; that of an expert without tokens is as `_alike` says."""
+        total, count = self.sums[name][layer], self.counts[name][layer]
+        return STATISTICS[name].finish(total / count if count else self._alike(name, layer)).float()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every layer has seen something, or is one of a stack of which another has."""
+        return all(
+            count or stack_of(layer) in {stack_of(other) for other, some in of.items() if some}
+            for of in self.counts.values()
+            for layer, count in of.items()
+        )
+
+    def _alike(self, name: str, layer: str) -> Tensor:
+        """The mean of an expert to which no token was sent: all features alike, as those of its stack on average."""
+        total, stack = self.sums[name][layer], stack_of(layer)
+        level = self._levels.get((name, stack), 0.0)
+        return total.new_full(total.shape, level) if total.dim() == 1 else total.new_ones(len(total)).diag() * level
+
+    @cached_property
+    def _levels(self) -> dict[tuple[str, str], float]:
+        """Statistic, stack -> the mean square of a feature, over the layers that saw something, in the same one."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for name, of in self.sums.items():
+            unused = {stack_of(layer) for layer, count in self.counts[name].items() if not count}
+            for layer, total in of.items():
+                if (count := self.counts[name][layer]) and stack_of(layer) in unused and name != "gradient":
+                    mean = (total if total.dim() == 1 else total.diag()).mean() / count
+                    found.setdefault((name, stack_of(layer)), []).append(float(mean))
+        return {key: sum(values) / len(values) for key, values in found.items()}
 
     def merge(self, other: Stats) -> Stats:
         """Add the observations of two parts of the data; neither is changed."""

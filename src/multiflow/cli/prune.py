@@ -17,6 +17,7 @@ from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.parallel import agree, rank, world
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
+from multiflow.base.types import LiveWeights
 from multiflow.calibration import Checkpoint
 from multiflow.cli.console import announcements, say, show, show_run, step_progress
 from multiflow.cli.settings import (
@@ -199,7 +200,7 @@ def load(settings: PruneSettings, place: str, out: Path) -> tuple[nn.Module, Ada
     model: Any = open_model(place, settings.family, settings.config)
     adapter, dtype, hashes = chosen_adapter(model, settings), find_dtype(settings.dtype), {}
     if dtype not in (None, model.dtype):
-        hashes = {name: hash_weight(model.get_submodule(name).weight) for name in adapter.layout(model)}
+        hashes = {name: hash_weight(weight) for name, weight in LiveWeights(model, adapter.layout(model)).items()}
     return model.to(device=find_device(settings.device), dtype=dtype), adapter, hashes
 
 

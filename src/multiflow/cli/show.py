@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 from multiflow.base.adapter import Adapter, prunable_shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.registry import import_modules
-from multiflow.base.types import Layer, Layout
+from multiflow.base.types import Layer, Layout, LiveWeights
 from multiflow.cli import COMMANDS
 from multiflow.cli.console import find_run, percent, show_run, table
 from multiflow.cli.console import show as put
@@ -139,7 +139,7 @@ def list_tasks() -> list[object]:
 LISTS = {"pruners": list_pruners, "models": list_models, "tasks": list_tasks}
 
 
-BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def show_model(model: nn.Module, name: str, adapter: Adapter | None = None) -> None:
@@ -214,25 +214,29 @@ def stays_dense(model: nn.Module, layout: Layout, why: Mapping[str, str]) -> lis
     """List what is not pruned: other linear layers and lone parameters by name, alike ones of a stack of blocks in one
     row, the rest summed by kind; with the reason, where the adapter gives one.
     """
-    seen = {id(model.get_submodule(name).weight) for name in layout}
+    covered: dict[int, int] = {}  # identity of a parameter -> how many of its weights are pruned
+    for name, place in LiveWeights(model, layout).places.items():
+        covered[id(place.whole)] = covered.get(id(place.whole), 0) + layout[name].size
+    seen = set()
     listed: dict[tuple[str, str, str], int] = {}
     sums: dict[str, int] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
+            dense = parameter.numel() - covered.get(id(parameter), 0)
+            if id(parameter) in seen or not dense:
                 continue
             seen.add(id(parameter))
             full = f"{path}.{name}".lstrip(".")
             reason = why.get(path, why.get(full, ""))
             if isinstance(module, nn.Linear) and name == "weight":
                 at = (BLOCK_NUMBER.sub("*", path) if reason else path, "Linear", reason)
-                listed[at] = listed.get(at, 0) + parameter.numel()
+                listed[at] = listed.get(at, 0) + dense
             elif type(module).__module__.startswith("torch.nn") and full not in why:
                 kind = "biases of Linear" if isinstance(module, nn.Linear) else type(module).__name__
-                sums[kind] = sums.get(kind, 0) + parameter.numel()
+                sums[kind] = sums.get(kind, 0) + dense
             else:
                 at = (BLOCK_NUMBER.sub("*", full), "Parameter", reason)
-                listed[at] = listed.get(at, 0) + parameter.numel()
+                listed[at] = listed.get(at, 0) + dense
     rows = [(where, kind, count, reason) for (where, kind, reason), count in listed.items()]
     return [*rows, *(("all", kind, count, "") for kind, count in sums.items())]
 

@@ -132,11 +132,18 @@ def unpack(path: str | Path, out: str | Path) -> Path:
 def _sparse_state(model: Any, masks: Masks, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = masks.find_weights(model)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    copies: dict[str, Tensor] = {}  # of parameters that hold several weights, one for all names of each
     for layer in masks.layout.layers:
         own = found[layer.name][0].detach()
         new = weights.get(layer.name, own).to(own)
         sparse = torch.where(masks[layer.name].to(own.device), new, new.new_zeros(()))
-        state.update({f"{name}.weight": sparse for name in layer.paths})
+        names = [layer.parameter(path) for path in layer.paths]
+        if layer.part:
+            copy = next((copies[name] for name in names if name in copies), None)
+            copy = state[names[0]].clone() if copy is None else copy
+            layer.view(copy).copy_(sparse)
+            copies |= dict.fromkeys(names, copy)
+        state.update(dict.fromkeys(names, copies[names[0]] if layer.part else sparse))
     others = masks.find_others(model, weights)
     known = {id(parameter): name for name, parameter in others.items()}
     for name, parameter in model.named_parameters(remove_duplicate=False):

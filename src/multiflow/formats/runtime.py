@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import write_atomically
 from multiflow.base.guards import exclusively
+from multiflow.base.types import is_hooked
 from multiflow.formats import kernels as native
 from multiflow.formats.semi_structured import semi_structured
 from multiflow.formats.sparse_linear import TOKENS, SparseLinear, multiply, ways_of
@@ -77,9 +78,15 @@ def sparse_runtime(
                 "GPU: model.to('cpu')"
             )
     # 1. a copy without the weights that are about to be packed
-    memo: dict[int, Any] = {id(one): _nothing(one) for parameters in found.values() for one in parameters}
     modules = dict(model.named_modules(remove_duplicate=False))
+    packed = {
+        layer.name
+        for layer in masks.layout.layers
+        if not layer.part and all(is_hooked(p, modules) for p in layer.paths)
+    }
+    memo: dict[int, Any] = {id(one): _nothing(one) for name in packed for one in found[name]}
     result = copy.deepcopy(model, memo)
+    there = masks.find_places(result) if len(packed) < len(found) else {}
     # 2. one packed weight for each layer, and its kernels; layers that share a weight share it
     size = sum(parameters[0].nbytes for parameters in found.values())
     choose = _Chooser(min(size, MOST_FLUSH))
@@ -87,6 +94,10 @@ def sparse_runtime(
         own = found[layer.name][0].detach()
         new = own if weights is None else weights.get(layer.name, own).to(own)
         dense = torch.where(masks[layer.name], new, new.new_zeros(()))
+        if layer.name not in packed:  # a part of a parameter, or used by fused attention
+            for place in there[layer.name]:
+                place.weight.detach().copy_(dense)
+            continue
         matrix = native.pack_matrix(dense, RUNTIME_VALUES[values])
         ways = choose(matrix, dense)
         kept = nn.Parameter(dense.clone(), requires_grad=False) if ways is None else None
@@ -109,7 +120,7 @@ def choices_file() -> Path:
     return native.cache_folder() / "choices.json"
 
 
-def _nothing(parameter: nn.Parameter) -> nn.Parameter:
+def _nothing(parameter: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach().new_empty(0), requires_grad=False)
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.types import Layout
+from multiflow.base.types import Layout, LiveWeights
 from multiflow.calibration import evaluating
 from multiflow.families import adapter_for
 from multiflow.families.opening import load_model
@@ -128,7 +128,7 @@ def speed(
 
 def zeros_of(model: nn.Module, layout: Layout, least: float = 0.2) -> Masks | None:
     """Return masks of the weights of a model that are zero, or None where those are less than a share of them."""
-    tensors = {name: (model.get_submodule(name).weight.detach() != 0).cpu() for name in layout}  # type: ignore[operator]
+    tensors = {name: (weight.detach() != 0).cpu() for name, weight in LiveWeights(model, layout).items()}
     masks = Masks.from_tensors(layout, tensors)
     return masks if masks.sparsity >= least else None
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from multiflow.base.artifacts import read_tensors, read_torch, write_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
-from multiflow.base.types import Layer, Layout, short
+from multiflow.base.types import Layer, Layout, WeightPart, short
 from multiflow.masks.select import pack
 
 FORMAT = 1
@@ -59,7 +59,7 @@ def save(stored: Stored, path: Path) -> Path:
     """Write masks in our own format, whole or not at all."""
     header = {
         "format": FORMAT,
-        "layers": [asdict(layer) for layer in stored.layout.layers],
+        "layers": [_fields(layer) for layer in stored.layout.layers],
         "weights": dict(stored.weights),
         "settings": dict(stored.settings),
         "names": dict(stored.names),
@@ -104,8 +104,25 @@ def load(path: Path) -> Stored:
     return Stored(layout, packed, *rest)
 
 
+def _fields(layer: Layer) -> dict[str, Any]:
+    """A layer as JSON; its part only where it has one, so that older versions read all other masks."""
+    return {name: value for name, value in asdict(layer).items() if name != "part" or value is not None}
+
+
+def _part(fields: Mapping[str, Any]) -> WeightPart:
+    rows = fields.get("rows")
+    part = WeightPart(**{**fields, "rows": None if rows is None else tuple(rows)})
+    numbers = [*(part.rows or ()), *([] if part.index is None else [part.index])]
+    if not isinstance(part.parameter, str) or not isinstance(part.tail, str) or type(part.transposed) is not bool:
+        raise ValueError(f"a layer that lies in {dict(fields)}")
+    if not all(type(number) is int and number >= 0 for number in numbers) or (part.rows and len(part.rows) != 2):
+        raise ValueError(f"a layer that lies in {dict(fields)}")
+    return part
+
+
 def _layer(fields: Mapping[str, Any]) -> Layer:
-    layer = Layer(**{**fields, "shape": tuple(fields["shape"]), "aliases": tuple(fields["aliases"])})
+    part = None if fields.get("part") is None else _part(fields["part"])
+    layer = Layer(**{**fields, "shape": tuple(fields["shape"]), "aliases": tuple(fields["aliases"]), "part": part})
     texts = (layer.name, layer.group, *layer.aliases, *([] if layer.stream is None else [layer.stream]))
     if len(layer.shape) != 2 or not all(type(size) is int and size >= 0 for size in layer.shape):
         raise ValueError(f"a layer of shape {fields['shape']}")

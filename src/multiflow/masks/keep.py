@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.guards import check_module
+from multiflow.base.types import Layer, WeightPlace
 from multiflow.base.wrapped import layer_places
 from multiflow.masks.masks import Masks
 from multiflow.masks.merging import mask_factors
@@ -74,19 +75,15 @@ def keep_sparse(
     inner = None if optimizer is None else _unwrap(optimizer)
     check_module(model)
     model = _bare(model)
-    found = masks.find_weights(model)
-    if not any(_is_split(weight) for weights in found.values() for weight in weights):
+    found = masks.find_places(model)
+    if not any(_is_split(place.whole) for places in found.values() for place in places):
         masks.apply_(model)
-    kept = {name: _Kept(masks[name]) for name in masks}
     there = layer_places(model)
-    places = [
-        _Place(path, module, kept[name])
-        for name in masks
-        for path in masks.layout[name].paths
-        for module in there[path]
-    ]
+    places = _places(masks, found)
+    kept = {id(place.module): place.kept for place in places}
     for name, paths in (copies or {}).items():  # buffers stay whole where weights are split
-        of = _Kept(masks[name]) if any(map(_is_split, found[name])) else kept[name]
+        first = found[name][0]
+        of = _Kept(masks[name]) if _is_split(first.whole) else kept[id(first.module)]
         places += [_Place(path, module, of) for path in paths for module in there[path]]
     ours: set[int] = set()  # of hooks, by which a tensor that has one is known
     settled = False  # whether the optimizer holds nothing for dropped weights
@@ -172,8 +169,8 @@ def keep_sparse(
                 stack.callback(handle.remove)
 
         def follow(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
-            place = by_module.get(id(module))
-            if place is None or name != "weight" or weight is None or weight.shape != place.kept.shape:
+            place = by_module.get((id(module), name))
+            if place is None or weight is None or weight.shape != place.kept.shape:
                 return
             if not weight.is_meta:
                 with torch.no_grad():
@@ -186,7 +183,7 @@ def keep_sparse(
         note()
         for place, weight in _distinct(places):
             hook(place, weight)
-        by_module = {id(place.module): place for place in places}
+        by_module = {(id(place.module), place.parameter): place for place in places}
         stack.callback(register_module_parameter_registration_hook(follow).remove)
         for place in by_module.values():
             stack.callback(place.module.register_load_state_dict_post_hook(_Loaded(place)).remove)
@@ -219,11 +216,37 @@ def buffer_places(model: nn.Module, masks: Masks, places: Mapping[str, Sequence[
     return found
 
 
-class _Place:
-    """Where a model holds a weight; the tensor there may be replaced."""
+def _places(masks: Masks, found: Mapping[str, Sequence[WeightPlace]]) -> list[_Place]:
+    """Give every parameter that masks are for, with one mask for all the layers that lie in it."""
+    places: list[_Place] = []
+    parts: dict[
+        tuple[int, str], list[tuple[Layer, WeightPlace]]
+    ] = {}  # module, name of its parameter -> the layers in it
+    for layer in masks.layout.layers:
+        if layer.part is None:
+            kept = _Kept(masks[layer.name])
+            places += [_Place(place.path, place.module, kept) for place in found[layer.name]]
+            continue
+        for place in found[layer.name]:
+            parts.setdefault((id(place.module), place.parameter), []).append((layer, place))
+    made: dict[int, _Kept] = {}  # one for each parameter, whose places may be several
+    for within in parts.values():
+        place = within[0][1]
+        if id(place.whole) not in made:
+            whole = torch.ones(place.whole.shape, dtype=torch.bool)
+            for layer, _ in within:
+                layer.view(whole).copy_(masks[layer.name])
+            made[id(place.whole)] = _Kept(whole)
+        places.append(_Place(place.path, place.module, made[id(place.whole)], place.parameter))
+    return places
 
-    def __init__(self, path: str, module: nn.Module, kept: _Kept) -> None:
-        self.path, self.module, self.kept = path, module, kept
+
+class _Place:
+    """Where a model holds a weight, or a parameter of several; the tensor there may be replaced."""
+
+    def __init__(self, path: str, module: nn.Module, kept: _Kept, parameter: str = "weight") -> None:
+        self.module, self.kept, self.parameter = module, kept, parameter
+        self.path = path if parameter == "weight" else f"{path}.{parameter}"
         self._seen: tuple[int, int, int] | None = None
         self._split: Tensor | None = None
         now = self.tensor
@@ -234,8 +257,8 @@ class _Place:
     def tensor(self) -> Tensor | None:
         if self._split is not None:
             return self._split
-        weight = self.module._parameters.get("weight")
-        return self.module._buffers.get("weight") if weight is None else weight
+        weight = self.module._parameters.get(self.parameter)
+        return self.module._buffers.get(self.parameter) if weight is None else weight
 
     def note(self) -> None:
         """Take the weight as it is for sparse."""

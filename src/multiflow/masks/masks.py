@@ -17,7 +17,7 @@ from multiflow.base.display import bar, html_table, share, shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.guards import alone, check_layer, check_module, check_overlap, check_values
 from multiflow.base.registry import resolve
-from multiflow.base.types import Layer, Layout
+from multiflow.base.types import Layer, Layout, WeightPlace, places_of, weights_of
 from multiflow.base.wrapped import inside, layer_places
 from multiflow.masks import files
 from multiflow.masks.select import pack, unpack
@@ -163,13 +163,35 @@ class Masks(Mapping[str, Tensor]):
         found = self.find_weights(model)
         return all(self._is_zero(name, weight) for name, parameters in found.items() for weight in parameters)
 
-    def find_weights(self, model: nn.Module) -> dict[str, tuple[nn.Parameter, ...]]:
-        """Layer name -> the distinct parameters of the model behind it; a misfit is an error that names the layer."""
+    def find_weights(self, model: nn.Module) -> dict[str, tuple[Tensor, ...]]:
+        """Layer name -> the distinct weights ``(out, in)`` of the model behind it: parameters, or views of some.
+
+        Raises:
+            MultiflowError: a layer is missing or has another shape; it is named.
+        """
+        return {
+            name: tuple({id(place.whole): place.weight for place in places}.values())
+            for name, places in self.find_places(model).items()
+        }
+
+    def find_places(self, model: nn.Module) -> dict[str, tuple[WeightPlace, ...]]:
+        """Layer name -> all the places of its weight in the model; raises what `find_weights` does."""
         check_module(model)
-        places = layer_places(model)
-        modules = {path: there[0] for path, there in places.items()}
-        found = {layer.name: _weights(places, modules, layer) for layer in self.layout.layers}
-        check_overlap(model, [(name, weight) for name, weights in found.items() for weight in weights])
+        there = layer_places(model)
+        modules = {path: of[0] for path, of in there.items()}
+        known: dict[str, set[str]] = {}  # path of a module -> its parameters that hold layers
+        for layer in self.layout.layers:
+            for path in layer.paths:
+                if (at := layer.module(path)) in modules:
+                    if at not in known:
+                        known[at] = {part.parameter for part in weights_of(at, modules[at]).values() if part}
+                    if layer.part and layer.part.parameter in modules[at]._parameters:
+                        known[at].add(layer.part.parameter)
+        for path, names in known.items():
+            for module in there[path]:
+                check_layer(path, module, modules, names)
+        found = {layer.name: _places(there, layer) for layer in self.layout.layers}
+        check_overlap(model, [(name, place.whole) for name, places in found.items() for place in places])
         return found
 
     def find_others(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
@@ -358,28 +380,34 @@ def hash_weight(weight: Tensor) -> str:
     return f"{zlib.crc32(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data):08x}"
 
 
-def _weights(
-    places: Mapping[str, tuple[nn.Module, ...]], modules: Mapping[str, nn.Module], layer: Layer
-) -> tuple[nn.Parameter, ...]:
-    found: dict[int, nn.Parameter] = {}
+def _places(modules: Mapping[str, tuple[nn.Module, ...]], layer: Layer) -> tuple[WeightPlace, ...]:
+    found: list[WeightPlace] = []
     for path in layer.paths:
-        for module in places.get(path, (None,)):
-            if module is not None:
-                check_layer(path, module, modules)
-            weight = getattr(module, "weight", None)
-            if not isinstance(weight, nn.Parameter):
+        places = places_of(modules, layer, path)
+        if not places or not all(map(_has_part, places)):
+            raise MultiflowError(
+                f"the masks are those of another model: it has no layer '{path}'"
+                f"{did_you_mean(path, (name for at, m in modules.items() for name in weights_of(at, m[0])))}"
+            )
+        for place in places:
+            if tuple(place.weight.shape) != layer.shape:
                 raise MultiflowError(
-                    f"the masks are those of another model: it has no layer '{path}'"
-                    f"{did_you_mean(path, (name for name, m in modules.items() if isinstance(m, nn.Linear)))}"
-                )
-            if tuple(weight.shape) != layer.shape:
-                raise MultiflowError(
-                    f"the masks are those of another model: layer '{path}' has shape {tuple(weight.shape)}, "
+                    f"the masks are those of another model: layer '{path}' has shape {tuple(place.weight.shape)}, "
                     f"its mask {layer.shape}"
                 )
-            check_values({path: weight})
-            found[id(weight)] = weight
-    return tuple(found.values())
+            check_values({path: place.whole})
+        found += places
+    return tuple(found)
+
+
+def _has_part(place: WeightPlace) -> bool:
+    """Whether the parameter has as many dimensions, matrices and rows as the part says."""
+    part, shape = place.part, tuple(place.whole.shape)
+    if part is None:
+        return True
+    if part.index is not None:
+        return len(shape) == 3 and part.index < shape[0] and part.rows is None
+    return len(shape) == 2 and (part.rows is None or part.rows[1] <= shape[0])
 
 
 def _some(names: list[str]) -> str:

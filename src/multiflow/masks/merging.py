@@ -33,17 +33,17 @@ class Zeroes(Protocol):
         """Put what is dropped to 0.0, in place."""
 
 
-def mask_factors(model: nn.Module, kept: Mapping[int, Zeroes], stack: ExitStack) -> None:
+def mask_factors(model: nn.Module, kept: Mapping[tuple[int, str], Zeroes], stack: ExitStack) -> None:
     """Let what adapters add to sparse layers be sparse, until the stack is closed; and merges after it, too.
 
     Args:
         model: with adapters or without.
-        kept: identity of a layer -> which of its weights are kept.
+        kept: identity of a module, name of its parameter -> which of its weights are kept, as it is stored.
         stack: undoes everything but the last: layers that are put back into the model when their adapters are merged,
             however late, are zeroed once more.
     """
     for tuner, layer in tuned_layers(model):
-        of = kept.get(id(layer))
+        of = kept.get((id(layer), getattr(tuner, "parameter_name", "weight")))
         if of is None:
             continue
         if hasattr(tuner, DELTA) and DELTA not in vars(tuner):
@@ -59,10 +59,10 @@ def mask_factors(model: nn.Module, kept: Mapping[int, Zeroes], stack: ExitStack)
     stack.callback(_let_go, model, kept)
 
 
-def _let_go(model: nn.Module, kept: Mapping[int, Zeroes]) -> None:
+def _let_go(model: nn.Module, kept: Mapping[tuple[int, str], Zeroes]) -> None:
     for _, layer in tuned_layers(model):
-        if id(layer) in kept:
-            zero_when_put_back(layer, kept[id(layer)])
+        if (of := kept.get((id(layer), "weight"))) is not None:
+            zero_when_put_back(layer, of)
 
 
 class MaskedDelta:
@@ -108,7 +108,10 @@ class MaskedProduct:
         if value is None:
             return output
         down: Any = self._tuner.lora_A[self._name]  # type: ignore[index]
-        return F.linear(value, _Masked.apply(up.weight @ down.weight, self._kept), up.bias)
+        product = up.weight @ down.weight
+        if getattr(self._tuner, "fan_in_fan_out", False):  # the layer stores its weight (in, out)
+            return F.linear(value, _Masked.apply(product.T, self._kept).T, up.bias)
+        return F.linear(value, _Masked.apply(product, self._kept), up.bias)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskedProduct:
         return MaskedProduct(memo.get(id(self._tuner), self._tuner), self._name, self._kept)

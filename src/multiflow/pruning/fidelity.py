@@ -122,7 +122,7 @@ def measure_fidelity(
 
 @contextmanager
 def _sparse(
-    weights: Mapping[str, Sequence[nn.Parameter]],
+    weights: Mapping[str, Sequence[Tensor]],
     dense: Mapping[str, Sequence[Tensor]],
     masks: Masks,
     changed: Mapping[str, Tensor] | None,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiflow.base.adapter import parts
 from multiflow.base.artifacts import check_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.parallel import in_parallel, world
-from multiflow.base.types import short
+from multiflow.base.types import LiveWeights, by_parameter, short
 from multiflow.calibration import (
     Checkpoint,
     Cycle,
@@ -52,8 +53,9 @@ def run(plan: PruningPlan) -> Outcome:
             weights_replaced(parameters),
             differentiable(plan.model, parameters),
             torch.random.fork_rng(_devices(plan)),
+            _leaves(plan.weights.parameters) as (leaves, push),
         ):
-            masks, taken = _learn(plan, sparsity, settings)
+            masks, taken = _learn(plan, sparsity, settings, leaves, push)
         if changed := [name for name, now in _hashes(plan).items() if now != before[name]]:
             raise MultiflowError(
                 f"pruner '{plan.pruner.name}' changed the weight of layer '{changed[0]}' in place; let it put other "
@@ -72,10 +74,60 @@ def _hashes(plan: PruningPlan) -> dict[str, str]:
     return dict(zip(plan.layout, in_parallel(hash_weight, plan.weights.parameters.values()), strict=True))
 
 
-def _learn(plan: PruningPlan, sparsity: float, settings: Mapping[str, Any]) -> tuple[Packed, int]:
+@contextmanager
+def _leaves(weights: LiveWeights) -> Iterator[tuple[dict[str, nn.Parameter], Callable[[], None]]]:
+    """Give a parameter for every layer, and what puts those of its own, which lie in a part of one, into the model.
+
+    A learner reads the ``.grad`` of each and points its ``.data`` elsewhere, as it does with the parameter of a layer
+    that has one. The gradient of a part is a view of its parameter's, so that ``model.zero_grad()`` counts, and so does
+    letting go of it by the leaf.
+    """
+    leaves: dict[str, nn.Parameter] = {}
+    shared: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for parameter, parts in by_parameter(weights):
+            if None in parts.values():
+                leaves[next(iter(parts))] = parameter
+                continue
+            own = {
+                name: nn.Parameter(part.view(parameter.data))  # type: ignore[union-attr]
+                for name, part in parts.items()
+            }
+            leaves |= own
+            shared |= own
+
+            def let_go(gradient: Tensor, parameter: nn.Parameter = parameter, own: Any = own) -> None:
+                if all(leaf.grad is None for leaf in own.values()):
+                    parameter.grad = None
+
+            def share(parameter: Tensor, parts: Any = parts, own: Any = own) -> None:
+                for name, part in parts.items():
+                    own[name].grad = part.view(parameter.grad)
+
+            stack.callback(parameter.register_hook(let_go).remove)
+            stack.callback(parameter.register_post_accumulate_grad_hook(share).remove)
+
+        def push() -> None:
+            for parameter, parts in by_parameter(weights):
+                if None not in parts.values():
+                    data = parameter.data.clone()
+                    for name, part in parts.items():
+                        part.view(data).copy_(shared[name].data)  # type: ignore[union-attr]
+                    parameter.data = data
+
+        yield {name: leaves[name] for name in weights}, push
+
+
+def _learn(
+    plan: PruningPlan,
+    sparsity: float,
+    settings: Mapping[str, Any],
+    leaves: Mapping[str, nn.Parameter],
+    push: Callable[[], None],
+) -> tuple[Packed, int]:
     """Return the packed masks of a sparsity, and how many batches were taken."""
     place = plan.checkpoint.part(short(sparsity)) if plan.checkpoint else None
-    feed = _Feed(plan, Cycle(plan.batches, world()))  # type: ignore[arg-type]
+    feed = _Feed(plan, Cycle(plan.batches, world()), push)  # type: ignore[arg-type]
 
     def select(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         given = check_named(plan.pruner, "scores", scores)
@@ -84,7 +136,7 @@ def _learn(plan: PruningPlan, sparsity: float, settings: Mapping[str, Any]) -> t
 
     scores = plan.pruner.call(
         plan.model,
-        plan.weights.parameters,
+        leaves,
         feed.loss,
         select,
         sparsity=sparsity,
@@ -102,10 +154,12 @@ class _Feed:
 
     plan: PruningPlan
     cycle: Cycle
+    push: Callable[[], None]
 
     def loss(self) -> Tensor:
         """Return the loss on the next batch, with its graph; the mean over all processes is that of their batches."""
         plan, before = self.plan, self.cycle.taken
+        self.push()
         device = next(iter(plan.weights.parameters.values())).device
         value = torch.zeros((), device=device, requires_grad=True)  # of a process without a batch
         for turn in turns(self.cycle.take(), split=parts):

@@ -23,7 +23,7 @@ from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.guards import check_device
 from multiflow.base.offload import check_readable, stored_value, working_device
 from multiflow.base.parallel import world
-from multiflow.base.types import Layout, NofM, Pattern, PerRow, Unstructured, parse_pattern, short
+from multiflow.base.types import Layout, LiveWeights, NofM, Pattern, PerRow, Unstructured, parse_pattern, short
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_precision
 from multiflow.methods import PRUNER_KINDS, PRUNERS, Pruner, find_pruner
 from multiflow.methods.budgets import ALLOCATIONS, PROVIDED, SCHEDULES, Allocation, check_pattern, find_allocation
@@ -213,12 +213,13 @@ def _ranks_all(asked: Request) -> bool:
 class Weights(Mapping[str, Tensor]):
     """Layer name -> its weight, detached, in float32 or better, converted when looked up.
 
-    One that accelerate keeps elsewhere is read when it is looked up, and kept by whoever did.
+    ``parameters`` are the weights as the model holds them: parameters, or views of such that hold several. One that
+    accelerate keeps elsewhere is read when it is looked up, and kept by whoever did.
     """
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self._modules = dict(model.named_modules(remove_duplicate=False))
-        self.parameters: dict[str, nn.Parameter] = {name: self._modules[name].weight for name in layout}
+        self.parameters = LiveWeights(model, layout)
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self.value(name)
@@ -229,15 +230,20 @@ class Weights(Mapping[str, Tensor]):
         weight = self.parameters[name].detach()
         if not weight.is_meta:
             return weight
-        found = stored_value(self._modules, name)
+        found = self._stored(name)
         if found is None:
             check_readable(self._modules, {name: weight})
         assert found is not None
         return found.detach().to(self.device(name), weight.dtype)
 
+    def _stored(self, name: str) -> Tensor | None:
+        place = self.parameters.places[name]
+        found = stored_value(self._modules, place.path, place.parameter)
+        return found if found is None or place.part is None else place.part.view(found)
+
     def device(self, name: str) -> torch.device:
         """Return the device where a layer computes."""
-        return working_device(self._modules, name, self.parameters[name])
+        return working_device(self._modules, self.parameters.places[name].path, self.parameters[name])
 
     def check(self, *, in_memory: str | None = None) -> None:
         """Refuse weights without values, on devices without float64, and offloaded ones for what cannot do with them.
@@ -246,7 +252,7 @@ class Weights(Mapping[str, Tensor]):
             in_memory: who needs all weights in memory, as an error begins; None if nobody does.
         """
         for name, weight in self.parameters.items():
-            if weight.is_meta and in_memory and stored_value(self._modules, name) is not None:
+            if weight.is_meta and in_memory and self._stored(name) is not None:
                 raise MultiflowError(
                     f"{in_memory} needs all weights in memory, and that of layer '{name}' is offloaded; take a method "
                     "of one pass without gradients, such as multiflow, wanda or lobs, or load the whole model"

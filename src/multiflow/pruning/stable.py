@@ -88,7 +88,7 @@ class _Watched:
         """Choose masks, and compare them with the ones before."""
         begun, plan = time.perf_counter(), self._plan
         packed = []
-        if all(all(of.values()) for of in stats.counts.values()):  # else a layer has seen nothing so far
+        if stats.is_complete:  # else a layer has seen nothing so far
             scores = Scores(plan, stats)
             packed = choose(plan, scores, plan.sparsities, stats)
         if packed and self.packed:

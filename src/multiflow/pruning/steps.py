@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multiflow.base.adapter import parts
 from multiflow.base.errors import MultiflowError
-from multiflow.base.types import short
+from multiflow.base.types import put_weights, short
 from multiflow.calibration import Cycle, Progress, buffers_restored, length, put_buffers, weights_replaced
 from multiflow.masks import pack, unpack
 from multiflow.methods.budgets import sparsities_of
@@ -116,9 +116,13 @@ class _Run:
 
     def _install(self) -> None:
         """Point the parameters to the weights as they are now."""
-        for name, parameter in self._plan.weights.parameters.items():
-            kept = unpack(self.state.packed[name], parameter.numel()).view(parameter.shape).to(parameter.device)
-            parameter.data = self.state.weights[name].to(parameter.dtype).masked_fill(~kept, 0.0)
+
+        def masked(name: str) -> Tensor:
+            weight = self.state.weights[name]
+            kept = unpack(self.state.packed[name], weight.numel()).view(weight.shape).to(weight.device)
+            return weight.to(self._plan.weights.parameters[name].dtype).masked_fill(~kept, 0.0)
+
+        put_weights(self._plan.weights.parameters, masked)
 
     @property
     def taken(self) -> int:

@@ -180,28 +180,93 @@ def test_a_tower_with_nothing_to_prune_is_refused():
     assert set(layout.groups) == {"text"}
 
 
-def test_a_decoder_of_other_weights_than_linear_ones_is_refused():
+def test_a_decoder_that_stores_its_weights_transposed_is_pruned(tmp_path):
     vision = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
     )
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     text = transformers.GPT2Config(
-        n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=16, add_cross_attention=True
+        n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=16, add_cross_attention=True, **tokens
     )
     config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
-    model = transformers.VisionEncoderDecoderModel(config)
-    with pytest.raises(mf.MultiflowError, match="no linear layer to prune in 'decoder'"):
-        mf.adapter_for(model)
-    assert "no linear layer (Conv1D)" in mf.adapter_for(model, exclude="^decoder").dense.values()
+    model = transformers.VisionEncoderDecoderModel(config).eval()
+    model.config.decoder_start_token_id, model.config.pad_token_id = 1, 0
+    adapter = mf.adapter_for(model)
+    layout = adapter.layout(model)
+    assert {group: len(layers) for group, layers in layout.groups.items()} == {"vision": 6, "text": 4, "fusion": 3}
+    assert layout["decoder.transformer.h.0.attn.c_attn"].shape == (48, 16)
+    assert layout["decoder.transformer.h.0.crossattention.c_attn"].stream == "source"
+    batch = {"pixel_values": torch.rand(2, 3, 16, 16), "labels": torch.tensor([[5, 6, 7, 2], [8, 2, -100, -100]])}
+    stats = mf.calibrate(model, [batch], adapter=adapter)
+    assert (
+        stats.counts["input_norm"]["decoder.transformer.h.0.mlp.c_fc"] == 7
+    )  # of both texts the last word is no input
+    for name, inputs in layer_inputs(model, adapter, batch).items():
+        real = [x[real_tokens(adapter, batch, name, x)] for x in inputs]
+        norm = torch.cat(real).square().mean(0).sqrt()
+        torch.testing.assert_close(stats["input_norm"][name].double(), norm, rtol=1e-4, atol=1e-6)
+    check_pruning(model, adapter, [batch, batch], tmp_path)
 
 
-def test_experts_that_stay_dense_are_said_with_their_share():
-    model = tiny.build("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration")
-    with pytest.warns(UserWarning, match=r"\d+% of the weights .* stay dense: .*experts.gate_up_proj"):
+@pytest.mark.filterwarnings("ignore:.*saw no token")
+@pytest.mark.parametrize("kind", ["qwen3_vl_moe", "aria", "llama4"])
+def test_statistics_of_experts_are_those_of_the_tokens_that_are_sent_there(kind):
+    model = tiny.build(*next(pair for pair in tiny.types() if pair[0] == kind))
+    adapter, batch = mf.adapter_for(model), tiny.batch(model)
+    stats = mf.calibrate(model, [batch], adapter=adapter, statistics=["input_norm", "input_moment"])
+    real = batch["attention_mask"].bool().flatten()
+    experts = {name: m for name, m in model.named_modules() if name.endswith(".experts")}
+    assert set(experts) == {name.rsplit(".", 2)[0] for name in adapter.layout(model) if ".experts." in name}
+    for path, inputs in experts_inputs(model, experts, batch).items():
+        for expert, (rows, states) in enumerate(inputs):
+            module, count = experts[path], int(real[rows].sum())
+            assert stats.counts["input_norm"][f"{path}.gate_up_proj.{expert}"] == count
+            if not count:
+                continue
+            up, down = module.gate_up_proj[expert].double(), module.down_proj[expert].double()
+            up, down = (up, down) if kind == "qwen3_vl_moe" else (up.T, down.T)
+            gate, rest = (states @ up.T).chunk(2, -1)
+            for name, x in (("gate_up_proj", states), ("down_proj", module.act_fn(gate) * rest)):
+                moment = x[real[rows]].T @ x[real[rows]] / count
+                found = {key: stats[key][f"{path}.{name}.{expert}"].double() for key in stats}
+                torch.testing.assert_close(found["input_moment"], moment, rtol=1e-4, atol=1e-7)
+                torch.testing.assert_close(found["input_norm"], moment.diag().sqrt(), rtol=1e-4, atol=1e-7)
+
+
+def experts_inputs(model, experts, batch):
+    """Brute force: of each module of experts, for each expert the rows of its tokens and their states in float64."""
+    found = {}
+
+    def keep(module, args, path):
+        states = args[0].detach().double()
+        if len(args) == 1:  # Llama 4: the tokens once for each expert, times their share of it
+            of = states.view(module.num_experts, -1, states.shape[-1])
+            chosen = [x.abs().sum(1).nonzero()[:, 0] for x in of]
+            found[path] = [(rows, x[rows]) for rows, x in zip(chosen, of, strict=True)]
+        else:
+            chosen = [(args[1] == expert).any(1).nonzero()[:, 0] for expert in range(module.num_experts)]
+            found[path] = [(rows, states[rows]) for rows in chosen]
+
+    hooks = [
+        module.register_forward_pre_hook(lambda m, args, path=path: keep(m, args, path))
+        for path, module in experts.items()
+    ]
+    with torch.no_grad():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_what_is_no_layer_of_any_kind_is_said_with_its_share():
+    model = tiny.build("gemma3", "Gemma3ForConditionalGeneration")
+    weights = dict(model.named_parameters())["model.multi_modal_projector.mm_input_projection_weight"].numel()
+    share = weights / sum(p.numel() for p in model.parameters())
+    with pytest.warns(UserWarning, match=rf"{share:.0%} of the weights .* stay dense: .*mm_input_projection_weight"):
         adapter = mf.adapter_for(model)
     result = mf.prune(model, "magnitude", 0.5, adapter=adapter)
     shares = result.settings["prunable"]
     assert shares["model"] == adapter.layout(model).size / sum(p.numel() for p in model.parameters())
-    assert 0 < shares["text"] < shares["vision"] < 1
 
 
 def test_batches_of_text_alone_are_refused_early():

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from multiflow.base.adapter import Adapter, call, regex_of
+from multiflow.base.adapter import Adapter, call, layer_paths, regex_of
 from multiflow.base.errors import MultiflowError
+from multiflow.base.types import weights_of
 from multiflow.families.automatic.roles import NO_LINEAR, Roles, find_roles
 from multiflow.families.automatic.streams import find_masks, find_streams
 
@@ -52,7 +53,7 @@ def automatic_adapter(
     _refuse_unknown(model, roles)
     _refuse_empty(model, roles, exclude)
     _warn_of_others(model, roles, exclude)
-    paths = [path for path, _ in model.named_modules()]
+    paths = layer_paths(model)
     own = find_streams(model, roles)
     by_stream = {name: [path for path, of in own.items() if of == name] for name in dict.fromkeys(own.values())}
     return Adapter(
@@ -70,9 +71,9 @@ def automatic_adapter(
 
 def _overridden(roles: Roles, model: nn.Module, exclude: str | None, groups: Mapping[str, str]) -> Roles:
     """Put layers where the user wants them."""
-    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for path, module in model.named_modules() for name in weights_of(path, module)]
     for what, regex in [*groups.items(), *([("exclude", exclude)] if exclude is not None else [])]:
-        if not any(re.search(regex, path) for path, _ in model.named_modules()):
+        if not any(re.search(regex, path) for path in layer_paths(model)):
             raise MultiflowError(
                 f"'{regex}' of {what} matches no module; modules are called such as '{linear[-1] if linear else ''}'"
             )

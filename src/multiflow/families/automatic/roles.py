@@ -12,13 +12,14 @@ cross-attention to the image or as joint encoders). What is no layer to prune st
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from multiflow.base.guards import NO_PROJECTION, STAYS_DENSE
+from multiflow.base.types import weights_of
 
 VISION, TEXT, AUDIO, CONNECTOR, FUSION = "vision", "text", "audio", "connector", "fusion"
 MODALITIES = {"image": VISION, "video": VISION, "text": TEXT, "audio": AUDIO}
@@ -71,19 +72,19 @@ def find_roles(model: Any) -> Roles:
     unknown: dict[str, str] = {}
     stacks: dict[str, None] = {}  # numbered blocks outside of towers that attend to themselves
     for path, module in modules.items():
-        if not isinstance(module, nn.Linear):
-            dense.update(_other_weights(path, module))
-            continue
-        group, reason = place(path, module)
-        if reason is not None:
-            dense[path] = reason
-        elif group == UNKNOWN:
-            tower = place.tower(path)
-            unknown[tower] = type(modules[tower]).__name__
-        else:
-            groups.setdefault(group, []).append(path)
-            if not place.tower(path) and group not in (CONNECTOR, place.cross(path)):
-                stacks.setdefault(_block(path).rpartition(".")[0])
+        weights = weights_of(path, module)
+        dense.update(_other_weights(path, module, {part.parameter if part else "weight" for part in weights.values()}))
+        for name in weights:
+            group, reason = place(name, module)
+            if reason is not None:
+                dense[name] = reason
+            elif group == UNKNOWN:
+                tower = place.tower(name)
+                unknown[tower] = type(modules[tower]).__name__
+            else:
+                groups.setdefault(group, []).append(name)
+                if not place.tower(name) and group not in (CONNECTOR, place.cross(name)):
+                    stacks.setdefault(_block(name).rpartition(".")[0])
     if len(stacks) > 1:  # of which nobody says what each is for
         unknown.update({path: type(modules[path]).__name__ for path in stacks})
         under = tuple(f"{path}." for path in stacks)
@@ -92,13 +93,19 @@ def find_roles(model: Any) -> Roles:
     return Roles({group: tuple(paths) for group, paths in groups.items() if paths}, dense, unknown, known)
 
 
-def _other_weights(path: str, module: nn.Module) -> Iterator[tuple[str, str]]:
+def _other_weights(path: str, module: nn.Module, known: Collection[str]) -> Iterator[tuple[str, str]]:
     """Give the weights of a module that multiply as those of a linear layer do, but are none."""
     kind = type(module).__name__
     if isinstance(module, STAYS_DENSE) or "Embed" in kind or "Norm" in kind:
         return
     for name, parameter in module._parameters.items():
-        if parameter is None or parameter.dim() < 2 or NO_PROJECTION.search(name) or LOOKED_UP.search(name):
+        if (
+            name in known
+            or parameter is None
+            or parameter.dim() < 2
+            or NO_PROJECTION.search(name)
+            or LOOKED_UP.search(name)
+        ):
             continue
         if min(parameter.shape[-2:]) > 1:
             head = "head or pooler" if any(HEAD.fullmatch(part) for part in path.split(".")) else None
@@ -222,17 +229,14 @@ class _Place:
         tower = self.tower(path)
         role = self._towers.get(tower, "")
         inner = path[len(tower) :].lstrip(".").split(".") if tower else parts
-        parent = self._modules.get(path.rpartition(".")[0])
         if role not in ("", UNKNOWN, VISION, TEXT, AUDIO, CONNECTOR):
             return "", role
         if id(module) == self._output:
             return "", "output embeddings"
-        if (embedding := self._embeddings.get(id(module.weight))) is not None:
+        if (embedding := self._embeddings.get(id(module._parameters.get("weight")))) is not None:
             return "", f"shares its weight with the embedding '{embedding}'"
         if any(HEAD.fullmatch(part) for part in inner):
             return "", "head or pooler"
-        if isinstance(parent, nn.MultiheadAttention):
-            return "", "part of a fused nn.MultiheadAttention"
         if "router" in type(module).__name__.lower() or ROUTER.fullmatch(parts[-1]):
             return "", "router of experts"
         if self._dual and not tower and SHARED_SPACE.fullmatch(parts[-1]):

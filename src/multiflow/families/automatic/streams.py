@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.families.automatic.roles import AUDIO, CONNECTOR, CROSS, FUSION, TEXT, VISION, Roles
 
-SOURCE = re.compile(r"(^|_)(k|v|kv|key|value)(_|$)|^(to_kv|wk|wv)$", re.I)
+SOURCE = re.compile(r"(^|_)(k|v|kv|key|value)(_|$)|^(to_kv|wk|wv|c_attn)$", re.I)
 STREAMS = ("text", "decoder", "source", "image", "connector", "audio")
 TOKENS = ("all", "text", "image")
 IMAGE_FIRST = ("git",)  # the image's tokens stand before the text's in one sequence
