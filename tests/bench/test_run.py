@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import json
-import time
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -19,8 +16,8 @@ from multiflow.bench.config import read_grid
 from multiflow.bench.grid import expand
 from multiflow.bench.records import Cell, Results
 from multiflow.bench.run import RunOptions, prepare, run_grid, spread
+from tests import processes
 from tests.bench.conftest import compute, config, write_config
-from tests.processes import LIMIT, PYTHON, start
 
 CHANGING = ("seconds", "peak_memory", "finished")
 SLOW = """
@@ -197,33 +194,48 @@ def test_data_are_made_when_missing(small: dict[str, Any], tmp_path: Path, monke
         compute(write_config(tmp_path, small), tmp_path / "r")
 
 
-def runner_of(path: Path, folder: Path) -> AbstractContextManager[Popen[str]]:
-    words = (PYTHON, "-m", "multiflow", "bench", "run", path, "--out", folder, "--device", "cpu")
-    return start(*words, stdout=PIPE, stderr=PIPE)
+RUNNERS = """
+import os, signal, sys, time
+from pathlib import Path
+import multiflow.bench.run, multiflow.bench.work, multiflow.cli.bench, multiflow.training.finetune
+from multiflow.cli import main
+
+config, folder, here, go = map(Path, sys.argv[1:])
+
+def start():
+    child = os.fork()
+    if child == 0:
+        os._exit(main(["bench", "run", str(config), "--out", str(folder), "--device", "cpu"]))
+    return child
+
+killed = start()
+while not here.exists():
+    assert os.waitpid(killed, os.WNOHANG) == (0, 0), "it has ended"
+    time.sleep(0.05)
+os.kill(killed, signal.SIGKILL)
+os.waitpid(killed, 0)
+with (folder / "cells.jsonl").open("ab") as file:
+    file.write(b'{"id": "torn')
+print((folder / "cells.jsonl").read_text(), flush=True)
+go.touch()
+both = start(), start()
+assert [os.waitpid(runner, 0)[1] for runner in both] == [0, 0]
+"""
 
 
 def test_killed_in_a_cell_and_two_runners_at_once(small: dict[str, Any], tmp_path: Path) -> None:
+    """The runners are forked off one process, which has imported everything."""
     go, here, folder = tmp_path / "go", tmp_path / "here", tmp_path / "r"
     (tmp_path / "stuck_pruner.py").write_text(SLOW.format(go=go, here=here))
     small["modules"] = [str(tmp_path / "stuck_pruner.py")]
     small["tiers"][0] |= {"pruners": ["dense", "stuck", "magnitude"], "sparsities": [0.5]}
     path = write_config(tmp_path, small)
-    with runner_of(path, folder) as runner:
-        until = time.monotonic() + LIMIT
-        while not here.exists():
-            assert runner.poll() is None, runner.communicate()
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        runner.kill()
-    before = (folder / "cells.jsonl").read_bytes()
-    assert [cell.pruner for cell in Results(folder).cells().values()] == ["dense"]
-    (folder / "cells.jsonl").write_bytes(before + b'{"id": "torn')
-    go.touch()
-    with runner_of(path, folder) as one, runner_of(path, folder) as other:
-        said = [runner.communicate(timeout=LIMIT) for runner in (one, other)]
-    assert [one.returncode, other.returncode] == [0, 0], said
+    done = processes.run(processes.PYTHON, "-c", RUNNERS, path, folder, here, go, cwd=tmp_path, check=True)
+    before, _, torn = done.stdout.partition('{"id": "torn')
+    assert torn
+    assert [json.loads(line)["pruner"] for line in before.splitlines() if '"pruner"' in line] == ["dense"]
     lines = (folder / "cells.jsonl").read_bytes()
-    assert lines.startswith(before)
+    assert lines.startswith(before.encode())
     cells = [json.loads(line) for line in lines.splitlines()]
     assert sorted(cell["pruner"] for cell in cells) == ["dense", "magnitude", "stuck"]
     assert [cell["error"] for cell in cells] == [None] * 3

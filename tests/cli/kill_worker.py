@@ -27,7 +27,7 @@ CASES = {
     "steps, new weights": ("--method", "chita++", *SHORT),
     "learner": ("--method", "tamt", "--set", "steps=9", "lr=0.05"),
 }
-KILLS = 3
+KILLS = 2
 
 
 def run(words: list[str], seconds: float | None = None) -> int:
@@ -43,8 +43,8 @@ def run(words: list[str], seconds: float | None = None) -> int:
 
 def kill(case: str, model: str, data: str, folder: Path) -> dict[str, int]:
     """Run a case to its end, undisturbed and disturbed; count the kills, and those that left a checkpoint."""
-    common = ["prune", model, "--data", data, "--batch-size", "2", "--sparsity", "0.5", "0.75", *CASES[case]]
-    common += ["--checkpoint-every", "1", "--device", "cpu"]
+    common = ["prune", model, "--data", data, "--batches", "8", "--batch-size", "2", *CASES[case]]
+    common += ["--sparsity", "0.5", "0.75", "--checkpoint-every", "1", "--device", "cpu"]
     begun = time.perf_counter()
     assert run([*common, "--out", str(folder / f"{case}-whole")]) == 0
     whole = time.perf_counter() - begun
