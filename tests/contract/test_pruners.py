@@ -22,12 +22,12 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=MODELS, scope="module")  # so that the tests of one pruning stand together
 def kind(request):
     return request.param
 
 
-@pytest.fixture(params=list(PRUNERS))
+@pytest.fixture(params=list(PRUNERS), scope="module")
 def method(request):
     return request.param
 
