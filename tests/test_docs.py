@@ -30,14 +30,15 @@ def test_the_first_example_runs(vlm, monkeypatch, tmp_path, capsys):
     write_images(Path("photos"), ["a.png", "b.png"])
     Path("photos/captions.csv").write_text("image,caption\na.png,a dog\nb.png,two cats\n")
     capsys.readouterr()
-    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    trained = []
-    exec(compile(code, "README.md", "exec"), {"train": lambda model, optimizer: trained.append(model)})
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
     assert capsys.readouterr().out == "{'vision': 0.5, 'connector': 0.5, 'text': 0.5}\n"
     assert sorted(path.name for path in (tmp_path / "runs/multiflow").iterdir()) == [
         "mask-0.5.safetensors", "mask-0.63.safetensors", "mask-0.75.safetensors", "result.json"
     ]  # fmt: skip
-    assert len(trained) == 1
+    sparse = mf.load_model("sparse")
+    assert names["result"].masks[0.5].is_applied(sparse)
 
 
 def run_section(heading: str) -> dict[str, Any]:
