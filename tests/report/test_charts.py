@@ -286,3 +286,11 @@ def test_quiet_marks_can_be_seen():
 def test_small_marks_have_the_colour_of_text():
     assert re.search(r"^\.few \{[^}]*color: var\(--ink\)", CSS, re.M)
     assert not re.search(r"^\.lean small \{[^}]*color", CSS, re.M)
+
+
+def test_pruners_on_one_page_have_colours_of_their_own():
+    for names in (["snip", "wanda", "sparsegpt"], ["mine", "yours", "multiflow"], list(LOOKS)[:11]):
+        assert len({look.colour for look in looks(names).values()}) == len(names)
+    everyone = looks([*LOOKS, *(f"mine {i}" for i in range(9))])
+    assert len(set(everyone.values())) == len(everyone)
+    assert looks(["multiflow", "mine"])["multiflow"] == LOOKS["multiflow"]

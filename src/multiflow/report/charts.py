@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import pairwise
 from math import ceil, floor, log10
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -19,7 +19,9 @@ from markupsafe import Markup, escape
 from multiflow.base.types import Layer
 from multiflow.report.text import nominal, number, percent, signed
 
-COLOURS = ("blue", "amber", "purple", "green", "teal", "brown", "ink", "grey")
+COLOURS = (
+    "blue", "amber", "purple", "green", "teal", "brown", "indigo", "olive", "rose", "slate", "sand", "ink", "grey"
+)  # fmt: skip
 MARKERS = ("circle", "square", "triangle", "diamond")
 """The colours are told apart with any common colour vision, and every pruner of one colour has a marker of its own.
 Red is not among them: it means collapse."""
@@ -57,19 +59,39 @@ LOOKS = {
     "alps": Look("amber", "circle"),
     "admm": Look("amber", "diamond"),
     "exchange": Look("blue", "diamond"),
+    "dsnot": Look("brown", "square"),
 }
 
 
 def looks(pruners: Iterable[str]) -> dict[str, Look]:
-    """Return pruner -> look; pruners without a fixed look get those that are left, in order.
+    """Return pruner -> look: each has a colour of its own on a page as long as there are colours, then a marker.
 
-    >>> looks(["mine", "multiflow"])["multiflow"]
+    A pruner keeps its fixed look unless another one before it on the page has the colour.
+
+    >>> looks(["multiflow", "mine", "multiflow-refit"])["multiflow"]
     Look(colour='blue', marker='circle')
+    >>> len({look.colour for look in looks(["wanda", "sparsegpt", "snip"]).values()})
+    3
     """
     names = list(dict.fromkeys(pruners))
-    free = [Look(c, m) for m in MARKERS for c in COLOURS if Look(c, m) not in (DENSE_LOOK, *LOOKS.values())]
-    spare = cycle(free)
-    return {name: LOOKS[name] if name in LOOKS else next(spare) for name in names}
+    found: dict[str, Look] = {}
+    for name in names:
+        if name in LOOKS and LOOKS[name].colour not in {look.colour for look in found.values()}:
+            found[name] = LOOKS[name]
+    kept = {look.colour for look in found.values()} | {DENSE_LOOK.colour, LOOKS["random"].colour}
+    free = [colour for colour in COLOURS if colour not in kept]
+    for name in names:
+        if name in found:
+            continue
+        if free:
+            marker = LOOKS[name].marker if name in LOOKS else MARKERS[len(found) % len(MARKERS)]
+            found[name] = Look(free.pop(0), marker)
+            continue
+        taken = {DENSE_LOOK, *found.values()}
+        spare = (Look(c, m) for m in MARKERS for c in COLOURS)
+        fixed = LOOKS.get(name)
+        found[name] = fixed if fixed and fixed not in taken else next((s for s in spare if s not in taken), DENSE_LOOK)
+    return {name: found[name] for name in names}
 
 
 Content: TypeAlias = "str | Iterable[Content] | None"
