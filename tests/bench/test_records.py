@@ -44,6 +44,7 @@ def test_a_pruning_is_read_as_it_was_written():
             (Pruning, {**LINE, "seed": "0"}),
         ),
         *((Pruning, {**LINE, "zeros": {"most": [3]}}), (Pruning, {**LINE, "layers": [["vision.q", 4]]})),
+        *((Pruning, {**LINE, "zeros": {"0.75": [3, 3]}}), (Pruning, {**LINE, "zeros": {"0.75": [5]}})),
     ],
 )
 def test_a_line_of_another_version_is_an_error(kind, line):

@@ -34,6 +34,7 @@ from multiflow.base.errors import MultiflowError
 from tests.robust.mutate import damage
 
 SECONDS = 10
+WAITING = 6  # times as long a reader may take that does not compute, but waits
 MEMORY = 2 * 2**30
 FINDINGS = Path(__file__).parent / "findings"
 
@@ -73,8 +74,9 @@ def targets() -> dict[str, Target]:
 
 def outcome(target: Target, folder: Path, expected: Any = None) -> str | None:
     """Read a folder; return what was not allowed about it, or None."""
-    handler = signal.signal(signal.SIGALRM, _too_long)
-    timer = signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    handlers = {way: signal.signal(way, _too_long) for way in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of computing; other processes may hold a processor meanwhile
+    timer = signal.setitimer(signal.ITIMER_REAL, WAITING * SECONDS)
     try:
         value = target.read(folder)
     except MultiflowError as error:
@@ -87,9 +89,11 @@ def outcome(target: Target, folder: Path, expected: Any = None) -> str | None:
         if isinstance(error, KeyboardInterrupt):
             raise
         return f"{type(error).__name__}\n{traceback.format_exc()}"
-    finally:  # a test has a limit of its own, by the same signal
+    finally:  # a test has a limit of its own, by one of these signals
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)
+        for way, handler in handlers.items():
+            signal.signal(way, handler)
     return f"a silent change: {value!r:.300}" if target.checked and value != expected else None
 
 
@@ -244,7 +248,7 @@ def _watch(process: subprocess.Popen[bytes], log: Any) -> int:
         log.seek(0, 2)
         if log.tell() != size:
             size, since = log.tell(), time.monotonic()
-        elif time.monotonic() - since > (6 * SECONDS if size > 0 else 300):
+        elif time.monotonic() - since > (2 * WAITING * SECONDS if size > 0 else 300):
             process.kill()
             process.wait()
     return process.returncode

@@ -70,7 +70,7 @@ def printable(text: str) -> str:
     return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def did_you_mean(given: str, choices: Iterable[str]) -> str:
+def did_you_mean(given: str, choices: Iterable[object]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest choice, or an empty string.
 
     >>> did_you_mean("wandaa", ["wanda", "ria"])
@@ -78,7 +78,7 @@ def did_you_mean(given: str, choices: Iterable[str]) -> str:
     >>> did_you_mean("cider", ["CIDEr"])
     "; did you mean 'CIDEr'?"
     """
-    names = {choice.lower(): choice for choice in choices}
+    names = {str(choice).lower(): choice for choice in choices}
     close = get_close_matches(given.lower(), names, n=1, cutoff=0.6)
     return f"; did you mean '{names[close[0]]}'?" if close else ""
 

@@ -54,7 +54,7 @@ def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-MOST_YAML = 2**20
+MOST_YAML = 2**18
 """Bytes of a YAML file at most: it is written by hand, and the parser is slow."""
 
 MOST_NODES = 100_000

@@ -84,7 +84,10 @@ def read_record(kind: type[Cell] | type[Pruning], line: Mapping[str, Any]) -> An
     try:
         if unknown := values.keys() - kind.__dataclass_fields__.keys():
             raise msgspec.ValidationError(f"it has '{min(unknown)}'")
-        return msgspec.convert(values, kind, str_keys=True)
+        record = msgspec.convert(values, kind, str_keys=True)
+        if isinstance(record, Pruning):
+            _check_zeros(record)
+        return record
     except (msgspec.ValidationError, OverflowError) as error:
         said = str(error).replace("`", "'")
         raise MultiflowError(
@@ -185,3 +188,10 @@ def _cut_torn(file: Any) -> None:
         return
     file.seek(0)
     file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _check_zeros(pruning: Pruning) -> None:
+    sizes = [size for *_, size in pruning.layers]
+    for sparsity, zeros in pruning.zeros.items():
+        if len(zeros) != len(sizes) or not all(0 <= z <= size for z, size in zip(zeros, sizes, strict=True)):
+            raise msgspec.ValidationError(f"its zeros at {sparsity:g} are not those of {len(sizes)} layers")

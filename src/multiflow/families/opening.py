@@ -18,7 +18,7 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.files import exists
-from multiflow.base.foreign import shortened
+from multiflow.base.foreign import check_files, shortened
 from multiflow.base.hub import reach_hub
 from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.packed import read_packed
@@ -198,6 +198,7 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
             f"folder '{source}' holds no config.json; give a folder written by save_pretrained, or a checkpoint file "
             "and its family"
         )
+    check_files(source, ("config.json", "generation_config.json"), "model")
     try:
         config = _read_config(source)
         if family is not None:

@@ -197,3 +197,21 @@ def test_a_layout_from_outside_is_asked_too(tmp_path):
         assert open_data(tmp_path / "a.mine") is wanted
     finally:
         LAYOUTS._records.pop("mine")  # there is no way out of a registry but for tests
+
+
+@pytest.mark.parametrize(
+    ("table", "captions", "skipped"),
+    [
+        ("image,caption\n1.png,a dog, a cat\n2.png,fine\n", ["a dog, a cat", "fine"], []),
+        ("image|caption\n1.png|a|b\n2.png|c\n", ["a|b", "c"], []),
+        ("caption,image\na dog, a cat,1.png\nfine,2.png\n", ["fine"], ["line 2"]),
+        ("image,caption,n\n1.png,a dog,3\n2.png,a, b,3\n", ["a dog"], ["line 3"]),
+        ("image,caption\r1.png,one\r2.png,two\r", ["one", "two"], []),
+    ],
+)
+def test_rows_with_more_cells_than_columns_lose_no_words(table, captions, skipped, tmp_path):
+    write_images(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "captions.csv").write_text(table, newline="")
+    data = open_data(tmp_path)
+    assert [data[i].captions for i in range(len(data))] == [(caption,) for caption in captions]
+    assert [skip.key for skip in data.skipped] == skipped

@@ -85,8 +85,9 @@ def _table_rows(place: Place, skipped: list[Skip]) -> Iterator[tuple[str, str]]:
     """Yield image name and caption of every row of a table; rows that cannot be told apart are noted as skipped.
 
     A header is a first row that names columns. Without one, the first column is the image and the rest the caption.
+    Where the caption is the last column, delimiters in it need no quotes.
     """
-    lines = read_text(place.path, "a table of images and captions").split("\n")
+    lines = re.sub("\r\n?", "\n", read_text(place.path, "a table of images and captions")).split("\n")
     rows = list(_rows(lines, skipped))
     if not rows:
         raise MultiflowError(f"'{place.path}' holds no rows; expected image{_delimiter(lines)!r}caption on every line")
@@ -100,7 +101,9 @@ def _table_rows(place: Place, skipped: list[Skip]) -> Iterator[tuple[str, str]]:
     for number, cells in rows[1:] if columns else rows:
         if columns is None:
             name, caption = cells[0].strip(), _delimiter(lines).join(cells[1:]).strip()
-        elif max(columns) >= len(cells):
+        elif columns[1] == len(header) - 1 and len(cells) > len(header):
+            name, caption = cells[columns[0]].strip(), _delimiter(lines).join(cells[columns[1] :]).strip()
+        elif max(columns) >= len(cells) or len(cells) > len(header):
             skipped.append(Skip(f"line {number}", f"it has {len(cells)} cells; the header names {len(header)}"))
             continue
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -90,6 +90,7 @@ def _open_saved(folder: Path, split: str | None, choice: Columns) -> Dataset[Pai
     """Open a folder that ``save_to_disk`` wrote: one table, or one a split."""
     library = _library()
     where = f"'{folder}'"
+    _check_regular(folder.rglob("*"))
     try:
         table = library.load_from_disk(str(folder))
     except Exception as error:  # Arrow and the library raise errors of their own
@@ -105,6 +106,7 @@ def _open_parquet(files: Sequence[Path], source: Path, split: str | None, choice
     """Open parquet files, those of one split if their names tell splits; the library keeps a copy in its cache."""
     library = _library()
     where = f"'{source}'"
+    _check_regular(files)
     splits = [split_in_name(path) for path in files]
     if None not in splits:
         held = list(dict.fromkeys(name for name in splits if name))
@@ -117,6 +119,13 @@ def _open_parquet(files: Sequence[Path], source: Path, split: str | None, choice
     except Exception as error:  # Arrow and the library raise errors of their own
         raise _unreadable(where, error) from error
     return _dataset(table, choice, str(source))
+
+
+def _check_regular(paths: Iterable[Path]) -> None:
+    """Refuse pipes and devices, for which the library would wait."""
+    for path in paths:
+        if not path.is_dir() and not path.is_file():
+            raise MultiflowError(f"'{path}' is no regular file; copy the data set again")
 
 
 def _open_on_hub(name: str, choice: Columns, split: str | None) -> Dataset[Pair]:

@@ -86,7 +86,7 @@ def load_processor(given: Any, place: str, model: Any) -> Any:
             "{processor=DIR_OR_ID}",
             field="processor",
         )
-    check_files(source, (*TOKENIZER_FILES, *OF_TOKENIZER, *PROCESSOR_FILES), "processor")
+    check_files(source, (*TOKENIZER_FILES, *OF_TOKENIZER, *PROCESSOR_FILES, "config.json"), "processor")
     with quiet_transformers():
         try:
             options = _options(source)
