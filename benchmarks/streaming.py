@@ -1,8 +1,8 @@
 """Prune a LLaVA-type model larger than memory: `python benchmarks/streaming.py`.
 
-1. A random-weight LLaVA of more than 2 billion parameters in bfloat16 is pruned by Wanda at two sparsities, streamed, in
-   a process of its own whose peak of resident memory (VmHWM: all of its memory, mapped files included) must stay below a
-   quarter of the model's size plus 1.5 GB. A smaller one is pruned by `lobs` likewise.
+1. A random-weight LLaVA of more than 2 billion parameters in bfloat16 is pruned by Wanda at two sparsities, streamed,
+   in a process of its own whose peak of resident memory (VmHWM: all of its memory, mapped files included) must stay
+   below a quarter of the model's size plus 1.5 GB. A smaller one is pruned by `lobs` likewise.
 2. On a small sibling the same runs are timed streamed and in memory, opening included, and masks and weights compared
    bit for bit.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickletools
 import re
 import warnings
@@ -39,7 +40,21 @@ DIGITS = 64
 SIGNS = ("format", "checksum", "tensors")
 """Keys of a header with a checksum: where one of them is left, the others are missing."""
 MOST_HEADER, MOST_JSON = 100_000_000, 1 << 26  # bytes
-SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Of types, in safetensors files."""
 FOLDER = 0x10  # attribute of an entry in a zip archive
 LONGEST_NAME = 200  # of a global in a pickle
 PICKLES = 5  # at the beginning of a torch file of old versions; storages follow
@@ -79,26 +94,48 @@ def write_tensors(
 
 
 def _write_one_by_one(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
-    # 1. what the header says of each tensor, and where its bytes are
     full = json.loads(json.dumps(dict(header), default=plain))
-    full["tensors"] = {}
-    entries: dict[str, Any] = {}
-    end = 0
+    full |= {"format": FORMAT, "tensors": {}}
+    kinds: dict[str, tuple[str, Sequence[int]]] = {}
     for name, tensor in tensors.items():
         full["tensors"][name] = _describe(tensor.cpu())
-        size = tensor.numel() * tensor.element_size()
-        kind = SAFETENSORS[tensor.dtype]
-        entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
-        end += size
+        kinds[name] = NAMES[tensor.dtype], tuple(tensor.shape)
     full["checksum"] = _checksum(full)
-    text = json.dumps({"__metadata__": {KEY: json.dumps(full)}, **entries}).encode()
+    return write_lazily(path, kinds, tensors.__getitem__, {KEY: json.dumps(full)})
+
+
+def write_lazily(
+    path: Path,
+    kinds: Mapping[str, tuple[str, Sequence[int]]],
+    load: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> Path:
+    """Write a safetensors file of which one tensor at a time is in memory, whole or not at all; return the path.
+
+    Args:
+        path: of the file.
+        kinds: name -> type, as safetensors calls it, and shape.
+        load: gives a tensor by its name.
+        metadata: of the file.
+    """
+    sizes = {kind: dtype.itemsize for dtype, kind in NAMES.items()}
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, (kind, shape) in kinds.items():
+        begin, end = end, end + sizes[kind] * math.prod(shape)
+        entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps({"__metadata__": dict(metadata), **entries}).encode()
     text += b" " * (-len(text) % 8)
 
-    # 2. header and bytes
     def write(place: Path) -> None:
         with place.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for tensor in tensors.values():
+            for name, (kind, shape) in kinds.items():
+                tensor = load(name)
+                if NAMES[tensor.dtype] != kind or tuple(tensor.shape) != tuple(shape):
+                    raise MultiflowError(
+                        f"'{name}' is {NAMES[tensor.dtype]} {tuple(tensor.shape)}; expected {kind} {tuple(shape)}"
+                    )
                 file.write(_bytes(tensor.cpu()))
 
     return write_atomically(path, write)

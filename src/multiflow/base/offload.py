@@ -77,16 +77,21 @@ def input_device(model: nn.Module) -> torch.device:
 
 def weight_files(model: nn.Module) -> list[Path]:
     """List the files from which hooks bring the weights of a model."""
-    found: dict[str, None] = {}
+    return sorted({file for file, _ in weight_places(model).values()})
+
+
+def weight_places(model: nn.Module) -> dict[str, tuple[Path, str]]:
+    """Return name of a parameter -> the safetensors file from which a hook brings it, and its name there."""
+    found: dict[str, tuple[Path, str]] = {}
     for module in model.modules():
         for hook in _hooks(module):
             values: Any = getattr(hook, "weights_map", None)
             while hasattr(values, "dataset"):
                 values = values.dataset
-            for entry in (getattr(values, "index", None) or {}).values():
+            for name, entry in (getattr(values, "index", None) or {}).items():
                 if isinstance(entry, Mapping) and entry.get("safetensors_file"):
-                    found[str(entry["safetensors_file"])] = None
-    return sorted(map(Path, found))
+                    found[name] = Path(entry["safetensors_file"]), entry.get("weight_name", name)
+    return found
 
 
 @contextmanager

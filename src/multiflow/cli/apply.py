@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import Positional, arg
 
+from multiflow.base.artifacts import check_regular
 from multiflow.base.errors import MultiflowError
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
@@ -26,10 +28,11 @@ from multiflow.families.opening import (
     load_model,
     model_files,
     open_model,
+    open_streamed,
     quiet_transformers,
 )
 from multiflow.masks import Masks, is_original
-from multiflow.pruning.result import changed_weights
+from multiflow.pruning.result import changed_weights, weights_file
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ApplySettings:
         model: the model that the masks were made for: a folder, Hugging Face id, checkpoint file or bundled model
         mask_file: a file that 'multiflow prune' wrote, or one of the original release
         out: folder to write, new or empty
+        stream: one weight at a time in memory; shards stay as they are
     """
 
     model: Positional[str]
@@ -49,6 +53,7 @@ class ApplySettings:
         float | None,
         arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
     ] = None
+    stream: Annotated[bool, arg(help_behavior_hint="")] = False
     family: Family = None
     config: Config = None
     modules: Modules = ()
@@ -62,6 +67,9 @@ def apply(settings: ApplySettings) -> None:
     find_dtype(settings.dtype)
     place = find_model(settings.model)
     masks = Masks.load(settings.mask_file, settings.sparsity)  # before the model is loaded
+    if settings.stream:
+        show(_described(settings, _apply_streamed(settings, place, masks), masks))
+        return
     changed = changed_weights(Path(settings.mask_file), masks)
     with whole_folder(settings.out) as folder:
         model: Any = open_model(place, settings.family, settings.config, settings.device)
@@ -77,12 +85,34 @@ def apply(settings: ApplySettings) -> None:
         for path in model_files(place, TOKENIZER_FILES + PROCESSOR_FILES):
             shutil.copyfile(path, folder / path.name)
         check_zeros(folder, model, masks)
+    show(_described(settings, model, masks) + ", read back and checked")
+
+
+def _described(settings: ApplySettings, model: Any, masks: Masks) -> str:
     zeros = sum(map(masks.dropped, masks))
     groups = ", ".join(f"{group} {percent(share)}" for group, share in masks.group_sparsities().items())
-    show(
+    return (
         f"{settings.out}: {type(model).__name__} with {zeros:,} of {masks.layout.size:,} prunable weights zero "
-        f"({percent(masks.sparsity)}; {groups}), read back and checked"
+        f"({percent(masks.sparsity)}; {groups})"
     )
+
+
+def _apply_streamed(settings: ApplySettings, place: str, masks: Masks) -> Any:
+    from multiflow.formats.sharded import apply_to_shards
+    from multiflow.pruning.stream.run import WeightsOnDisk
+
+    if settings.dtype != "auto" or settings.config is not None:
+        raise MultiflowError("--stream copies a folder as it is; leave --dtype and --config out")
+    changed = None
+    if masks.settings.get("changes_weights"):
+        path = Path(settings.mask_file).with_name(weights_file(masks.settings["sparsity"]))
+        check_regular(path, "changed weights")
+        changed = WeightsOnDisk(path, masks.layout)
+    with whole_folder(settings.out) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as anew:
+        with quiet_transformers():
+            model = open_streamed(place, Path(anew) / "weights", settings.family)
+        apply_to_shards(model, masks, changed, folder)
+    return model
 
 
 def check_zeros(folder: Path, model: Any, masks: Masks) -> None:

@@ -1,0 +1,111 @@
+"""A pruned model as the shards of the dense one: copied tensor by tensor, pruned on the way.
+
+The model is never in memory: a shard is read and written one tensor at a time, and only what masks or changed weights
+touch is anything but a copy. Shards, names, types and the rest of the folder stay as they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from multiflow.base.artifacts import write_lazily
+from multiflow.base.errors import MultiflowError
+from multiflow.base.offload import stored_value, weight_places
+from multiflow.base.types import Layer, Layout
+from multiflow.masks import Masks
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+"""Endings of files that hold weights, and are not copied."""
+
+
+def apply_to_shards(model: nn.Module, masks: Masks, changed: Mapping[str, Tensor] | None, folder: Path) -> None:
+    """Write a pruned model into a folder, shard by shard.
+
+    Args:
+        model: as `open_streamed` gives it; left as it is.
+        masks: made for it.
+        changed: the weights that a method has changed, read when looked up; or None.
+        folder: to write into.
+
+    Raises:
+        MultiflowError: masks of another model, or weights that the source stores in another form than the model.
+    """
+    places = weight_places(model)
+    wanted = _by_parameter(model, masks.layout)
+    names = {place: name for name, place in places.items() if name in wanted}
+    files = sorted({file for file, _ in places.values()})
+    homes = {file.parent for file in files}
+    if len(homes) != 1:
+        moved = next(name for name, (file, _) in places.items() if file.parent != files[-1].parent)
+        raise MultiflowError(
+            f"the weight '{moved}' is stored in another form than the model has it in, so that shards cannot be pruned "
+            "one by one; apply the masks without --stream"
+        )
+    for file in files:
+        with safe_open(file, "pt") as source:
+            slices = {key: source.get_slice(key) for key in source.keys()}  # noqa: SIM118
+            kinds = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
+
+            def load(key: str, file: Path = file) -> Tensor:
+                with safe_open(file, "pt") as source:  # opened anew for each: what was read does not stay mapped
+                    value = source.get_tensor(key)
+                if (name := names.get((file, key))) is None:
+                    return value
+                return _pruned(model, name, wanted[name], masks, changed).to(value.dtype)
+
+            write_lazily(folder / file.name, kinds, load, source.metadata() or {})
+    for path in files[0].parent.iterdir():
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in WEIGHTS:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _by_parameter(model: nn.Module, layout: Layout) -> dict[str, list[Layer]]:
+    """Name of a parameter -> the layers whose weights are in it."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, list[Layer]] = {}
+    for layer in layout.layers:
+        for path in layer.paths:
+            if path not in modules:
+                raise MultiflowError(f"the masks are those of another model: it has no layer '{path}'")
+            found.setdefault(f"{path}.weight", []).append(layer)
+    return found
+
+
+def _pruned(
+    model: nn.Module, name: str, layers: list[Layer], masks: Masks, changed: Mapping[str, Tensor] | None
+) -> Tensor:
+    own = Masks.from_tensors(
+        Layout(tuple(layers)),
+        {layer.name: masks[layer.name] for layer in layers},
+        weights={layer.name: masks.weights[layer.name] for layer in layers if layer.name in masks.weights},
+    )
+    new = None if changed is None else {layer.name: changed[layer.name] for layer in layers}
+    with _here(model, [f"{path}.weight" for layer in layers for path in layer.paths]) as values:
+        own.apply_(model, new)
+        return values[name].detach()
+
+
+@contextmanager
+def _here(model: nn.Module, names: list[str]) -> Iterator[dict[str, nn.Parameter]]:
+    """Let some parameters be in memory inside the block."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    before: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    found: dict[str, nn.Parameter] = {}
+    try:
+        for name in dict.fromkeys(names):
+            path, _, last = name.rpartition(".")
+            value = stored_value(modules, path, last)
+            assert value is not None
+            before.append((modules[path], last, modules[path]._parameters[last]))
+            found[name] = nn.Parameter(value.detach().clone(), requires_grad=False)
+            modules[path]._parameters[last] = found[name]
+        yield found
+    finally:
+        for module, last, parameter in before:
+            module._parameters[last] = parameter

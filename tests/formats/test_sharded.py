@@ -1,0 +1,40 @@
+"""A pruned model written shard by shard is the one that is written whole."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import multiflow as mf
+from tests.pruning.stream.models import FEW, opened
+
+
+@pytest.mark.parametrize("method", ["wanda", "lobs"])
+def test_the_folder_is_that_of_the_whole_model(method, tmp_path, run):
+    model, streamed, batches = opened("llava", tmp_path)
+    result = mf.prune_streamed(streamed, method, [0.5, 0.75], batches, folder=tmp_path / "run", **FEW.get(method, {}))
+    (tmp_path / "model" / "notes.txt").write_text("stays")
+    ran = run("apply", tmp_path / "model", tmp_path / "run" / "mask-0.75.safetensors", "--out", "out", "--stream")
+    assert ran.code == 0, ran.err
+    assert "75.00 %" in ran.out
+    found = mf.load_model("out")
+    assert result.masks[0.75].is_applied(found)
+    result.apply_(model, 0.75)
+    for name, value in model.state_dict().items():
+        assert value.equal(found.state_dict()[name]), name
+    index = "model.safetensors.index.json"
+    for path in (tmp_path / "model").glob("*.safetensors"):
+        with safe_open(path, "pt") as ours, safe_open(f"out/{path.name}", "pt") as theirs:
+            assert ours.metadata() == theirs.metadata()
+        assert load_file(path).keys() == load_file(f"out/{path.name}").keys()
+    assert json.loads((tmp_path / "model" / index).read_text()) == json.loads((tmp_path / "out" / index).read_text())
+    assert (tmp_path / "out" / "notes.txt").read_text() == "stays"
+
+
+def test_masks_of_another_model_are_refused(tmp_path, run, tiny):
+    mf.prune(mf.load_model(tiny), "magnitude", 0.5).save(tmp_path / "masks")
+    opened("clip", tmp_path)
+    ran = run("apply", tmp_path / "model", tmp_path / "masks" / "mask-0.5.safetensors", "--out", "out", "--stream")
+    assert "the masks are those of another model" in ran.error
+    assert not (tmp_path / "out").exists()
