@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from multiflow.base.artifacts import write_lazily
 from multiflow.base.errors import MultiflowError
 from multiflow.base.offload import stored_value, weight_places
-from multiflow.base.types import Layer, Layout
+from multiflow.base.types import Layer, Layout, place_of
 from multiflow.masks import Masks
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
@@ -70,31 +70,38 @@ def _by_parameter(model: nn.Module, layout: Layout) -> dict[str, list[Layer]]:
     modules = dict(model.named_modules(remove_duplicate=False))
     found: dict[str, list[Layer]] = {}
     for layer in layout.layers:
-        for path in layer.paths:
-            if path not in modules:
-                raise MultiflowError(f"the masks are those of another model: it has no layer '{path}'")
-            found.setdefault(f"{path}.weight", []).append(layer)
+        for name in _parameters(modules, layer):
+            found.setdefault(name, []).append(layer)
     return found
+
+
+def _parameters(modules: Mapping[str, nn.Module], layer: Layer) -> list[str]:
+    """The names of the parameters in which a layer's weight is: one, but for shared weights."""
+    places = {path: place_of(modules, layer, path) for path in layer.paths}
+    if missing := next((path for path, place in places.items() if place is None), None):
+        raise MultiflowError(f"the masks are those of another model: it has no layer '{missing}'")
+    return list(dict.fromkeys(f"{place.path}.{place.parameter}" for place in places.values() if place))
 
 
 def _pruned(
     model: nn.Module, name: str, layers: list[Layer], masks: Masks, changed: Mapping[str, Tensor] | None
 ) -> Tensor:
+    """Return a parameter with zeros, and changed weights, in all layers that are in it."""
     own = Masks.from_tensors(
         Layout(tuple(layers)),
         {layer.name: masks[layer.name] for layer in layers},
         weights={layer.name: masks.weights[layer.name] for layer in layers if layer.name in masks.weights},
     )
     new = None if changed is None else {layer.name: changed[layer.name] for layer in layers}
-    with _here(model, [f"{path}.weight" for layer in layers for path in layer.paths]) as values:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    with _here(modules, [one for layer in layers for one in _parameters(modules, layer)]) as values:
         own.apply_(model, new)
         return values[name].detach()
 
 
 @contextmanager
-def _here(model: nn.Module, names: list[str]) -> Iterator[dict[str, nn.Parameter]]:
+def _here(modules: Mapping[str, nn.Module], names: list[str]) -> Iterator[dict[str, nn.Parameter]]:
     """Let some parameters be in memory inside the block."""
-    modules = dict(model.named_modules(remove_duplicate=False))
     before: list[tuple[nn.Module, str, nn.Parameter | None]] = []
     found: dict[str, nn.Parameter] = {}
     try:
