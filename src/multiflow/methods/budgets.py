@@ -27,6 +27,8 @@ from multiflow.methods.declare import function_name
 Tensors = Mapping[str, Tensor]
 PROVIDED = ("weights", "scores")
 """Keywords of an allocation that are no statistics: layer name -> weights, and -> scores, computed when looked up."""
+FITNESS = "fitness"
+"""Keyword of an allocation that tries budgets out: ``f(budget, whole=True) -> loss`` (`multiflow.methods.search`)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,12 @@ class Allocation:
     @property
     def statistics(self) -> tuple[str, ...]:
         """The statistics it needs from calibration data."""
-        return tuple(name for name in self.needs if name not in PROVIDED)
+        return tuple(name for name in self.needs if name not in (*PROVIDED, FITNESS))
+
+    @property
+    def searches(self) -> bool:
+        """Whether it tries budgets out on the model."""
+        return FITNESS in self.needs
 
     def budgets(self, layout: Layout, sparsities: Sequence[float], **given: Any) -> list[Budget]:
         """Give every layer the number of weights it drops, for each sparsity; what is given and not needed is left."""

@@ -7,8 +7,9 @@ All of it is known from the layout: it is announced before the first batch, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from torch import Tensor
@@ -62,12 +63,20 @@ def run(plan: PruningPlan) -> Outcome:
     stats = stages.statistics(plan)
     packed: list[Packed] = []
     changed: list[dict[str, Tensor]] = []
-    for sparsity, budget in zip(plan.sparsities, budgets(plan, {}, plan.sparsities, stats), strict=True):
+    fit: Callable[[str, int], tuple[np.ndarray, Tensor]] = partial(fit_layer, plan, stats)
+    if plan.request.allocation.searches:
+        fit = cache(fit)  # what a search has tried is not done again
+
+    def layer_at(name: str, count: int) -> Tensor:
+        return fit(name, count)[1]
+
+    found = budgets(plan, {}, plan.sparsities, stats, layer_at)
+    for sparsity, budget in zip(plan.sparsities, found, strict=True):
         progress = plan.progress_of(sparsity)
         masks: Packed = {}
         weights: dict[str, Tensor] = {}
         for name in plan.layout:  # one at a time, not in threads: the work on a layer takes several times its size
-            masks[name], weights[name] = fit_layer(plan, stats, name, budget[name])
+            masks[name], weights[name] = fit(name, budget[name])
             if progress:
                 progress("fit", len(masks), len(plan.layout))
         packed.append(masks)

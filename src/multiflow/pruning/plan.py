@@ -26,7 +26,15 @@ from multiflow.base.parallel import world
 from multiflow.base.types import Layout, LiveWeights, NofM, Pattern, PerRow, Unstructured, parse_pattern, short
 from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_precision
 from multiflow.methods import PRUNER_KINDS, PRUNERS, Pruner, find_pruner
-from multiflow.methods.budgets import ALLOCATIONS, PROVIDED, SCHEDULES, Allocation, check_pattern, find_allocation
+from multiflow.methods.budgets import (
+    ALLOCATIONS,
+    FITNESS,
+    PROVIDED,
+    SCHEDULES,
+    Allocation,
+    check_pattern,
+    find_allocation,
+)
 
 Share = str | Callable[..., Mapping[str, int]]
 
@@ -56,7 +64,7 @@ class Request:
 
     @property
     def needs_data(self) -> bool:
-        return self.pruner.needs_data or bool(self.allocation.statistics)
+        return self.pruner.needs_data or bool(self.allocation.statistics) or self.allocation.searches
 
 
 def request(
@@ -128,7 +136,7 @@ def _check_needs(pruner: Pruner, allocation: Allocation) -> None:
     kind = PRUNER_KINDS[pruner.kind]
     wishes = (
         (f"pruner '{pruner.name}'", pruner.needs, (*(STATISTICS if kind.statistics else ()), *kind.keywords)),
-        (f"allocation '{allocation.name}'", allocation.needs, (*PROVIDED, *STATISTICS)),
+        (f"allocation '{allocation.name}'", allocation.needs, (*PROVIDED, FITNESS, *STATISTICS)),
     )
     for who, needs, known in wishes:
         for name in needs:
@@ -155,11 +163,36 @@ def _check_allocation(asked: Request) -> None:
             "scores",
             field="allocation",
         )
+    if allocation.searches:
+        _check_search(asked)
     if allocation.statistics and not pruner.shares_pass:
         raise MultiflowError(
             f"allocation '{allocation.name}' needs {', '.join(allocation.statistics)} of the dense model, but pruner "
             f"'{pruner.name}' measures the model as it is pruned by then; choose another {{allocation}}",
             field="allocation",
+        )
+
+
+def _check_search(asked: Request) -> None:
+    pruner, name, field = asked.pruner, asked.allocation.name, "allocation"
+    if pruner.kind not in ("scorer", "fitter") or pruner.stepwise:
+        fit = ", ".join(n for n, of in PRUNERS.items() if of.kind in ("scorer", "fitter") and not of.stepwise)
+        raise MultiflowError(
+            f"allocation '{name}' tries many budgets out, for which each layer must be pruned by itself, and pruner "
+            f"'{pruner.name}' does not; leave {{allocation}} out, or take one of: {fit}",
+            field=field,
+        )
+    if world() > 1:
+        raise MultiflowError(
+            f"allocation '{name}' works in one process, and there are {world()}; start one, or choose another "
+            "{allocation}",
+            field=field,
+        )
+    if asked.until_stable is not None:
+        raise MultiflowError(
+            f"{{until_stable}} makes masks at every doubling, and allocation '{name}' would search anew for each; "
+            "leave one of them out",
+            field=["until_stable", field],
         )
 
 
@@ -388,6 +421,13 @@ def _check_batches(asked: Request, batches: Iterable[Any] | Stats | None) -> Non
         raise MultiflowError(
             f"pruner '{pruner.name}' begins anew for each of {len(asked.sparsities)} sparsities, but batches is a "
             f"{type(batches).__name__}, which can be gone through once; pass a list or a DataLoader",
+            field="batches",
+        )
+    if asked.allocation.searches and isinstance(batches, Stats | Iterator):
+        what = "statistics measured before" if isinstance(batches, Stats) else "batches that can be gone through once"
+        raise MultiflowError(
+            f"allocation '{asked.allocation.name}' runs the model on the data after they were measured, and {what} "
+            "were given; pass {batches} that can be gone through again, such as a list",
             field="batches",
         )
     if asked.until_stable is not None and isinstance(batches, Stats):

@@ -40,7 +40,8 @@ from multiflow.calibration import (
 )
 from multiflow.masks import hash_weight, keep_above, pack, select
 from multiflow.methods import Pruner
-from multiflow.methods.budgets import ALLOCATIONS, fit_budget, pattern_budget
+from multiflow.methods.budgets import ALLOCATIONS, FITNESS, fit_budget, pattern_budget
+from multiflow.pruning.fitness import BudgetFitness, LayerAt
 from multiflow.pruning.plan import PruningPlan, Weights, check_loss, versions
 
 
@@ -274,7 +275,11 @@ def choose(
 
 
 def budgets(
-    plan: PruningPlan, scores: Mapping[str, Tensor], sparsities: Sequence[float], stats: Stats | None = None
+    plan: PruningPlan,
+    scores: Mapping[str, Tensor],
+    sparsities: Sequence[float],
+    stats: Stats | None = None,
+    layer_at: LayerAt | None = None,
 ) -> list[Budget]:
     pattern, allocation, layout = plan.request.pattern, plan.request.allocation, plan.layout
     if isinstance(pattern, PerRow | NofM) and allocation is ALLOCATIONS["uniform"]:
@@ -283,8 +288,28 @@ def budgets(
     for name in allocation.statistics:
         assert stats is not None
         given[name] = {layer: stats.get_layer(name, layer) for layer in layout}
-    found = allocation.budgets(layout, sparsities, **given)
+    if allocation.searches:
+        prune_layer = layer_at or partial(_layer_at, plan, scores)
+        known = {
+            "allocation": allocation.name,
+            "hyper": plan.request.hyper,
+            "seed": plan.seed,
+            "method": plan.pruner.name,
+        }
+        given[FITNESS] = fitness = BudgetFitness(
+            plan, prune_layer, identity(plan.adapter, layout, plan.weights, **known)
+        )
+        found = allocation.budgets(layout, sparsities, **given)
+        fitness.forget()
+    else:
+        found = allocation.budgets(layout, sparsities, **given)
     return [fit_budget(budget, layout) for budget in found] if isinstance(pattern, PerRow) else found
+
+
+def _layer_at(plan: PruningPlan, scores: Mapping[str, Tensor], name: str, count: int) -> Tensor:
+    """Return the weight of a layer that drops the lowest of its scores."""
+    mask = select(scores[name], [count], plan.request.pattern)[0]
+    return plan.weights.value(name) * mask.to(plan.weights.value(name).device)
 
 
 def make_masks(

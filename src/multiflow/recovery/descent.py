@@ -42,7 +42,7 @@ class Descent:
     """
 
     epochs: int = 10
-    lr: float = 0.02
+    lr: float = 0.05
     batches_per_step: int = 1
     patience: int = 3
     seed: int = 0
@@ -54,7 +54,7 @@ class Descent:
                     f"{{{name}}} {value!r} was given; expected a whole number of at least 1", field=name
                 )
         if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < math.inf:
-            raise MultiflowError(f"{{lr}} {self.lr!r} was given; expected a number above 0, such as 0.02", field="lr")
+            raise MultiflowError(f"{{lr}} {self.lr!r} was given; expected a number above 0, such as 0.05", field="lr")
 
 
 @dataclass(frozen=True)

@@ -67,44 +67,48 @@ def named_outputs(adapter: Adapter, model: nn.Module, batch: Any) -> dict[str, T
     }
 
 
-def distill_loss(
-    student: nn.Module,
-    teacher: nn.Module,
-    adapter: Adapter,
-    blocks: Mapping[str, str],
-    batch: Any,
-    weights: Mapping[str, Tensor] | None = None,
-) -> Tensor | None:
-    """Return the loss of a part of a batch; None where the model has nothing to compare for it.
+class Comparison:
+    """What the dense model says of a part of a batch, to compare sparse ones with.
 
     Args:
-        student: the sparse model.
-        teacher: the dense one.
-        adapter: how both are run.
+        teacher: the dense model as it is now; it is run once.
+        adapter: how models are run.
         blocks: path of a block -> a layer in it, whose stream says which tokens are real.
-        batch: a part of a batch, on the device of both.
-        weights: name of a parameter -> what the sparse model has there in this loss.
+        batch: a part of a batch, on the device of the models.
     """
-    masks: Mapping[str, TokenMask] = adapter.token_masks(batch) if adapter.token_masks else {}
-    theirs: list[tuple[str, Tensor]] = []
-    ours: list[tuple[str, Tensor]] = []
-    with torch.no_grad(), states_taken(teacher, list(blocks), theirs):
-        wanted = named_outputs(adapter, teacher, batch)
-    with states_taken(student, list(blocks), ours):
-        given = functional_call(
-            Holder(student),
-            {f"model.{name}": weight for name, weight in (weights or {}).items()},
-            (lambda model: named_outputs(adapter, model, batch),),
-        )
 
-    hidden = [
-        apart(mine, other, real_tokens(adapter, blocks[path], masks, other))
-        for (path, mine), (_, other) in zip(ours, theirs, strict=False)
-        if mine.shape == other.shape
-    ]
-    losses = [torch.stack(hidden).mean()] if hidden else []
-    losses += [output_loss(name, given[name], wanted[name]) for name in wanted if name in given and len(wanted[name])]
-    return torch.stack(losses).sum() if losses else None
+    def __init__(self, teacher: nn.Module, adapter: Adapter, blocks: Mapping[str, str], batch: Any) -> None:
+        self._adapter, self._blocks, self._batch = adapter, blocks, batch
+        self._masks: Mapping[str, TokenMask] = adapter.token_masks(batch) if adapter.token_masks else {}
+        self._states: list[tuple[str, Tensor]] = []
+        with torch.no_grad(), states_taken(teacher, list(blocks), self._states):
+            self._outputs = named_outputs(adapter, teacher, batch)
+
+    def loss(self, student: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """Return the loss of a sparse model; None where there is nothing to compare.
+
+        Args:
+            student: the sparse model.
+            weights: name of a parameter -> what the sparse model has there in this loss.
+        """
+        ours: list[tuple[str, Tensor]] = []
+        with states_taken(student, list(self._blocks), ours):
+            given = functional_call(
+                Holder(student),
+                {f"model.{name}": weight for name, weight in (weights or {}).items()},
+                (lambda model: named_outputs(self._adapter, model, self._batch),),
+            )
+        hidden = [
+            apart(mine, other, real_tokens(self._adapter, self._blocks[path], self._masks, other))
+            for (path, mine), (_, other) in zip(ours, self._states, strict=False)
+            if mine.shape == other.shape
+        ]
+        losses = [torch.stack(hidden).mean()] if hidden else []
+        wanted = self._outputs
+        losses += [
+            output_loss(name, given[name], wanted[name]) for name in wanted if name in given and len(wanted[name])
+        ]
+        return torch.stack(losses).sum() if losses else None
 
 
 class Holder(nn.Module):

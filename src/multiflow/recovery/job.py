@@ -14,7 +14,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.types import Layout
 from multiflow.calibration import Checkpoint, Progress, iterate, turns
 from multiflow.masks import Masks
-from multiflow.recovery.parts import Part
+from multiflow.recovery.parts import Part, blocks_of_parts
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RecoveryJob:
     @property
     def blocks(self) -> dict[str, str]:
         """Path of every block -> a layer in it, whose stream says which tokens are real."""
-        return {end.block: end.layer for part in self.parts for end in part.ends}
+        return blocks_of_parts(self.parts)
 
     def masks_of(self, layers: Sequence[str]) -> Masks:
         """Return the masks of some layers."""

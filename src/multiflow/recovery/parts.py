@@ -86,6 +86,16 @@ def find_parts(model: nn.Module, layout: Layout, run: Callable[[], Any]) -> list
     return sorted(joined(found), key=lambda part: min(order[end.layer] for end in part.ends))
 
 
+def blocks_of_parts(parts: Sequence[Part]) -> dict[str, str]:
+    """Return path of every block -> a layer in it, whose stream says which tokens are real."""
+    return {end.block: end.layer for part in parts for end in part.ends}
+
+
+def find_blocks(model: nn.Module, layout: Layout, run: Callable[[], Any]) -> dict[str, str]:
+    """Find the blocks of a model, as `find_parts` does: path -> a layer in it."""
+    return blocks_of_parts(find_parts(model, layout, run))
+
+
 def find_block(layer: str, layers: Sequence[str], called: Mapping[str, int]) -> str:
     """Return the path of the block that a layer is in.
 
