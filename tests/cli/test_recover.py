@@ -12,7 +12,7 @@ import multiflow as mf
 from multiflow.families.opening import load_model
 from tests.cli.conftest import Run, files
 
-QUICK = ("--batches", 3, "--batch-size", 4, "--epochs", 1)
+QUICK = ("--batches", 3, "--batch-size", 4, "--epochs", 2, "--lr", 0.005)
 
 
 @pytest.fixture(scope="module")
