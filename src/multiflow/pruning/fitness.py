@@ -39,7 +39,7 @@ class BudgetFitness:
         plan.weights.check(in_memory=f"allocation '{plan.request.allocation.name}'")
         self._plan, self._layer_at, self._identity = plan, layer_at, identity
         self._made: dict[tuple[str, int], Tensor] = {}
-        self._comparison = resolve("multiflow.recovery.distill:Comparison")  # lies above: found by name
+        self._comparison = resolve("multiflow.recovery.distill:DenseView")  # lies above: found by name
         self._batches = list(self._pieces())
         self._seen: list[Any] = []
         self._blocks: dict[str, str] = {}

@@ -67,7 +67,7 @@ def named_outputs(adapter: Adapter, model: nn.Module, batch: Any) -> dict[str, T
     }
 
 
-class Comparison:
+class DenseView:
     """What the dense model says of a part of a batch, to compare sparse ones with.
 
     Args:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from multiflow.calibration import to_device
 from multiflow.masks import keep_sparse
 from multiflow.recovery.descent import Descended, Descent, descend
-from multiflow.recovery.distill import Comparison
+from multiflow.recovery.distill import DenseView
 from multiflow.recovery.job import RecoveryJob
 
 Weights = Callable[[], Mapping[str, Tensor]]
@@ -89,7 +89,7 @@ def batch_loss(job: RecoveryJob, number: int, weights: Mapping[str, Tensor] | No
     found = []
     for piece in job.data.own[number]:
         batch = to_device(piece, job.device)
-        loss = Comparison(job.teacher, job.adapter, job.blocks, batch).loss(job.student, weights)
+        loss = DenseView(job.teacher, job.adapter, job.blocks, batch).loss(job.student, weights)
         if loss is not None:
             found.append(loss)
     return torch.stack(found).mean() if found else None
