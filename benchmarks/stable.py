@@ -25,7 +25,7 @@ from rich.table import Table
 import multiflow as mf
 from multiflow.families.batches import Source, open_batches
 from multiflow.families.opening import find_model, open_model
-from multiflow.worlds.digits.data import write_digits
+from multiflow.worlds.digits.vit import write_digits
 
 SPARSITIES = [0.63, 0.75, 0.9]
 METHODS = ["multiflow", "wanda", "snip"]

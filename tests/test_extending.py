@@ -19,7 +19,7 @@ from multiflow.families import FAMILIES
 from multiflow.tasks.task import TASKS
 from multiflow.training.finetune import finetune
 from multiflow.training.settings import Finetuning
-from multiflow.worlds.digits.data import write_digits
+from multiflow.worlds.digits.vit import write_digits
 from tests.conftest import Run
 from tests.small import ADAPTER, towers_batches, two_towers
 

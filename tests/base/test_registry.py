@@ -44,6 +44,16 @@ def test_folders_alone(package):
     assert list(table(package, folders=True)) == ["square"]
 
 
+def test_modules_that_are_records_are_imported_when_they_are_asked_for(package, tmp_path):
+    (tmp_path / package / "oval.py").write_text("corners = 0")
+    table = Registry("shape", package, late=True)
+    table.add("star", "a record from outside")
+    assert list(table) == ["star", "circle", "oval", "square"]
+    assert not [name for name in sys.modules if name.startswith(f"{package}.")]
+    assert (table["oval"].corners, table["star"]) == (0, "a record from outside")
+    assert [name for name in sys.modules if name.startswith(f"{package}.")] == [f"{package}.oval"]
+
+
 def test_records_from_outside_stand_in_the_order_that_was_given(package):
     shapes = table(package, order=lambda name, record: name)
     shapes.add("arrow", "arrow")

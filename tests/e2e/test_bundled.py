@@ -12,8 +12,7 @@ from transformers import AutoTokenizer
 import multiflow as mf
 from multiflow.cli import main
 from multiflow.data import collate_pairs
-from multiflow.worlds.digits.data import digit_batches
-from multiflow.worlds.digits.vit import digit_accuracy
+from multiflow.worlds.digits.vit import digit_accuracy, digit_batches
 from multiflow.worlds.shapes import describe, make_scenes, render
 from multiflow.worlds.shapes.release import evaluate_shapes
 

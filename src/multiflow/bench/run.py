@@ -53,8 +53,8 @@ def prepare(grid: Grid, options: RunOptions) -> tuple[list[Plan], list[Plan]]:
     Raises:
         MultiflowError: anything that is wrong with the grid or the options, before anything is computed or written.
     """
-    find_engine(options.engine, options.for_engine())
     import_modules(grid.modules)
+    find_engine(options.engine, options.for_engine())
     check_make(grid.make)
     check_names(grid)
     check_settings(grid)

@@ -21,7 +21,7 @@ from multiflow.bench.config import ModelEntry
 from multiflow.families import opening
 from multiflow.families.batches import Counted, Source, open_batches
 from multiflow.families.opening import Preprocessing, find_model, open_model
-from multiflow.worlds.digits.data import write_digits
+from multiflow.worlds.digits.vit import write_digits
 from multiflow.worlds.shapes import write
 
 

@@ -18,6 +18,7 @@ from tyro.conf import Positional, arg
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import read_yaml
 from multiflow.base.progress import clock
+from multiflow.base.registry import import_modules
 from multiflow.bench.check import check_data
 from multiflow.bench.config import read_grid
 from multiflow.bench.engines import ENGINES
@@ -83,8 +84,9 @@ class BenchReportSettings:
 
 def bench_run(settings: BenchRunSettings) -> int:
     """Compute the cells that are missing, print a line for each and what came of all; 1 if some have failed."""
-    options = run_options(settings)
     grid, config = read_grid(settings.config, settings.set)
+    import_modules(grid.modules)
+    options = run_options(settings)
     folder = Path(settings.out or f"runs/bench-{grid.name}")
     results = Results(folder)
     with quiet_transformers():

@@ -14,7 +14,7 @@ from multiflow.cli.pretrain import check_values
 from multiflow.cli.settings import Resume
 from multiflow.families.opening import find_device, quiet_transformers
 from multiflow.worlds.digits import vit as task
-from multiflow.worlds.digits.data import write_digits
+from multiflow.worlds.digits.vit import write_digits
 
 
 @dataclass(frozen=True)

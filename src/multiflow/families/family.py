@@ -8,7 +8,7 @@ itself is light: its parts are references, imported when they are asked for, or 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -304,24 +304,52 @@ def complete(section: str, given: Mapping[str, Any], defaults: Mapping[str, Any]
     return {**defaults, **given}
 
 
-def check_sizes(sizes: Mapping[str, Any], *, fractions: Collection[str], may_be_zero: Collection[str]) -> None:
-    """Check that sizes are whole numbers of at least 1 (0, or fractions, where said so)."""
+def check_towers(
+    config: Any,
+    top: Sequence[str],
+    *,
+    fractions: Collection[str],
+    may_be_zero: Collection[str] = (),
+    words: Collection[str] = ("act",),
+    rules: Iterable[Rule] = (),
+) -> None:
+    """Check the sizes of a model with a tower for images, ``config.vision``, and one for texts, ``config.text``.
+
+    Args:
+        config: whose image_size, patch_size and towers fit together.
+        top: names of its sizes that are of neither tower.
+        fractions: names of sizes that need not be whole, and may be 0.
+        may_be_zero: others that may be 0; all else is at least 1.
+        words: names in the towers that are no sizes.
+        rules: what must hold besides.
+
+    Raises:
+        MultiflowError: a size that breaks a rule.
+    """
+    vision, text = config.vision, config.text
+    sizes = {name: getattr(config, name) for name in top}
+    for tower, own in (("vision", vision), ("text", text)):
+        sizes |= {f"{tower}.{name}": size for name, size in own.items() if name not in words}
     for name, size in sizes.items():
-        least = 0 if name in may_be_zero else 1
+        least = 0 if name in fractions or name in may_be_zero else 1
         whole = isinstance(size, int) or name in fractions
         if not (whole and isinstance(size, int | float) and size >= least):
             raise MultiflowError(f"{name} is {size!r}; it must be a number of at least {least}")
+    common: list[Rule] = [
+        ("image_size", "a multiple of patch_size", config.image_size % config.patch_size == 0),
+        ("vision.width", "a multiple of vision.heads", vision["width"] % vision["heads"] == 0),
+        ("text.width", "a multiple of text.heads", text["width"] % text["heads"] == 0),
+        ("text.encoder_width", "equal to vision.width", text["encoder_width"] == vision["width"]),
+    ]
+    check_rules(sizes, [*common, *rules])
+    from transformers.activations import ACT2FN
+
+    for name in (vision["act"], text["act"]):
+        if name not in ACT2FN:
+            raise unknown("activation", str(name), sorted(ACT2FN))
 
 
 def check_rules(sizes: Mapping[str, Any], rules: Iterable[Rule]) -> None:
     for name, rule, holds in rules:
         if not holds:
             raise MultiflowError(f"{name} is {sizes[name]}; it must be {rule}")
-
-
-def check_activations(*names: Any) -> None:
-    from transformers.activations import ACT2FN
-
-    for name in names:
-        if name not in ACT2FN:
-            raise unknown("activation", str(name), sorted(ACT2FN))

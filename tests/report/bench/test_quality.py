@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from multiflow.report.bench.page import cells_csv, pairs_csv, tables_csv, tables_tex
 from multiflow.report.bench.quality import columns, figures_table
 from multiflow.report.bench.results import gather
-from multiflow.report.bench.write import cells_csv, pairs_csv, tables_csv, tables_tex
 
 from .conftest import bare, make_cell
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from multiflow.base.errors import MultiflowError
 from multiflow.data import to_pixels
-from multiflow.worlds.digits import data as module
-from multiflow.worlds.digits.data import CLASSES, digit_batches, digits, write_digits
+from multiflow.worlds.digits import vit as module
+from multiflow.worlds.digits.vit import CLASSES, digit_batches, digits, write_digits
 
 
 def test_the_splits_are_fixed_whole_and_apart():

@@ -11,8 +11,15 @@ from transformers import AutoImageProcessor
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
 from multiflow.training.tracking import read_metrics
-from multiflow.worlds.digits.data import digit_batches, digits
-from multiflow.worlds.digits.vit import DigitsTraining, augmented, digit_accuracy, digits_model, train_digits
+from multiflow.worlds.digits.vit import (
+    DigitsTraining,
+    augmented,
+    digit_accuracy,
+    digit_batches,
+    digits,
+    digits_model,
+    train_digits,
+)
 
 SMALL = DigitsTraining(patch_size=8, width=12, layers=1, mlp=16, steps=6, batch_size=8, checkpoint_every=2)
 

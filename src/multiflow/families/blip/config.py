@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from multiflow.families.family import check_activations, check_rules, check_sizes, complete
+from multiflow.families.family import check_rules, check_towers, complete
 
 VISION = {
     "width": 768,
@@ -96,26 +96,15 @@ class BlipPretrainingConfig(PretrainedConfig):
 
 
 def _check(config: BlipPretrainingConfig) -> None:
-    vision, text = config.vision, config.text
-    top = ("image_size", "patch_size", "embed_dim", "queue_size", "momentum", "alpha", *TOKENS)
-    sizes = {name: getattr(config, name) for name in top}
-    sizes |= {f"vision.{key}": value for key, value in vision.items() if key not in WORDS}
-    sizes |= {f"text.{key}": value for key, value in text.items() if key not in WORDS}
-    check_sizes(sizes, fractions=FRACTIONS, may_be_zero=(*FRACTIONS, *TOKENS))
+    vocabulary = config.text["vocab_size"]
     rules = [
-        ("image_size", "a multiple of patch_size", config.image_size % config.patch_size == 0),
-        ("vision.width", "a multiple of vision.heads", vision["width"] % vision["heads"] == 0),
-        ("text.width", "a multiple of text.heads", text["width"] % text["heads"] == 0),
-        ("text.encoder_width", "equal to vision.width", text["encoder_width"] == vision["width"]),
-        *((name, "at most 1", sizes[name] <= 1) for name in ("momentum", "alpha")),
-        *(
-            (name, f"less than text.vocab_size, {text['vocab_size']}", sizes[name] < text["vocab_size"])
-            for name in TOKENS
-        ),
+        *((name, "at most 1", getattr(config, name) <= 1) for name in ("momentum", "alpha")),
+        *((t, f"less than text.vocab_size, {vocabulary}", getattr(config, t) < vocabulary) for t in TOKENS),
     ]
-    check_rules(sizes, rules)
-    check_rules(vision, [("qkv", "'fused', as in the release", vision["qkv"] == "fused")])
-    check_activations(vision["act"], text["act"])
+    top = ("image_size", "patch_size", "embed_dim", "queue_size", "momentum", "alpha", *TOKENS)
+    check_towers(config, top, fractions=FRACTIONS, may_be_zero=TOKENS, words=WORDS, rules=rules)
+    qkv = config.vision["qkv"]
+    check_rules(config.vision, [("qkv", "'fused', as in the release", qkv == "fused")])
 
 
 class BlipRetrievalConfig(BlipPretrainingConfig):

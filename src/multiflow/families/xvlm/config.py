@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from multiflow.families.family import check_activations, check_rules, check_sizes, complete
+from multiflow.families.family import check_rules, check_towers, complete
 
 VISION = {
     "width": 768,
@@ -31,7 +31,7 @@ TEXT = {
     "dropout": 0.1,
 }
 FRACTIONS = ("text.layer_norm_eps", "text.dropout")
-MAY_BE_ZERO = ("vision.local_attn_depth", "text.fusion_layer", *FRACTIONS)
+MAY_BE_ZERO = ("vision.local_attn_depth", "text.fusion_layer")
 
 
 class XVLMConfig(PretrainedConfig):
@@ -140,17 +140,9 @@ class XVLMVQAConfig(XVLMConfig):
 
 def _check(config: XVLMConfig) -> None:
     vision, text = config.vision, config.text
-    sizes = {"image_size": config.image_size, "patch_size": config.patch_size, "embed_dim": config.embed_dim}
-    sizes |= {f"vision.{key}": value for key, value in vision.items() if key != "act"}
-    sizes |= {f"text.{key}": value for key, value in text.items() if key != "act"}
-    check_sizes(sizes, fractions=FRACTIONS, may_be_zero=MAY_BE_ZERO)
     rules = [
-        ("image_size", "a multiple of patch_size", config.image_size % config.patch_size == 0),
-        ("vision.width", "a multiple of vision.heads", vision["width"] % vision["heads"] == 0),
-        ("text.width", "a multiple of text.heads", text["width"] % text["heads"] == 0),
-        ("text.encoder_width", "equal to vision.width", text["encoder_width"] == vision["width"]),
         ("vision.local_attn_depth", "at most vision.layers", vision["local_attn_depth"] <= vision["layers"]),
         ("text.fusion_layer", "at most text.layers", text["fusion_layer"] <= text["layers"]),
     ]
-    check_rules(sizes, rules)
-    check_activations(vision["act"], text["act"])
+    top = ("image_size", "patch_size", "embed_dim")
+    check_towers(config, top, fractions=FRACTIONS, may_be_zero=MAY_BE_ZERO, rules=rules)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, DynamicCache, EncoderDecoderCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
@@ -70,14 +70,8 @@ class XVLMForPretraining(XVLMPairs):
 
     def __init__(self, config: XVLMConfig):
         super().__init__(config)
-        vision_width, text_width = config.vision["width"], config.text["width"]
-        self.vision_encoder = VisionEncoder(config.vision, config.image_size, config.patch_size)
-        self.text_encoder = TextEncoder(config.text)
-        self.vision_proj = nn.Linear(vision_width, config.embed_dim)
-        self.text_proj = nn.Linear(text_width, config.embed_dim)
-        self.temp = nn.Parameter(torch.empty(()))
-        self.itm_head = head(text_width, 2)
-        self.bbox_head = head(text_width, 4)
+        self._add_towers_and_heads(config, predicts=True)
+        self.bbox_head = head(config.text["width"], 4)
         self.post_init()
 
     def forward(
@@ -196,13 +190,7 @@ class XVLMForRetrieval(XVLMPairs):
 
     def __init__(self, config: XVLMRetrievalConfig):
         super().__init__(config)
-        vision_width, text_width = config.vision["width"], config.text["width"]
-        self.vision_encoder = VisionEncoder(config.vision, config.image_size, config.patch_size)
-        self.text_encoder = TextEncoder(config.text, head=False)
-        self.vision_proj = nn.Linear(vision_width, config.embed_dim)
-        self.text_proj = nn.Linear(text_width, config.embed_dim)
-        self.temp = nn.Parameter(torch.empty(()))
-        self.itm_head = head(text_width, 2)
+        self._add_towers_and_heads(config, predicts=False)
         self.post_init()
 
     def forward(

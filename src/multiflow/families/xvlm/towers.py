@@ -252,6 +252,16 @@ class XVLMPairs(XVLMTower, PairModel):
 
     text_encoder: TextEncoder
 
+    def _add_towers_and_heads(self, config: XVLMConfig, *, predicts: bool) -> None:
+        """Add the towers, and what they are compared and matched with; ``predicts``: with the head for words."""
+        vision_width, text_width = config.vision["width"], config.text["width"]
+        self.vision_encoder = VisionEncoder(config.vision, config.image_size, config.patch_size)
+        self.text_encoder = TextEncoder(config.text, head=predicts)
+        self.vision_proj = nn.Linear(vision_width, config.embed_dim)
+        self.text_proj = nn.Linear(text_width, config.embed_dim)
+        self.temp = nn.Parameter(torch.empty(()))
+        self.itm_head = head(text_width, 2)
+
     def encode_regions(
         self,
         pixel_values: Float[Tensor, "images 3 side side"],
