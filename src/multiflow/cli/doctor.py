@@ -22,6 +22,8 @@ EXTRAS = {
     "wandb": "Weights & Biases",
     "ray": "benchmarks on a Ray cluster",
     "slurm": "benchmarks by Slurm",
+    "onnx": "models for other runtimes (multiflow export --format onnx)",
+    "zstd": "packed files with zstd",
 }
 """Extra of the package -> what it is for; one that is not described here is listed by its name alone."""
 

@@ -6,6 +6,7 @@ ordinary one of it.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,11 +22,12 @@ from multiflow.base.guards import exclusively
 from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
 from multiflow.base.runs import whole_folder
 from multiflow.base.structure import write_structure
+from multiflow.formats.onnx import write_onnx
 from multiflow.formats.open_clip import write_open_clip
 from multiflow.formats.smaller import compact as without_dead_units
 from multiflow.masks import Masks
 
-FORMATS = ("packed", "folder", "open_clip")
+FORMATS = ("packed", "folder", "open_clip", "onnx")
 COMPRESSIONS = ("zlib", "zstd", "none")
 
 
@@ -48,9 +50,11 @@ def export(
         model: a model of transformers, or of ours; it is not changed, whether the masks are applied already or not.
         masks: of this model; None = it is written as it is.
         path: folder to write, new or empty.
-        format: ``packed``, ``folder`` for an ordinary one with zeros, or ``open_clip`` for a CLIP in open_clip's form.
+        format: ``packed``, ``folder`` for an ordinary one with zeros, ``open_clip`` for a CLIP in open_clip's form, or
+            ``onnx`` (needs onnx, onnxscript and onnxruntime), a file whose zeros are values like any other.
         values: how kept weights are stored: ``bf16``, ``fp16`` and ``fp32`` exactly where the model is in that dtype
-            and rounded to it otherwise; ``int8`` with one scale a row.
+            and rounded to it otherwise; ``int8`` with one scale a row. ``onnx`` is in fp32, or with ``int8`` quantised
+            by onnxruntime.
         compress: ``zlib``, ``zstd`` (needs the package zstandard) or ``none``.
         weights: what a method changed, ``result.weights[sparsity]``: layer or parameter -> values; None = the model's
             own.
@@ -63,6 +67,7 @@ def export(
     >>> mf.export(model, result.masks[0.75], "small")      # doctest: +SKIP
     >>> mf.load_model("small")                             # doctest: +SKIP
     """
+    format = {"openclip": "open_clip"}.get(format, format)
     for kind, given, known in (("format", format, FORMATS), ("coding of values", values, VALUES)):
         if given not in known:
             raise unknown(kind, given, known)
@@ -79,6 +84,15 @@ def export(
         if format == "open_clip":
             with whole_folder(path) as out:
                 write_open_clip(model, state, out, list(beside))
+            return Path(path)
+        if format == "onnx":
+            sparse = copy.deepcopy(model)
+            sparse.load_state_dict(state)
+            with whole_folder(path) as out:
+                write_onnx(sparse, out, int8=values == "int8")
+                model.config.save_pretrained(out)
+                for file in beside:
+                    shutil.copyfile(file, out / file.name)
             return Path(path)
         model.save_pretrained(folder, state_dict=state)
         write_structure(model, folder)
