@@ -180,6 +180,25 @@ def test_what_was_measured_is_remembered(monkeypatch):
     sparse_runtime(model, masks)
 
 
+def test_layers_stored_in_other_ways(always_packed):
+    """GPT-2's layers are transposed; those of a fused attention are parts of one parameter, and stay dense."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20, n_positions=8)).eval()
+    fused = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)).eval()
+    for model, groups, inputs in (
+        (gpt2, {"text": r"\.h\."}, {"input_ids": torch.tensor([[1, 2, 3]])}),
+        (fused, {"text": "."}, {"input": torch.randn(2, 3, 16)}),
+    ):
+        zeroed, masks = pruned(model, mf.Adapter(groups=groups))
+        small = sparse_runtime(model, masks, values="fp32")
+        assert packed(small)
+        with torch.no_grad():
+            ours, theirs = small(**inputs), zeroed(**inputs)
+        torch.testing.assert_close(getattr(ours, "logits", ours), getattr(theirs, "logits", theirs), **EXACT)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 5}', "\0", '{"a": ["few", "no such way", "few", "few"]}'])
 def test_a_damaged_memory_of_choices_counts_as_none(content):
     from multiflow.formats import runtime

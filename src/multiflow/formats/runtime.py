@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import write_atomically
 from multiflow.base.guards import exclusively
-from multiflow.base.types import is_hooked
+from multiflow.base.types import Layout, is_hooked
 from multiflow.formats import kernels as native
 from multiflow.formats.semi_structured import semi_structured
 from multiflow.formats.sparse_linear import TOKENS, SparseLinear, multiply, ways_of
@@ -82,11 +82,13 @@ def sparse_runtime(
     packed = {
         layer.name
         for layer in masks.layout.layers
-        if not layer.part and all(is_hooked(p, modules) for p in layer.paths)
+        if (not layer.part or _is_conv1d(modules.get(layer.name))) and all(is_hooked(p, modules) for p in layer.paths)
     }
-    memo: dict[int, Any] = {id(one): _nothing(one) for name in packed for one in found[name]}
+    whole = [one for name in packed for one in found[name] if isinstance(one, nn.Parameter)]
+    memo: dict[int, Any] = {id(one): _nothing(one) for one in whole}
     result = copy.deepcopy(model, memo)
-    there = masks.find_places(result) if len(packed) < len(found) else {}
+    others = Layout(tuple(layer for layer in masks.layout.layers if layer.name not in packed))
+    there = Masks(others, {name: masks.packed[name] for name in others}).find_places(result)
     # 2. one packed weight for each layer, and its kernels; layers that share a weight share it
     size = sum(parameters[0].nbytes for parameters in found.values())
     choose = _Chooser(min(size, MOST_FLUSH))
@@ -100,19 +102,25 @@ def sparse_runtime(
             continue
         matrix = native.pack_matrix(dense, RUNTIME_VALUES[values])
         ways = choose(matrix, dense)
-        kept = nn.Parameter(dense.clone(), requires_grad=False) if ways is None else None
-        for path in layer.paths:
+        if ways is None:
+            kept = nn.Parameter((dense if layer.part is None else dense.T).clone(), requires_grad=False)
+            for path in layer.paths:
+                result.get_submodule(layer.module(path)).weight = kept
+            continue
+        for path in map(layer.module, layer.paths):
             module: Any = result.get_submodule(path)
-            if kept is not None:
-                module.weight = kept
-                continue
             bias = module.bias
             if bias is not None:
                 bias.requires_grad_(False)
-            replacement = SparseLinear(matrix, bias, ways or {}).train(modules[path].training)
+            replacement = SparseLinear(matrix, bias, ways).train(modules[path].training)
             result.set_submodule(path, replacement)
     choose.save()
     return result
+
+
+def _is_conv1d(module: nn.Module | None) -> bool:
+    """Whether a module is a linear layer with a transposed weight, as GPT-2 has them."""
+    return type(module).__name__ == "Conv1D"
 
 
 def choices_file() -> Path:

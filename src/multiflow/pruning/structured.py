@@ -119,7 +119,7 @@ def prune_units(
         kept = choose_units(stacks, totals, by_group, allocation)
         masks[asked] = _masks(layout, stacks, kept, base.masks[0.5], method, units, allocation, asked, moments)
         if moments is not None:
-            weights[asked] = _compensated(model, layout, stacks, kept, moments, ridge)
+            weights[asked] = _compensated(model, masks[asked], stacks, kept, moments, ridge)
     settings = {**next(iter(masks.values())).settings, "sparsity": list(shares)}
     timings = {"structured": time.perf_counter() - begun}
     return Result(masks, weights or None, None, base.stats, settings, timings)
@@ -251,21 +251,17 @@ def _masks(
 
 def _compensated(
     model: nn.Module,
-    layout: Layout,
+    masks: Masks,
     stacks: Sequence[UnitStack],
     kept: Mapping[str, Tensor],
     moments: Mapping[str, Tensor],
     ridge: float,
 ) -> dict[str, Tensor]:
     """Return the weights of all layers, with output layers refitted on the columns that stay."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    weights: dict[str, Tensor] = {}
-    for name in layout:
-        parameter: Any = modules[name].weight
-        weights[name] = parameter.detach().cpu().clone()
+    weights = {name: own[0].detach().cpu().clone() for name, own in masks.find_weights(model).items()}
     for stack in stacks:
         for name, numbers in stack.columns.items():
-            stays = torch.zeros(layout[name].shape[1], dtype=torch.bool)
+            stays = torch.zeros(masks.layout[name].shape[1], dtype=torch.bool)
             stays[numbers[kept[stack.name]].flatten()] = True
             if stays.all():
                 continue

@@ -105,6 +105,7 @@ def find_units(model: nn.Module, layout: Layout) -> list[UnitStack]:
     ['heads', 'mlp', 'heads', 'mlp']
     """
     modules = dict(model.named_modules(remove_duplicate=False))
+    layout = Layout(tuple(x for x in layout.layers if x.part is None and isinstance(modules.get(x.name), nn.Linear)))
     taken: set[str] = set()
     found: list[UnitStack] = []
     for out in layout.layers:
