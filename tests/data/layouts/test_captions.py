@@ -187,6 +187,42 @@ def test_conversations_give_what_the_assistant_says(tmp_path):
     assert data.skipped == (("y", "no image"),)
 
 
+def test_messages_of_chat_templates_are_conversations_too(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    asked = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    one = [{"role": "user", "content": asked}, {"role": "assistant", "content": [{"type": "text", "text": "a dog"}]}]
+    two = [{"role": "user", "content": "<image>and?"}, {"role": "assistant", "content": "a cat"}]
+    records = [{"images": ["a.png"], "messages": [*one, *two]}, {"images": ["a.png", "b.png"], "messages": one}]
+    data = open_data(write_json(tmp_path / "chat.json", records))
+    assert [(pair.prompts, pair.captions) for pair in data] == [(("what?", "and?"), ("a dog", "a cat"))]
+    assert data.skipped == (("1", "it has 2 images"),)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_table_of_questions(tmp_path, suffix):
+    write_images(tmp_path, ["a.png", "b.png"])
+    rows = [
+        ("image", "question", "answer"),
+        ("a.png", "what?", "a dog"),
+        ("a.png", "what?", "dog"),
+        ("b.png", "how many?", "2"),
+    ]
+    split = "," if suffix == "csv" else "\t"
+    (tmp_path / f"q.{suffix}").write_text("\n".join(split.join(row) for row in rows) + "\nb.png\n")
+    data = open_data(tmp_path / f"q.{suffix}")
+    assert (data.kind, [(item.question, item.answers) for item in data]) == (
+        "questions", [("what?", ("a dog", "dog")), ("how many?", ("2",))]
+    )  # fmt: skip
+    assert data.skipped[0].reason == "it has 1 cells; the header names 3"
+    assert open_data(tmp_path / f"q.{suffix}", text_column="answer").kind == "pairs"
+
+
+def test_a_list_of_questions_with_other_keys(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    file = write_json(tmp_path / "q.json", [{"img": "a.png", "question": "what?", "answers": ["a dog", "dog"]}])
+    assert open_data(file)[0].answers == ("a dog", "dog")
+
+
 def test_a_layout_from_outside_is_asked_too(tmp_path):
     from multiflow.data.layouts import LAYOUTS, DataLayout
 

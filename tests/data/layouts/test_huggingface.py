@@ -229,3 +229,36 @@ def test_with_the_library_itself(tmp_path, form, monkeypatch, tokenizer):
     with pytest.warns(UserWarning, match="1 of 3"):
         assert [len(batch["pixel_values"]) for batch in batches] == [2]
     assert batches.skipped.skips == (("row 2", "not an image file"),)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="needs the library datasets")
+@pytest.mark.parametrize(
+    ("columns", "kind", "texts"),
+    [
+        ({"question": "what?", "answers": ["dog", "a dog"]}, "questions", ("what?", ("dog", "a dog"))),
+        ({"question": "what?", "answers": [{"answer": "dog", "confidence": "yes"}]}, "questions", ("what?", ("dog",))),
+        ({"question": "what?", "answer": "dog", "id": 7}, "questions", ("what?", ("dog",))),
+        ({"messages": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "dog"}]}, "pairs", None),
+        (
+            {"conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "dog"}]},
+            "pairs",
+            None,
+        ),
+        ({"texts": [{"user": "what?", "assistant": "dog", "source": "x"}]}, "pairs", None),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_questions_and_conversations_with_embedded_images(tmp_path, columns, kind, texts, several):
+    import datasets
+
+    image = {"bytes": png(3), "path": None}
+    name, held = ("images", [image]) if several else ("image", image)
+    feature = datasets.List(datasets.Image()) if several else datasets.Image()
+    made = datasets.Dataset.from_list([{name: held, **columns}]).cast_column(name, feature)
+    made.save_to_disk(tmp_path / "set")
+    data = open_data(tmp_path / "set")
+    assert (data.kind, number_of(data[0].image)) == (kind, 3)
+    if texts is None:
+        assert (data[0].prompts, data[0].captions) == (("what?",), ("dog",))
+    else:
+        assert (data[0].question, data[0].answers) == texts

@@ -88,6 +88,19 @@ def _conversations(folder: Path) -> None:
     write_json(folder / "llava.json", [{"id": name, "image": name, "conversations": turns} for name in PICTURES])
 
 
+def _messages(folder: Path) -> None:
+    _pictures(folder)
+    asked = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": "a picture"}]
+    write_json(folder / "chat.json", [{"images": [name], "messages": turns} for name in PICTURES])
+
+
+def _asked(folder: Path) -> None:
+    _pictures(folder)
+    rows = "".join(f'{name},"what, {name}?",two\n' for name in PICTURES)
+    (folder / "asked.csv").write_text(f"image,question,answer\n{rows}")
+
+
 def _mapping(folder: Path) -> None:
     _pictures(folder)
     write_json(folder / "captions.json", {name: ["one", "two"] for name in PICTURES})
@@ -200,6 +213,8 @@ TARGETS = [
     Target("list", _list, read),
     Target("lines", _lines, read),
     Target("conversations", _conversations, read),
+    Target("messages", _messages, read),
+    Target("question-table", _asked, read),
     Target("mapping", _mapping, read),
     Target("table", _table, read),
     Target("captions-txt", _captions_txt, read),

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from multiflow.base.files import read_json
+from multiflow.base.files import read_json, read_text
 from multiflow.base.registry import Registry
 from multiflow.data.dataset import AnyData
 from multiflow.data.images import WrongLayout
@@ -45,6 +45,11 @@ class Place:
     def content(self) -> Any:
         """What a JSON file holds; None for other files and for folders."""
         return None if self.is_folder or self.path.suffix not in JSON_SUFFIXES else read_json(self.path)
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines of a text file, such as a table."""
+        return re.sub("\r\n?", "\n", read_text(self.path, "a table of images and texts")).split("\n")
 
     def as_(self, schema: type[Schema], content: Any = None, path: Path | None = None) -> Schema:
         """Return the content of the file as a schema wants it, or other content, read from another path.

@@ -4,16 +4,14 @@ said before it its prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from msgspec import Struct, field
 
 from multiflow.data.dataset import Dataset, Pair, Skip
 from multiflow.data.images import pairs_of_files
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place, list_of
-
-ASSISTANT = ("gpt", "assistant", "chatgpt", "bing", "bard")
-PLACE = "<image>"  # where the image stands in what was asked
+from multiflow.data.tables import turns_of
 
 
 class Utterance(Struct):
@@ -23,39 +21,62 @@ class Utterance(Struct):
     value: str
 
 
+class Part(Struct):
+    """A part of a message: a text, or the place of an image."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(Struct):
+    """What one side says, in the form of chat templates."""
+
+    role: str
+    content: str | list[Part]
+
+
 class Conversation(Struct):
     """A conversation, about an image or about none."""
 
-    conversations: list[Utterance]
-    image: str | None = None
+    conversations: list[Utterance] | None = None
+    messages: list[Message] | None = None
+    image: str | list[str] | None = None
+    images: list[str] | None = None
     id: int | str | None = None
 
 
 def _read(place: Place) -> Dataset[Pair]:
     records, prompts, skipped = [], [], []
     for number, entry in enumerate(place.as_(list[Conversation])):
-        if entry.image is None:
-            skipped.append(Skip(str(number if entry.id is None else entry.id), "no image"))
+        named = entry.images or ([entry.image] if isinstance(entry.image, str) else entry.image) or []
+        if len(named) != 1:
+            what = "no image" if not named else f"it has {len(named)} images"
+            skipped.append(Skip(str(number if entry.id is None else entry.id), what))
             continue
-        turns = list(_turns(entry.conversations))
-        records.append((entry.image, tuple(said for _, said in turns)))
+        turns = list(turns_of(_said(entry)))
+        records.append((named[0], tuple(said for _, said in turns)))
         prompts.append(tuple(asked for asked, _ in turns))
-    return pairs_of_files("LLaVA conversations", place.path, place.images, records, prompts=prompts, skipped=skipped)
+    return pairs_of_files("conversations", place.path, place.images, records, prompts=prompts, skipped=skipped)
 
 
-def _turns(said: Iterable[Utterance]) -> Iterator[tuple[str, str]]:
-    """Yield what the assistant said, after what was said to it just before."""
-    before = ""
-    for turn in said:
-        text = turn.value.replace(PLACE, "").strip()
-        if turn.speaker not in ASSISTANT:
-            before = text
-        elif text:
-            yield before, text
-            before = ""
+def _said(entry: Conversation) -> Iterator[tuple[str, str]]:
+    """Yield who says what."""
+    for turn in entry.conversations or ():
+        yield turn.speaker, turn.value
+    for message in entry.messages or ():
+        parts = message.content if isinstance(message.content, list) else [Part("text", message.content)]
+        yield message.role, "\n".join(part.text for part in parts if part.text)
+
+
+def _recognise(place: Place) -> bool:
+    return list_of("conversations")(place) or list_of("messages")(place)
 
 
 LAYOUTS.add(
     "conversations",
-    DataLayout("a JSON list of {image, conversations: [{from, value}]} (LLaVA)", list_of("conversations"), _read),
+    DataLayout(
+        "a JSON list of {image, conversations: [{from, value}]} (LLaVA) or {images, messages: [{role, content}]}",
+        _recognise,
+        _read,
+    ),
 )

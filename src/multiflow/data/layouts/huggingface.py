@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -10,13 +10,18 @@ from typing import Any
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import exists
-from multiflow.data.dataset import BrokenItem, Dataset, Pair
+from multiflow.data.dataset import BrokenItem, Dataset, Pair, Question
 from multiflow.data.images import choose_split, load_image, open_image, refuse_split, split_in_name, texts_of
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
+from multiflow.data.tables import turns_of
 
 PREFIX = "hf:"
-IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "webp")
+IMAGE_NAMES = ("image", "images", "img", "picture", "jpg", "png", "webp")
 TEXT_NAMES = ("caption", "captions", "text", "texts", "txt", "sentence", "sentences", "description")
+ANSWER_NAMES = ("answer", "answers", "multiple_choice_answer", "label")
+TALK_NAMES = ("conversations", "messages", "conversation", "texts")
+SPEECH = (("from", "value"), ("role", "content"))  # who, and what
+TURN = {"user", "assistant"}  # both sides in one entry
 TEXT_TYPES = ("string", "large_string", "string_view")
 BYTE_TYPES = ("binary", "large_binary", "binary_view")
 
@@ -170,17 +175,29 @@ def _choose(split: str | None, held: Sequence[str], where: str) -> str:
     )
 
 
-def _dataset(table: Any, choice: Columns, source: str) -> Dataset[Pair]:
+def _dataset(table: Any, choice: Columns, source: str) -> Dataset[Any]:
+    """Take questions with their answers, conversations, or texts, whichever columns there are; the user's own first."""
     kinds = {name: _kind_of(feature) for name, feature in table.features.items()}
     image = _column("image", choice.image, IMAGE_NAMES, kinds, table.features, source)
-    text = _column("text", choice.text, TEXT_NAMES, kinds, table.features, source)
-    library = _library()
-    table = table.select_columns([image, text])
-    if isinstance(table.features[image], library.Image):
+    answer = next((name for name in ANSWER_NAMES if kinds.get(name) in ("text", "answers")), None)
+    talk = next((name for name in TALK_NAMES if kinds.get(name) == "talk"), None)
+    read: Any
+    if choice.text is None and answer is not None and kinds.get("question") == "text":
+        columns, kind, read = [image, "question", answer], "questions", _read_question
+    elif choice.text is None and talk is not None and not any(kinds.get(name) == "text" for name in TEXT_NAMES):
+        columns, kind, read = [image, talk], "pairs", _read_talk
+    else:
+        columns = [image, _column("text", choice.text, TEXT_NAMES, kinds, table.features, source)]
+        kind, read = "pairs", _read
+    library, feature = _library(), table.features[image]
+    table = table.select_columns(columns)
+    if isinstance(feature, library.Image):
         table = table.cast_column(image, library.Image(decode=False))  # bytes: a broken image costs itself alone
+    elif (inner := _element(feature)) is not None and isinstance(inner, library.Image):
+        table = table.cast_column(image, type(feature)(library.Image(decode=False)))
     if not len(table):
         raise MultiflowError(f"'{source}' holds no rows; expected images with captions")
-    return Dataset("pairs", "Hugging Face data set", source, len(table), partial(_read, table, image, text))
+    return Dataset(kind, "Hugging Face data set", source, len(table), partial(read, table, *columns))  # type: ignore[arg-type]
 
 
 def _column(
@@ -199,8 +216,13 @@ def _column(
 
 
 def _kind_of(feature: Any) -> str:
-    """Return ``image``, ``text`` (also lists of texts) or ``other``."""
+    """Return ``image``, ``text`` (also lists of them), ``talk``, ``answers`` or ``other``."""
     inner = _element(feature)
+    if isinstance(inner, dict):
+        talks = any(speaker in inner and said in inner for speaker, said in SPEECH) or inner.keys() >= TURN
+        return "talk" if talks else "answers" if "answer" in inner else "other"
+    if inner is not None and isinstance(inner, _library().Image):
+        return "image"
     if inner is not None:
         return "text" if getattr(inner, "dtype", "") in TEXT_TYPES else "other"
     if isinstance(feature, dict):
@@ -223,21 +245,70 @@ def _element(feature: Any) -> Any:
     return feature[0] if isinstance(feature, list) and len(feature) == 1 else getattr(feature, "feature", None)
 
 
-def _read(table: Any, image: str, text: str, index: int) -> Pair:
+def _row(table: Any, index: int) -> tuple[Any, str]:
     key = f"row {index}"
     try:
-        row = table[index]
+        return table[index], key
     except Exception as error:  # Arrow and the library raise errors of their own
         raise BrokenItem(key, " ".join(str(error).split()) or type(error).__name__) from error
-    held = row[image] if isinstance(row[image], dict) else {"bytes": row[image]}
-    captions = texts_of(row[text] if isinstance(row[text], str) else [caption or "" for caption in row[text] or ()])
+
+
+def _image(given: Any, key: str) -> Any:
+    """Return the image of a cell: its bytes, where they are, or a list of one."""
+    if isinstance(given, list):
+        if len(given) != 1:
+            raise BrokenItem(key, f"it has {len(given)} images" if given else "it has no image")
+        given = given[0]
+    held = given if isinstance(given, dict) else {"bytes": given}
+    if held.get("bytes"):
+        return open_image(held["bytes"], key)
+    if held.get("path"):
+        return load_image(held["path"], key)
+    raise BrokenItem(key, "it has no image")
+
+
+def _texts(given: Any) -> tuple[str, ...]:
+    return texts_of(given if isinstance(given, str) else [text or "" for text in given or ()])
+
+
+def _read(table: Any, image: str, text: str, index: int) -> Pair:
+    row, key = _row(table, index)
+    captions = _texts(row[text])
     if not captions:
         raise BrokenItem(key, "its caption is empty")
-    if held.get("bytes"):
-        return Pair(open_image(held["bytes"], key), captions, key)
-    if held.get("path"):
-        return Pair(load_image(held["path"], key), captions, key)
-    raise BrokenItem(key, "it has no image")
+    return Pair(_image(row[image], key), captions, key)
+
+
+def _read_question(table: Any, image: str, question: str, answer: str, index: int) -> Question:
+    row, key = _row(table, index)
+    said = row[answer]
+    if isinstance(said, list) and said and isinstance(said[0], dict):
+        said = [one.get("answer") for one in said]
+    if not (asked := (row[question] or "").strip()):
+        raise BrokenItem(key, "it has no question")
+    return Question(_image(row[image], key), asked, _texts(said), key)
+
+
+def _read_talk(table: Any, image: str, talk: str, index: int) -> Pair:
+    row, key = _row(table, index)
+    turns = list(turns_of(_said(row[talk] or ())))
+    if not turns:
+        raise BrokenItem(key, "nobody answers in it")
+    prompts, captions = zip(*turns, strict=True)
+    return Pair(_image(row[image], key), captions, key, prompts)
+
+
+def _said(turns: Any) -> Iterator[tuple[str, str]]:
+    """Yield who says what in a conversation, whichever names it has: from/value, role/content, user/assistant."""
+    for turn in turns:
+        for speaker, said in SPEECH:
+            if speaker in turn and said in turn:
+                content = turn[said]
+                parts = content if isinstance(content, list) else [{"text": content}]
+                yield str(turn[speaker]), "\n".join(part["text"] for part in parts if part.get("text"))
+                break
+        else:
+            yield from ((speaker, turn[speaker] or "") for speaker in ("user", "assistant"))
 
 
 def _library() -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, defstruct, field
 from PIL import Image
 
 from multiflow.base.errors import MultiflowError
@@ -16,10 +17,14 @@ from multiflow.base.files import read_json
 from multiflow.data.dataset import Dataset, Question, Skip
 from multiflow.data.images import data_of_files, locate, texts_of
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place, list_of, with_list
+from multiflow.data.tables import IMAGE_KEYS, TABLES, column_of, rows_of
 
 Texts = str | list[str]
 FOLDERS = {"vg": ("visual_genome", "vg"), "vqa": ("coco", "coco/images", "vqa")}
 """Value of ``dataset`` in a prepared list -> the folders in which its images may lie, beside or under the given one."""
+
+
+ANSWER_KEYS = ("answer", "answers", "multiple_choice_answer", "label")
 
 
 class Asked(Struct):
@@ -56,16 +61,6 @@ class Annotations(Struct):
     annotations: list[Annotation]
 
 
-class ListedQuestion(Struct):
-    """A question of a prepared list; `dataset` ("vqa" or "vg") tells which folder an image name belongs to."""
-
-    image: str
-    question: str
-    answer: Texts = ""
-    question_id: int | str | None = None
-    dataset: str = ""
-
-
 def _read_vqa(place: Place) -> Dataset[Question]:
     """Read VQA v2's questions with the annotations beside them; without these (a test split) they have no answers."""
     file, path = place.as_(Questions), place.path
@@ -88,8 +83,22 @@ def _read_vqa(place: Place) -> Dataset[Question]:
 
 
 def _read_list(place: Place) -> Dataset[Question]:
-    """Read a prepared list ``[{image, question, answer?, question_id?, dataset?}]``."""
-    listed = place.as_(list[ListedQuestion])
+    """Read a list ``[{image, question, answer?, question_id?, dataset?}]``, its image and answer under a usual name.
+
+    ``dataset`` ("vqa" or "vg") tells which folder an image name belongs to.
+    """
+    first = place.content[0]
+    image = column_of(place, "image", place.image_column, IMAGE_KEYS, first) or IMAGE_KEYS[0]
+    answer = column_of(place, "answer", None, ANSWER_KEYS, first) or ANSWER_KEYS[0]
+    fields: list[Any] = [
+        ("image", str, field(name=image)),
+        ("question", str),
+        ("answer", Texts | None, field(name=answer, default="")),
+        ("question_id", int | str | None, None),
+        ("dataset", str, ""),
+    ]
+    row: Any = defstruct("ListedQuestion", fields)
+    listed = place.as_(list[row])
     paths = [""] * len(listed)
     for kind in dict.fromkeys(of.dataset for of in listed):
         here = [i for i, of in enumerate(listed) if of.dataset == kind]
@@ -101,6 +110,43 @@ def _read_list(place: Place) -> Dataset[Question]:
         for i, of in enumerate(listed)
     ]
     return _dataset("question list of X-VLM or BLIP", place.path, paths, parts)
+
+
+def _header(place: Place) -> list[str]:
+    """Return the columns of a table; none where its first row does not close."""
+    first = next(iter(rows_of(place.lines[:64], [])), (0, []))[1] if place.lines else []
+    return [cell.strip() for cell in first]
+
+
+def _is_table(place: Place) -> bool:
+    if place.is_folder or place.path.suffix.lower() not in TABLES or place.text_column is not None:
+        return False
+    header = dict.fromkeys(_header(place))
+    return (
+        "question" in header and (place.image_column or column_of(place, "image", None, IMAGE_KEYS, header)) in header
+    )
+
+
+def _read_table(place: Place) -> Dataset[Question]:
+    """Read a table with a column of questions: those of one image that are the same gather their answers."""
+    names, skipped = _header(place), list[Skip]()
+    header = dict.fromkeys(names)
+    image = column_of(place, "image", place.image_column, IMAGE_KEYS, header)
+    answer = column_of(place, "answer", None, ANSWER_KEYS, header)
+    at = {name: names.index(name) for name in header}
+    gathered: dict[tuple[str, str], list[str]] = {}
+    for number, cells in list(rows_of(place.lines, skipped))[1:]:
+        if len(cells) != len(names):
+            skipped.append(Skip(f"line {number}", f"it has {len(cells)} cells; the header names {len(names)}"))
+            continue
+        key = cells[at[str(image)]].strip(), cells[at["question"]].strip()
+        gathered.setdefault(key, []).extend([] if answer is None else [cells[at[answer]]])
+    if not gathered:
+        raise MultiflowError(f"'{place.path}' holds no questions")
+    paths = locate([[name for name, _ in gathered]], place.path.parent, place.images, f"'{place.path}'")
+    parts = [(asked, texts_of(said), str(i)) for i, ((_, asked), said) in enumerate(gathered.items())]
+    data = _dataset(f"table of questions {place.path.name}", place.path, paths, parts)
+    return replace(data, skipped=(*skipped, *data.skipped))
 
 
 def _dataset(layout: str, path: Path, paths: Sequence[str], parts: Sequence[tuple[Any, ...]]) -> Dataset[Question]:
@@ -144,6 +190,12 @@ LAYOUTS.add(
         with_list("questions"),
         _read_vqa,
         companions=["*_annotations.json"],
+    ),
+)
+LAYOUTS.add(
+    "question-table",
+    DataLayout(
+        "a table (.csv, .tsv) with columns of images, questions and answers", _is_table, _read_table, joins=True
     ),
 )
 LAYOUTS.add(
