@@ -59,6 +59,7 @@ LAYOUTS = (
     "karpathy",
     "list",
     "conversations",
+    "messages",
     "mapping",
     "visual-genome",
     "region-list",

@@ -21,7 +21,7 @@ class Utterance(Struct):
     value: str
 
 
-class Part(Struct):
+class MessagePart(Struct):
     """A part of a message: a text, or the place of an image."""
 
     type: str
@@ -32,7 +32,7 @@ class Message(Struct):
     """What one side says, in the form of chat templates."""
 
     role: str
-    content: str | list[Part]
+    content: str | list[MessagePart]
 
 
 class Conversation(Struct):
@@ -64,7 +64,7 @@ def _said(entry: Conversation) -> Iterator[tuple[str, str]]:
     for turn in entry.conversations or ():
         yield turn.speaker, turn.value
     for message in entry.messages or ():
-        parts = message.content if isinstance(message.content, list) else [Part("text", message.content)]
+        parts = message.content if isinstance(message.content, list) else [MessagePart("text", message.content)]
         yield message.role, "\n".join(part.text for part in parts if part.text)
 
 
