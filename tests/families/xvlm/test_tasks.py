@@ -6,7 +6,6 @@ import torch
 import multiflow as mf
 from multiflow.base.errors import MultiflowError
 from multiflow.families import original_names
-from multiflow.families.opening import load_model
 from multiflow.families.task_models import resize_positions
 from multiflow.families.xvlm.models import XVLMForCaptioning, XVLMForRetrieval, XVLMForVQA
 from tests import golden_data
@@ -85,24 +84,6 @@ def test_another_resolution(task):
 
 @tasks
 @torch.no_grad()
-def test_a_saved_task_model_is_loaded_by_its_kind(task, tmp_path):
-    built = mf.task_model(small_model(), task, image_size=32)
-    with torch.no_grad():
-        for parameter in built.parameters():  # a trained one: nothing as it was
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    built.save_pretrained(tmp_path)
-    loaded = load_model(tmp_path)
-    assert type(loaded) is CLASSES[task]
-    assert loaded.config.model_type == f"xvlm-{task}"
-    given = task_batch(task) | {"pixel_values": torch.randn(3, 3, 32, 32)}
-    assert torch.equal(loaded(**given).loss, built(**given).loss)
-    if task != "retrieval":
-        head = loaded.text_decoder if task == "vqa" else loaded.text_encoder
-        assert head.cls.predictions.decoder.weight is head.bert.embeddings.word_embeddings.weight
-
-
-@tasks
-@torch.no_grad()
 def test_a_task_model_goes_on_with_its_task_at_another_resolution(task):
     first = mf.task_model(small_model(vision=WIDE), task)
     for parameter in first.parameters():
@@ -122,10 +103,3 @@ def test_captioning_keeps_its_options_when_it_goes_on():
     assert (
         again.text_encoder.cls.predictions.decoder.weight is again.text_encoder.bert.embeddings.word_embeddings.weight
     )
-
-
-@tasks
-def test_the_dtype_stays(task):
-    built = mf.task_model(small_model().bfloat16(), task)
-    assert {p.dtype for p in built.parameters()} == {torch.bfloat16}
-    assert torch.isfinite(built(**task_batch(task)).loss)
