@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,49 @@ import pytest
 import multiflow as mf
 from tests import processes
 
+STEPS = """
+import json, sys, warnings
+warnings.simplefilter("error")
+found = {}
 
-def run(code: str) -> str:
-    return processes.run(processes.PYTHON, "-c", code, check=True).stdout.strip()
+def look(step):
+    heavy = [name for name in ("transformers", "PIL", "accelerate", "tyro") if name in sys.modules]
+    found[step] = heavy, [name for name in sys.modules if name.startswith("multiflow.families.")]
+
+import multiflow as mf
+look("package")
+import multiflow.data
+look("loaders")
+from multiflow.families.family import FAMILIES, model_types
+list(model_types())
+look("table")
+found["metrics"] = mf.metrics.vqa_accuracy("no", ["no"] * 10), "metrics" in dir(mf)
+print(json.dumps(found))
+"""
 
 
-def test_import_loads_nothing_heavy():
-    loaded = (
-        "import sys, multiflow; print([m for m in ('transformers', 'PIL', 'accelerate', 'tyro') if m in sys.modules])"
-    )
-    assert run(loaded) == "[]"
+@pytest.fixture(scope="module")
+def found():
+    """What lies in memory after each step of a process of its own."""
+    return json.loads(processes.run(processes.PYTHON, "-c", STEPS, check=True).stdout)
+
+
+def test_import_loads_nothing_heavy(found):
+    assert found["package"][0] == []
+
+
+def test_importing_the_loaders_imports_no_transformers(found):
+    assert "transformers" not in found["loaders"][0]
+
+
+def test_looking_at_the_table_of_families_imports_no_model_and_no_transformers(found):
+    heavy, modules = found["table"]
+    assert "transformers" not in heavy
+    assert [name for name in modules if name.count(".") > 2] == []
+
+
+def test_metrics_are_reached_from_the_package_alone(found):
+    assert found["metrics"] == [100.0, True]
 
 
 def test_the_names_of_the_contract_are_there():

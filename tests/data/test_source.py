@@ -5,7 +5,6 @@ import pytest
 from multiflow.base.errors import MultiflowError
 from multiflow.data import Dataset, Mixed, open_data
 from multiflow.worlds.shapes.write import write
-from tests import processes
 from tests.data.worlds import samples, write_images, write_json, write_karpathy, write_shard, write_visual_genome
 
 
@@ -102,10 +101,3 @@ def test_shapes_as_written(shapes):
     assert len(questions[0].answers) == 10
     with pytest.raises(MultiflowError, match=r"several data sets"):
         open_data(shapes)
-
-
-def test_importing_the_loaders_imports_neither_torch_nor_transformers():
-    code = "import sys, multiflow.data; print('torch' in sys.modules, 'transformers' in sys.modules)"
-    face = "import sys, multiflow; print('torch' in sys.modules, 'transformers' in sys.modules)"
-    loaders, alone = (processes.run(processes.PYTHON, "-c", c, check=True).stdout for c in (code, face))
-    assert loaders == alone

@@ -18,7 +18,6 @@ from multiflow.tasks.captioning.task import write_captions
 from multiflow.tasks.retrieval.task import evaluate_pairs
 from multiflow.tasks.task import TASKS
 from multiflow.tasks.vqa.task import answer_questions
-from tests import processes
 from tests.families.xvlm.sizes import small_model
 from tests.small import chain
 
@@ -29,17 +28,6 @@ PRESETS = list(dict.fromkeys(name for family in FAMILIES.values() for name in fa
 
 def of_type(model_type: str) -> SimpleNamespace:
     return SimpleNamespace(config=SimpleNamespace(model_type=model_type))
-
-
-def test_looking_at_the_table_imports_no_model_and_no_transformers():
-    code = (
-        "import sys; from multiflow.families.family import FAMILIES, model_types; list(model_types());"
-        "print([n for n in sys.modules if n.startswith('multiflow.families.')]);"
-        "sys.exit('transformers' in sys.modules)"
-    )
-    done = processes.run(processes.PYTHON, "-c", code, check=True)
-    parts = [name for name in eval(done.stdout) if name.count(".") > 2]
-    assert parts == []
 
 
 @pytest.mark.parametrize("name", FAMILIES)
