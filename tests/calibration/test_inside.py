@@ -219,6 +219,16 @@ def test_attention_inside_of_a_layer_that_has_a_faster_way():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.filterwarnings("ignore:.*saw no token")
+def test_numbers_that_overflow_on_the_way_are_no_padding():
+    net, adapter, batch = routed("plain")
+    with torch.no_grad():
+        net.layers[0]["mlp"].up[0] = 1e30  # gate times up is Inf - Inf, or Inf times 0
+    batch["x"] = batch["x"] * 1e9
+    with pytest.raises(mf.MultiflowError, match=r"NaN.*in the input of .*mlp.down"):
+        mf.calibrate(net, [batch], adapter=adapter)
+
+
 class Copied(Routed):
     """Experts that multiply by copies of their weights."""
 

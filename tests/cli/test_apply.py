@@ -14,6 +14,7 @@ import multiflow as mf
 from multiflow.cli import apply as command
 from multiflow.families.opening import load_model
 from tests.cli.conftest import Run
+from tests.families.automatic import tiny as clip
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_an_ordinary_folder_with_zeros(run: Run, tiny: Path, mask_file: Path, tm
     assert f"{zeros:,} of {masks.layout.size:,} prunable weights zero (75.00 %; vision " in ran.out
 
     out = tmp_path / "deep" / "pruned"
-    assert names(out) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert names(out) == ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert names(out.parent) == ["pruned"]
     assert (out / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # readable by whoever may read the others
@@ -201,3 +202,37 @@ def test_masks_of_another_sparsity_than_was_asked_for(run: Run, tiny: Path, mask
         run("apply", tiny, mask_file, "--sparsity", "25%", "--out", "turned").error
     )
     assert run("apply", tiny, mask_file, "--sparsity", "0.75", "--out", "right").code == 0
+
+
+def test_weights_keep_their_dtype_and_files_their_size_and_the_card_says_what_was_done(
+    run: Run, tmp_path: Path
+) -> None:
+    model: Any = clip.build("clip", "CLIPModel").half()
+    model.logit_scale.data = model.logit_scale.data.float()  # one that is kept wider than the others
+    model.save_pretrained(tmp_path / "dense", max_shard_size="60KB")
+    (tmp_path / "dense" / "preprocessor_config.json").write_text("{}")
+    prune = ("prune", tmp_path / "dense", "--method", "magnitude", "--sparsity", "0.5", "--out", tmp_path / "run")
+    assert run(*prune).code == 0
+    mask_file = tmp_path / "run" / "mask-0.5.safetensors"
+    assert run("apply", tmp_path / "dense", mask_file, "--out", tmp_path / "out").code == 0
+    before, after = (
+        {name: value for file in (tmp_path / at).glob("*.safetensors") for name, value in load_file(file).items()}
+        for at in ("dense", "out")
+    )
+    assert {name: value.dtype for name, value in before.items()} == {name: value.dtype for name, value in after.items()}
+    sizes = [max(file.stat().st_size for file in (tmp_path / at).glob("*.safetensors")) for at in ("dense", "out")]
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert sizes[1] <= 1.1 * sizes[0]
+    assert (tmp_path / "out" / "preprocessor_config.json").is_file()
+    card = (tmp_path / "out" / "README.md").read_text()
+    facts = (
+        str(tmp_path / "dense"),
+        "magnitude",
+        "vision",
+        "| 0.5 | 50 % |",
+        "multiflow apply",
+        f"multiflow {mf.__version__}",
+    )
+    assert all(fact in card for fact in facts)
+    masks = mf.Masks.load(mask_file)
+    assert masks.is_applied(load_model(tmp_path / "out"))

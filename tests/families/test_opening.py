@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers.utils import logging
 
 from multiflow.base.errors import MultiflowError
+from multiflow.cli import main
 from multiflow.families import opening
 from multiflow.families.opening import (
     bundled_models,
@@ -108,3 +111,45 @@ def test_errors_name_what_is_wrong_as_an_argument_and_as_an_option(tiny: Path) -
             load_model(source, **given)
         assert said in str(caught.value)
         assert re.sub(r"(\w+)=", r"--\1", said) in caught.value.worded("--{}".format)
+
+
+OWN_CODE = """
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+print("this code ran")
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layers = nn.ModuleList([nn.Linear(4, 4)])
+        self.post_init()
+"""
+
+
+def test_code_that_comes_with_a_model_runs_only_where_it_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "modeling_own.py").write_text(OWN_CODE)
+    code = {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    config = {"model_type": "own", "architectures": ["OwnModel"], "auto_map": code}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"layers.0.weight": torch.ones(4, 4), "layers.0.bias": torch.zeros(4)}, folder / "model.safetensors")
+    with pytest.raises(MultiflowError, match=r"modeling_own.py.* trust_remote_code=True"):
+        load_model(folder)
+    assert main(["show", str(folder)]) == 2
+    said = capsys.readouterr()
+    assert "--trust-remote-code" in said.err
+    assert "this code ran" not in said.out
+    assert type(load_model(folder, trust_remote_code=True)).__name__ == "OwnModel"
+    assert "this code ran" in capsys.readouterr().out

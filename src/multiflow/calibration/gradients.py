@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.parallel import exchange, sum_over_ranks_
-from multiflow.base.types import WeightPart, by_parameter
+from multiflow.base.parallel import exchange, sum_over_ranks_, world
+from multiflow.base.types import Layout, WeightPart, by_parameter
 from multiflow.calibration.batches import (
     Turn,
     check_some,
@@ -33,7 +33,7 @@ from multiflow.calibration.batches import (
     to_device,
     turns,
 )
-from multiflow.calibration.inputs import Progress
+from multiflow.calibration.inputs import EARLY, Progress, check_groups_reached
 from multiflow.calibration.memory import GIB, check_fits, free_memory
 from multiflow.calibration.state import differentiable, put_buffers
 from multiflow.calibration.stats import Stats, check_start, sum_stats_
@@ -52,6 +52,7 @@ def mean_gradient(
     batches: Iterable[Any],
     loss: Loss,
     *,
+    layout: Layout | None = None,
     split: Split | None = None,
     idle: Idle | None = None,
     progress: Progress | None = None,
@@ -65,6 +66,7 @@ def mean_gradient(
         weights: layer name -> its weight; one that no loss depends on has the gradient zero, and a warning names it.
         batches: moved to the weights' device one by one; several processes share them out.
         loss: ``f(model, batch) -> scalar``.
+        layout: the layers, to say early that a whole group of them is not reached.
         split, idle: the parts of a batch, and ``f(model)``, called for each part that another process has more than
             this one: losses that talk to each other need it.
         progress, start, after_batch: as in `collect`.
@@ -93,6 +95,8 @@ def mean_gradient(
     def after(turn: Turn) -> None:
         nonlocal seen
         seen += len(turn.own)
+        if layout and world() == 1 and turn.done in (1, EARLY):
+            check_groups_reached(layout, reached, turn.done)
         if after_batch:
             after_batch(replace(stats(turn.done), buffers=dict(model.named_buffers())))
 

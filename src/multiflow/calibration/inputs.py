@@ -8,10 +8,11 @@ of every module that uses it, a layer used twice in a forward those of both uses
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -142,7 +143,7 @@ def collect(
                     uneven = {**dict.fromkeys(differ, number), **uneven} if differ else uneven
                     reached.clear()
                 sums.check(number)
-                if number == EARLY:
+                if number == 1 or number == EARLY:
                     sums.check_groups_reached(number)
             if after_batch:
                 after_batch(sums.stats(done))
@@ -318,15 +319,8 @@ class Sums:
         self._measured.clear()
 
     def check_groups_reached(self, batch: int) -> None:
-        """Stop early where a whole group saw nothing so far, such as the vision tower of batches of text alone."""
-        for group, layers in self._layout.groups.items():
-            if not any(self._counts[layer.name] for layer in layers) and not any(
-                x.name in self._padded for x in layers
-            ):
-                raise MultiflowError(
-                    f"the {len(layers)} layers of group '{group}' saw nothing in {batch} batches; "
-                    f"{never_reached(self._layout, [layer.name for layer in layers])}"
-                )
+        """Say early that a group saw nothing so far: a warning after the first batch, an error after some."""
+        check_groups_reached(self._layout, {*self._padded, *(name for name, n in self._counts.items() if n)}, batch)
 
     def stats(self, batches: int) -> Stats:
         """Give the statistics so far."""
@@ -357,6 +351,31 @@ class Sums:
         if missed:
             raise never_reached(self._layout, missed)
         return stats
+
+
+def check_groups_reached(layout: Layout, reached: Collection[str], batch: int) -> None:
+    """Say early that a whole group saw nothing so far, such as the vision tower of batches of text alone.
+
+    Args:
+        layout: the layers.
+        reached: names of those that have seen something.
+        batch: how many batches there were: after the first it is a warning, later an error.
+    """
+    for group, layers in layout.groups.items():
+        if any(layer.name in reached for layer in layers):
+            continue
+        if batch > 1:
+            raise MultiflowError(
+                f"the {len(layers)} layers of group '{group}' saw nothing in {batch} batches; "
+                f"{never_reached(layout, [layer.name for layer in layers])}"
+            )
+        logging.getLogger("multiflow").warning(
+            "the first batch holds nothing that the %d layers of group '%s' see; unless others do, this ends after "
+            "%d batches",
+            len(layers),
+            group,
+            EARLY,
+        )
 
 
 def _without_experts(missed: Sequence[str], layout: Layout, counts: Mapping[str, int]) -> list[str]:

@@ -224,13 +224,14 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def check(self) -> None:
-        """Refuse NaN that came up on the way: each stack must have met the same padding."""
-        if self._drops_nan and len(set(self._dropped.values())) > 1:
-            worst = max(self._dropped, key=lambda full: self._dropped[full])
-            raise MultiflowError(
-                f"NaN in the input of '{worst}'; check the data, or run the model in float32 or bfloat16 if it "
-                "overflows"
-            )
+        """Refuse NaN that came up on the way: the stacks of one module must have met the same padding."""
+        for path in {place.path for place in self._block.places.values()} if self._drops_nan else ():
+            met = {full: n for full, n in self._dropped.items() if self._block.places[full].path == path}
+            if len(set(met.values())) > 1:
+                raise MultiflowError(
+                    f"NaN in the input of '{max(met, key=lambda full: met[full])}'; check the data, or run the model "
+                    "in float32 or bfloat16 if it overflows"
+                )
 
     def _look(self, left: Tensor, right: Tensor) -> None:
         for full, place in self._block.places.items():

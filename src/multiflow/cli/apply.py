@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from safetensors import safe_open
 from tyro.conf import Positional, arg
 
 from multiflow.base.artifacts import check_regular
 from multiflow.base.errors import MultiflowError
+from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
 from multiflow.base.structure import STRUCTURE_FILE, write_structure
 from multiflow.cli.console import percent, show
 from multiflow.cli.masks import put_on
-from multiflow.cli.settings import Config, Device, Dtype, Family, Modules
+from multiflow.cli.settings import Config, Device, Dtype, Family, Modules, TrustRemoteCode
 from multiflow.families.opening import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
@@ -32,7 +37,12 @@ from multiflow.families.opening import (
     quiet_transformers,
 )
 from multiflow.masks import Masks, is_original
-from multiflow.pruning.result import changed_weights, weights_file
+from multiflow.masks.cards import model_card
+from multiflow.pruning.result import RESULT_FILE, changed_weights, weights_file
+
+CARD = "README.md"
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""What safetensors calls them -> dtype."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class ApplySettings:
     stream: Annotated[bool, arg(help_behavior_hint="")] = False
     family: Family = None
     config: Config = None
+    trust_remote_code: TrustRemoteCode = False
     modules: Modules = ()
     device: Device = "cpu"
     dtype: Dtype = "auto"
@@ -72,14 +83,24 @@ def apply(settings: ApplySettings) -> None:
         return
     changed = changed_weights(Path(settings.mask_file), masks)
     with whole_folder(settings.out) as folder:
-        model: Any = open_model(place, settings.family, settings.config, settings.device)
+        model: Any = open_model(
+            place,
+            settings.family,
+            settings.config,
+            settings.device,
+            trust_remote_code=settings.trust_remote_code,
+        )
         if is_original(Path(settings.mask_file)):
             masks = put_on(model, masks)
         masks.apply_(model, changed)  # to the weights as they are stored: those whose hashes the masks hold
-        model.to(find_dtype(settings.dtype) or model.dtype)
+        if (dtype := find_dtype(settings.dtype)) is not None:
+            model.to(dtype)
+        else:  # every weight as it came, also where they differ, or where the config says another
+            as_stored(model, place)
         with quiet_transformers():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, **shard_size(place))
             write_structure(model, folder)
+        _write_card(folder, settings, masks)
         for path in folder.glob("*.safetensors"):  # safetensors makes its files readable by their owner alone
             shutil.copymode(folder / "config.json", path)
         for path in model_files(place, TOKENIZER_FILES + PROCESSOR_FILES):
@@ -112,7 +133,57 @@ def _apply_streamed(settings: ApplySettings, place: str, masks: Masks) -> Any:
         with quiet_transformers():
             model = open_streamed(place, Path(anew) / "weights", settings.family)
         apply_to_shards(model, masks, changed, folder)
+        _write_card(folder, settings, masks)
     return model
+
+
+def _write_card(folder: Path, settings: ApplySettings, masks: Masks) -> None:
+    card = model_card(masks, settings.model, command_of(settings), data_of(Path(settings.mask_file)))
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def as_stored(model: Any, place: str) -> None:
+    """Cast weights to the dtypes that they have in the files of a folder; those that go by other names to most's."""
+    found: dict[str, torch.dtype] = {}
+    for path in [] if (Path(place) / PACKED_FILE).is_file() else sorted(Path(place).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in list(file.keys()):
+                if (of := file.get_slice(name).get_dtype()) in FLOATS:
+                    found[name] = FLOATS[of]
+    if not found:
+        return
+    most = Counter(found.values()).most_common(1)[0][0]
+    for name, value in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        if value.dtype in FLOATS.values() and value.dtype != (wanted := found.get(name, most)):
+            value.data = value.data.to(wanted)
+
+
+def shard_size(place: str) -> dict[str, int]:
+    """Return the size of the files of weights that ``save_pretrained`` is to write: as large as those of the source."""
+    if not Path(place).is_dir():
+        return {}
+    shards = [path.stat().st_size for path in Path(place).glob("*.safetensors")]
+    return {"max_shard_size": max(shards)} if len(shards) > 1 else {}
+
+
+def command_of(settings: ApplySettings) -> str:
+    """Return the command that wrote a folder, without options that are as they are by default."""
+    options = []
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.default is not MISSING and value != field.default:
+            options += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    words = ["multiflow", "apply", settings.model, settings.mask_file, "--out", settings.out, *options]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def data_of(mask_file: Path) -> str:
+    """Return what masks were made on, where the record of their run lies beside them and says so."""
+    try:
+        found = json.loads((mask_file.parent / RESULT_FILE).read_text(encoding="utf-8"))
+        return str(found["run"].get("data") or "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
 
 
 def check_zeros(folder: Path, model: Any, masks: Masks) -> None:
@@ -123,7 +194,8 @@ def check_zeros(folder: Path, model: Any, masks: Masks) -> None:
     written = masks.find_weights(again)
     for name, weights in masks.find_weights(model).items():
         for ours, theirs in zip(weights, written[name], strict=True):
-            if not torch.equal(ours.detach().cpu().view(torch.uint8), theirs.detach().view(torch.uint8)):
+            read = theirs.detach().to(ours.dtype)
+            if not torch.equal(ours.detach().cpu().contiguous().view(torch.uint8), read.contiguous().view(torch.uint8)):
                 raise MultiflowError(
                     f"layer '{name}' of a {type(model).__name__} does not survive save_pretrained and from_pretrained; "
                     "apply the masks in Python with masks.apply_(model)"

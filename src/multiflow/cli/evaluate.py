@@ -22,7 +22,7 @@ from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
 from multiflow.cli.console import say, show, table
 from multiflow.cli.masks import put_on
-from multiflow.cli.settings import Config, Device, Dtype, Family
+from multiflow.cli.settings import Config, Device, Dtype, Family, TrustRemoteCode
 from multiflow.families.family import find_family, model_types, reads_by_processor, type_of
 from multiflow.families.opening import (
     check_model,
@@ -104,6 +104,7 @@ class EvaluateSettings:
     modules: Annotated[tuple[str, ...], arg(metavar="FILE ...", help_behavior_hint="")] = ()
     family: Family = None
     config: Config = None
+    trust_remote_code: TrustRemoteCode = False
     device: Device = "auto"
     dtype: Dtype = "auto"
 
@@ -131,7 +132,9 @@ def evaluate(settings: EvaluateSettings) -> None:
     )
     if data.skipped:
         say(f"{len(data.skipped)} items are left out, such as {data.skipped[0].key} ({data.skipped[0].reason})")
-    model = open_model(place, settings.family, settings.config, settings.device, settings.dtype)
+    model = open_model(
+        place, settings.family, settings.config, settings.device, settings.dtype, settings.trust_remote_code
+    )
     if reads_by_processor(model):
         task.builder(model)
     if mask is not None:
@@ -148,7 +151,9 @@ def evaluate(settings: EvaluateSettings) -> None:
         if by_the_dense is None:
             del model
             place = find_model(settings.dense)
-            dense = open_model(place, settings.family, settings.config, settings.device, settings.dtype)
+            dense = open_model(
+                place, settings.family, settings.config, settings.device, settings.dtype, settings.trust_remote_code
+            )
             by_the_dense = measured(settings, task, dense, place, data, None).said
         figures = Figures({**figures, "loyalty": loyalty(figures.said, by_the_dense)}, figures.each, figures.said)
     report(settings, figures, data, time.monotonic() - began, save)

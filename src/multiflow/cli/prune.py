@@ -31,6 +31,7 @@ from multiflow.cli.settings import (
     Resume,
     Seed,
     Tokens,
+    TrustRemoteCode,
     chosen_adapter,
     parse_hyper,
     processes,
@@ -106,6 +107,7 @@ class PruneSettings:
     seed: Seed = 0
     family: Family = None
     config: Config = None
+    trust_remote_code: TrustRemoteCode = False
     tokenizer: Annotated[
         str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own, or bert-base-uncased)")
     ] = None
@@ -197,7 +199,7 @@ def load(settings: PruneSettings, place: str, out: Path) -> tuple[nn.Module, Ada
     if settings.stream:
         streamed = open_for_stream(settings, place, out)
         return streamed, chosen_adapter(streamed, settings), {}
-    model: Any = open_model(place, settings.family, settings.config)
+    model: Any = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
     adapter, dtype, hashes = chosen_adapter(model, settings), find_dtype(settings.dtype), {}
     if dtype not in (None, model.dtype):
         hashes = {name: hash_weight(weight) for name, weight in LiveWeights(model, adapter.layout(model)).items()}

@@ -45,6 +45,9 @@ Family: TypeAlias = Annotated[
     str | None,
     arg(metavar="F", help="of an original checkpoint file, its family, such as xvlm or dino", help_behavior_hint=""),
 ]
+TrustRemoteCode: TypeAlias = Annotated[
+    bool, arg(help="let Python code run that comes with the model", help_behavior_hint="")
+]
 Config: TypeAlias = Annotated[
     str | None,
     arg(

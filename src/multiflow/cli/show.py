@@ -23,7 +23,18 @@ from multiflow.cli import COMMANDS
 from multiflow.cli.console import find_run, percent, show_run, table
 from multiflow.cli.console import show as put
 from multiflow.cli.masks import compare_masks, is_mask_file, show_masks
-from multiflow.cli.settings import AdapterFile, Config, Exclude, Family, Group, Modules, Tokens, chosen_adapter, parse
+from multiflow.cli.settings import (
+    AdapterFile,
+    Config,
+    Exclude,
+    Family,
+    Group,
+    Modules,
+    Tokens,
+    TrustRemoteCode,
+    chosen_adapter,
+    parse,
+)
 from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
 from multiflow.data.dataset import AnyData
 from multiflow.data.images import WHOLE, NoSuchSplit
@@ -56,6 +67,7 @@ class ShowSettings:
     model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     family: Family = None
     config: Config = None
+    trust_remote_code: TrustRemoteCode = False
     modules: Modules = ()
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
     image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
@@ -87,7 +99,7 @@ def show(settings: ShowSettings) -> None:
             if did_you_mean(source, LISTS) and not Path(source).exists():
                 raise unknown("name", source, [*LISTS, *bundled_models(), "a file or folder"])
             place = find_model(source)
-            model = open_model(place, settings.family, settings.config)
+            model = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
             show_model(model, source, chosen_adapter(model, settings))
         case given:
             raise MultiflowError(f"'multiflow show' got {len(given)} names; expected {WHAT}")
@@ -96,7 +108,12 @@ def show(settings: ShowSettings) -> None:
 def mask_model(settings: ShowSettings) -> nn.Module | None:
     if settings.model is None:
         return None
-    return open_model(find_model(settings.model), settings.family, settings.config)
+    return open_model(
+        find_model(settings.model),
+        settings.family,
+        settings.config,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
 
 def list_pruners() -> list[object]:

@@ -64,6 +64,7 @@ def load_model(
     *,
     masks: Masks | str | Path | None = None,
     sparsity: float | None = None,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """Load a model, in evaluation mode.
 
@@ -77,6 +78,7 @@ def load_model(
         masks: to apply at once, with the changed weights that may lie beside them: `Masks`, a mask file, the folder of
             a run, or a repository of the Hugging Face Hub, ``user/masks``.
         sparsity: which of several masks, as it was asked for.
+        trust_remote_code: whether Python code that a folder brings for a model of its own may run.
 
     Returns:
         The model; of a file in float32 on the CPU, otherwise in the dtype that its folder declares.
@@ -88,7 +90,7 @@ def load_model(
     """
     if masks is not None:
         apply_ = _open_masks(masks, sparsity)  # what is wrong with them is said before the model is loaded
-        model = load_model(source, family, config)
+        model = load_model(source, family, config, trust_remote_code=trust_remote_code)
         apply_(model)
         return model
     path = Path(source)
@@ -103,7 +105,8 @@ def load_model(
             field="config",
         )
     bundled = files("multiflow") / "assets" / str(source)
-    return _load_pretrained(str(bundled) if not path.exists() and bundled.is_dir() else str(source), family)
+    place = str(bundled) if not path.exists() and bundled.is_dir() else str(source)
+    return _load_pretrained(place, family, trust=trust_remote_code)
 
 
 def open_streamed(source: str | Path, folder: str | Path, family: str | None = None) -> nn.Module:
@@ -190,7 +193,7 @@ def _check_family(source: str, family: str, model_type: str | None) -> None:
         )
 
 
-def _load_pretrained(source: str, family: str | None, offload: Path | None = None) -> nn.Module:
+def _load_pretrained(source: str, family: str | None, offload: Path | None = None, trust: bool = False) -> nn.Module:
     import transformers
 
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
@@ -208,13 +211,18 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
         architecture = (config.get("architectures") or ["AutoModel"])[0]
         found = [getattr(home, architecture) for home in (*homes, transformers) if hasattr(home, architecture)]
         model_class: Any = found[0] if found else transformers.AutoModel
+        own_code = config.get("auto_map") if not found else None
+        if own_code:
+            model_class = getattr(transformers, _auto_class(source, own_code, architecture, trust))
         smaller = found and (Path(source) / STRUCTURE_FILE).is_file()
         if smaller:
             model_class = _smaller(model_class, Structure.read(Path(source)))
         if (packed := Path(source) / PACKED_FILE).is_file():
             model, report = _unpacked(model_class, source, packed)
         else:
-            place = {} if offload is None else {"device_map": {"": "disk"}, "offload_folder": str(offload)}
+            place: dict[str, Any] = {"trust_remote_code": True} if own_code else {}
+            if offload is not None:
+                place |= {"device_map": {"": "disk"}, "offload_folder": str(offload)}
             model, report = model_class.from_pretrained(source, output_loading_info=True, **place)
         if smaller:
             model.__class__ = found[0]
@@ -235,6 +243,22 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
             stacklevel=3,
         )
     return model.eval()
+
+
+def _auto_class(source: str, own_code: Any, architecture: str, trust: bool) -> str:
+    """Return the auto class that loads a model of code of its own; whoever has not allowed that is told so."""
+    entries = {str(key): str(value) for key, value in own_code.items()} if isinstance(own_code, Mapping) else {}
+    if not trust:
+        files = ", ".join(sorted({f"{value.rpartition('--')[2].split('.')[0]}.py" for value in entries.values()}))
+        raise MultiflowError(
+            f"'{source}' is a model whose Python code ({files or architecture}) comes with it, and to load it is to "
+            "run that code on this machine; read it first, then allow it with {trust_remote_code=True}",
+            field="trust_remote_code",
+        )
+    named = [
+        key for key, value in entries.items() if value.endswith(f".{architecture}") and key.startswith("AutoModel")
+    ]
+    return next(iter(named), "AutoModel")
 
 
 def _smaller(model_class: Any, structure: Structure) -> Any:
@@ -303,12 +327,17 @@ def _not_found(source: str, error: Exception) -> MultiflowError:
 
 
 def open_model(
-    source: str, family: str | None, config: str | None, device: str = "cpu", dtype: str = "auto"
+    source: str,
+    family: str | None,
+    config: str | None,
+    device: str = "cpu",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """Load MODEL, which `find_model` has resolved, in a dtype on a device, without a word from transformers."""
     place, kind = find_device(device), find_dtype(dtype)
     with quiet_transformers():
-        model = load_model(source, family=family, config=config)
+        model = load_model(source, family=family, config=config, trust_remote_code=trust_remote_code)
     return model.to(device=place, dtype=kind)
 
 

@@ -50,13 +50,14 @@ def mask_card(masks: Mapping[float, Masks], repository: str, files: Sequence[str
     )
 
 
-def model_card(masks: Masks, model: str, command: str = "") -> str:
+def model_card(masks: Masks, model: str, command: str = "", data: str = "") -> str:
     """Write the card of a folder that holds a pruned model.
 
     Args:
         masks: that were applied to it.
         model: the dense model that was pruned, as it was named.
         command: that wrote the folder; empty = none.
+        data: what the masks were made on; empty = none, or nobody knows.
     """
     asked = masks.settings.get("sparsity", masks.sparsity)
     return "\n".join(
@@ -70,7 +71,10 @@ def model_card(masks: Masks, model: str, command: str = "") -> str:
             "",
             *zeros_table({float(asked): masks}),
             "",
-            *how_made(masks),
+            *how_made(masks)[:-1],
+            *([f"- data: {_cell(data)}"] if data else []),
+            *_versions(masks),
+            "",
             *(["Written by", "", "```bash", command, "```", ""] if command else []),
         ]
     )
@@ -94,6 +98,14 @@ def how_made(masks: Masks) -> list[str]:
     print_of = fingerprint(masks)
     lines += [f"- fingerprint of the dense weights: `{print_of}`"] if print_of else []
     return ["## How they were made", "", f"{len(masks)} layers, {masks.layout.size:,} weights.", "", *lines, ""]
+
+
+def _versions(masks: Masks) -> list[str]:
+    """The libraries that made masks, as one line of a list."""
+    versions = masks.settings.get("versions")
+    if not isinstance(versions, Mapping):
+        return []
+    return ["- versions: " + ", ".join(f"{_cell(name)} {_cell(version)}" for name, version in versions.items())]
 
 
 def fingerprint(masks: Masks) -> str:

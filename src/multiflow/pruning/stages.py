@@ -139,7 +139,9 @@ def measure(
     if "gradient" in names:
         assert adapter.loss is not None
         weights = Weights(model, layout).parameters
-        return mean_gradient(model, weights, batches, adapter.loss, split=parts, idle=adapter.idle, **going)
+        return mean_gradient(
+            model, weights, batches, adapter.loss, layout=layout, split=parts, idle=adapter.idle, **going
+        )
     return collect(
         model,
         layout,

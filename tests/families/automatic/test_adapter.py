@@ -269,7 +269,8 @@ def test_what_is_no_layer_of_any_kind_is_said_with_its_share():
     assert shares["model"] == adapter.layout(model).size / sum(p.numel() for p in model.parameters())
 
 
-def test_batches_of_text_alone_are_refused_early():
+@pytest.mark.parametrize("method", ["multiflow", "snip"])
+def test_batches_of_text_alone_are_said_at_once_and_refused_early(method, caplog):
     model = built("llava")
     batch = tiny.batch(model)
     text = {name: value for name, value in batch.items() if name != "pixel_values"}
@@ -277,8 +278,9 @@ def test_batches_of_text_alone_are_refused_early():
     seen = []
     batches = (seen.append(number) or text for number in range(100))
     with pytest.raises(mf.MultiflowError, match="6 layers of group 'vision' .* 8 batches"):
-        mf.prune(model, "multiflow", 0.5, batches)
+        mf.prune(model, method, 0.5, batches)
     assert len(seen) < 12
+    assert "the first batch holds nothing that the 6 layers of group 'vision' see" in caplog.text
 
 
 def test_padding_that_nobody_declared_is_said_with_its_share():
