@@ -14,6 +14,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.families.automatic.processors import load_processor
 from multiflow.families.automatic.reading import reader_of
 from tests.data.worlds import samples, write_images, write_json, write_shard
+from tests.families.automatic import tiny
 from tests.families.automatic.processors import SIX
 
 DUAL = ("clip", "siglip2")
@@ -126,6 +127,16 @@ def test_fine_tuned_in_the_trainer(kind, vlm, data, tmp_path):
         trainer.train()
     assert masks.is_applied(model)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_masks_of_experts_go_into_a_task():
+    """A layer that is a part of a parameter is where it was in the model of a task."""
+    model = tiny.build("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration")
+    masks = mf.prune(model, "magnitude", 0.5).masks[0.5]
+    assert any("experts" in name for name in masks)
+    built = mf.task_model(model, "vqa", masks)
+    assert masks.is_applied(built)
+    assert not masks.is_applied(model)
 
 
 def figures(folder: str) -> dict[str, float]:

@@ -26,7 +26,9 @@ Part: TypeAlias = Any
 """A part of a family, or where it is: ``module:attribute``, ``.module:attribute`` inside the family's `Family.home`."""
 
 Places: TypeAlias = Mapping[str, tuple[str, ...]]
-"""Prunable layer of the pretrained model -> paths of the modules in the task model whose weight starts from it."""
+"""Prunable layer of the pretrained model -> paths of the modules in the task model whose weight starts from it.
+
+Empty where the task model is the pretrained one as it is."""
 
 Builder: TypeAlias = "Callable[..., tuple[PreTrainedModel, Places]]"
 """``builder(model, **options)`` -> the task model and the places; the options are its keyword arguments."""

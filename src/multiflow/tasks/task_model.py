@@ -71,13 +71,16 @@ def task_masks(masks: Masks, places: Places, task_model: nn.Module) -> Masks:
 
     Args:
         masks: of the pretrained model.
-        places: as `build_task_model` gives them. Places whose weight is no parameter, such as momentum copies, have no
-            mask of their own.
+        places: as `build_task_model` gives them; empty where the task model is the pretrained one as it is. Places
+            whose weight is no parameter, such as momentum copies, have no mask of their own.
         task_model: built from that model.
 
     Raises:
         MultiflowError: a layer of the masks has no place, as its name or shape is that of another model.
     """
+    if not places:
+        masks.find_weights(task_model)
+        return masks
     owners = {path: layer for layer in adapter_for(task_model).layout(task_model).layers for path in layer.paths}
     moved: dict[str, tuple[Layer, str]] = {}
     for name, layer in masks.layout.items():
@@ -112,7 +115,7 @@ def task_masks(masks: Masks, places: Places, task_model: nn.Module) -> Masks:
 def _zero_buffers(masks: Masks, places: Places, task_model: nn.Module) -> None:
     """Zero the dropped weights of the places that are buffers, such as momentum copies."""
     for name in masks:
-        for path in places[name]:
+        for path in places.get(name, ()):
             weight = _weight(task_model, path)
             if not isinstance(weight, nn.Parameter):
                 weight.masked_fill_(~masks[name].to(weight.device), 0.0)
