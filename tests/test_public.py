@@ -66,7 +66,7 @@ def test_the_names_of_the_contract_are_there():
 def test_the_version_is_that_of_the_package():
     from importlib.metadata import version
 
-    assert mf.__version__ == version("multiflow")
+    assert mf.__version__ == version(mf.DISTRIBUTION)
 
 
 @pytest.mark.parametrize("name", ["base.errors", "base.registry", "base.types", "base.order", "pruning.result"])

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from multiflow.tasks.task_model import build_task_model, task_masks, task_model
 
 __version__ = "0.1.0"
+DISTRIBUTION = "multiflow-pruning"  # the name to install by: "multiflow" on PyPI is another project
 
 _HOMES = {
     "base.adapter": ("Adapter",),

@@ -31,10 +31,8 @@ FILES = Path(__file__).parent / "artifacts"
 FACTS: dict[str, Any] = json.loads((FILES / "facts.json").read_text())
 CUT = [name.partition("/")[2] for name in FACTS if name.startswith("cut/")]
 RUNS = ["pruned/multiflow", "pruned/wanda-2-4", "pruned/blip", "pruned/lobs"]
-CHANGED = [name for name, of in FACTS["versions"].items() if version(name) != of]
-SAME_BITS = pytest.mark.skipif(
-    any(name != "multiflow" for name in CHANGED), reason=f"made with other versions of {', '.join(CHANGED)}"
-)
+CHANGED = [name for name, of in FACTS["versions"].items() if name != "multiflow" and version(name) != of]
+SAME_BITS = pytest.mark.skipif(bool(CHANGED), reason=f"made with other versions of {', '.join(CHANGED)}")
 
 
 class Ran(NamedTuple):

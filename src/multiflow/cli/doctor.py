@@ -11,6 +11,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from multiflow import DISTRIBUTION, __version__
+from multiflow.base.errors import MultiflowError
 from multiflow.calibration.memory import free_memory
 from multiflow.cli.console import show, table
 from multiflow.tasks.captioning.metrics import missing_caption_metrics
@@ -27,7 +29,7 @@ EXTRAS = {
 }
 """Extra of the package -> what it is for; one that is not described here is listed by its name alone."""
 
-DEVELOPMENT = ("dev",)  # extras that no user needs
+DEVELOPMENT = ("dev", "docs", "release")  # extras that no user needs
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,22 @@ def doctor(settings: DoctorSettings) -> int:
 
 
 def requirements() -> tuple[dict[str, str], dict[str, str]]:
-    required = {"multiflow": _version("multiflow"), "python": platform.python_version()}
+    required = {"multiflow": __version__, "python": platform.python_version()}
     extras: dict[str, list[str]] = {}
-    for line in distribution("multiflow").requires or []:
+    try:
+        own = distribution(DISTRIBUTION)
+    except PackageNotFoundError as error:
+        raise MultiflowError(
+            f"multiflow runs from '{Path(__file__).parents[2]}', but is not installed; "
+            "in the checkout: pip install -c constraints.txt -e ."
+        ) from error
+    for line in own.requires or []:
         requirement = Requirement(line)
         said = _state(requirement)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             required[requirement.name] = said
             continue
-        for extra in distribution("multiflow").metadata.get_all("Provides-Extra") or []:
+        for extra in own.metadata.get_all("Provides-Extra") or []:
             if extra not in DEVELOPMENT and requirement.marker.evaluate({"extra": extra}):
                 extras.setdefault(extra, []).append(
                     said if said.startswith("MISSING") else f"{requirement.name} {said}"

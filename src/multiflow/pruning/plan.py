@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from multiflow import __version__
 from multiflow.base.adapter import Adapter, of_families
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.guards import check_device
@@ -447,8 +448,8 @@ def base_model(model: nn.Module) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide what a result is."""
-    found = {}
-    for name in ("multiflow", "torch", "transformers"):
+    found = {"multiflow": __version__}
+    for name in ("torch", "transformers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
