@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multiflow import __version__
 from multiflow.base.adapter import Adapter, of_families
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.guards import check_device
@@ -41,6 +40,8 @@ Share = str | Callable[..., Mapping[str, int]]
 
 SPARSITIES = (0.63, 0.75, 0.9)
 """The sparsities of the paper, used when none are given."""
+PACKAGES = {"multiflow": "multiflow-pruning", "torch": "torch", "transformers": "transformers"}
+"""What is imported -> the distribution that it is installed by."""
 
 
 @dataclass(frozen=True)
@@ -448,10 +449,10 @@ def base_model(model: nn.Module) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide what a result is."""
-    found = {"multiflow": __version__}
-    for name in ("torch", "transformers"):
+    found = {}
+    for name, distribution in PACKAGES.items():
         try:
-            found[name] = version(name)
+            found[name] = version(distribution)
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
