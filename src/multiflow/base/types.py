@@ -72,6 +72,11 @@ class Layer:
     aliases: tuple[str, ...] = ()
     part: WeightPart | None = None
 
+    def __repr__(self) -> str:
+        # checkpoints of every version hash it: what was added later is said only where it is used
+        said = ("name", "shape", "group", "stream", "aliases", *(("part",) if self.part else ()))
+        return f"Layer({', '.join(f'{name}={getattr(self, name)!r}' for name in said)})"
+
     @property
     def size(self) -> int:
         """Number of weights."""

@@ -172,7 +172,8 @@ def identity(adapter: Adapter, layout: Layout, weights: Weights, /, **more: Any)
 
 def plan_identity(plan: PruningPlan, **more: Any) -> Mapping[str, Any]:
     """Return the settings on which a checkpoint of a pruning depends."""
-    return identity(plan.adapter, plan.layout, plan.weights, **plan.record(0), **more)
+    how = {name: value for name, value in plan.record(0).items() if name != "base_model"}  # its weights are hashed
+    return identity(plan.adapter, plan.layout, plan.weights, **how, **more)
 
 
 def check_gradient(who: str, weights: Mapping[str, Tensor]) -> None:
