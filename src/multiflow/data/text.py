@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import exists
-from multiflow.base.foreign import check_files, is_damage, shortened
+from multiflow.base.files import check_files, exists, is_damage, shortened
 from multiflow.base.hub import reach_hub
 from multiflow.data.sampling import Stream, random_at
 

@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
-from multiflow.base.files import exists
-from multiflow.base.foreign import check_files, shortened
+from multiflow.base.files import check_files, exists, shortened
 from multiflow.base.hub import reach_hub
 from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.packed import read_packed

@@ -21,8 +21,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import processor_class_from_name as class_from_name
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import read_json
-from multiflow.base.foreign import check_files, is_damage, naming_damage, shortened
+from multiflow.base.files import check_files, is_damage, naming_damage, read_json, shortened
 from multiflow.base.hub import reach_hub
 from multiflow.data.images import MOST_PIXELS
 from multiflow.families.family import type_of

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.foreign import naming_damage
+from multiflow.base.files import naming_damage
 from multiflow.data.examples import ExampleBatches, Sample, examples_of
 from multiflow.data.source import is_labelled, label_classes, open_data, open_images, open_labelled
 from multiflow.families.automatic.processors import load_processor, takes
