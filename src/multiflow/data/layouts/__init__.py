@@ -92,10 +92,11 @@ LAYOUTS: Registry[DataLayout] = Registry("layout", __name__, order=lambda name, 
 """Every layout, in the order in which they are asked."""
 
 
-def list_of(key: str) -> Callable[[Place], bool]:
-    """Return what recognises a JSON list by a key of its first entry."""
+def list_of(*keys: str) -> Callable[[Place], bool]:
+    """Return what recognises a JSON list by a key of its first entry, any of these."""
     return lambda place: (
-        isinstance(place.content, list) and any(isinstance(first, dict) and key in first for first in place.content[:1])
+        isinstance(place.content, list)
+        and any(isinstance(first, dict) and not first.keys().isdisjoint(keys) for first in place.content[:1])
     )
 
 

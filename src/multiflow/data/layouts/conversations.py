@@ -68,15 +68,11 @@ def _said(entry: Conversation) -> Iterator[tuple[str, str]]:
         yield message.role, "\n".join(part.text for part in parts if part.text)
 
 
-def _recognise(place: Place) -> bool:
-    return list_of("conversations")(place) or list_of("messages")(place)
-
-
 LAYOUTS.add(
     "conversations",
     DataLayout(
         "a JSON list of {image, conversations: [{from, value}]} (LLaVA) or {images, messages: [{role, content}]}",
-        _recognise,
+        list_of("conversations", "messages"),
         _read,
     ),
 )
