@@ -14,7 +14,7 @@ from multiflow.calibration.gradients import (
     mean_gradient,
 )
 from multiflow.calibration.inputs import MOMENT, NORM, Progress, collect, sums_size
-from multiflow.calibration.memory import announce, check_fits, free_memory, unannounced
+from multiflow.calibration.memory import announce, check_fits, free_memory, give_back_memory, unannounced
 from multiflow.calibration.state import buffers_restored, differentiable, evaluating, put_buffers, weights_replaced
 from multiflow.calibration.stats import STATISTICS, Doubling, Statistic, Stats, is_stable, read_stats
 
@@ -37,6 +37,7 @@ __all__ = [
     "differentiable",
     "evaluating",
     "free_memory",
+    "give_back_memory",
     "gradient_rows",
     "is_stable",
     "iterate",

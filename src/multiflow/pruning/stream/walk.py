@@ -28,7 +28,16 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.runs import check_same
 from multiflow.base.types import Layout
-from multiflow.calibration import Progress, Stats, collect, evaluating, iterate, to_device, unannounced
+from multiflow.calibration import (
+    Progress,
+    Stats,
+    collect,
+    evaluating,
+    give_back_memory,
+    iterate,
+    to_device,
+    unannounced,
+)
 from multiflow.calibration.batches import check_some
 from multiflow.pruning.stream.records import CannotStore, Replay, let_go, read_all, read_record, write_record
 from multiflow.pruning.stream.units import Stage, Unit
@@ -229,6 +238,7 @@ class Walk:
             for path in item.idle:
                 let_go(path)
         self._stage.forget()
+        give_back_memory()
 
     def _measure(self, unit: Unit, items: Sequence[_Item]) -> Stats:
         def given() -> Iterator[Any]:
