@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class Block:
         places: parameter, by its full name -> where it is.
         layers: parameter -> index in its stack (None = it is one matrix) -> the layer.
         seen: parameters of which a product was seen.
-        ran: whether the module has run.
+        fed: paths of the modules that hold them, and were given any states.
     """
 
     path: str
@@ -60,7 +61,7 @@ class Block:
     places: dict[str, WeightPlace] = field(default_factory=dict)
     layers: dict[str, dict[int | None, str]] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
-    ran: bool = False
+    fed: set[str] = field(default_factory=set)
 
 
 def find_blocks(modules: Mapping[str, nn.Module], layout: Layout) -> list[Block]:
@@ -118,15 +119,18 @@ class Inside:
             if any(isinstance(block.module, nn.MultiheadAttention) for block in self._blocks):
                 stack.enter_context(_by_the_long_way())
             for block in self._blocks:
+                for place in {place.path: place for place in block.places.values()}.values():
+                    fed = partial(_note_fed, block.fed, place.path)
+                    stack.callback(place.module.register_forward_pre_hook(fed, with_kwargs=True).remove)
                 hook = block.module.register_forward_pre_hook(self._hook(block), with_kwargs=True)
                 stack.callback(hook.remove)
             yield
 
     def check(self) -> None:
-        """Refuse weights of a block that ran of which no product was seen."""
+        """Refuse weights of which no product was seen although their module was given something to multiply."""
         for block in self._blocks:
-            for full in block.layers if block.ran else ():
-                if full not in block.seen:
+            for full in block.layers:
+                if full not in block.seen and block.places[full].path in block.fed:
                     kind = type(block.places[full].module).__name__
                     raise MultiflowError(
                         f"nobody can see what '{full}' multiplies: a {kind} uses a copy of it, or kernels of its own; "
@@ -137,7 +141,7 @@ class Inside:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.busy:
                 return
-            block.ran = self.busy = True
+            self.busy = True
             try:
                 with torch.no_grad(), _eager_experts(block):
                     self._look(block, args, kwargs)
@@ -194,6 +198,11 @@ def _is_turned(module: nn.Module, value: Tensor) -> bool:
 
 def _turned(value: Tensor) -> Tensor:
     return value.transpose(0, 1)
+
+
+def _note_fed(fed: set[str], path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if any(_is_states(value) and value.numel() for value in (*args, *kwargs.values())):
+        fed.add(path)
 
 
 def _is_states(value: Any) -> bool:
