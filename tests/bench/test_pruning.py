@@ -106,3 +106,41 @@ def test_fitters_leave_no_checkpoint_of_their_own(made: tuple[Path, list[list[st
     assert not list((made[0] / "results").rglob("calibration*"))
     lines = (made[0] / "results" / "prunings.jsonl").read_text().splitlines()
     assert [json.loads(line)["pruner"] for line in lines] == [*NORM, *MOMENT]
+
+
+def test_a_pruner_of_a_grid_may_be_recovered_and_its_budgets_searched(tiny: Path, world: Path, tmp_path: Path) -> None:
+    recovery = {"epochs": 1, "lr": 0.005}
+    pruners = {
+        "plain": {"method": "magnitude-layer"},
+        "recovered": {"method": "magnitude-layer", "recover": ["scale"], "recovery": recovery},
+    }
+    tiers = [{"name": "1", "pruners": list(pruners), "sparsities": [0.5, 0.75]}]
+    path = write_config(tmp_path, config(tiny, world, tiers=tiers, pruners=pruners))
+    assert [cell.error for cell in compute(path, tmp_path / "results")] == [None] * 4
+    found, model = prunings(tmp_path), mf.load_model(tiny)
+    assert found["recovered"].id != found["plain"].id
+    assert found["recovered"].selection > found["plain"].selection
+    grid, _ = read_grid(path)
+    batches = pruning.calibration_batches(grid.models["tiny"], model, 0)
+    for sparsity in (0.5, 0.75):
+        there = tmp_path / "results" / "masks" / found["recovered"].id / f"mask-{sparsity:g}.safetensors"
+        masks = mf.Masks.load(there)
+        alone = mf.recover(model, mf.prune(model, "magnitude-layer", sparsity), sparsity, batches, "scale", **recovery)
+        assert masks == alone.masks[sparsity]
+        weights = pruning.changed_weights(there, masks)
+        assert weights is not None
+        assert all(torch.equal(value, weights[name]) for name, value in alone.weights[sparsity].items())
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"recover": ["block"]}, "unknown way of recovery 'block'"),
+        ({"recover": ["blocks"], "recovery": {"rank": 2}}, "'rank'"),
+    ],
+)
+def test_recovery_of_a_grid_is_checked_before_it_starts(entry, said, tiny: Path, world: Path, tmp_path: Path) -> None:
+    tiers = [{"name": "1", "pruners": ["one"], "sparsities": [0.5]}]
+    path = write_config(tmp_path, config(tiny, world, tiers=tiers, pruners={"one": {"method": "magnitude", **entry}}))
+    with pytest.raises(mf.MultiflowError, match=said):
+        compute(path, tmp_path / "results")

@@ -14,8 +14,8 @@ from multiflow.bench.config import Grid, PrunerEntry, TaskEntry
 from multiflow.bench.grid import Plan
 from multiflow.bench.sources import calibration_batches, is_missing, load, load_beside, made_settings
 from multiflow.data.layouts.huggingface import PREFIX
-from multiflow.methods import find_pruner
 from multiflow.pruning.plan import Request, make_plan, request
+from multiflow.recovery.run import find_ways
 from multiflow.tasks.task import TASKS
 from multiflow.training.settings import plan_finetuning
 
@@ -62,6 +62,8 @@ def _check_task(task: TaskEntry, place: str) -> None:
 
 
 def _request(entry: PrunerEntry, sparsities: Sequence[float]) -> Request:
+    if entry.recover or entry.recovery:
+        find_ways(entry.recover, entry.recovery)
     return request(
         entry.method, sparsities, pattern=entry.pattern, allocation=entry.allocation, hyper=dict(entry.hyper)
     )
@@ -115,7 +117,7 @@ def check_data(plans: Iterable[Plan], make: Mapping[str, Mapping[str, Any]] = Ma
     for plan in plans:
         if not _is_missing(plan.task.data, make):
             tasks.setdefault((plan.cell.task, plan.task.data), plan.task)
-        needs = plan.pruner is not None and find_pruner(plan.pruner.method).needs_data
+        needs = plan.pruner is not None and plan.pruner.needs_data
         if needs and not (plan.model.calibration and _is_missing(plan.model.calibration.data, make)):
             models.setdefault(plan.cell.model, plan)
     for (name, _), task in tasks.items():

@@ -13,6 +13,8 @@ import yaml
 from multiflow.base.errors import MultiflowError, did_you_mean
 from multiflow.base.files import MOST_NODES, parse_yaml, read_yaml
 from multiflow.base.strict import build
+from multiflow.methods import find_pruner
+from multiflow.methods.budgets import ALLOCATIONS
 from multiflow.training.settings import Finetuning
 
 MOST_TEXT = 2**16  # characters of a text with its variables in their places
@@ -88,6 +90,18 @@ class PrunerEntry:
     allocation: str | None = None  # instead of its own
     pattern: str | None = None  # instead of its own
     hyper: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters
+    recover: tuple[str, ...] = ()  # ways of recovery that follow, on the same data, such as ``blocks``
+    recovery: Mapping[str, Any] = field(default_factory=dict)  # their settings, such as ``epochs``
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it needs calibration data: for its scores, its budgets, or what follows."""
+        return find_pruner(self.method).needs_data or self.budgets_need_data or bool(self.recover)
+
+    @property
+    def budgets_need_data(self) -> bool:
+        """Whether its allocation looks at data."""
+        return self.allocation is not None and ALLOCATIONS[self.allocation].needs_data
 
 
 @dataclass(frozen=True)

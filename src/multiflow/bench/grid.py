@@ -162,7 +162,7 @@ def _plan(
     if pruner != DENSE:
         entry = pruner_entry(grid, pruner)
         how: dict[str, Any] = {"pruner": settings.pruner(pruner)}
-        if find_pruner(entry.method).needs_data:
+        if entry.needs_data:
             how["calibration"] = settings.calibration(model)
         pruning = hash_settings({"model": what["model"], "seed": seed, **how})
         what |= {**how, "sparsity": sparsity}

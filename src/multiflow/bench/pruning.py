@@ -31,6 +31,7 @@ from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
 from multiflow.pruning.plan import versions
 from multiflow.pruning.result import Result, changed_weights
+from multiflow.recovery import recover
 
 
 def pruned(plan: Plan, results: Results, device: str, git: str | None = None) -> tuple[nn.Module, Masks | None]:
@@ -94,7 +95,7 @@ def joined(known: Pruning, new: Pruning, *, anew: bool) -> Pruning:
 def shares_pass(plan: Plan) -> bool:
     assert plan.pruner is not None
     pruner = find_pruner(plan.pruner.method)
-    return bool(pruner.statistics) and pruner.shares_pass
+    return bool(pruner.statistics) and pruner.shares_pass and not plan.pruner.budgets_need_data
 
 
 def _prune(
@@ -110,14 +111,14 @@ def _prune(
     if shares_pass(plan):
         measured = [shared_statistic(name, plan, model, results) for name in pruner.statistics]
         batches, costs = Stats.join([stats for stats, _ in measured]), [cost for _, cost in measured]
-    elif pruner.needs_data:
+    elif pruner.needs_data or entry.budgets_need_data:
         batches = calibration_batches(plan.model, model, cell.seed)
     reset_peak_memory()
     options: dict[str, Any] = {"pattern": entry.pattern, "allocation": entry.allocation, "seed": cell.seed}
     if batches is not None and not costs:  # hours of it, for methods in many steps
         options["checkpoint"] = folder / f"calibration-{'-'.join(f'{s:g}' for s in sparsities)}.safetensors"
     result = prune(model, entry.method, list(sparsities), batches, **options, **entry.hyper)
-    result.save_tensors(folder)
+    recovery = _recover(plan, model, result, folder)
     steps = result.timings.get("steps", 0.0)  # of a fitter that was given statistics: its masks and weights
     calibration = sum(cost["seconds"] for cost in costs) if costs else steps
     selection = result.timings.get("select", steps if costs else 0.0)
@@ -125,11 +126,27 @@ def _prune(
     return pruning_record(
         *(result, cell.pruning, cell.model, cell.pruner, cell.seed),
         calibration=calibration,
-        selection=selection,
+        selection=selection + recovery,
         pairs=pairs if batches is None or costs else _pairs(batches, plan),
         peak_memory=max([peak_memory(), *(cost["peak_memory"] for cost in costs)]),
         machine=describe_machine(find_device(device)),
     )
+
+
+def _recover(plan: Plan, model: nn.Module, result: Result, folder: Path) -> float:
+    """Recover what the pruner's entry says, one sparsity after the other, and write it; return the seconds it took."""
+    entry = plan.pruner
+    assert entry is not None
+    if not entry.recover:
+        result.save_tensors(folder)
+        return 0.0
+    begun = time.perf_counter()
+    for sparsity in result.masks:
+        batches = calibration_batches(plan.model, model, plan.cell.seed)
+        place = folder / f"calibration-recovery-{sparsity:g}.safetensors"
+        how = {"seed": plan.cell.seed, "checkpoint": place, **entry.recovery}
+        recover(model, result, sparsity, batches, entry.recover, **how).save_tensors(folder)
+    return time.perf_counter() - begun
 
 
 def pruning_record(result: Result, id: str, model: str, pruner: str, seed: int, **costs: Any) -> Pruning:

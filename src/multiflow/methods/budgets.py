@@ -55,6 +55,11 @@ class Allocation:
         return tuple(name for name in self.needs if name not in (*PROVIDED, FITNESS))
 
     @property
+    def needs_data(self) -> bool:
+        """Whether it needs calibration data."""
+        return bool(self.statistics) or self.searches
+
+    @property
     def searches(self) -> bool:
         """Whether it tries budgets out on the model."""
         return FITNESS in self.needs

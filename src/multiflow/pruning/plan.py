@@ -66,7 +66,7 @@ class Request:
 
     @property
     def needs_data(self) -> bool:
-        return self.pruner.needs_data or bool(self.allocation.statistics) or self.allocation.searches
+        return self.pruner.needs_data or self.allocation.needs_data
 
 
 def request(
