@@ -15,7 +15,7 @@ from torch import Tensor
 from multiflow.base.adapter import parts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.registry import resolve
-from multiflow.base.types import Budget, PerRow
+from multiflow.base.types import Budget, PerRow, put_weights
 from multiflow.calibration import Checkpoint, evaluating, iterate, to_device, weights_replaced
 from multiflow.methods.budgets import fit_budget
 from multiflow.pruning.plan import PruningPlan
@@ -61,8 +61,7 @@ class BudgetFitness:
                 budget = fit_budget(budget, plan.layout)
             pruned = {name: self._layer(name, budget[name]) for name in plan.layout}
             with weights_replaced(plan.weights.parameters):
-                for name, parameter in plan.weights.parameters.items():
-                    parameter.data = pruned[name].to(parameter.device, parameter.dtype)
+                put_weights(plan.weights.parameters, lambda name: pruned[name].to(plan.weights.device(name)))
                 number = len(self._batches) if whole else 1
                 losses = [self._seen[n].loss(plan.model) for n in range(number)]
         known = [float(loss) for loss in losses if loss is not None]

@@ -81,7 +81,7 @@ def _fit(job: RecoveryJob, part: Part, calls: Mapping[int, list[Call]], how: Des
 def _take(job: RecoveryJob, parts: Sequence[Part], inputs: str) -> Mapping[int, list[Call]]:
     """Run both models on all batches; note what the blocks of some parts are given, and what they should give."""
     blocks = list(dict.fromkeys(path for part in parts for path in part.blocks))
-    layers = list(dict.fromkeys(path for part in parts for name in part.layers for path in job.layout[name].paths))
+    modules = list(dict.fromkeys(path for part in parts for path in part.modules))
     run = job.adapter.outputs or job.adapter.forward
     source = job.student if inputs == "pruned" else job.teacher
     found: dict[int, list[Call]] = {}
@@ -93,7 +93,7 @@ def _take(job: RecoveryJob, parts: Sequence[Part], inputs: str) -> Mapping[int, 
             given: list[Call] = []
             wanted: list[Call] = []
             expected = calls_of.get(form(piece))
-            with targets_taken(job.teacher, parts, layers, wanted, expected):
+            with targets_taken(job.teacher, parts, modules, wanted, expected):
                 run(job.teacher, batch)
             calls_of.setdefault(form(piece), len(wanted))
             with inputs_taken(source, blocks, given, len(wanted)):
@@ -103,14 +103,9 @@ def _take(job: RecoveryJob, parts: Sequence[Part], inputs: str) -> Mapping[int, 
             masks = job.adapter.token_masks(batch) if job.adapter.token_masks else {}
             for call, target in zip(given, wanted, strict=True):
                 call.targets, call.output, call.masks = target.targets, target.output, masks
-                call.reached = {job_layer(job, path) for path in target.reached}
+                call.reached = target.reached
             found[number] += given
     return found
-
-
-def job_layer(job: RecoveryJob, path: str) -> str:
-    """Return the name of the layer at a path, which may be an alias."""
-    return next(layer.name for layer in job.layout.layers if path in layer.paths)
 
 
 def trained(job: RecoveryJob) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ class Call:
         kwargs: the same by keyword.
         targets: what the dense model has at the ends inside it.
         output: what the dense block gives.
-        reached: layers that the dense model has run in it.
+        reached: modules with layers that the dense model has run in it.
         masks: stream -> which tokens are real.
     """
 
@@ -167,7 +167,7 @@ def match_loss(model: nn.Module, part: Part, calls: Sequence[Call], adapter: Ada
     size: Any = 0.0
     ends = {end.block: end for end in part.ends}
     for call in calls:
-        if call.block not in ends or not call.reached.intersection(part.layers):
+        if call.block not in ends or not call.reached.intersection(part.modules):
             continue
         end = ends[call.block]
         target = call.targets.get(end, call.output)

@@ -52,12 +52,14 @@ class Part:
         layers: names of the prunable layers in it.
         ends: where its output is seen; several where it is used in several places.
         parameters: names of all parameters that are trained: weights of the layers, biases, norms, scales.
+        modules: paths of the modules that hold the layers and are called: the layers themselves, as a rule.
     """
 
     name: str
     layers: tuple[str, ...]
     ends: tuple[End, ...]
     parameters: tuple[str, ...]
+    modules: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -75,15 +77,23 @@ def find_parts(model: nn.Module, layout: Layout, run: Callable[[], Any]) -> list
     """
     called = trace(model, run)
     order = {path: at for at, path in enumerate(called)}
-    names = {path: layer.name for layer in layout.layers for path in layer.paths}
-    paths = [path for path in names if path in order]
+    held: dict[str, list[tuple[str, nn.Parameter]]] = {}  # module that is called -> layers in it, and their parameters
+    for layer in layout.layers:
+        for path in layer.paths:
+            at = layer.module(path)
+            parameter = getattr(model.get_submodule(at), layer.part.parameter if layer.part else "weight")
+            while at and at not in order:  # a layer that computes without being called
+                at = at.rpartition(".")[0]
+            if at:
+                held.setdefault(at, []).append((layer.name, parameter))
+    paths = list(held)
     of_block: dict[str, list[str]] = {}
     for path in sorted(paths, key=order.__getitem__):
         of_block.setdefault(find_block(path, paths, order), []).append(path)
     found: list[Part] = []
     for block, layers in of_block.items():
-        found += _parts_of(model, block, layers, names, called)
-    return sorted(joined(found), key=lambda part: min(order[end.layer] for end in part.ends))
+        found += _parts_of(model, block, layers, held, called)
+    return sorted(joined(found), key=lambda part: min(order[path] for path in part.modules))
 
 
 def blocks_of_parts(parts: Sequence[Part]) -> dict[str, str]:
@@ -115,23 +125,28 @@ def find_block(layer: str, layers: Sequence[str], called: Mapping[str, int]) -> 
 
 
 def _parts_of(
-    model: nn.Module, block: str, layers: Sequence[str], names: Mapping[str, str], called: Sequence[str]
+    model: nn.Module,
+    block: str,
+    layers: Sequence[str],
+    held: Mapping[str, Sequence[tuple[str, nn.Parameter]]],
+    called: Sequence[str],
 ) -> Iterator[Part]:
     # 1. the modules right inside the block, in the order in which they are called
     inside = [path for path in called if path.startswith(f"{block}.")]
     outer = [path for path in inside if not any(path.startswith(f"{other}.") for other in inside)]
     groups: list[tuple[list[str], list[str]]] = []  # modules, layers in them
     alone = False
-    for child in outer if block not in names else [block]:
+    for child in outer if block not in held else [block]:
         of = [path for path in layers if path == child or path.startswith(f"{child}.")]
         if not of:
             continue
-        if len(of) == 1 and alone:
+        single = sum(len(held[path]) for path in of) == 1
+        if single and alone:
             groups[-1][0].append(child)
             groups[-1][1].extend(of)
         else:
             groups.append(([child], of))
-        alone = len(of) == 1
+        alone = single
 
     # 2. where each ends, and what lies between
     known = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -140,20 +155,21 @@ def _parts_of(
     for number, (children, of) in enumerate(groups):
         last = number == len(groups) - 1
         if last:
-            end, until = End(block, block, False, of[-1]), len(outer)
+            end, until = End(block, block, False, held[of[-1]][-1][0]), len(outer)
         else:
             until = at[groups[number + 1][0][0]]
             until -= until - 1 > at[children[-1]] and bool(NORM.search(outer[until - 1]))
-            end = End(block, outer[until], True, of[-1])
+            end = End(block, outer[until], True, held[of[-1]][-1][0])
         between = [path for path in outer if begin < at[path] < until] + ([block] if last else [])
         begin = until - 1
-        own = [known[id(model.get_submodule(path).weight)] for path in of]
+        own = [known[id(parameter)] for path in of for _, parameter in held[path]]
         own += [known[key] for path in between for key in _small(model, path, outer if path == block else ())]
         yield Part(
             children[0] if len(groups) > 1 else block,
-            tuple(dict.fromkeys(names[path] for path in of)),
+            tuple(dict.fromkeys(name for path in of for name, _ in held[path])),
             (end,),
             tuple(dict.fromkeys(own)),
+            tuple(of),
         )
 
 
@@ -178,6 +194,7 @@ def joined(parts: Sequence[Part]) -> list[Part]:
                 tuple(dict.fromkeys(name for one in whole for name in one.layers)),
                 tuple(end for one in whole for end in one.ends),
                 tuple(dict.fromkeys(name for one in whole for name in one.parameters)),
+                tuple(dict.fromkeys(path for one in whole for path in one.modules)),
             )
         )
     return found

@@ -280,16 +280,18 @@ def make_student(model: nn.Module, masks: Masks, weights: Mapping[str, Tensor] |
 def changes(job: RecoveryJob, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return the weights of all layers, and by their names the other parameters that are not those of the teacher."""
     found: dict[str, Tensor] = {}
-    taken: set[int] = set()
+    covered: dict[int, int] = {}  # identity of a parameter -> how many of its entries layers cover
     theirs = job.masks.find_weights(job.teacher)
+    for name, places in job.masks.find_places(job.student).items():
+        for key in {id(place.whole) for place in places}:
+            covered[key] = covered.get(key, 0) + job.layout[name].size
     for name, ours in job.masks.find_weights(job.student).items():
-        taken |= {id(weight) for weight in ours}
         value = ours[0].detach().to("cpu", theirs[name][0].dtype, copy=True)
         found[name] = value.masked_fill_(~job.masks[name], 0.0)
     for name, parameter in job.student.named_parameters():
         old = job.teacher.get_parameter(name).detach()
         new = parameter.detach().to(old.dtype)
-        if id(parameter) not in taken and (name in (weights or {}) or not torch.equal(old, new)):
+        if covered.get(id(parameter)) != parameter.numel() and (name in (weights or {}) or not torch.equal(old, new)):
             found[name] = new.to("cpu", copy=True)
     return found
 

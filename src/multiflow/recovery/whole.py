@@ -12,7 +12,7 @@ Gains and factors are merged at the end; zeros stay zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,40 +46,39 @@ class Trainable:
 
 def distill(job: RecoveryJob, how: Descent) -> Descended:
     """Train all that is kept."""
-    return _run(job, how, "distill", Trainable((*_weights(job).values(), *_small(job))))
+    return _run(job, how, "distill", Trainable((*_wholes(job), *_small(job))))
 
 
 def scale(job: RecoveryJob, how: Descent) -> Descended:
     """Train what is no matrix, and a gain for each row."""
-    names = _weights(job)
-    gains = {layer: _parameter(torch.zeros(job.layout[layer].shape[0], 1, device=job.device)) for layer in names}
+    gains = {x.name: _parameter(torch.zeros(x.shape[0], 1, device=job.device)) for x in job.layout.layers}
+    wholes = _wholes(job)
 
     def weights() -> dict[str, Tensor]:
-        return {name: job.student.get_parameter(name) * (1 + gains[layer]) for layer, name in names.items()}
+        return _changed(job, wholes, lambda layer, weight: weight * (1 + gains[layer]))
 
     return _run(job, how, "scale", Trainable(_small(job), tuple(gains.values()), weights))
 
 
 def lora(job: RecoveryJob, how: Descent, rank: int = 16) -> Descended:
     """Train what is no matrix, and masked factors."""
-    names = _weights(job)
+    wholes = _wholes(job)
     generator = torch.Generator().manual_seed(job.seed)
     downs: dict[str, nn.Parameter] = {}
     ups: dict[str, nn.Parameter] = {}
     sizes: dict[str, float] = {}
-    for layer in names:
+    for layer in job.layout:
         rows, columns = job.layout[layer].shape
         width = min(rank, rows, columns)
         downs[layer] = _parameter((torch.randn(width, columns, generator=generator) / width**0.5).to(job.device))
         ups[layer] = _parameter(torch.zeros(rows, width, device=job.device))
         sizes[layer] = job.rms([layer])
 
+    def adapted(layer: str, weight: Tensor) -> Tensor:
+        return weight + sizes[layer] * (ups[layer] @ downs[layer]) * job.masks[layer].to(job.device)
+
     def weights() -> dict[str, Tensor]:
-        found = {}
-        for layer, name in names.items():
-            kept = job.masks[layer].to(job.device)
-            found[name] = job.student.get_parameter(name) + sizes[layer] * (ups[layer] @ downs[layer]) * kept
-        return found
+        return _changed(job, wholes, adapted)
 
     return _run(job, how, "lora", Trainable(_small(job), (*downs.values(), *ups.values()), weights))
 
@@ -142,10 +141,32 @@ def _run(job: RecoveryJob, how: Descent, name: str, of: Trainable) -> Descended:
     return found
 
 
-def _weights(job: RecoveryJob) -> dict[str, str]:
-    """Layer -> name of the parameter that is its weight."""
+def _wholes(job: RecoveryJob) -> dict[str, list[str]]:
+    """Name of a parameter that holds layers -> the layers in it, one as a rule."""
     known = {id(parameter): name for name, parameter in job.student.named_parameters()}
-    return {layer: known[id(found[0])] for layer, found in job.masks.find_weights(job.student).items()}
+    found: dict[str, list[str]] = {}
+    for layer, places in job.masks.find_places(job.student).items():
+        found.setdefault(known[id(places[0].whole)], []).append(layer)
+    return found
+
+
+def _changed(
+    job: RecoveryJob, wholes: Mapping[str, Sequence[str]], change: Callable[[str, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return the parameters that hold layers, each layer changed by ``change(layer, weight)``."""
+    found: dict[str, Tensor] = {}
+    for name, layers in wholes.items():
+        own = job.student.get_parameter(name)
+        if job.layout[layers[0]].part is None:
+            found[name] = change(layers[0], own)
+            continue
+        whole = own.clone()
+        for layer in layers:
+            part = job.layout[layer].part
+            assert part is not None
+            part.view(whole).copy_(change(layer, part.view(own)))
+        found[name] = whole
+    return found
 
 
 def _small(job: RecoveryJob) -> tuple[str, ...]:
