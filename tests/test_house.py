@@ -123,6 +123,17 @@ def test_tests_pin_facts_and_no_sentences():
     assert [where for path in TESTS for where in pinned_sentences(path)] == []
 
 
+def test_tests_start_programs_in_one_way():
+    """Which has a limit, and leaves nothing behind: `tests.processes`."""
+    starting = {
+        str(path.relative_to(ROOT))
+        for path in TESTS
+        for node in tree(path).body
+        if path.name.startswith("test_") and isinstance(node, ast.Import) and node.names[0].name == "subprocess"
+    }
+    assert starting == set()
+
+
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 

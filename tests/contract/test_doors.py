@@ -235,7 +235,7 @@ def test_masks_applied_while_another_thread_prunes_are_applied_afterwards():
     assert not masks.is_applied(model)
     go_on.set()
     for thread in (pruning, applying):
-        thread.join()
+        thread.join(LIMIT)
     assert masks.is_applied(model)
     assert found[0].masks[0.5] == mf.prune(two_towers(), "snip", 0.5, towers_batches(), adapter=ADAPTER).masks[0.5]
 

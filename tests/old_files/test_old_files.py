@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 
 import multiflow as mf
 from multiflow.cli import main
+from tests import processes
 
 FILES = Path(__file__).parent / "artifacts"
 FACTS: dict[str, Any] = json.loads((FILES / "facts.json").read_text())
@@ -378,7 +377,5 @@ def test_a_demo_is_shown_and_replaced(run: Run) -> None:
 
 
 def test_the_command_in_a_process_of_its_own() -> None:
-    words = [sys.executable, "-m", "multiflow", "show", "masks/xvlm-2-4.safetensors"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    done = processes.run(processes.PYTHON, "-m", "multiflow", "show", "masks/xvlm-2-4.safetensors", check=True)
     assert "2:4" in done.stdout
