@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -24,14 +25,15 @@ from typing import Any
 
 import torch
 from base_models import MODELS, build, machine, make_batches
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
 import multiflow as mf
+from multiflow.base.packed import FILE, read_packed
 from multiflow.data import to_pixels
 from multiflow.families.opening import fitting_tokenizer, quiet_transformers
 from multiflow.formats.kernels import LEVELS, kernels, pack_matrix
-from multiflow.formats.packed import FILE
 from multiflow.formats.sparse_linear import multiply, ways_of
 from multiflow.formats.speeds import memory_of_weights, quantised
 from multiflow.formats.timing import in_turns
@@ -93,12 +95,10 @@ def sizes(names: list[str]) -> dict[str, Any]:
                     except mf.MultiflowError as error:  # zstd is optional
                         print(name, compress, error)
                         continue
-                    size = (folder / FILE).stat().st_size
+                    share, size = packed_share(folder / FILE), (folder / FILE).stat().st_size
                     begun = time.perf_counter()
                     mf.load_model(folder)
                     seconds = time.perf_counter() - begun
-                rest = sum(t.nbytes for t in model.state_dict().values()) - 2 * masks.layout.size
-                share = (size - rest) / (2 * masks.layout.size)
                 entry[f"{sparsity:g} {values} {compress}"] = {"share": share, "bytes": size, "load": seconds}
                 print(name, sparsity, values, compress, f"{share:.3f}", f"{seconds:.2f} s", flush=True)
         with tempfile.TemporaryDirectory() as place, quiet_transformers():
@@ -112,20 +112,31 @@ def sizes(names: list[str]) -> dict[str, Any]:
     return found
 
 
-def speed(name: str, samples: list[int], seconds: float) -> dict[str, Any]:
-    """Measure a model dense, sparse at two sparsities, and with half of the neurons."""
+def packed_share(path: Path) -> float:
+    """The bytes of the packed tensors of a file, as a share of theirs dense in bfloat16."""
+    with safe_open(path, "pt") as file:
+        there = set(file.keys())
+        packed = {name: tensor for name, tensor in read_packed(path).items() if f"{name}.bitmap" in there}
+        parts = [f"{name}.{part}" for name in packed for part in ("bitmap", "values", "scales")]
+        stored = sum(math.prod(file.get_slice(part).get_shape()) for part in parts if part in there)
+    return stored / (2 * sum(tensor.numel() for tensor in packed.values()))
+
+
+def speed(name: str, samples: list[int], seconds: float, sparsities: list[float], forms: list[str]) -> dict[str, Any]:
+    """Measure a model dense, sparse at some sparsities, and with half of the neurons."""
     model = load(name)
     batch = make_batches(name, 1, max(samples))[0] if name in MODELS else None
     found: dict[str, Any] = {}
     half = mf.compact(model, mf.prune_units(model, "magnitude", 0.5).masks[0.5])
-    for sparsity in (0.75, 0.9):
+    for sparsity in sparsities:
         masks = mf.prune(model, "magnitude-layer", sparsity).masks[sparsity]
         table = mf.speed(
             model,
             masks,
             batch=batch,
             samples=samples,
-            others={"half of the neurons": half} if sparsity == 0.75 else None,
+            forms=forms or None,
+            others={"half of the neurons": half},
             seconds=seconds,
             files=sparsity == 0.75 and name not in MODELS,
             clock="cpu",
@@ -192,6 +203,8 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["xvlm-shapes"])
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.75, 0.9])
+    parser.add_argument("--forms", nargs="*", default=[])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scenes", type=int, default=200)
@@ -206,7 +219,7 @@ def main() -> None:
         found = sizes(given.models)
     for name in given.models:
         if given.what == "speed":
-            found[name] = speed(name, given.samples, given.seconds)
+            found[name] = speed(name, given.samples, given.seconds, given.sparsities, given.forms)
         elif given.what == "quality":
             found[name] = quality(name, given.seeds, given.scenes)
     known = json.loads(given.json.read_text()) if given.json.exists() else {}

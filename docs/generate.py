@@ -1,4 +1,4 @@
-"""Writes the parts of the documentation that come from the registries: ``python docs/generate.py``."""
+"""Writes the parts of the documentation that come from registries and figures: ``python docs/generate.py``."""
 
 from __future__ import annotations
 
@@ -39,3 +39,8 @@ def methods() -> str:
 
 if __name__ == "__main__":
     (FOLDER / "methods.md").write_text(methods())
+    import payoff_tables
+
+    for _name, _text in payoff_tables.parts().items():
+        _page = payoff_tables.PLACES[_name]
+        _page.write_text(payoff_tables.filled(_page.read_text(), _name, _text))

@@ -23,6 +23,13 @@ def test_generated_pages_are_fresh():
     assert (ROOT / "docs/methods.md").read_text() == methods(), "run make docs"
 
 
+def test_figures_of_what_zeros_buy_are_those_of_the_benchmark():
+    tables = runpy.run_path(str(ROOT / "docs/payoff_tables.py"))
+    for name, text in tables["parts"]().items():
+        page = tables["PLACES"][name].read_text()
+        assert f"<!-- {name} -->\n{text}\n<!-- /{name} -->" in page, "run make docs"
+
+
 def test_the_first_example_runs(vlm, monkeypatch, tmp_path, capsys):
     """With a model of the same type where the hub's would be, of tiny size and with random weights."""
     monkeypatch.chdir(tmp_path)
