@@ -108,4 +108,5 @@ def parts() -> dict[str, str]:
 
 def filled(page: str, name: str, text: str) -> str:
     """Return a page with a part between its marks."""
-    return re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m: m[1] + text + m[2], page, flags=re.S)
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    return re.sub(rf"{begin}.*?{end}", lambda _: f"{begin}{text}\n{end}", page, flags=re.S)
