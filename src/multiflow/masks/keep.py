@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,6 +109,15 @@ def keep_sparse(
             place.zero_what_changed(weight)
 
     @torch.no_grad()
+    def look_around(place: _Place, weight: Tensor) -> None:
+        for other, there in _distinct(places):
+            if hook(other, there):
+                other.zero_what_changed(there)
+            else:  # its gradient is zeroed as it comes
+                other.zero_if_changed(there)
+        place.zero_what_changed(weight)
+
+    @torch.no_grad()
     def after_step(*_: Any) -> None:
         nonlocal settled, turn
         if not settled:
@@ -159,14 +169,14 @@ def keep_sparse(
 
     with ExitStack() as stack:
 
-        def hook(place: _Place, weight: Tensor) -> None:
-            if isinstance(weight, nn.Parameter) and ours.isdisjoint(weight._post_accumulate_grad_hooks or ()):
-                sees_all = (
-                    weight is places[0].tensor or weight is places[-1].tensor
-                )  # twice a backward pass is often enough
-                handle = _on_gradient(weight, look_after if sees_all else place.zero_what_changed)
-                ours.add(handle.id)
-                stack.callback(handle.remove)
+        def hook(place: _Place, weight: Tensor) -> bool:
+            if not isinstance(weight, nn.Parameter) or not ours.isdisjoint(weight._post_accumulate_grad_hooks or ()):
+                return False
+            sees_all = weight is places[0].tensor or weight is places[-1].tensor  # twice a backward pass suffices
+            handle = _on_gradient(weight, partial(look_around, place) if sees_all else place.zero_what_changed)
+            ours.add(handle.id)
+            stack.callback(handle.remove)
+            return True
 
         def follow(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
             place = by_module.get((id(module), name))
@@ -269,11 +279,16 @@ class _Place:
         return self._state() != self._seen
 
     @torch.no_grad()
-    def zero_what_changed(self, weight: Tensor) -> None:
-        """Zero the dropped entries of the weight's gradient, and of the weight if it was written to."""
+    def zero_if_changed(self, weight: Tensor) -> None:
+        """Zero the dropped entries of the weight if it was written to."""
         if weight is self.tensor and self.is_changed():
             self.kept.zero_(weight)
             self.note()
+
+    @torch.no_grad()
+    def zero_what_changed(self, weight: Tensor) -> None:
+        """Zero the dropped entries of the weight's gradient, and of the weight if it was written to."""
+        self.zero_if_changed(weight)
         if weight.grad is not None:
             self.kept.zero_(weight.grad)
 
