@@ -78,7 +78,9 @@ def test_data_that_end_before(run: Run, options: list[Any], curve: tuple[Doublin
     assert all(row in rows for row in as_printed(curve))
     assert "not stable: the data ended before" in ran.out
     assert json.loads(Path("out/result.json").read_text())["stable"] is False
-    assert run("show", "out").out == ran.out
+    shown = run("show", "out").out
+    assert ran.out.startswith(shown)
+    assert ran.out.removeprefix(shown).startswith("next: multiflow apply")
 
 
 def test_a_single_batch_has_nothing_to_compare_with(run: Run, options: list[Any]) -> None:
