@@ -43,7 +43,7 @@ cost: $(VENV)/.ready  ## cost of pruning against the plain forward and one pass 
 
 docs: $(VENV)/.ready  ## renew what is generated from the registries, and build the site in build/site
 	$(BIN)/python docs/generate.py
-	NO_MKDOCS_2_WARNING=1 COLUMNS=100 $(BIN)/python -m mkdocs build -q
+	NO_MKDOCS_2_WARNING=1 COLUMNS=100 $(BIN)/python -m mkdocs build --strict
 
 format: $(VENV)/.ready
 	$(BIN)/ruff format .
