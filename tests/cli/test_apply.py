@@ -236,3 +236,14 @@ def test_weights_keep_their_dtype_and_files_their_size_and_the_card_says_what_wa
     assert all(fact in card for fact in facts)
     masks = mf.Masks.load(mask_file)
     assert masks.is_applied(load_model(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("command", [["apply"], ["export", "--mask"], ["evaluate", "retrieval", "--mask"]])
+def test_the_folder_of_a_run_lists_its_masks(run, tiny, command):
+    assert run("prune", tiny, "--method", "magnitude", "--sparsity", 0.5, 0.75, "--out", "run").code == 0
+    words = [word for word in command if not word.startswith("--")]
+    option = [word for word in command if word.startswith("--")]
+    beside = ["--data", "."] if "evaluate" in words else ["--out", "o"]
+    said = run(*words, tiny, *option, "run", *beside).error
+    assert "mask-0.5.safetensors" in said
+    assert "mask-0.75.safetensors" in said

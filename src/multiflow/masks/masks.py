@@ -306,6 +306,9 @@ class Masks(Mapping[str, Tensor]):
             MultiflowError: no such file, a damaged one, or masks that drop another share than was said.
         """
         path = Path(path)
+        if path.is_dir() and (there := files.mask_files(path)):
+            listed = ", ".join(str(file) for file in there.values())
+            raise MultiflowError(f"'{path}' is a folder; name one of the mask files in it: {listed}")
         published = files.is_torch_file(path)
         masks = Masks(*(files.load_original(path) if published else files.load(path)))
         if inverted:
