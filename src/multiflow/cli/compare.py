@@ -24,9 +24,14 @@ from multiflow.cli.settings import (
     Exclude,
     Family,
     Group,
+    ImageColumn,
+    Images,
     Modules,
+    Processor,
     Seed,
+    TextColumn,
     Tokens,
+    Workers,
     chosen_adapter,
 )
 from multiflow.families.batches import Counted, Source, open_batches
@@ -52,12 +57,7 @@ class CompareSettings:
         held_out: batches after them, on which sparse and dense model are compared
         batch_size: pairs or images a batch
         tokenizer: folder or Hugging Face id
-        images: folder of the images that the data name
-        image_column: column or key of the data that holds the images
-        text_column: column or key of the data that holds the texts
-        processor: of a model of transformers, the folder or Hugging Face id of its processor
         split: of the data, train, val or test
-        workers: background processes that read and decode images
         out: folder for compare.html, compare.md, compare.json and the masks, new or empty
     """
 
@@ -74,12 +74,12 @@ class CompareSettings:
     config: Config = None
     modules: Modules = ()
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own)")] = None
-    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
-    image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
-    text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
-    processor: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own)")] = None
+    images: Images = None
+    image_column: ImageColumn = None
+    text_column: TextColumn = None
+    processor: Processor = None
     split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: train)")] = None
-    workers: Annotated[int, arg(metavar="N")] = 0
+    workers: Workers = 0
     exclude: Exclude = None
     group: Group = ()
     tokens: Tokens = "all"

@@ -22,7 +22,7 @@ from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
 from multiflow.cli.console import say, show, table
 from multiflow.cli.masks import put_on
-from multiflow.cli.settings import Config, Device, Dtype, Family, TrustRemoteCode
+from multiflow.cli.settings import Config, Device, Dtype, Family, ImageColumn, Images, TextColumn, TrustRemoteCode
 from multiflow.families.family import find_family, model_types, reads_by_processor, type_of
 from multiflow.families.opening import (
     check_model,
@@ -52,7 +52,6 @@ class EvaluateSettings:
         model: a folder that 'multiflow finetune' wrote; for retrieval also a pretrained model
         data: data of the task; docs/data.md lists the layouts
         split: train, val or test; 'all' takes data without splits whole
-        images: folder of the images that the data name
         limit: items at most
         batch_size: items computed at once
         k_test: retrieval: candidates a query that are ranked by the matching head
@@ -65,8 +64,6 @@ class EvaluateSettings:
         mask: a file that 'multiflow prune' wrote for this model: what is evaluated is the model with these zeros
         dense: the dense model, or the folder of --save of its evaluation: also says how often both say the same
         skip_missing: leave out what is missing or has no text, instead of stopping
-        image_column: column or key of the data that holds the images
-        text_column: column or key of the data that holds the texts
         tokenizer: folder or Hugging Face id
         processor: of a model of transformers, the folder or Hugging Face id of its processor
         prompt: what a model that writes is asked of an image; for vqa with {} for the question
@@ -78,7 +75,7 @@ class EvaluateSettings:
     model: Positional[str]
     data: Annotated[str, arg(metavar="DIR")]
     split: Annotated[str, arg(metavar="SPLIT")] = "test"
-    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    images: Images = None
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     batch_size: Annotated[int, arg(metavar="B")] = 32
     k_test: Annotated[int, arg(metavar="K")] = 256
@@ -94,8 +91,8 @@ class EvaluateSettings:
         arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
     ] = None
     dense: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
-    image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
-    text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
+    image_column: ImageColumn = None
+    text_column: TextColumn = None
     skip_missing: Annotated[bool, arg(help_behavior_hint="")] = False
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's)")] = None
     processor: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's)")] = None

@@ -28,10 +28,18 @@ from multiflow.cli.settings import (
     Exclude,
     Family,
     Group,
+    ImageColumn,
+    Images,
+    Processor,
+    Prompt,
     Resume,
     Seed,
+    Split,
+    TextColumn,
+    Tokenizer,
     Tokens,
     TrustRemoteCode,
+    Workers,
     chosen_adapter,
     parse_hyper,
     processes,
@@ -71,15 +79,7 @@ class PruneSettings:
         batches: calibration batches at most
         batch_size: pairs or images a batch
         seed: seed of whatever is random
-        tokenizer: folder or Hugging Face id
-        images: folder of the images that the data name
-        image_column: column or key of the data that holds the images
-        text_column: column or key of the data that holds the texts
-        processor: of a model of transformers, the folder or Hugging Face id of its processor
-        prompt: what a model that answers is asked of an image, where the data do not say
-        split: of the data, train, val or test; train+val takes both
         augment: paper = crops, flips and RandAugment as in the published calibration
-        workers: background processes that read and decode images
         until_stable: stop calibrating when twice the data change at most 0.5 % of the kept weights, at every sparsity
         stream: one block of the model at a time in memory; activations lie in the output folder meanwhile
         sequential: with --stream, measure each block on what the pruned blocks before it give
@@ -108,17 +108,15 @@ class PruneSettings:
     family: Family = None
     config: Config = None
     trust_remote_code: TrustRemoteCode = False
-    tokenizer: Annotated[
-        str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own, or bert-base-uncased)")
-    ] = None
-    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
-    image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
-    text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
-    processor: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own)")] = None
-    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a usual one)")] = None
-    split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: train)")] = None
+    tokenizer: Tokenizer = None
+    images: Images = None
+    image_column: ImageColumn = None
+    text_column: TextColumn = None
+    processor: Processor = None
+    prompt: Prompt = None
+    split: Split = None
     augment: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
-    workers: Annotated[int, arg(metavar="N")] = 0
+    workers: Workers = 0
     exclude: Exclude = None
     group: Group = ()
     tokens: Tokens = "all"

@@ -25,10 +25,18 @@ from multiflow.cli.settings import (
     Exclude,
     Family,
     Group,
+    ImageColumn,
+    Images,
     Modules,
+    Processor,
+    Prompt,
     Resume,
     Seed,
+    Split,
+    TextColumn,
+    Tokenizer,
     Tokens,
+    Workers,
     chosen_adapter,
     processes,
 )
@@ -66,15 +74,7 @@ class RecoverSettings:
         modules: Python files, folders or names of modules with a family of your own
         batches: batches at most, kept in memory; one in eight is held out
         batch_size: pairs or images a batch
-        tokenizer: folder or Hugging Face id
-        images: folder of the images that the data name
-        image_column: column or key of the data that holds the images
-        text_column: column or key of the data that holds the texts
-        processor: of a model of transformers, the folder or Hugging Face id of its processor
-        prompt: what a model that answers is asked of an image, where the data do not say
-        split: of the data, train, val or test; train+val takes both
         augment: paper = crops, flips and RandAugment as in the published calibration
-        workers: background processes that read and decode images
         out: folder for the mask, the weights and result.json, new or empty
     """
 
@@ -95,17 +95,15 @@ class RecoverSettings:
     seed: Seed = 0
     family: Family = None
     config: Config = None
-    tokenizer: Annotated[
-        str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own, or bert-base-uncased)")
-    ] = None
-    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
-    image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
-    text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
-    processor: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own)")] = None
-    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a usual one)")] = None
-    split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: train)")] = None
+    tokenizer: Tokenizer = None
+    images: Images = None
+    image_column: ImageColumn = None
+    text_column: TextColumn = None
+    processor: Processor = None
+    prompt: Prompt = None
+    split: Split = None
     augment: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
-    workers: Annotated[int, arg(metavar="N")] = 0
+    workers: Workers = 0
     exclude: Exclude = None
     group: Group = ()
     tokens: Tokens = "all"

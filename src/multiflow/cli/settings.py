@@ -64,6 +64,59 @@ Modules: TypeAlias = Annotated[
         help_behavior_hint="",
     ),
 ]
+Tokenizer: TypeAlias = Annotated[
+    str | None,
+    arg(
+        metavar="DIR_OR_ID",
+        help="folder or Hugging Face id",
+        help_behavior_hint="(default: the model's own, or bert-base-uncased)",
+    ),
+]
+Images: TypeAlias = Annotated[
+    str | None,
+    arg(metavar="DIR", help="folder of the images that the data name", help_behavior_hint="(default: beside the data)"),
+]
+ImageColumn: TypeAlias = Annotated[
+    str | None,
+    arg(
+        metavar="NAME",
+        help="column or key of the data that holds the images",
+        help_behavior_hint="(default: told by its name)",
+    ),
+]
+TextColumn: TypeAlias = Annotated[
+    str | None,
+    arg(
+        metavar="NAME",
+        help="column or key of the data that holds the texts",
+        help_behavior_hint="(default: told by its name)",
+    ),
+]
+Processor: TypeAlias = Annotated[
+    str | None,
+    arg(
+        metavar="DIR_OR_ID",
+        help="of a model of transformers, the folder or Hugging Face id of its processor",
+        help_behavior_hint="(default: the model's own)",
+    ),
+]
+Prompt: TypeAlias = Annotated[
+    str | None,
+    arg(
+        metavar="TEXT",
+        help="what a model that answers is asked of an image, where the data do not say",
+        help_behavior_hint="(default: a usual one)",
+    ),
+]
+Split: TypeAlias = Annotated[
+    str | None,
+    arg(
+        metavar="NAME",
+        help="of the data, train, val or test; train+val takes both",
+        help_behavior_hint="(default: train)",
+    ),
+]
+Workers: TypeAlias = Annotated[int, arg(metavar="N", help="background processes that read and decode images")]
 Resume: TypeAlias = Annotated[
     bool, arg(help="go on with an unfinished run in the output folder", help_behavior_hint="")
 ]

@@ -18,8 +18,10 @@ from multiflow.cli.settings import (
     Exclude,
     Family,
     Group,
+    Images,
     Modules,
     Seed,
+    Tokenizer,
     Tokens,
     chosen_adapter,
     parse_hyper,
@@ -56,8 +58,6 @@ class ShrinkSettings:
         set: hyper-parameters of the method
         batches: calibration batches at most
         batch_size: pairs or images a batch
-        tokenizer: folder or Hugging Face id
-        images: folder of the images that the data name
         out: folder to write, new or empty: the model in 'model', the masks in 'units'
     """
 
@@ -73,10 +73,8 @@ class ShrinkSettings:
     modules: Modules = ()
     batches: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all, at most 3000)")] = None
     batch_size: Annotated[int, arg(metavar="B")] = 32
-    tokenizer: Annotated[
-        str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own, or bert-base-uncased)")
-    ] = None
-    images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
+    tokenizer: Tokenizer = None
+    images: Images = None
     seed: Seed = 0
     family: Family = None
     config: Config = None

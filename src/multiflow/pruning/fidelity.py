@@ -90,6 +90,8 @@ def measure_fidelity(
     adapter = find_adapter(model, adapter)
     layout = adapter.layout(model)
     blocks = blocks_of(layout)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    watched = {path: modules[path] for path in dict.fromkeys(blocks.values()) if path in modules}
     weights = {name: of for masks, _ in variants[:1] for name, of in masks.find_weights(model).items()}
     dense = {name: [weight.detach().clone() for weight in of] for name, of in weights.items()}
     device = next(iter(next(iter(weights.values())))).device if weights else torch.device("cpu")
@@ -101,11 +103,11 @@ def measure_fidelity(
             moved = to_device(batch, device)
             real = adapter.token_masks(moved) if adapter.token_masks else {}
             there: dict[str, Tensor] = {}
-            said[0].append(_run(model, moved, adapter, there, blocks.values()))
+            said[0].append(_run(model, moved, adapter, there, watched))
             for number, (masks, changed) in enumerate(variants):
                 found: dict[str, Tensor] = {}
                 with _sparse(weights, dense, masks, changed):
-                    said[number + 1].append(_run(model, moved, adapter, found, blocks.values()))
+                    said[number + 1].append(_run(model, moved, adapter, found, watched))
                 for block, value in found.items():
                     if block in there and there[block].shape == value.shape:
                         wrong, size = _squares(value, there[block], real)
@@ -142,7 +144,7 @@ def _sparse(
 
 
 def _run(
-    model: nn.Module, batch: Any, adapter: Adapter, outputs: dict[str, Tensor], blocks: Iterable[str]
+    model: nn.Module, batch: Any, adapter: Adapter, outputs: dict[str, Tensor], watched: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
     """Run the model; keep the outputs of its blocks, and return the answers, or the features that give them."""
 
@@ -154,11 +156,9 @@ def _run(
 
         return hook
 
-    modules = dict(model.named_modules(remove_duplicate=False))
     with ExitStack() as stack:
-        for path in dict.fromkeys(blocks):
-            if path in modules:
-                stack.callback(modules[path].register_forward_hook(keep(path)).remove)
+        for path, module in watched.items():
+            stack.callback(module.register_forward_hook(keep(path)).remove)
         said = adapter.forward(model, batch)
         if said is None:
             said = call(model, batch)
