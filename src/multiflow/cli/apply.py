@@ -22,7 +22,6 @@ from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
 from multiflow.base.structure import STRUCTURE_FILE, write_structure
 from multiflow.cli.console import percent, show
-from multiflow.cli.masks import put_on
 from multiflow.cli.settings import Config, Device, Dtype, Family, Modules, TrustRemoteCode
 from multiflow.families.opening import (
     PROCESSOR_FILES,
@@ -34,6 +33,7 @@ from multiflow.families.opening import (
     model_files,
     open_model,
     open_streamed,
+    put_on,
     quiet_transformers,
 )
 from multiflow.masks import Masks, is_original

@@ -21,7 +21,6 @@ from multiflow.base.progress import console_progress, paced
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
 from multiflow.cli.console import say, show, table
-from multiflow.cli.masks import put_on
 from multiflow.cli.settings import Config, Device, Dtype, Family, ImageColumn, Images, TextColumn, TrustRemoteCode
 from multiflow.families.family import find_family, model_types, reads_by_processor, type_of
 from multiflow.families.opening import (
@@ -32,6 +31,7 @@ from multiflow.families.opening import (
     is_read_by_processor,
     load_preprocessing,
     open_model,
+    put_on,
     quiet_transformers,
 )
 from multiflow.masks import Masks, is_original

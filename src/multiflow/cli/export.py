@@ -10,7 +10,6 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.structure import STRUCTURE_FILE
 from multiflow.cli.console import one_line_warnings, percent, show
-from multiflow.cli.masks import put_on
 from multiflow.cli.settings import Config, Family
 from multiflow.families.opening import (
     PROCESSOR_FILES,
@@ -18,6 +17,7 @@ from multiflow.families.opening import (
     find_model,
     model_files,
     open_model,
+    put_on,
     quiet_transformers,
 )
 from multiflow.formats import export as write

@@ -15,10 +15,17 @@ from multiflow.base.parallel import rank
 from multiflow.base.progress import console_progress
 from multiflow.base.registry import import_modules
 from multiflow.cli.console import print_figures
-from multiflow.cli.masks import put_on, write_changed_
+from multiflow.cli.masks import write_changed_
 from multiflow.cli.pretrain import check_values
 from multiflow.cli.settings import Config, Family, Resume, processes
-from multiflow.families.opening import find_device, find_model, load_preprocessing, open_model, quiet_transformers
+from multiflow.families.opening import (
+    find_device,
+    find_model,
+    load_preprocessing,
+    open_model,
+    put_on,
+    quiet_transformers,
+)
 from multiflow.masks import Masks, is_original
 from multiflow.tasks.task import TASKS
 from multiflow.training.finetune import finetune as train

@@ -10,7 +10,7 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.cli.console import megabytes, percent, show, table
-from multiflow.families import adapter_for, original_names
+from multiflow.families.opening import put_on
 from multiflow.masks import Masks, compare, is_original, total
 from multiflow.pruning.result import changed_weights
 
@@ -19,10 +19,6 @@ def open_masks(source: str, model: nn.Module | None = None) -> Masks:
     """Read masks; those of the original release are put on the layers of the model, or keep their names without one."""
     masks = Masks.load(source)
     return masks if model is None or not is_original(Path(source)) else put_on(model, masks)
-
-
-def put_on(model: nn.Module, masks: Masks) -> Masks:
-    return masks.rename(adapter_for(model).layout(model), original_names(model))
 
 
 def write_changed_(model: nn.Module, masks: Masks, path: Path) -> None:

@@ -17,7 +17,6 @@ from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
 from multiflow.calibration import Checkpoint
 from multiflow.cli.console import announcements, say, show, step_progress, table
-from multiflow.cli.masks import put_on
 from multiflow.cli.settings import (
     AdapterFile,
     Config,
@@ -41,7 +40,7 @@ from multiflow.cli.settings import (
     processes,
 )
 from multiflow.families.batches import Source, open_batches
-from multiflow.families.opening import bundled_models, check_model, find_device, find_model, open_model
+from multiflow.families.opening import bundled_models, check_model, find_device, find_model, open_model, put_on
 from multiflow.masks import Masks, is_original
 from multiflow.pruning.result import RESULT_FILE, RUN_FILE, Result, changed_weights
 from multiflow.recovery import WAYS

@@ -146,7 +146,12 @@ def _open_masks(source: Masks | str | Path, sparsity: float | None) -> Callable[
     changed = changed_weights(file, masks)
     if not is_original(file):
         return lambda model: masks.apply_(model, changed)
-    return lambda model: masks.rename(adapter_for(model).layout(model), original_names(model)).apply_(model)
+    return lambda model: put_on(model, masks).apply_(model)
+
+
+def put_on(model: nn.Module, masks: Masks) -> Masks:
+    """Put masks of the original release, which go by its names, on the layers of a model."""
+    return masks.rename(adapter_for(model).layout(model), original_names(model))
 
 
 def _load_file(path: Path, family: str | None, config: Mapping[str, Any] | str | Path | None) -> nn.Module:
