@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
@@ -91,6 +93,20 @@ def test_per_row_means_the_same_in_every_row():
     assert pattern_budget(layout, 0.63, PerRow()) == {"a": round(0.63 * 50) * 3}
     assert pattern_budget(LAYOUT, 0.0, PerRow()) == {"a": 0, "b": 0, "c": 0}
     assert fit_budget(Budget({"a": 95}), layout) == {"a": round(95 / 150 * 50) * 3}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_per_row_moves_the_total_by_at_most_half_a_weight_a_row_of_one_layer(seed):
+    draw = random.Random(seed)
+    rows = draw.choice([3, 32, 100])
+    layout = Layout(tuple(Layer(f"l{i}", (rows, draw.choice([5, 32, 64])), "x") for i in range(draw.randint(1, 9))))
+    budget = Budget({x.name: draw.randint(0, x.size) for x in layout.layers})
+    fitted = fit_budget(budget, layout)
+    assert abs(sum(fitted.values()) - sum(budget.values())) <= rows / 2
+    for layer in layout.layers:
+        assert fitted[layer.name] % rows == 0
+        assert 0 <= fitted[layer.name] <= layer.size
+        assert abs(fitted[layer.name] - budget[layer.name]) <= 1.5 * rows
 
 
 def test_n_of_m_must_divide_the_inputs():

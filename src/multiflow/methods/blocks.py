@@ -19,7 +19,8 @@ what is left after rounding goes by largest remainder. DLP's median is a median 
 tower of a model with several, because errors add up along each, and its step is not searched: 0.1 from the first block
 to the last. ECoFLaP shakes weights by noise z and runs the model twice for each; here D is what that comes to in the
 mean for small noise, ``sqrt(2 / pi)`` times the norm of the block's gradient. Per row, budgets are rounded to the same
-number in every row of a layer; N:M fixes them all, and is refused together with an allocation.
+number in every row of a layer, the total to the nearest that this allows; N:M fixes them all, and is refused together
+with an allocation.
 """
 
 from __future__ import annotations

@@ -175,12 +175,21 @@ def pattern_budget(layout: Layout, sparsity: float, pattern: PerRow | NofM) -> B
 
 
 def fit_budget(budget: Budget, layout: Layout) -> Budget:
-    """Round a budget to the same whole number in every row of a layer, as `PerRow` needs."""
-    fitted = {}
-    for layer in layout.layers:
+    """Round a budget to the same whole number in every row of a layer, as `PerRow` needs.
+
+    Layers round to the nearest; where the total moves by that, layers whose rounding was the closest call go the other
+    way, one weight a row, as long as it brings the total nearer to that of the budget.
+    """
+    wished = {x.name: budget[x.name] / x.size * x.shape[1] if x.size else 0.0 for x in layout.layers}
+    counts = {name: round(value) for name, value in wished.items()}
+    short = sum(budget.values()) - sum(counts[x.name] * x.shape[0] for x in layout.layers)
+    step = 1 if short > 0 else -1
+    for layer in sorted(layout.layers, key=lambda x: step * (counts[x.name] - wished[x.name])):
         rows, columns = layer.shape
-        fitted[layer.name] = round(budget[layer.name] / layer.size * columns) * rows if layer.size else 0
-    return Budget(fitted)
+        if layer.size and abs(short - step * rows) < abs(short) and 0 <= counts[layer.name] + step <= columns:
+            counts[layer.name] += step
+            short -= step * rows
+    return Budget({x.name: counts[x.name] * x.shape[0] for x in layout.layers})
 
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
