@@ -95,6 +95,15 @@ def expanded(layer: nn.Linear) -> nn.Module:
     return layer
 
 
+class OnMps(nn.Parameter):
+    device = torch.device("mps")
+
+
+def on_mps(layer: nn.Linear) -> nn.Module:
+    layer.weight = OnMps(layer.weight.detach())
+    return layer
+
+
 def over_its_bias(layer: nn.Linear) -> nn.Module:
     layer.bias = nn.Parameter(layer.weight.data[:, 0])
     return layer
@@ -117,6 +126,7 @@ UNFIT: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
     "loralib": (lambda layer: LoRALinear(*layer.weight.shape[::-1]), r"holds 'lora_A' \(2, \d+\) beside its weight"),
     "expanded": (expanded, "is expanded: several of its entries are one number in memory"),
     "in one memory": (over_its_bias, "are two parameters in the same memory"),
+    "mps": (on_mps, "on device 'mps', which has no float64; work on the CPU"),
     "inference": (in_inference_mode, "inside torch.inference_mode"),
 }
 
@@ -346,3 +356,15 @@ def test_an_offloaded_weight_is_read_and_by_no_door_written(masks):
             DOORS[door](model, masks)
     with pytest.raises(mf.MultiflowError, match=f"'snip' needs all weights in memory.*'{name}'"):
         DOORS["prune with data"](model, masks)
+
+
+def test_an_offloaded_model_that_computes_on_mps_is_refused(masks):
+    model = golden_data.model("xvlm")
+    name = next(name for name in masks if "text" in name)
+    layer = model.get_submodule(name)
+    offloaded(layer)
+    for hook in layer._hf_hook.hooks:
+        hook.execution_device = torch.device("mps")
+    for door in ("prune", "calibrate"):
+        with pytest.raises(mf.MultiflowError, match=f"'{name}' is on device 'mps'"):
+            DOORS[door](model, masks)

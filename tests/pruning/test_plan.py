@@ -198,21 +198,6 @@ def test_sparsities_whose_files_would_have_one_name():
         sparsities([1 / 3, 0.333333])
 
 
-def test_weights_on_a_device_without_float64_are_refused():
-    class Elsewhere(torch.nn.Parameter):
-        device = torch.device("mps")
-
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-    model[1].weight = Elsewhere(torch.ones(4, 4))
-    said = (
-        r"^the weight of layer '1' is on device 'mps', which has no float64; prune on the CPU: model.to\('cpu'\), or --"
-    )
-    with pytest.raises(mf.MultiflowError, match=said):
-        mf.prune(model, "magnitude", 0.5, adapter=every(model))
-    with pytest.raises(mf.MultiflowError, match=said):
-        mf.calibrate(model, Untouched(), adapter=every(model))
-
-
 def test_weights_that_are_not_loaded_are_refused():
     model = chain(4, 4).to("meta")
     with pytest.raises(mf.MultiflowError, match="the weight of layer '0' is on the meta device"):

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -36,6 +37,7 @@ from tests.robust.mutate import damage
 SECONDS = 10
 WAITING = 6  # times as long a reader may take that does not compute, but waits
 MEMORY = 2 * 2**30
+TURN = 0.2  # seconds between two looks at a process
 FINDINGS = Path(__file__).parent / "findings"
 
 
@@ -74,9 +76,16 @@ def targets() -> dict[str, Target]:
 
 def outcome(target: Target, folder: Path, expected: Any = None) -> str | None:
     """Read a folder; return what was not allowed about it, or None."""
-    handlers = {way: signal.signal(way, _too_long) for way in (signal.SIGPROF, signal.SIGALRM)}
+    ticks = count(1)
+
+    def tick(number: int, frame: FrameType | None) -> None:
+        # counted in ticks, not by the clock: a process that is stopped and goes on has not waited
+        if number == signal.SIGPROF or next(ticks) >= WAITING:
+            raise TooLong
+
+    handlers = {way: signal.signal(way, tick) for way in (signal.SIGPROF, signal.SIGALRM)}
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of computing; other processes may hold a processor meanwhile
-    timer = signal.setitimer(signal.ITIMER_REAL, WAITING * SECONDS)
+    timer = signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS)
     try:
         value = target.read(folder)
     except MultiflowError as error:
@@ -95,10 +104,6 @@ def outcome(target: Target, folder: Path, expected: Any = None) -> str | None:
         for way, handler in handlers.items():
             signal.signal(way, handler)
     return f"a silent change: {value!r:.300}" if target.checked and value != expected else None
-
-
-def _too_long(number: int, frame: FrameType | None) -> None:
-    raise TooLong
 
 
 @dataclass(frozen=True)
@@ -147,19 +152,16 @@ def work(arguments: argparse.Namespace) -> int:
             shutil.rmtree(Path(place) / target.name)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-        end, count, numbers = (
-            time.monotonic() + arguments.seconds,
-            0,
-            range(arguments.first, arguments.first + arguments.cases),
-        )
+        end, ran = time.monotonic() + arguments.seconds, 0
+        numbers = range(arguments.first, arguments.first + arguments.cases)
         for case in run_cases(arguments.seed, numbers, names, Path(place)):
-            count += 1
+            ran += 1
             if case.wrong:
                 keep(case, arguments.findings)
                 print(f"FOUND {case.number} {case.target.name}: {case.damage}: {case.wrong}", flush=True)
             if time.monotonic() > end:
                 break
-    print(f"DONE {count}", flush=True)
+    print(f"DONE {ran}", flush=True)
     return 0
 
 
@@ -201,7 +203,7 @@ def main(words: list[str] | None = None) -> int:
         arguments.first + arguments.cases,
         [],
     )
-    ran = 0
+    ran = peak = 0
     while first < last and (left := end - time.monotonic()) > 0:
         command = [
             sys.executable,
@@ -217,14 +219,15 @@ def main(words: list[str] | None = None) -> int:
         command += ["--targets", *arguments.targets] if arguments.targets else []
         with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as log:
             process = subprocess.Popen(command, stdout=said, stderr=log)
-            ended = _watch(process, log)
+            ended, held = _watch(process, log)
             said.seek(0)
             log.seek(0)
+            peak = max(peak, held)
             output, logged = said.read(), log.read().splitlines()
             steps, said_last = [line for line in logged if line[:1].isdigit()], "\n".join(logged[-20:])
         found += [line for line in output.splitlines() if line.startswith("FOUND")]
         print("".join(part for part in output.splitlines(keepends=True) if not part.startswith("DONE")), end="")
-        if ended == 0:
+        if ended == "0":
             ran += int(output.rsplit("DONE ", 1)[1])
             break
         if not steps:
@@ -236,22 +239,39 @@ def main(words: list[str] | None = None) -> int:
         ran += number + 1 - first
         first = number + 1
     kinds = Counter(line.split(":")[0].split()[-1] for line in found)
-    print(f"{ran} cases, {len(found)} findings {dict(kinds) or ''}".rstrip())
+    most = f"; {peak >> 20} MB the most that a process held" if peak else ""
+    print(f"{ran} cases, {len(found)} findings {dict(kinds) or ''}".rstrip() + most)
     return int(bool(found))
 
 
-def _watch(process: subprocess.Popen[bytes], log: Any) -> int:
-    """Wait for a process as long as its log grows at least every three limits."""
-    size, since = -1, time.monotonic()
+def _watch(process: subprocess.Popen[bytes], log: Any) -> tuple[str, int]:
+    """Wait for a process as long as its log grows; return how it ended, and the most bytes that it held.
+
+    Turns of waiting are counted, not seconds: where both processes are stopped for a while, nothing hangs.
+    """
+    size, turns, held = -1, 0, 0
     while process.poll() is None:
-        time.sleep(0.2)
+        time.sleep(TURN)
+        held = max(held, _most_held(process.pid))
         log.seek(0, 2)
-        if log.tell() != size:
-            size, since = log.tell(), time.monotonic()
-        elif time.monotonic() - since > (2 * WAITING * SECONDS if size > 0 else 300):
+        turns = turns + 1 if log.tell() == size else 0
+        size = log.tell()
+        limit = 2 * WAITING * SECONDS if size > 0 else 300
+        if turns * TURN > limit:
             process.kill()
             process.wait()
-    return process.returncode
+            return f"{process.returncode}, killed by this runner after {limit} s without a case", held
+    killed = " (killed by another, as a system short of memory does)" if process.returncode == -signal.SIGKILL else ""
+    return f"{process.returncode}{killed}", held
+
+
+def _most_held(process: int) -> int:
+    """Peak resident memory of a process in bytes; 0 where the system does not tell."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 if __name__ == "__main__":

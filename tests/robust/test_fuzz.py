@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests import processes
-from tests.robust.fuzz import FINDINGS, outcome, targets
+from tests.robust import fuzz
+from tests.robust.fuzz import FINDINGS, Target, outcome, targets
 
 
 def test_damaged_files_end_in_a_value_or_in_a_sentence(tmp_path: Path) -> None:
@@ -39,3 +43,31 @@ def test_a_finding_is_kept_and_told(tmp_path: Path) -> None:
     ran = processes.run(processes.PYTHON, "-c", code, *options)
     assert "KeyError" in ran.stdout
     assert list(tmp_path.glob("a/*/a.txt"))
+
+
+def test_a_reader_that_waits_is_found_and_one_that_is_stopped_meanwhile_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fuzz, "SECONDS", 0.1)  # times WAITING is how long a reader may wait
+    wait = Target("waits", lambda folder: None, lambda folder: time.sleep(2))
+    assert (outcome(wait, tmp_path) or "").startswith("longer than")
+
+    def stop(folder: Path) -> None:
+        command = f"kill -STOP {os.getpid()}; sleep 1; kill -CONT {os.getpid()}"
+        assert processes.run("sh", "-c", command).returncode == 0
+
+    assert outcome(Target("stopped", lambda folder: None, stop), tmp_path) is None
+
+
+def test_who_ended_a_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    worker = tmp_path / "worker"
+    monkeypatch.setattr(sys, "executable", str(worker))
+    monkeypatch.setattr(fuzz, "WAITING", 0.05)
+    ends = {"kill -9 $$": "killed by another", "sleep 60": "killed by this runner after 1.0 s without a case"}
+    for end, said in ends.items():
+        worker.write_text(f"#!/bin/sh\necho 0 a: bits >&2\n{end}\n")
+        worker.chmod(0o755)
+        assert fuzz.main(["--cases", "1", "--findings", str(tmp_path)]) == 1
+        told = capfd.readouterr().out
+        assert said in told
+    assert "MB the most that a process held" in told

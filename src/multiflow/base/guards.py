@@ -1,8 +1,8 @@
 """Guards: what no door of the library lets in, in one list with one sentence each.
 
-`prune`, `calibrate`, ``masks.apply_``, `keep_sparse`, `export` and `task_model` ask `check_layer` of every layer that
-they touch, and `check_values` and `check_overlap` of its weight; what measures or trains runs inside `exclusively`, one
-at a time for each model. What computes statistics and ranks also asks `check_device`.
+`prune`, `calibrate`, ``masks.apply_``, `keep_sparse`, `export`, `task_model` and `recover` ask `check_layer` of every
+layer that they touch, and `check_values` and `check_overlap` of its weight; what measures or trains runs inside
+`exclusively`, one at a time for each model. What runs an offloaded model asks `check_device` of where it computes.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def _check_parameter(path: str, module: nn.Module, weight: nn.Parameter, fix: st
     kind = type(module).__name__
     if isinstance(weight, UninitializedParameter):
         raise MultiflowError(f"'{path}' is a {kind} without a shape yet; run the model on a batch first, or {fix}")
+    check_device(path, weight.device)
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise MultiflowError(
             f"'{path}' has weights of {weight.dtype}; expected floating point of 16 bits or more; {fix}"
@@ -224,14 +225,13 @@ def _meet(one: Tensor, other: Tensor) -> bool:
     return bool(marked.as_strided(other.shape, other.stride(), other.storage_offset()).any())
 
 
-def check_device(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights where there is no float64, in which statistics and ranks are computed."""
-    for name, weight in weights.items():
-        if weight.device.type == "mps":
-            raise MultiflowError(
-                f"the weight of layer '{name}' is on device 'mps', which has no float64; prune on the CPU: "
-                "model.to('cpu'), or --device cpu"
-            )
+def check_device(path: str, device: torch.device) -> None:
+    """Refuse a layer that computes where there is no float64, in which statistics and ranks are computed."""
+    if device.type == "mps":
+        raise MultiflowError(
+            f"the weight of layer '{path}' is on device 'mps', which has no float64; work on the CPU: "
+            "model.to('cpu'), or --device cpu"
+        )
 
 
 # one at a time, eager, and with a sentence where memory ends

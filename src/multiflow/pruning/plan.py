@@ -293,7 +293,8 @@ class Weights(Mapping[str, Tensor]):
                     "of one pass without gradients, such as multiflow, wanda or lobs, or load the whole model"
                 )
         check_readable(self._modules, self.parameters)
-        check_device(self.parameters)
+        for name in self.parameters:
+            check_device(name, self.device(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.parameters)
