@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 N ?= 100000
 SECONDS ?= 3600
 
-.PHONY: demo test test-all check fuzz bench cost docs format test-old wheel clean
+.PHONY: demo test test-all check fuzz bench real cost docs format test-old wheel clean
 
 demo: $(VENV)/.ready  ## prune the bundled model four ways and write runs/demo/report.html
 	$(BIN)/multiflow demo $(ARGS)
@@ -36,6 +36,9 @@ bench: $(VENV)/.ready  ## a cut of the benchmark on Shapes, and its report
 	$(BIN)/multiflow bench run benchmarks/shapes.yaml --out runs/bench/cut --engine local --workers 2 --tier 1 --only \
 		model=xvlm-shapes,vit-digits pruner=dense,multiflow,magnitude-modality seed=0 $(ARGS)
 	$(BIN)/multiflow bench report runs/bench/cut
+
+real: $(VENV)/.ready  ## the benchmark on real weights and data out of public packages; ARGS=--short computes a cut
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.real $(ARGS)
 
 cost: $(VENV)/.ready  ## cost of pruning against the plain forward and one pass over the weights
 	$(BIN)/python benchmarks/prune_cost.py $(ARGS)
