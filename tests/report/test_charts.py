@@ -11,6 +11,7 @@ import pytest
 from multiflow import list_pruners
 from multiflow.base.types import Layer
 from multiflow.report import document
+from multiflow.report.bars import layer_bars
 from multiflow.report.bench.quality import MOST_TINT
 from multiflow.report.charts import (
     COLOURS,
@@ -25,7 +26,6 @@ from multiflow.report.charts import (
     Reference,
     Series,
     forest,
-    layer_bars,
     line_chart,
     log_axis,
     looks,
@@ -140,13 +140,24 @@ def test_a_mark_that_rests_on_less_is_hollow():
     assert looks == ["point", "point hollow"]
 
 
-def test_quiet_lines_have_no_label_and_lie_below():
+def test_quiet_lines_have_their_names_too_and_lie_below():
     loud = Series("loud", BLUE, (point(0.5, 40), point(0.9, 20)))
     quiet = Series("quiet", BLUE, (point(0.5, 30), point(0.9, 10)), quiet=True)
     drawn = ElementTree.fromstring(line_chart("chart", [loud, quiet], [], x_label="zeros"))
     lines = [g.get("data-name") for g in drawn.iter(f"{SVG}g") if g.get("class", "").startswith("series")]
     assert lines == ["quiet", "loud"]
-    assert [g.get("data-name") for g in drawn.iter(f"{SVG}g") if g.get("class", "").startswith("label")] == ["loud"]
+    labels = {g.get("data-name"): g.get("class") for g in drawn.iter(f"{SVG}g") if "label" in g.get("class", "")}
+    assert labels == {"loud": "label c-blue", "quiet": "label quiet c-blue"}
+
+
+def test_a_chart_of_many_lines_is_as_high_as_their_names():
+    drawn = chart(*([(0.5, 60), (0.9, i)] for i in range(30)))
+    heights = sorted(
+        float(g.find(f"{SVG}text").get("y")) for g in drawn.iter(f"{SVG}g") if "label" in g.get("class", "")
+    )
+    assert all(low + 14.9 <= high for low, high in pairwise(heights))
+    assert heights[0] > 0
+    assert heights[-1] < float(drawn.get("viewBox").split()[3]) - 30
 
 
 def bars(shares, groups):
@@ -154,30 +165,50 @@ def bars(shares, groups):
     return ElementTree.fromstring(layer_bars("where", LAYOUT, layers, groups, 0.5, BLUE))
 
 
+def bars_of(drawn):
+    """Title of each mark -> its bars as (x, y of the foot, height), and the width of all."""
+    group = next(g for g in drawn.iter(f"{SVG}g") if g.get("class") == "bars")
+    found = {}
+    for mark in group:
+        path = mark if mark.tag == f"{SVG}path" else mark.find(f"{SVG}path[@class='bar']")
+        numbers = re.findall(r"M([\d.]+) ([\d.]+)v-([\d.]+)", path.get("d"))
+        found[mark.find(f"{SVG}title").text] = [tuple(map(float, one)) for one in numbers]
+    return found, float(group.get("stroke-width"))
+
+
 def test_a_bar_is_as_high_as_its_share_of_zeros():
     shares = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
     drawn = bars(shares, {"vision": 0.25, "text": 0.65})
-    found = [g for g in drawn if g.get("class") == "bar"]
-    assert [g.find(f"{SVG}title").text.split(":")[0] for g in found] == [layer.name for layer in LAYOUT]
-    column, bar = zip(*(g.findall(f"{SVG}rect") for g in found), strict=True)
-    for share, whole, part in zip(shares, column, bar, strict=True):
-        assert float(part.get("height")) == pytest.approx(share * float(whole.get("height")), abs=0.02)
-        bottom = [float(r.get("y")) + float(r.get("height")) for r in (whole, part)]
-        assert bottom[0] == pytest.approx(bottom[1], abs=0.02)
-    edges = [(float(r.get("x")), float(r.get("x")) + float(r.get("width"))) for r in bar]
-    assert all(a[1] <= b[0] for a, b in pairwise(edges))
-    assert edges[0][0] >= 0
-    assert edges[-1][1] <= float(drawn.get("viewBox").split()[2])
+    found, thick = bars_of(drawn)
+    assert [title.split(":")[0] for title in found] == [layer.name for layer in LAYOUT]
+    band = drawn.find(f".//{SVG}rect[@class='band']")
+    foot = float(band.get("y")) + float(band.get("height"))
+    places = [bar for (bar,) in found.values()]
+    for share, (_, y, height) in zip(shares, places, strict=True):
+        assert height == pytest.approx(share * float(band.get("height")), abs=0.02)
+        assert y == pytest.approx(foot, abs=0.02)
+    assert all(a[0] + thick <= b[0] for a, b in pairwise(places))
+    assert places[0][0] - thick / 2 >= 0
+    assert places[-1][0] + thick / 2 <= float(drawn.get("viewBox").split()[2])
+
+
+def test_neighbours_of_one_group_with_one_share_are_one_mark():
+    found, _ = bars_of(bars([0.5, 0.5, 0.5, 0.3, 0.3, 0.5, 0.5, 0.5], {"vision": 0.45, "text": 0.45}))
+    assert [len(of) for of in found.values()] == [3, 1, 1, 3]
+    assert next(iter(found)) == f"{LAYOUT[0].name} to {LAYOUT[2].name}, 3 layers: 50.0\N{NO-BREAK SPACE}% zeros"
 
 
 def test_what_has_collapsed_is_flagged_and_nothing_else():
-    drawn = bars([0.5, 0.995, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0], {"vision": 0.62, "text": 1.0})
+    drawn = bars([0.5, 0.995, 0.5, 0.5, 1.0, 1.0, 0.999, 1.0], {"vision": 0.62, "text": 1.0})
     gone = [g.find(f"{SVG}title").text for g in drawn.iter(f"{SVG}g") if "gone" in g.get("class", "")]
-    assert [re.split(r"[:,]", text)[0] for text in gone] == ["text", *(LAYOUT[i].name for i in (1, 4, 5, 6, 7))]
+    names = [layer.name for layer in LAYOUT]
+    alone = ["text", names[1], f"{names[4]} to {names[5]}", names[6], names[7]]
+    assert [re.split(r"[:,]", text)[0] for text in gone] == alone
     assert all(text.endswith("collapsed") for text in gone)
-    flags = [g for g in drawn.iter(f"{SVG}g") if g.find(f"{SVG}path") is not None]
-    assert len(flags) == 5
-    assert len(bars([0.5] * 8, {"vision": 0.5, "text": 0.5}).findall(f".//{SVG}path")) == 0
+    flags = [p.get("d").count("z") for p in drawn.iter(f"{SVG}path") if p.get("class") == "flag"]
+    assert flags == [1, 2, 1, 1]
+    even = bars([0.5] * 8, {"vision": 0.5, "text": 0.5})
+    assert {p.get("class") for p in even.iter(f"{SVG}path")} == {"bar"}
 
 
 def drawn(**found):
@@ -241,7 +272,7 @@ def themes(name: str) -> tuple[str, str]:
 
 def test_every_pruner_has_a_look_of_its_own():
     assert set(list_pruners()) <= set(LOOKS)
-    assert len(set(LOOKS.values())) == len(LOOKS)
+    assert len({look.colour for look in LOOKS.values()}) == len(LOOKS)
     assert all(look.colour in COLOURS and look.marker in MARKERS for look in LOOKS.values())
 
 
@@ -275,21 +306,13 @@ def test_figures_can_be_read_on_the_most_colour_of_a_cell():
         assert contrast(ink, mixed(blue, 0.17, paper)) >= 4.5  # what is near it
 
 
-def test_quiet_marks_can_be_seen():
-    found = re.findall(r"^\.quiet (?:polyline|\.point) \{.*opacity: ([.\d]+)", CSS, re.M)
-    assert len(found) == 2
-    opacity = min(map(float, found))
-    for grey, paper in zip(themes("grey"), themes("paper"), strict=True):
-        assert contrast(mixed(grey, opacity, paper), paper) >= 3
-
-
 def test_small_marks_have_the_colour_of_text():
     assert re.search(r"^\.few \{[^}]*color: var\(--ink\)", CSS, re.M)
     assert not re.search(r"^\.lean small \{[^}]*color", CSS, re.M)
 
 
 def test_pruners_on_one_page_have_colours_of_their_own():
-    for names in (["snip", "wanda", "sparsegpt"], ["mine", "yours", "multiflow"], list(LOOKS)[:11]):
+    for names in (["snip", "wanda", "sparsegpt"], ["mine", "yours", "multiflow"], [*LOOKS, "mine"]):
         assert len({look.colour for look in looks(names).values()}) == len(names)
     everyone = looks([*LOOKS, *(f"mine {i}" for i in range(9))])
     assert len(set(everyone.values())) == len(everyone)

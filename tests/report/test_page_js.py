@@ -19,7 +19,7 @@ ROWS = (("none", None, "1"), ("b", 1.0, "1 2"), ("c", 3.0, "2"), ("also none", N
 PROBE = """
 const all = (selector) => [...document.querySelectorAll(selector)];
 const text = (mark) => mark.dataset.tip ?? mark.textContent;
-const rows = (selector) => all("tbody tr" + selector).map((row) => row.cells[0].textContent);
+const rows = (selector) => all("#s tbody tr" + selector).map((row) => row.cells[0].textContent);
 const stops = (box) => all(box + " [tabindex='0']").map(text);
 const press = (key) => {
   document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: "Arrow" + key, bubbles: true }));
@@ -38,6 +38,21 @@ found.chosen = ["1", "2", ""].map(choose);
 found.again = stops("table");
 all("svg [tabindex='0']")[0].focus();
 found.marks = ["Right", "Down", "Left", "Left"].map(press);
+const foldable = all("details.folds");
+const state = () => foldable.map((fold) => fold.open);
+found.folds = [state()];
+location.hash = "#t-inside";
+dispatchEvent(new HashChangeEvent("hashchange"));
+found.folds.push(state());
+document.getElementById("folds").click();
+found.folds.push(state());
+document.getElementById("folds").click();
+found.folds.push(state());
+dispatchEvent(new Event("beforeprint"));
+found.folds.push(all("details").map((fold) => fold.open));
+dispatchEvent(new Event("afterprint"));
+found.folds.push(state());
+found.wide = all(".scroll").map((box) => box.classList.contains("wide"));
 found.said = all("td[data-tip]")[0].getAttribute("aria-description");
 found.mark = all("svg [data-tip]")[0].getAttribute("aria-label");
 document.body.replaceChildren(Object.assign(document.createElement("pre"), { textContent: JSON.stringify(found) }));
@@ -58,7 +73,11 @@ def found(tmp_path_factory):
         for name, ys in lines.items()
     ]
     drawing = Drawings([Drawing(line_chart("c", series, [], x_label="zeros"))])
+    wide = Table([Column(f"a long heading {i}") for i in range(30)], [Row([TableCell("x")] * 30)], "w")
     sections = [Section("s", "S", [Table(columns, rows, "t"), drawing])]
+    sections += [
+        Section(name, name, [wide], folded=folded) for name, folded in (("o", False), ("t", True), ("u", True))
+    ]
     tiers = [("", "all"), ("1", "tier 1"), ("2", "tier 2")]
     text = page(Document("t", "", "", [], sections, tiers=tiers))
     folder = tmp_path_factory.mktemp("browser")
@@ -89,6 +108,18 @@ def test_rows_without_a_figure_stand_last_whichever_way_a_table_is_sorted(found)
 def test_a_tier_shows_the_rows_of_all_pruners_that_it_has(found):
     assert found["chosen"] == [["also none", "b", "none"], ["also none", "b", "c"], ["also none", "b", "c", "none"]]
     assert found["again"] == ["name"]  # the table can be reached whatever row had the focus
+
+
+def test_sections_fold_and_open_by_a_link_a_button_and_for_paper(found):
+    first, linked, opened, shut, printed, after = found["folds"]
+    assert (first, linked) == ([True, False, False], [True, True, False])
+    assert (opened, shut) == ([True] * 3, [False] * 3)
+    assert all(printed)
+    assert after == [False] * 3
+
+
+def test_a_table_that_is_wider_than_its_column_says_that_it_scrolls(found):
+    assert found["wide"][:2] == [False, True]
 
 
 def test_what_a_value_says_is_said_to_screen_readers(found):

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines with intervals, differences, bars of layers; and the fixed look of every pruner.
+"""Charts as inline SVG: lines with intervals, differences; and the fixed look of every pruner.
 
 Colours come from the page (``currentColor`` and classes), so that the charts follow its light and dark theme. Every
 mark carries its value in a ``<title>``: hover, keyboard and screen readers find it there. Nothing is stretched: a
@@ -7,24 +7,22 @@ drawing scales with its column.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import ceil, floor, log10
 from typing import NamedTuple, Protocol, TypeAlias
 
 from markupsafe import Markup, escape
 
-from multiflow.base.types import Layer
 from multiflow.report.text import nominal, number, percent, signed
 
 COLOURS = (
-    "blue", "amber", "purple", "green", "teal", "brown", "indigo", "olive", "rose", "slate", "sand", "ink", "grey"
+    "blue", "amber", "purple", "green", "teal", "brown", "indigo", "olive", "rose", "slate", "violet", "forest", "navy",
+    "orchid", "copper", "cyan", "plum", "moss", "wine", "khaki", "steel", "sand", "ink", "grey",
 )  # fmt: skip
 MARKERS = ("circle", "square", "triangle", "diamond")
-"""The colours are told apart with any common colour vision, and every pruner of one colour has a marker of its own.
-Red is not among them: it means collapse."""
+"""So many colours are told apart by nobody at a glance: a name stands at the end of every line, and neighbours in
+this order have markers that differ. Red is not among them: it means collapse."""
 COLLAPSED = 0.99
 """Share of zeros from which a layer or a group counts as collapsed: nothing much passes it."""
 LEAVES = {"circle", "line", "path", "polygon", "polyline", "rect"}
@@ -46,20 +44,20 @@ LOOKS = {
     "wanda": Look("green", "circle"),
     "ria": Look("teal", "square"),
     "lamp": Look("brown", "circle"),
-    "l2": Look("brown", "diamond"),
-    "magnitude-layer": Look("amber", "triangle"),
-    "snip": Look("green", "triangle"),
-    "itersnip": Look("green", "diamond"),
-    "chita": Look("teal", "circle"),
-    "chita++": Look("teal", "diamond"),
-    "tamt": Look("purple", "square"),
-    "lobs": Look("purple", "circle"),
-    "multiflow-refit": Look("blue", "square"),
-    "sparsegpt": Look("green", "square"),
-    "alps": Look("amber", "circle"),
-    "admm": Look("amber", "diamond"),
-    "exchange": Look("blue", "diamond"),
-    "dsnot": Look("brown", "square"),
+    "l2": Look("copper", "diamond"),
+    "magnitude-layer": Look("olive", "triangle"),
+    "snip": Look("forest", "triangle"),
+    "itersnip": Look("moss", "diamond"),
+    "chita": Look("cyan", "circle"),
+    "chita++": Look("slate", "diamond"),
+    "tamt": Look("orchid", "square"),
+    "lobs": Look("violet", "circle"),
+    "multiflow-refit": Look("indigo", "square"),
+    "sparsegpt": Look("navy", "square"),
+    "alps": Look("rose", "circle"),
+    "admm": Look("wine", "diamond"),
+    "exchange": Look("plum", "diamond"),
+    "dsnot": Look("khaki", "square"),
 }
 
 
@@ -132,7 +130,7 @@ def _attribute(key: str, value: Attribute) -> str:
 
 
 WIDTH, HEIGHT = 550, 330  # of a line chart
-LEFT, RIGHT, TOP, BOTTOM = 44, 158, 14, 46  # its margins; labels of lines stand on the right
+LEFT, RIGHT, TOP, BOTTOM = 50, 158, 14, 46  # its margins; labels of lines stand on the right
 LINE = 15  # height of a line of text
 
 Scale: TypeAlias = Callable[[float], float]
@@ -183,7 +181,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart; a quiet one is grey and has no label until it is pointed at."""
+    """A line of a chart; a quiet one is thin, without whiskers until it is pointed at, and its name is not bold."""
 
     name: str
     look: Look
@@ -244,19 +242,23 @@ def chart(
     y_axis: Axis,
     joined: bool = True,
 ) -> Markup:
-    """Return a chart; lines that are quiet come first, grey and without a label. ``joined``: points make lines."""
-    x, y = x_axis.scale(LEFT, WIDTH - RIGHT), y_axis.scale(HEIGHT - BOTTOM, TOP)
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    """Return a chart, as high as the names of its lines need; those that are quiet lie below the others.
+
+    ``joined``: points make lines.
+    """
+    height = max(HEIGHT, TOP + LINE * (len(series) + 1) + BOTTOM)
+    right, bottom = WIDTH - RIGHT, height - BOTTOM
+    x, y = x_axis.scale(LEFT, right), y_axis.scale(bottom, TOP)
     grid = [
         tag("g", segment(LEFT, right, y(v), class_="grid"), words(LEFT - 7, y(v) + 4, text, "end"))
         for v, text in y_axis.ticks
     ]
     axis = [words(x(v), bottom + 18, text, "middle") for v, text in x_axis.ticks]
-    name = words((LEFT + right) / 2, HEIGHT - 8, x_axis.label, "middle")
+    name = words((LEFT + right) / 2, height - 8, x_axis.label, "middle")
     marks = [_reference(reference, y(reference.y), right) for reference in references]
     lines = [_series(line, x, y, joined) for line in sorted(series, key=lambda line: not line.quiet)]
-    labels = _labels([line for line in series if not line.quiet], right + 12, y, x if not joined else None)
-    return svg(title, WIDTH, HEIGHT, grid, axis, name, marks, lines, labels, class_="chart")
+    labels = _labels(series, right + 12, bottom, y, x if not joined else None)
+    return svg(title, WIDTH, height, grid, axis, name, marks, lines, labels, class_="chart")
 
 
 def marker(look: Look, x: float = 0, y: float = 0, r: float = 5) -> Markup:
@@ -294,13 +296,13 @@ def _series(line: Series, x: Scale, y: Scale, joined: bool) -> Markup:
     return tag("g", drawn, points, class_=f"series{quiet} c-{line.look.colour}", data_name=line.name)
 
 
-def _labels(series: Sequence[Series], at: float, y: Scale, x: Scale | None) -> list[Markup]:
+def _labels(series: Sequence[Series], at: float, bottom: float, y: Scale, x: Scale | None) -> list[Markup]:
     """Names of the lines in a column, moved apart where they would overlap; with ``x``, led to the points."""
     ends = sorted((y(line.points[-1].y), i) for i, line in enumerate(series))
     places: list[float] = []
     for end, _ in ends:
         places.append(max(end, places[-1] + LINE) if places else end)
-    below = places[-1] - (HEIGHT - BOTTOM) if places else 0
+    below = places[-1] - bottom if places else 0
     for i in range(len(places) - 1, -1, -1):  # push back up what fell below the axis
         limit = places[i + 1] - LINE if i + 1 < len(places) else places[i] - max(below, 0)
         places[i] = min(places[i], limit)
@@ -309,7 +311,8 @@ def _labels(series: Sequence[Series], at: float, y: Scale, x: Scale | None) -> l
         start = x(series[i].points[-1].x) + 7 if x else at - 9
         lead = tag("path", d=f"M{number(start)} {number(end)}L{number(at - 3)} {number(place)}", class_="lead")
         name = words(at, place + 4, series[i].name, "start")
-        made.append(tag("g", name, lead, class_=f"label c-{series[i].look.colour}", data_name=series[i].name))
+        look = f"label{' quiet' if series[i].quiet else ''} c-{series[i].look.colour}"
+        made.append(tag("g", name, lead, class_=look, data_name=series[i].name))
     return made
 
 
@@ -414,73 +417,3 @@ def _tick(value: float) -> str:
 
 def _vertical(x: float, top: float, bottom: float, class_: str | None) -> Markup:
     return tag("line", x1=x, x2=x, y1=top, y2=bottom, class_=class_)
-
-
-def layer_bars(
-    title: str,
-    layout: Sequence[Layer],
-    layers: Mapping[str, float],
-    groups: Mapping[str, float],
-    target: float,
-    look: Look,
-) -> Markup:
-    """Return one bar a layer, side by side by group: its share of zeros. What has collapsed is red and flagged."""
-    width, top, height = 340.0, 16.0, 92.0
-    blocks = [(layer.group, _block(layer.name)) for layer in layout]
-    gaps = [0.0] + [14.0 if a[0] != b[0] else 2.0 * (a != b) for a, b in pairwise(blocks)]
-    step = (width - 6 - sum(gaps)) / len(layout)
-    place: dict[str, float] = {}
-    at = 3.0
-    for layer, gap in zip(layout, gaps, strict=True):
-        at += gap
-        place[layer.name] = at
-        at += step
-    grounds, means = zip(
-        *(
-            _band(group, share, [place[m.name] for m in layout if m.group == group], step, top, height)
-            for group, share in groups.items()
-        ),
-        strict=True,
-    )
-    bars = [_bar(name, place[name], step, share, top, height) for name, share in layers.items()]
-    goal = segment(0, width, top + height * (1 - target), class_="target")
-    return svg(title, width, top + height + 34, grounds, bars, means, goal, class_=f"layers c-{look.colour}")
-
-
-def _band(
-    group: str, share: float, places: Sequence[float], step: float, top: float, height: float
-) -> tuple[Markup, Markup]:
-    """A group: the ground under its bars with its name and share of zeros, and the line at this share."""
-    left, right = places[0] - 2, places[-1] + step + 2
-    middle, level = (left + right) / 2, top + height * (1 - share)
-    gone = share >= COLLAPSED
-    ground = tag(
-        "g",
-        tag("title", f"{group}: {percent(share, 1)} zeros{', collapsed' if gone else ''}"),
-        tag("rect", x=left, y=top, width=right - left, height=height, class_="band"),
-        words(middle, top + height + 14, group, "middle", class_="group"),
-        words(middle, top + height + 28, f"{percent(share, 1)}{' gone' if gone else ''}", "middle", class_="share"),
-        class_="gone" if gone else None,
-    )
-    return ground, tag("line", x1=left, x2=right, y1=level, y2=level, class_="mean")
-
-
-def _bar(name: str, x: float, step: float, share: float, top: float, height: float) -> Markup:
-    gone = share >= COLLAPSED
-    thick = max(step * 0.82, 0.6)
-    length = height * share
-    flag = tag("path", d=f"M{number(x + thick / 2)} {number(top - 3)}l-4 -8h8z") if gone else None
-    return tag(
-        "g",
-        tag("title", f"{name}: {percent(share, 1)} zeros{', collapsed' if gone else ''}"),
-        tag("rect", x=x, y=top, width=step, height=height, class_="hit"),
-        tag("rect", x=x, y=top + height - length, width=thick, height=length),
-        flag,
-        class_="bar gone" if gone else "bar",
-    )
-
-
-def _block(name: str) -> str:
-    """The block of a layer: its name up to the first number."""
-    match = re.match(r".*?\.\d+\.", name)
-    return match[0] if match else ""

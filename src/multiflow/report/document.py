@@ -119,12 +119,16 @@ Block: TypeAlias = "Paragraph | Items | Pairs | Verdict | Drawings | Group | Mar
 
 @dataclass(frozen=True)
 class Section:
-    """A section: its heading, how to read it, and what is in it."""
+    """A section: its heading, how to read it, and what is in it.
+
+    A long report folds its sections: ``folded`` is whether one is closed at first, None of one that is always open.
+    """
 
     id: str
     heading: str
     blocks: Sequence[Block]
     lead: Text = ""
+    folded: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from multiflow.base.types import Layer
 from multiflow.bench.records import Pruning
-from multiflow.report.charts import COLLAPSED, Look, layer_bars
+from multiflow.report.bars import layer_bars
+from multiflow.report.charts import COLLAPSED, Look
 from multiflow.report.document import Drawing, Drawings, Mark, Verdict
 from multiflow.report.text import count, listed, nominal, percent
 
@@ -128,12 +131,22 @@ def collapse_verdict(found: Sequence[Spread]) -> Verdict:
     )
 
 
-def layer_panels(found: Sequence[Spread], looks: Mapping[str, Look]) -> list[Drawings]:
-    """Return the bars of all layers: a row of drawings a pruner, one a sparsity."""
-    return [
-        Drawings([_panel(spread, looks[pruner]) for spread in found if spread.pruner == pruner], "panels", pruner)
-        for pruner in dict.fromkeys(spread.pruner for spread in found)
-    ]
+def layer_panels(
+    found: Sequence[Spread], looks: Mapping[str, Look], sparsities: Sequence[float] | None = None
+) -> list[Drawings]:
+    """Return the bars of all layers: a row of drawings a pruner, a column a sparsity, whose drawing may be missing.
+
+    Args:
+        found: what is drawn.
+        looks: of the pruners.
+        sparsities: the columns; None = those of ``found``.
+    """
+    columns = sorted({spread.sparsity for spread in found}) if sparsities is None else sparsities
+    rows: dict[str, dict[float, Drawing]] = {}
+    for spread in found:
+        rows.setdefault(spread.pruner, {})[spread.sparsity] = _panel(spread, looks[spread.pruner])
+    empty = Drawing(Markup())
+    return [Drawings([row.get(s, empty) for s in columns], "panels", pruner) for pruner, row in rows.items()]
 
 
 def _panel(spread: Spread, look: Look) -> Drawing:

@@ -54,13 +54,14 @@ def test_a_pruner_with_fewer_seeds_is_named_with_them():
     assert headline(gather(cells)).startswith("mine (one seed) is the best")
 
 
-def test_a_pruner_that_leads_at_fewer_places_is_named_apart():
+def test_the_headline_begins_with_who_leads_the_table_of_standings():
     cells = [make_cell(p, s, score=score) for p, score in (("multiflow", 50), ("wanda", 70)) for s in (0.63, 0.75)]
     cells.append(make_cell("mine", 0.75, score=90))
     assert headline(gather(cells)) == (
-        "wanda is the best pruner or within noise of it at 1 of 2 places, multiflow at 0 of 2. "
-        "Of those compared at fewer places, mine at 1 of 1."
+        "mine is the best pruner or within noise of it at 1 of 1 places, wanda at 1 of 2 and multiflow at 0 of 2. "
+        "Of those compared at all 2 places, wanda leads most often."
     )
+    assert standings(gather(cells))[0].pruner == "mine"
 
 
 def test_a_first_pruner_that_stands_alone_is_no_reason_to_stop():

@@ -61,6 +61,14 @@ def test_every_section_is_there(root):
     ]
 
 
+def test_all_sections_but_the_summary_are_folded_and_work_without_a_script(root):
+    folds = {e.get("id"): e.find("details").get("open") for e in root.iter("section")}
+    assert folds.pop("summary") == "open"
+    assert set(folds.values()) == {None}
+    inside = {e.get("id") for e in root.iter("div") if e.get("class") == "inside"}
+    assert {a.get("href") for a in next(root.iter("nav")).iter("a")} == {f"#{one}" for one in inside}
+
+
 def test_the_figures_carry_values_to_hover_and_marks(root):
     here = section(root, "figures")
     tables = list(here.iter("table"))
@@ -108,12 +116,12 @@ def test_collapse_is_flagged(root):
     here = section(root, "zeros")
     assert "all of text; one layer of 3 (text.layer.0.q)" in text_of(here)
     svg = "{http://www.w3.org/2000/svg}"
-    assert [e for e in here.iter(f"{svg}g") if e.get("class") == "bar gone"]
+    assert [e for e in here.iter(f"{svg}g") if e.get("class") == "gone"]
 
 
 def test_pruners_of_later_tiers_are_quiet_in_charts(root):
     here = section(root, "quality")
-    lines = {e.get("data-name"): e.get("class") for e in here.iter() if "series" in (e.get("class") or "")}
+    lines = {e.get("data-name"): e.get("class") for e in here.iter() if "series" in (e.get("class") or "").split()}
     assert {name: "quiet" in look for name, look in lines.items()} == {
         "multiflow": False,
         "magnitude": False,

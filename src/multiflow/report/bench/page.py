@@ -6,6 +6,7 @@ The page says what must be known first, its sections, how it was made and how to
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def bench_document(bench: Bench) -> Document:
         headline(bench),
         scope(bench),
         facts_,
-        [section for section in sections if section],
+        [replace(section, folded=at > 0) for at, section in enumerate(filter(None, sections))],
         styles,
         _first(bench),
         _tiers(bench),
@@ -131,10 +132,12 @@ def zeros(bench: Bench, styles: Mapping[str, Look]) -> Section | None:
         here = [spread for spread in found if spread.model == model]
         loud = [spread for spread in here if spread.pruner in bench.loud]
         quiet = [spread for spread in here if spread.pruner not in bench.loud]
-        blocks += [Paragraph(model, "h3"), _groups_table(bench, here, styles), *layer_panels(loud, styles)]
-        if quiet:
-            pruners = count(len({spread.pruner for spread in quiet}), "other pruner")
-            blocks.append(Group(layer_panels(quiet, styles), under=f"layers of {pruners} on {model}"))
+        columns = sorted({spread.sparsity for spread in here})
+        blocks += [Paragraph(model, "h3"), _groups_table(bench, here, styles)]
+        for these, which in ((loud, "pruner"), (quiet, "other pruner")):
+            pruners = count(len({spread.pruner for spread in these}), which)
+            panels = layer_panels(these, styles, columns)
+            blocks += [Group(panels, under=f"layers of {pruners} on {model}")] * bool(panels)
     lead = (
         "Did some part of the model lose more than its share? The table has the share of zeros of each group of "
         "layers, amber the more a group lost beyond what was asked for; below it is one bar a layer, dashed what was "

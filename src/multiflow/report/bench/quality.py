@@ -115,8 +115,8 @@ def curves(bench: Bench, looks: Mapping[str, Look]) -> Section | None:
     lead = (
         "How much of the dense model is left as zeros are added. Whiskers are 95 % intervals over test items and "
         "seeds; those of two pruners may overlap where their paired difference is beyond noise, which the table says. "
-        "Hollow marks are means over fewer seeds than others. Grey lines are the other pruners: point at one to see "
-        "which. An axis may begin above 0."
+        "Hollow marks are means over fewer seeds than others. Thin lines are pruners of later tiers: point at one for "
+        "its whiskers. An axis may begin above 0."
     )
     return Section("quality", "Quality against sparsity", [Drawings(made)], lead) if made else None
 

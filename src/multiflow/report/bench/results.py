@@ -187,7 +187,7 @@ class Bench:
 
     @property
     def loud(self) -> list[str]:
-        """The few pruners that charts draw in colour: the first, its tier, and whoever is best most often."""
+        """The few pruners whose lines are bold: the first, its tier, and whoever is best most often."""
         tier = self.tiers_of[self.first][0] if self.first else ""
         ranked = sorted(self.rivals, key=lambda name: (name != self.first, self.tiers_of[name][0] != tier))
         best = [entry.pruner for entry in self.entries.values() if entry.best]

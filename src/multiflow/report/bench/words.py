@@ -76,7 +76,7 @@ def duel(bench: Bench, a: str, b: str, sparsity: float | None = None) -> Duel:
 
 
 def headline(bench: Bench) -> str:
-    """Return the result in one or two sentences."""
+    """Return who leads the table of standings, who is next, and where the first pruner stands, in a sentence or two."""
     ranked = [standing for standing in standings(bench) if standing.places]
     if not bench.cells:
         return "Nothing has been computed yet."
@@ -85,18 +85,14 @@ def headline(bench: Bench) -> str:
     seeds = {s.pruner: max(len(e.cells) for e in bench.entries.values() if e.pruner == s.pruner) for s in ranked}
     few = {name: f" ({count(n, 'seed')})" if n < max(seeds.values()) else "" for name, n in seeds.items()}
     said = {s.pruner: f"at {s.leads} of {s.places}" for s in ranked}
-    whole = max(s.places for s in ranked)
-    top = next((s for s in ranked if s.places == whole), ranked[0])
-    first = next((s for s in ranked if s.pruner == bench.first), None)
+    top, whole = ranked[0], max(s.places for s in ranked)
+    named = ranked[1:3]
+    first = next((s for s in ranked if s.pruner == bench.first), top)
+    rest = [f"{s.pruner}{few[s.pruner]} {said[s.pruner]}" for s in (*named, *[first] * (first not in (top, *named)))]
     begin = f"{top.pruner}{few[top.pruner]} is the best pruner or within noise of it {said[top.pruner]} places"
-    next_ = [s for s in ranked if s.places == whole and s is not top][:2]
-    rest = [f"{s.pruner}{few[s.pruner]} {said[s.pruner]}" for s in next_]
-    if first and first not in (top, *next_):
-        rest.append(f"{first.pruner}{few[first.pruner]} {said[first.pruner]}")
-    partly = [s for s in ranked if s.places < whole and s.leads * top.places > top.leads * s.places][:2]
-    named = [f"{s.pruner}{few[s.pruner]} {said[s.pruner]}" for s in partly if s is not first]
-    more = f" Of those compared at fewer places, {listed(named)}." if named else ""
-    return f"{begin}{', ' * bool(rest)}{listed(rest) if rest else ''}.{more}"
+    everywhere = next((s for s in ranked if s.places == whole), top)
+    more = f" Of those compared at all {whole} places, {everywhere.pruner}{few[everywhere.pruner]} leads most often."
+    return f"{begin}, {listed(rest)}.{more * (top.places < whole)}"
 
 
 def scope(bench: Bench) -> str:

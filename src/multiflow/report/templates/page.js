@@ -12,6 +12,37 @@ theme.addEventListener("click", () => {
   try { localStorage.setItem("multiflow-theme", root.dataset.theme); } catch { /* a page from a file may not store */ }
 });
 
+// Sections that fold: a link opens the one it leads to, a button opens them all, and so does printing.
+const folds = [...document.querySelectorAll("details.folds")];
+const opener = document.getElementById("folds");
+const reveal = () => {
+  const to = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const fold = to?.closest("details.folds") || to?.querySelector("details.folds");
+  if (!fold || fold.open) return;
+  fold.open = true;
+  to.scrollIntoView();
+};
+addEventListener("hashchange", reveal);
+reveal();
+if (opener) {
+  const name = () => { opener.textContent = folds.every((fold) => fold.open) ? "Close all" : "Open all"; };
+  opener.hidden = false;
+  opener.addEventListener("click", () => { const open = !folds.every((fold) => fold.open); folds.forEach((fold) => { fold.open = open; }); });
+  folds.forEach((fold) => fold.addEventListener("toggle", name));
+}
+let closed = [];
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details:not([open])")];
+  closed.forEach((fold) => { fold.open = true; });
+});
+addEventListener("afterprint", () => closed.forEach((fold) => { fold.open = false; }));
+
+// Tables wider than their column say that they scroll.
+const measure = () => document.querySelectorAll(".scroll").forEach((box) => box.classList.toggle("wide", box.scrollWidth > box.clientWidth + 1));
+addEventListener("resize", measure);
+folds.forEach((fold) => fold.addEventListener("toggle", measure));
+measure();
+
 // Tables: a heading sorts, numbers from high to low first.
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
