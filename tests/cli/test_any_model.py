@@ -76,6 +76,21 @@ def test_shown_and_pruned_with_data_in_three_layouts(kind, vlm, data, run):
         assert mf.Masks.load(Path(Path(name).parts[0], "mask-0.5.safetensors")).sparsity == 0.5
 
 
+@pytest.mark.filterwarnings("default")
+def test_layers_that_are_for_nothing_are_shown_and_left_out(vlm, run):
+    group = ("--group", r"vision=vision_tower\..*(q_proj|fc1)$")  # the last block among them, which LLaVA passes by
+    shown = ran(run, "show", vlm("llava"), *group)
+    assert shown.count("never used: nothing of the output depends on it") == 2
+    done = run("prune", vlm("llava"), *group, "--method", "magnitude", "--sparsity", 0.5, "--out", "run")
+    assert "output depends on 2 of" in done.err
+    assert "nothing of the output depends on them: 2 layers" in done.out
+    left_out = {"model.vision_tower.encoder.layers.1.self_attn.q_proj", "model.vision_tower.encoder.layers.1.mlp.fc1"}
+    assert not left_out & set(mf.Masks.load("run/mask-0.5.safetensors"))
+    for path in Path(vlm("llava")).glob("*processor*.json"):
+        path.unlink()
+    assert "not looked for: no processor" in ran(run, "show", vlm("llava"), *group)
+
+
 def test_applied_and_evaluated(kind, vlm, data, run, mask):
     task, *how = evaluation(kind, data)
     how += ["--split", "all", *(() if kind in DUAL else SHORT[:2])]

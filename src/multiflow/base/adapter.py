@@ -61,6 +61,8 @@ class Adapter:
             module's own sizes do not tell.
         dense: path of a layer, or name of a parameter, that stays dense -> why, for lists.
         towers: path of a sub-model -> its group, for the share of it that can be pruned.
+        spares_unused: whether layers of which nothing in the output of ``forward`` depends, as a look at one sample
+            shows, stay dense and out of the budget, which is said.
         name: what lists and reports call it.
 
     Example:
@@ -80,6 +82,7 @@ class Adapter:
     transposed: str | None = None
     dense: Mapping[str, str] = field(default_factory=dict, repr=False)
     towers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    spares_unused: bool = False
     name: str = "custom"
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from multiflow.calibration.gradients import (
 )
 from multiflow.calibration.inputs import MOMENT, NORM, Progress, collect, sums_size
 from multiflow.calibration.memory import announce, check_fits, free_memory, give_back_memory, unannounced
+from multiflow.calibration.reach import unused_layers
 from multiflow.calibration.state import buffers_restored, differentiable, evaluating, put_buffers, weights_replaced
 from multiflow.calibration.stats import STATISTICS, Doubling, Statistic, Stats, is_stable, read_stats
 
@@ -51,5 +52,6 @@ __all__ = [
     "to_device",
     "turns",
     "unannounced",
+    "unused_layers",
     "weights_replaced",
 ]

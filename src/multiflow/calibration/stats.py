@@ -78,12 +78,14 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
         counts: statistic -> layer -> number of observations.
         batches: number of batches that the observations come from.
         buffers: the model's, as the batches have left them; only where a run goes on from there.
+        unused: layers that were left out, since nothing of the model's output depends on them.
     """
 
     sums: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     counts: Mapping[str, dict[str, int]] = field(default_factory=dict)
     batches: int = 0
     buffers: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    unused: tuple[str, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         names = ", ".join(f"{name} of {len(layers)} layers" for name, layers in self.sums.items())
@@ -139,14 +141,16 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
             for layer, value in layers.items():
                 mine[layer] = mine[layer] + value.to(mine[layer].device) if layer in mine else value
                 number[layer] = number.get(layer, 0) + other.counts[name][layer]
-        return Stats(sums, counts, self.batches + other.batches)
+        measured = {layer for of in sums.values() for layer in of}
+        unused = tuple(dict.fromkeys(name for name in (*self.unused, *other.unused) if name not in measured))
+        return Stats(sums, counts, self.batches + other.batches, unused=unused)
 
     @staticmethod
     def join(parts: Sequence[Stats]) -> Stats:
         """Put different statistics of the same batches together."""
         sums = {name: of for part in parts for name, of in part.sums.items()}
         counts = {name: of for part in parts for name, of in part.counts.items()}
-        return Stats(sums, counts, parts[0].batches)
+        return Stats(sums, counts, parts[0].batches, unused=parts[0].unused)
 
     def save(self, path: str | Path, **extra: Any) -> Path:
         """Write the sums to a safetensors file, the rest and ``extra`` (JSON) into its metadata."""
@@ -157,6 +161,7 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
             "batches": self.batches,
             "units": {name: STATISTICS[name].unit for name in self},
             "extra": extra,
+            **({"unused": self.unused} if self.unused else {}),
         }
         return write_tensors(path, tensors, header)
 
@@ -199,11 +204,14 @@ def read_stats(path: str | Path) -> tuple[Stats, dict[str, Any]]:
             raise MultiflowError(f"'{path}' holds '{key}', which belongs to none of its statistics; delete it")
         sums[name][layer] = tensor
     buffers = sums.pop("buffer")
+    unused = header.get("unused", [])
+    if not isinstance(unused, list) or not all(isinstance(name, str) for name in unused):
+        raise MultiflowError(f"'{path}' holds statistics that left out {unused!r}, which are no layers; delete it")
     for name, of in counts.items():
         expected = torch.float32 if name == "gradient" else torch.float64
         like = {layer: (tuple(sums[name][layer].shape) if layer in sums[name] else (), [expected]) for layer in of}
         check_tensors(path, sums[name], like, "delete it")
-    return Stats(sums, counts, batches, buffers), extra
+    return Stats(sums, counts, batches, buffers, tuple(unused)), extra
 
 
 def _is_count(value: Any) -> bool:

@@ -259,6 +259,8 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
     if "prunable" in how:
         towers = ", ".join(f"{name} {percent(share)}" for name, share in how["prunable"].items() if name != "model")
         show(f"prunable: {percent(how['prunable']['model'])} of the model" + (f" ({towers})" if towers else ""))
+    if unused := how.get("unused"):
+        show(f"left out, since nothing of the output depends on them: {len(unused)} layers, first '{unused[0]}'")
     show(f"in {folder}: {', '.join(entry['file'] for entry in masks.values())}")
 
 

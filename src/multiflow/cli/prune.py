@@ -46,7 +46,7 @@ from multiflow.cli.settings import (
 )
 from multiflow.cli.streamed import check_options, open_for_stream, run_stream
 from multiflow.data.augment import AUGMENTATIONS
-from multiflow.families.batches import Source, open_batches
+from multiflow.families.batches import Source, open_batches, sample_batch
 from multiflow.families.opening import bundled_models, check_model, find_device, find_dtype, find_model, open_model
 from multiflow.masks import hash_weight
 from multiflow.masks.sharing import mask_file
@@ -145,10 +145,12 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
     agree({name: value for name, value in asdict(settings).items() if name != "device"})
     with own_folder(out, what, settings.resume) if first else nullcontext():
         model, adapter, hashes = load(settings, place, out)
-        batches = None
+        batches: Any = None
         if asked.needs_data:
             source = Source(**{field.name: getattr(settings, field.name) for field in fields(Source)})
             batches = open_batches(model, place, source)
+        elif adapter.spares_unused and not settings.stream and (sample := sample_batch(model, place)) is not None:
+            batches = [sample]  # to see by which layers are used at all
         every = settings.checkpoint_every
         with step_progress() if first else nullcontext() as step:
             if settings.stream:
@@ -168,7 +170,7 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
                     until_stable=STABLE if settings.until_stable else None,
                     **asked.hyper,
                 )
-                data = batches.summary() if batches else None
+                data = batches.summary() if asked.needs_data else None
         masks = {s: replace(m, weights=hashes or m.weights) for s, m in result.masks.items()}
         if first:
             replace(result, masks=masks).save(out, run=what, data=data)

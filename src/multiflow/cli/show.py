@@ -41,10 +41,12 @@ from multiflow.data.images import WHOLE, NoSuchSplit
 from multiflow.data.items import missing_images
 from multiflow.data.source import is_labelled, open_labelled
 from multiflow.families import adapter_for
+from multiflow.families.batches import sample_batch
 from multiflow.families.family import FAMILIES, model_types
 from multiflow.families.opening import bundled_models, find_model, open_model
 from multiflow.methods import PRUNERS
 from multiflow.methods.budgets import ALLOCATIONS
+from multiflow.pruning.unused import find_unused, left_out
 from multiflow.tasks.task import TASKS
 
 WHAT = "pruners, models, tasks, MODEL, MASK_FILE [MASK_FILE], RUN_DIR or data DIR"
@@ -100,7 +102,10 @@ def show(settings: ShowSettings) -> None:
                 raise unknown("name", source, [*LISTS, *bundled_models(), "a file or folder"])
             place = find_model(source)
             model = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
-            show_model(model, source, chosen_adapter(model, settings))
+            adapter, unseen = used_layers(model, place, chosen_adapter(model, settings))
+            show_model(model, source, adapter)
+            if unseen:
+                put(unseen)
         case given:
             raise MultiflowError(f"'multiflow show' got {len(given)} names; expected {WHAT}")
 
@@ -154,6 +159,26 @@ def list_tasks() -> list[object]:
 
 
 LISTS = {"pruners": list_pruners, "models": list_models, "tasks": list_tasks}
+
+
+MOST = 2_000_000_000  # weights of a model that is run on one sample only to be shown
+
+
+def used_layers(model: nn.Module, place: str, adapter: Adapter) -> tuple[Adapter, str]:
+    """Run a model on a made-up sample, and return its adapter without layers that it does not use.
+
+    Returns:
+        The adapter, and a sentence that says why that was not looked at; empty where it was.
+    """
+    if not adapter.spares_unused:
+        return adapter, ""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    sample = None if size > MOST else sample_batch(model, place)
+    if sample is None:
+        why = f"it has {size / 1e9:.1f} billion weights" if size > MOST else "no processor lies beside it"
+        return adapter, f"layers that the output does not depend on were not looked for: {why}; multiflow prune looks"
+    layout = adapter.layout(model)
+    return left_out(model, adapter, layout, find_unused(model, adapter, layout, sample)), ""
 
 
 BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")

@@ -171,6 +171,22 @@ def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
     return found[0].get(found[1].batches)(model, place, source)
 
 
+def sample_batch(model: nn.Module, place: str) -> Any:
+    """Return a batch of one made-up picture and text, by the model's own processor; None where there is none.
+
+    Args:
+        model: any.
+        place: where it was loaded from, or its processor is.
+    """
+    found = find_family(model)
+    if found is None or found[1].sample is None:
+        return None
+    try:
+        return found[0].get(found[1].sample)(model, place)
+    except MultiflowError:
+        return None
+
+
 def open_source(source: Source, size: int) -> AnyData:
     """Open the data; where none were given, draw training scenes of Shapes, ``size`` pixels wide, a caption each."""
     if source.data is not None:

@@ -47,6 +47,7 @@ class ModelType:
     untrained: tuple[str, ...] = ()  # those of ``tasks`` whose model needs no training to be evaluated
     original: Part = None  # part: the `Original` that says what the release calls its weights
     batches: Part = None  # part: ``f(model, place, source)`` -> calibration batches, see `multiflow.families.batches`
+    sample: Part = None  # part: ``f(model, place)`` -> a batch of one made-up picture with a text, if it can be made
 
 
 @dataclass(frozen=True)

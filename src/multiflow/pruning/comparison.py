@@ -19,6 +19,7 @@ from multiflow.pruning.fidelity import Fidelity, measure_fidelity
 from multiflow.pruning.plan import find_adapter, request
 from multiflow.pruning.result import Result
 from multiflow.pruning.run import calibrate, prune
+from multiflow.pruning.unused import spare_unused
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def compare_pruners(
     if batches is None and (needy or held_out is None):
         what = f"method '{needy[0]}' needs" if needy else "comparing needs"
         raise MultiflowError(f"{what} calibration data and none were given; give batches")
-    adapter = find_adapter(model, adapter)
+    adapter, batches = spare_unused(model, find_adapter(model, adapter), batches)  # type: ignore[assignment]
 
     # 2. one calibration for all that can share one
     shared = list(dict.fromkeys(name for one in asked.values() for name in one.statistics))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from multiflow.pruning.result import Result
 from multiflow.pruning.stable import HALF, calibrate_until_stable
 from multiflow.pruning.stages import Outcome, Scores, choose
 from multiflow.pruning.steps import PruningStep, State, prune_in_steps
+from multiflow.pruning.unused import UNUSED, spare_unused
 
 
 def _run_scorer(plan: PruningPlan) -> Outcome:
@@ -144,24 +146,26 @@ def prune(
         >>> result.apply_(model, 0.75)                                                           # doctest: +SKIP
     """
     asked = request(method, sparsity, pattern=pattern, allocation=allocation, until_stable=until_stable, hyper=hyper)
-    plan = make_plan(
-        asked,
-        model,
-        batches,
-        adapter=adapter,
-        seed=seed,
-        checkpoint=None if checkpoint is None else _checkpoint(checkpoint),
-        progress=progress if rank() == 0 else None,
-    )
+    going: dict[str, Any] = {
+        "seed": seed,
+        "checkpoint": None if checkpoint is None else _checkpoint(checkpoint),
+        "progress": progress if rank() == 0 else None,
+    }
+    plan = make_plan(asked, model, batches, adapter=adapter, **going)
+    if plan.adapter.spares_unused and batches is not None:  # all is checked: a first look at the model as it runs
+        found, batches = spare_unused(model, plan.adapter, batches)
+        plan = make_plan(asked, model, batches, adapter=found, **going)
     if world() > 1:
         known = {**plan.record(length(batches) or 0), "sparsity": asked.sparsities}
         agree(stages.identity(plan.adapter, plan.layout, plan.weights, **known))
-    found = RUNNERS[asked.pruner.kind](plan)
-    masks = _masks(plan, found)
+    out = RUNNERS[asked.pruner.kind](plan)
+    masks = _masks(plan, out)
     shares = prunable_shares(model, plan.layout, plan.adapter.towers)
-    settings = {**plan.record(max(found.batches)), "sparsity": list(asked.sparsities), "prunable": shares}
-    changed = None if found.weights is None else dict(zip(asked.sparsities, found.weights, strict=True))
-    return Result(masks, changed, found.scores, found.stats, settings, found.timings, found.curve)
+    unused = [name for name, why in plan.adapter.dense.items() if why == UNUSED]
+    settings = {**plan.record(max(out.batches)), "sparsity": list(asked.sparsities), "prunable": shares}
+    settings |= {"unused": unused} if unused else {}
+    changed = None if out.weights is None else dict(zip(asked.sparsities, out.weights, strict=True))
+    return Result(masks, changed, out.scores, out.stats, settings, out.timings, out.curve)
 
 
 def _masks(plan: PruningPlan, found: Outcome) -> dict[float, Masks]:
@@ -209,6 +213,8 @@ def calibrate(
         >>> flow, wanda = (mf.prune(model, m, 0.75, stats) for m in ("multiflow", "wanda"))      # doctest: +SKIP
     """
     adapter = find_adapter(model, adapter)
+    if adapter.spares_unused:
+        adapter, batches = spare_unused(model, adapter, batches)  # type: ignore[assignment]
     names = (statistics,) if isinstance(statistics, str) else tuple(statistics)
     place = None if checkpoint is None else _checkpoint(checkpoint)
     layout = adapter.layout(model)
@@ -222,4 +228,4 @@ def calibrate(
     stats = stages.calibrate(model, layout, batches, adapter, names, **going)
     if place:
         place.of_process().delete()
-    return stats
+    return replace(stats, unused=tuple(name for name, why in adapter.dense.items() if why == UNUSED))

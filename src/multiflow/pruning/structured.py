@@ -31,6 +31,7 @@ from multiflow.pruning.plan import find_adapter
 from multiflow.pruning.result import Result
 from multiflow.pruning.run import calibrate, prune
 from multiflow.pruning.units import HEADS, MLP, UnitStack, find_units
+from multiflow.pruning.unused import spare_unused
 
 KINDS_OF_UNITS = {"mlp": (MLP,), "heads": (HEADS,), "all": (MLP, HEADS)}
 """What may go -> the kinds of units."""
@@ -92,7 +93,7 @@ def prune_units(
             "'multiflow', 'wanda' or 'magnitude'",
             field="method",
         )
-    found = find_adapter(model, adapter)
+    found, batches = spare_unused(model, find_adapter(model, adapter), batches)
     layout = found.layout(model)
     stacks = [stack for stack in find_units(model, layout) if stack.kind in KINDS_OF_UNITS[units]]
     if not stacks:

@@ -31,7 +31,11 @@ FAMILIES.add(
         home=__name__,
         models={},
         others=ModelType(
-            adapter=".adapter:automatic_adapter", tasks=TASKS, evaluates=TASKS, batches=".reading:calibration_examples"
+            adapter=".adapter:automatic_adapter",
+            tasks=TASKS,
+            evaluates=TASKS,
+            batches=".reading:calibration_examples",
+            sample=".reading:made_up_batch",
         ),
         accepts=".adapter:is_of_transformers",
         preprocessing=".tasks:preprocessing_of",

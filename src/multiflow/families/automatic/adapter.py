@@ -65,6 +65,7 @@ def automatic_adapter(
         outputs=_outputs,
         dense=roles.dense,
         towers=roles.towers,
+        spares_unused=True,
         name=getattr(model.config, "model_type", "") or type(model).__name__,
     )
 

@@ -45,6 +45,7 @@ CLASS_PROMPT = "a photo of a {}."
 OTHER = "\u2042", "\u2021"  # texts that nobody says: where a line differs from that with one of them, the text begins
 ALONE = ("Blip2Processor", "InstructBlipProcessor", "Florence2Processor", "Kosmos2Processor")  # they place images
 IGNORED = -100
+MADE_UP = 224, 224  # pixels
 RELEASED = "give the processor of the model's release with {processor=DIR_OR_ID}"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -381,6 +382,17 @@ def calibration_examples(model: Any, place: str, source: Source) -> Counted:
         make = partial(_of_classes, reader) if classes and reader.manner == "pairs" else reader.examples
     batches = ExampleBatches(data, make, augment=source.augment, **source.options)
     return Counted(batches, "images" if reader.manner == "images" else data.kind, str(data))
+
+
+def made_up_batch(model: Any, place: str) -> dict[str, Tensor]:
+    """Return a batch of one picture, of noise, with a text, made by the model's own processor.
+
+    Raises:
+        MultiflowError: there is no processor at that place.
+    """
+    reader = reader_of(model, load_processor(None, place, model))
+    noise = torch.randint(256, (*MADE_UP, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return reader.examples([Sample(Image.fromarray(noise.numpy()), DESCRIBE)])
 
 
 def _of_classes(reader: Reader, examples: Sequence[Sample]) -> dict[str, Tensor]:
