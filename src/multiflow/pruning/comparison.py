@@ -90,7 +90,7 @@ def compare_pruners(
     if batches is None and (needy or held_out is None):
         what = f"method '{needy[0]}' needs" if needy else "comparing needs"
         raise MultiflowError(f"{what} calibration data and none were given; give batches")
-    adapter, batches = spare_unused(model, find_adapter(model, adapter), batches)  # type: ignore[assignment]
+    adapter, batches = spare_unused(model, find_adapter(model, adapter), batches)
 
     # 2. one calibration for all that can share one
     shared = list(dict.fromkeys(name for one in asked.values() for name in one.statistics))
