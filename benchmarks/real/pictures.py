@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +26,12 @@ GENDERED = re.compile(r"^(man|woman|men|women)\b(?!.*\b(dancing|couple|holding))
 CLOCKS = re.compile(r"o.clock|-thirty$")
 PUBLIC = re.compile(r"publicdomain|public domain", re.IGNORECASE)
 JUNK = re.compile(r"hash\(0x|^untitled|^clipart$|\bcollection\b|^part of\b|^various\b|^unsorted$|^hash$", re.IGNORECASE)
+FLAG = "flag"
 SHARED = 3  # pictures at most that may share a title: one that more have says nothing of them
-MOST_SIDE = 20_000  # pixels of a side; larger pictures are left out
+MOST_PIXELS = 8_000_000
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SHOWN = ("animals", "buildings", "containers", "education", "electronics", "food", "office", "people", "plants", "recreation",
+    "science", "tools", "transportation")  # folders of clip art that show things, not signs, flags, maps and patterns
 WHITE = (255, 255, 255, 255)
 
 
@@ -127,13 +132,19 @@ def read_clipart(pngs: Path, svgs: Path) -> Pictures:
     for svg in sorted(svgs.rglob("*.svg")):
         id = svg.relative_to(svgs).with_suffix("").as_posix()
         png = pngs / f"{id}.png"
-        said = _metadata(svg)
-        if said is None or not png.is_file():
+        said = _metadata(svg) if id.split("/")[0] in SHOWN else ("", (), "")
+        if id.split("/")[0] not in SHOWN:
+            out["of signs, flags, maps and patterns"] += 1
+        elif said is None or not png.is_file():
             out["without picture or readable metadata"] += 1
+        elif FLAG in said[1]:
+            out["a flag"] += 1
         elif not PUBLIC.search(said[2]):
             out["not said to be in the public domain"] += 1
         elif not re.search("[A-Za-z]{3}", said[0]) or JUNK.search(said[0]):
             out["without a title that tells something"] += 1
+        elif not _is_fit(png):
+            out["no picture, or one of more than 8 million pixels"] += 1
         elif (content := hashlib.sha256(png.read_bytes()).hexdigest()) in seen:
             out["the same picture again"] += 1
         else:
@@ -143,6 +154,22 @@ def read_clipart(pngs: Path, svgs: Path) -> Pictures:
     found = [picture for picture in candidates if shared[picture.text.lower()] <= SHARED]
     out[f"a title that more than {SHARED} share"] += len(candidates) - len(found)
     return Pictures(tuple(found), out)
+
+
+def _is_fit(path: Path) -> bool:
+    """Tell by its head whether a file is a PNG of a size that one decodes in passing."""
+    width, height = png_size(path)
+    return 0 < width * height <= MOST_PIXELS
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a PNG file, and nothing for any other."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError:
+        return 0, 0
+    return struct.unpack(">II", head[16:24]) if head.startswith(SIGNATURE) and len(head) == 24 else (0, 0)
 
 
 def _metadata(svg: Path) -> tuple[str, tuple[str, ...], str] | None:
@@ -184,7 +211,7 @@ def read_stamps(folder: Path) -> Pictures:
         picture = text.with_suffix(".png")
         lines = text.read_text(encoding="utf-8", errors="replace").splitlines()
         caption = lines[0].strip().rstrip(".") if lines and ".utf8=" not in lines[0] else ""
-        if not picture.is_file():
+        if not picture.is_file() or not _is_fit(picture):
             out["without a picture in pixels"] += 1
         elif not caption:
             out["without an English caption"] += 1
@@ -203,10 +230,10 @@ def on_white(path: Path, side: int) -> Image.Image:
     Raises:
         MultiflowError: the file is no picture, or larger than any picture is.
     """
+    if not _is_fit(path):
+        raise MultiflowError(f"'{path}' is no PNG of at most {MOST_PIXELS} pixels ({png_size(path)}); fetch its package again")
     try:
         with Image.open(path) as opened:
-            if max(opened.size) > MOST_SIDE or min(opened.size) < 1:
-                raise MultiflowError(f"'{path}' is {opened.size} pixels; expected at most {MOST_SIDE} a side")
             picture = opened.convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise MultiflowError(f"cannot read the picture '{path}' ({error}); fetch its package again") from error

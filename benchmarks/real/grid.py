@@ -1,0 +1,293 @@
+"""The grid on real weights: who prunes what to which sparsities, computed cell by cell into the records of the benchmark.
+
+``real.yaml`` is read strictly; its pruners and tiers are those of `multiflow.bench.config`. There is no fine-tuning: a cell is a
+model after pruning, or after pruning and recovery, measured as it stands. What is done is skipped, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import multiflow as mf
+from benchmarks.real.world import Items, World, hash_model
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.files import read_yaml, write_atomically
+from multiflow.base.runs import identity
+from multiflow.base.strict import build
+from multiflow.bench.config import PrunerEntry, Tier
+from multiflow.bench.machine import describe_machine, git_revision
+from multiflow.bench.pruning import pruning_record
+from multiflow.bench.records import CONFIG, DENSE, GRID, Cell, Results
+from multiflow.calibration.memory import peak_memory, reset_peak_memory
+from multiflow.methods import find_pruner
+from multiflow.pruning.plan import versions
+
+DIGITS = 16
+GRID_FILE = Path(__file__).parent.parent / "real.yaml"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class RealGrid:
+    """A whole config."""
+
+    name: str  # for titles
+    models: Mapping[str, str]  # name -> module with ``open_world(cache) -> World``
+    tiers: tuple[Tier, ...]  # in the order in which they are computed
+    pruners: Mapping[str, PrunerEntry] = field(default_factory=dict)  # those that are not simply registered ones
+    short: tuple[Tier, ...] = ()  # the cut
+
+    def entry(self, pruner: str) -> PrunerEntry:
+        return self.pruners.get(pruner, PrunerEntry(pruner))
+
+
+def read_real_grid(path: Path = GRID_FILE) -> RealGrid:
+    """Read a config.
+
+    Raises:
+        MultiflowError: an unknown key, model or pruner.
+    """
+    grid = build(RealGrid, read_yaml(path), "the config")
+    for tier in (*grid.tiers, *grid.short):
+        for name in tier.models or ():
+            if name not in grid.models:
+                raise unknown("model", name, grid.models)
+        for name in tier.pruners:
+            if name != DENSE:
+                find_pruner(grid.entry(name).method)
+    return grid
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pruning of the grid: one model, pruner and seed, and the sparsities that are wanted of it."""
+
+    tier: str
+    model: str
+    pruner: str
+    seed: int
+    sparsities: tuple[float, ...]
+
+
+def jobs_of(grid: RealGrid, tiers: Sequence[Tier]) -> Iterator[Job]:
+    """Give the prunings of some tiers; a pruner that looks at no data has one seed."""
+    given: set[tuple[str, str, int, float]] = set()
+    for tier in tiers:
+        for model in tier.models or tuple(grid.models):
+            for pruner in tier.pruners:
+                dense = pruner == DENSE
+                free = dense or not grid.entry(pruner).needs_data
+                for seed in tier.seeds[:1] if free else tier.seeds:
+                    wanted = (0.0,) if dense else tier.sparsities
+                    new = tuple(s for s in wanted if (model, pruner, seed, s) not in given)
+                    given |= {(model, pruner, seed, s) for s in new}
+                    if new:
+                        yield Job(tier.name, model, pruner, seed, new)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Computes jobs into a folder of results."""
+
+    grid: RealGrid
+    results: Results
+    say: Callable[[str], None] = print
+
+    def run(self, tiers: Sequence[Tier], worlds: Mapping[str, Callable[[], World]]) -> int:
+        """Compute what is missing; return how many cells were.
+
+        Args:
+            tiers: of the grid.
+            worlds: model -> opens it; a model whose data are missing is left out with a line that says so.
+        """
+        jobs = list(jobs_of(self.grid, tiers))
+        computed, opened = 0, ""
+        world: World | None = None
+        for job in jobs:
+            if job.model not in worlds:
+                continue
+            if job.model != opened:
+                world, opened = self._open(job.model, worlds[job.model]), job.model
+                if world is not None:
+                    mark = hash_model(world.model)
+                    self._expect([job for job in jobs if job.model == opened], world, mark)
+            if world is not None:
+                computed += self._job(job, world, mark)
+        return computed
+
+    def _open(self, name: str, open_world: Callable[[], World]) -> World | None:
+        try:
+            return open_world()
+        except MultiflowError as error:
+            self.say(f"{name} is left out: {error}")
+            return None
+
+    def _expect(self, jobs: Sequence[Job], world: World, mark: str) -> None:
+        """Write which cells there are to be, beside those that are known."""
+        known = {cell.id: cell for cell in self.results.expected()}
+        for job in jobs:
+            for sparsity in job.sparsities:
+                known |= {cell.id: cell for cell in self._cells(job, sparsity, world, mark).values()}
+        self.results.folder.mkdir(parents=True, exist_ok=True)
+        with self.results.lock(GRID):
+            self.results.expect(known.values())
+
+    def _cells(self, job: Job, sparsity: float, world: World, mark: str) -> dict[str, Cell]:
+        """Return the cells of a pruned model without their figures: figure -> cell."""
+        made: dict[str, Any] = {"weights": mark, "seed": job.seed}
+        if job.pruner != DENSE:
+            made["pruner"] = {k: v for k, v in asdict(self.grid.entry(job.pruner)).items() if v}
+        pruning = None if job.pruner == DENSE else identity(made, DIGITS)
+        found = {}
+        for figure, metric in world.figures.items():
+            settings = {**made, "sparsity": sparsity, "figure": figure}
+            id = identity(settings, DIGITS)
+            found[figure] = Cell(
+                *(id, job.model, job.pruner, sparsity, figure, job.seed, job.tier),
+                metric=metric,
+                pruning=pruning,
+                settings=settings,
+            )
+        return found
+
+    def _job(self, job: Job, world: World, mark: str) -> int:
+        """Prune to the sparsities that lack figures, recover, measure; return how many cells that gave."""
+        known = self.results.cells()
+        missing = [
+            s for s in job.sparsities if any(c.id not in known for c in self._cells(job, s, world, mark).values())
+        ]
+        if not missing:
+            return 0
+        if job.pruner == DENSE:
+            return self._measure(job, 0.0, world, mark, world.model, {}, {})
+        entry = self.grid.entry(job.pruner)
+        reset_peak_memory()
+        batches = world.batches(job.seed) if entry.needs_data else None
+        result = mf.prune(
+            *(world.model, entry.method, missing, batches),
+            adapter=world.adapter,
+            pattern=entry.pattern,
+            allocation=entry.allocation,
+            seed=job.seed,
+            **entry.hyper,
+        )
+        pruning = next(iter(self._cells(job, missing[0], world, mark).values())).pruning
+        assert pruning is not None
+        count = 0
+        for sparsity in missing:
+            began, kept = time.monotonic(), result
+            if entry.recover:
+                how = {"adapter": world.adapter, "seed": job.seed, **entry.recovery}
+                kept = mf.recover(world.model, result, sparsity, batches, entry.recover, **how)
+            recovery = time.monotonic() - began
+            sparse = deepcopy(world.model)
+            kept.apply_(sparse, sparsity)
+            sizes = {"packed MB": packed_size(sparse, kept.masks[sparsity]) / 1e6} if job.seed == 0 else {}
+            seconds = {"prune": sum(result.timings.values()), "recover": recovery}
+            count += self._measure(job, sparsity, world, mark, sparse, seconds, sizes)
+        record = pruning_record(
+            *(result, pruning, job.model, job.pruner, job.seed),
+            calibration=result.timings.get("calibrate", 0.0),
+            selection=sum(result.timings.values()) - result.timings.get("calibrate", 0.0),
+            pairs=0 if batches is None else len(batches),
+            peak_memory=peak_memory(),
+            machine=describe_machine(CPU),
+        )
+        there = self.results.prunings().get(pruning)
+        zeros = {**(there.zeros if there else {}), **record.zeros}
+        self.results.append(replace(record, zeros=zeros, git=git_revision(self.results.folder)))
+        return count
+
+    def _measure(
+        self,
+        job: Job,
+        sparsity: float,
+        world: World,
+        mark: str,
+        model: nn.Module,
+        seconds: Mapping[str, float],
+        more: Mapping[str, float],
+    ) -> int:
+        began = time.monotonic()
+        found: Mapping[str, Items] = world.evaluate(model.eval())
+        took = {**seconds, "evaluate": time.monotonic() - began}
+        for figure, cell in self._cells(job, sparsity, world, mark).items():
+            items = found[figure]
+            score = sum(items.each) / len(items.each)
+            done = replace(
+                cell,
+                score=score,
+                figures={cell.metric: score, **items.more, **more},
+                each=[round(float(value), 4) for value in items.each],
+                seconds=took,
+                versions=versions(),
+                git=git_revision(self.results.folder),
+                machine=describe_machine(CPU),
+                finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            self.results.append(done)
+        said = ", ".join(f"{figure} {sum(of.each) / len(of.each):.1f}" for figure, of in found.items())
+        zeros = f"{sparsity:.0%} " if sparsity else ""
+        self.say(f"{job.model} {job.pruner} {zeros}seed {job.seed}: {said} ({sum(took.values()):.0f} s)")
+        return len(found)
+
+
+def packed_size(model: nn.Module, masks: mf.Masks) -> int:
+    """Return the bytes of a sparse model as it is shipped, packed in bfloat16."""
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "packed"
+        mf.export(model, masks, out)
+        return sum(file.stat().st_size for file in out.rglob("*.safetensors"))
+
+
+def open_worlds(grid: RealGrid, cache: Path, only: Sequence[str] = ()) -> dict[str, Callable[[], World]]:
+    """Return what opens each model of the grid, or some of them."""
+    for name in only:
+        if name not in grid.models:
+            raise unknown("model", name, grid.models)
+
+    def opener(module: str) -> Callable[[], World]:
+        return lambda: import_module(module).open_world(cache)
+
+    return {name: opener(module) for name, module in grid.models.items() if not only or name in only}
+
+
+def run_real(
+    cache: Path,
+    out: Path,
+    *,
+    models: Sequence[str] = (),
+    tiers: Sequence[str] = (),
+    short: bool = False,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Compute the grid, or a part of it, into a folder; return how many cells were computed.
+
+    Args:
+        cache: with what was fetched.
+        out: folder of results.
+        models: names; none = all.
+        tiers: names; none = all.
+        short: the cut instead.
+        say: takes lines on what goes on.
+    """
+    grid = read_real_grid()
+    for name in tiers:
+        if name not in {tier.name for tier in grid.tiers}:
+            raise unknown("tier", name, [tier.name for tier in grid.tiers])
+    chosen = grid.short if short else [tier for tier in grid.tiers if not tiers or tier.name in tiers]
+    results = Results(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / CONFIG, GRID_FILE.read_text(encoding="utf-8"))
+    return Runner(grid, results, say).run(chosen, open_worlds(grid, cache, models))
