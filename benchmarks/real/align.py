@@ -31,7 +31,7 @@ from multiflow.families.opening import quiet_transformers
 WORDS = 24  # tokens of a text at most
 VARIANTS = 1  # pictures of each thing: as it is, and mirrored, smaller, on a ground of some colour
 BATCH = 128
-EPOCHS = 30
+EPOCHS = 12
 RATE, NEW_RATE = 1e-4, 1e-3  # of pretrained layers, and of what is new
 SCALE = 2.66  # logarithm of the first factor of the similarities, as CLIP has it
 MOST_SCALE = math.log(100)

@@ -135,12 +135,9 @@ class Runner:
 
     def _expect(self, jobs: Sequence[Job], world: World, mark: str) -> None:
         """Write which cells there are to be, beside those that are known."""
-        known = {cell.id: cell for cell in self.results.expected()}
-        for job in jobs:
-            for sparsity in job.sparsities:
-                known |= {cell.id: cell for cell in self._cells(job, sparsity, world, mark).values()}
-        self.results.folder.mkdir(parents=True, exist_ok=True)
+        new = [cell for job in jobs for s in job.sparsities for cell in self._cells(job, s, world, mark).values()]
         with self.results.lock(GRID):
+            known = {cell.id: cell for cell in [*self.results.expected(), *new]}
             self.results.expect(known.values())
 
     def _cells(self, job: Job, sparsity: float, world: World, mark: str) -> dict[str, Cell]:
