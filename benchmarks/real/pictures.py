@@ -1,7 +1,7 @@
 """Pictures with words, out of public packages: emoji by two artists, clip art, stamps of a paint program.
 
-Every reader returns `Pictures`: what is usable, and how many were left out for which reason. None of them is part of the
-package, nothing of theirs is committed, and pixels are decoded by Pillow alone.
+Every reader returns `Pictures`: what is usable, and how many were left out for which reason. None of them is part of
+the package, nothing of theirs is committed, and pixels are decoded by Pillow alone.
 """
 
 from __future__ import annotations
@@ -30,8 +30,21 @@ FLAG = "flag"
 SHARED = 3  # pictures at most that may share a title: one that more have says nothing of them
 MOST_PIXELS = 8_000_000
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-SHOWN = ("animals", "buildings", "containers", "education", "electronics", "food", "office", "people", "plants", "recreation",
-    "science", "tools", "transportation")  # folders of clip art that show things, not signs, flags, maps and patterns
+SHOWN = (
+    "animals",
+    "buildings",
+    "containers",
+    "education",
+    "electronics",
+    "food",
+    "office",
+    "people",
+    "plants",
+    "recreation",
+    "science",
+    "tools",
+    "transportation",
+)  # folders of clip art that show things, not signs, flags, maps and patterns
 WHITE = (255, 255, 255, 255)
 
 
@@ -231,7 +244,9 @@ def on_white(path: Path, side: int) -> Image.Image:
         MultiflowError: the file is no picture, or larger than any picture is.
     """
     if not _is_fit(path):
-        raise MultiflowError(f"'{path}' is no PNG of at most {MOST_PIXELS} pixels ({png_size(path)}); fetch its package again")
+        raise MultiflowError(
+            f"'{path}' is no PNG of at most {MOST_PIXELS} pixels ({png_size(path)}); fetch its package again"
+        )
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGBA")

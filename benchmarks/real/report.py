@@ -9,8 +9,8 @@ from multiflow.bench.records import CELLS, Results
 from multiflow.report.bench import write_report
 
 NOTES = (
-    "Models, pictures and words are those of others, out of public packages; only the last layers of the aligned model were "
-    "trained here.",
+    "Models, pictures and words are those of others, out of public packages; only the last layers of the aligned model "
+    "were trained here.",
     "No cell is fine-tuned: figures are those straight after pruning, or after a recovery without labels.",
 )
 

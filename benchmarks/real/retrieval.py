@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def hits(queries: Tensor, answers: Tensor, k: int = 1) -> list[float]:
-    """Return for each query 100 if its own answer, that of its number, is among its first ``k``; a tie counts as behind.
+    """Return for each query 100 if its own answer, that of its number, is among its first ``k``; a tie counts behind.
 
     Args:
         queries: unit vectors (items, width).
@@ -36,5 +36,6 @@ def classified(images: Tensor, classes: Tensor, labels: Sequence[int]) -> list[f
         classes: unit vectors (classes, width).
         labels: number of the class of each image.
     """
-    nearest = torch.nan_to_num(images @ classes.T, nan=-2.0).argmax(1)
-    return (100.0 * (nearest == torch.tensor(labels))).tolist()
+    similar = images @ classes.T
+    right = similar.nan_to_num(nan=-2.0).argmax(1) == torch.tensor(labels)
+    return (100.0 * (right & similar.isfinite().all(1))).tolist()

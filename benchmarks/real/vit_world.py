@@ -38,7 +38,9 @@ def open_world(cache: Path) -> World:
     def evaluate(sparse: Any) -> Mapping[str, Items]:
         return {FIGURE: Items(both_ways(_vectors(sparse, google), _vectors(sparse, twitter)))}
 
-    return World("ViT-S/14, layers 1 to 10", model, {FIGURE: "mean R@1"}, batches, evaluate, facts={"pairs": len(google)})
+    return World(
+        "ViT-S/14, layers 1 to 10", model, {FIGURE: "mean R@1"}, batches, evaluate, facts={"pairs": len(google)}
+    )
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from multiflow import Adapter
 
 @dataclass(frozen=True)
 class Items:
-    """A figure, item by item: their mean is the figure. Of a ratio of sums, each item is scaled by its weight over the mean."""
+    """A figure, item by item: their mean is the figure. Of a ratio of sums, items count by their share of it."""
 
     each: Sequence[float]
     more: Mapping[str, float] = field(default_factory=dict)  # other numbers of the same items, such as a loss

