@@ -18,7 +18,16 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.base.artifacts import check_tensors, read_facts, read_tensors, read_torch, write_facts, write_tensors
+from multiflow.base.artifacts import (
+    check_tensors,
+    next_line,
+    read_facts,
+    read_lines,
+    read_tensors,
+    write_facts,
+    write_tensors,
+)
+from multiflow.base.torch_files import read_torch
 from multiflow.calibration import Checkpoint
 from multiflow.pruning.result import changed_weights
 from multiflow.training.checkpoint import load_checkpoint, save_checkpoint
@@ -334,3 +343,55 @@ def test_a_torch_file_in_memory_of_its_own_is_whole(tmp_path):
     torch.save({"a": torch.ones(3, 4).T, "b": torch.arange(4).expand(1, 4)}, data)
     (tmp_path / "x.pth").write_bytes(data.getvalue())
     assert read_torch(tmp_path / "x.pth", called="it", wanted="it")["a"].shape == (4, 3)
+
+
+# lines of which none may be lost
+
+
+def lines_of(*values: dict[str, Any]) -> list[str]:
+    lines = [""]
+    for value in values:
+        lines.append(next_line(value, lines[-1]))
+    return lines[1:]
+
+
+THREE = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2}, {"step": 3, "name": "a"}]
+
+
+def test_lines_are_read_as_they_were_written_and_a_torn_end_is_left_out():
+    lines = lines_of(*THREE)
+    for text, found in (
+        ("", []),
+        ("".join(lines), THREE),
+        ("".join(lines)[:-1], THREE),  # the end of the last line alone is missing
+        ("".join(lines)[:-9], THREE[:2]),
+        ("".join(lines[:2]), THREE[:2]),  # as after a kill
+        ("".join(json.dumps(value) + "\n" for value in THREE), THREE),  # of an older version
+    ):
+        assert read_lines(text, "it", "fix") == found
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_line_that_is_lost_is_noticed_at_the_next_one(lost):
+    lines = lines_of(*THREE)
+    del lines[lost]
+    with pytest.raises(mf.MultiflowError, match=f"a line is missing before line {lost + 1} of it; fix"):
+        read_lines("".join(lines), "it", "fix")
+
+
+def test_lines_in_another_order_twice_or_of_another_file_are_noticed():
+    lines, others = lines_of(*THREE), lines_of({"step": 0}, *THREE)
+    for wrong in (
+        [lines[1], lines[0], lines[2]],
+        [*lines[:2], *lines[1:]],
+        [*lines[:2], others[3]],
+        [*lines[:2], json.dumps(THREE[2]) + "\n"],
+        [json.dumps(THREE[0]) + "\n", *lines[1:]],
+    ):
+        with pytest.raises(mf.MultiflowError, match="missing"):
+            read_lines("".join(wrong), "it", "fix")
+
+
+def test_a_text_as_long_as_a_checksum_is_none(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"source": "x/" * 32}))
+    assert read_facts(tmp_path / "a.json", "it", "fix") == {"source": "x/" * 32}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from multiflow.base.artifacts import read_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.runs import SETTINGS, fresh_folder, identity, locked, run_folder, whole_folder
 from tests import processes
@@ -48,7 +49,7 @@ def end(path: Path, settings: Any = GIVEN, **more: Any) -> None:
 
 def test_a_run_writes_its_settings_and_tidies_up(tmp_path):
     with run_folder(tmp_path / "a" / "b", GIVEN, resume=False, **ENDED) as out:
-        assert json.loads((out / "run.json").read_text()) == GIVEN
+        assert json.loads((out / "run.json").read_text()).items() >= GIVEN.items()
         (out / "sums-1").touch()
         (out / "result.json").touch()
     assert names(tmp_path) == ["a", "a/b", "a/b/result.json"]
@@ -58,7 +59,7 @@ def test_settings_may_be_a_dataclass_and_stay(tmp_path):
     with run_folder(tmp_path, Plan(), resume=True):
         pass
     assert names(tmp_path) == [SETTINGS]
-    assert json.loads((tmp_path / SETTINGS).read_text()) == {"steps": 3, "lr": 0.1, "mlp": None}
+    assert read_facts(tmp_path / SETTINGS, "settings", "") == {"steps": 3, "lr": 0.1, "mlp": None}
     with run_folder(tmp_path, Plan(steps=4), resume=True, free=["steps"]):
         pass
     assert json.loads((tmp_path / SETTINGS).read_text())["steps"] == 3
@@ -118,7 +119,7 @@ def test_what_is_no_run_to_go_on_with_is_not_touched(tmp_path, resume):
     assert names(tmp_path) == ["result.json", "thesis.tex"]
 
 
-@pytest.mark.parametrize(("content", "said"), [('{"a"', "cannot be read"), ("[]", "holds no settings but list")])
+@pytest.mark.parametrize(("content", "said"), [('{"a"', "is damaged"), ("[]", "is damaged .*a list")])
 def test_damaged_settings_are_one_sentence(tmp_path, content, said):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(MultiflowError, match=f"run.json' {said}"):

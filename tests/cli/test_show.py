@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import multiflow as mf
+from multiflow.base.artifacts import describe_file, write_facts
 from multiflow.cli.show import LISTS
 from multiflow.families.opening import load_model
 from tests.cli.conftest import Run
@@ -138,6 +139,18 @@ def test_a_folder_of_a_demo(run: Run, tmp_path: Path) -> None:
 def test_a_folder_of_pretraining(run: Run, tmp_path: Path) -> None:
     (tmp_path / "figures.json").write_text(json.dumps({"tr1": 95.06}))
     assert ["tr1", "95.1"] in cells(run("show", tmp_path).out)
+
+
+def test_a_folder_of_an_evaluation_and_what_was_said_beside_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "captions.json").write_text("[]")
+    said = {"task": "captioning", "figures": {"CIDEr": 81.256}, "items": 3, "source": "coco"}
+    files = {"captions.json": describe_file(tmp_path / "captions.json")}
+    write_facts(tmp_path / "evaluation.json", {**said, "settings": {"model": "m", "split": "val"}, "files": files})
+    shown = run("show", tmp_path).out
+    assert ["CIDEr", "81.26"] in cells(shown)
+    assert "m on captioning: 3 items of coco, split val" in shown
+    (tmp_path / "captions.json").write_text("[1]")
+    assert "captions.json' was altered" in run("show", tmp_path).error
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": 3, "masks": {}, "timings": {}}'])

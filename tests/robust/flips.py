@@ -1,8 +1,9 @@
 """One bit of a file of ours is flipped, and the file is read: ``python -m tests.robust.flips --flips 1000``.
 
 Every artifact is tried: masks, changed weights, results, statistics, checkpoints of every kind, packed models, records
-of the benchmark. A flip counts as noticed where reading ends in a `MultiflowError`. Files that others define, such as
-published masks, hold bits that nobody reads: there a flip may also leave everything as it was.
+of the benchmark, figures, metrics and settings of runs, evaluations, activations of a walk. A flip counts as noticed
+where reading ends in a `MultiflowError`. Files that others define, such as published masks, hold bits that nobody
+reads: there a flip may also leave everything as it was.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import NamedTuple
 from multiflow.base.errors import MultiflowError
 from tests.robust.targets.artifacts import TARGETS
 
-OURS = [target for target in TARGETS if target.checked or target.name == "records"]
+OF_LINES = ("records", "metrics")  # of which those at the end may be missing, as after a kill
+OURS = [target for target in TARGETS if target.checked or target.name in OF_LINES]
 OF_OTHERS = ("published", "release")
 
 

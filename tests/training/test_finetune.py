@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import multiflow as mf
+from multiflow.base.artifacts import read_facts
 from multiflow.families.opening import Preprocessing
 from multiflow.tasks.task import TASKS
 from multiflow.training.checkpoint import checkpoints, load_checkpoint
@@ -62,7 +62,7 @@ def test_the_best_checkpoint_is_an_ordinary_folder(sparse):
         assert not stored.get_submodule(name).weight[~mask].any()
     assert masks.sparsity == pytest.approx(0.5, abs=0.01)
     assert {"tokenizer.json", "config.json", "validation.json"} <= {path.name for path in (out / "model").iterdir()}
-    assert json.loads((out / "figures.json").read_text()) == figures
+    assert read_facts(out / "figures.json", "figures", "") == figures
     looked = [r for r in read_metrics(out / "train") if "val/mean recall" in r]
     assert [r["step"] for r in looked] == [10, 20, 30, 32]
     best = max(looked, key=lambda r: r["val/mean recall"])

@@ -4,7 +4,7 @@ Tensors are written as safetensors with a JSON header under ``multiflow`` in the
 lines of JSON. All carry a ``checksum``: sha256 of everything else in the header, in which ``tensors`` gives dtype,
 shape and CRC-32 of each tensor. Header and JSON are also compared with how they would be written, so that each byte of
 a file counts. What says its ``format`` must have a checksum; files of older versions say neither and open all the same.
-Published torch files bring checksums of their own: the CRC-32 of every entry of the zip archive.
+Lines of which none may be lost say the checksum of the line before them too.
 """
 
 from __future__ import annotations
@@ -12,14 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import pickletools
-import re
-import warnings
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +33,8 @@ FORMAT = 2
 """Version of headers, JSON files and lines that have a checksum; those before had neither."""
 DIGITS = 64
 """Of a checksum."""
+AFTER = "after"
+"""Key of a line that says the checksum of the line before."""
 SIGNS = ("format", "checksum", "tensors")
 """Keys of a header with a checksum: where one of them is left, the others are missing."""
 MOST_HEADER, MOST_JSON = 100_000_000, 1 << 26  # bytes
@@ -55,12 +53,7 @@ NAMES = {
     torch.bool: "BOOL",
 }
 """Of types, in safetensors files."""
-FOLDER = 0x10  # attribute of an entry in a zip archive
-LONGEST_NAME = 200  # of a global in a pickle
-PICKLES = 5  # at the beginning of a torch file of old versions; storages follow
 PART = 1 << 22  # bytes of a file read at a time
-MOST_USES = 8
-"""How many times the size of a torch file its tensors may have together: shared weights are stored once."""
 
 
 def write_tensors(
@@ -247,6 +240,54 @@ def read_line(line: str, called: str, fix: str) -> dict[str, Any]:
     return _verified(value, line.removesuffix("\n"), json.dumps, called, fix)
 
 
+def next_line(value: Mapping[str, Any], before: str = "") -> str:
+    """Return plain values as a line that also says the checksum of the line before, for a file that may lose none.
+
+    Args:
+        value: what the line says.
+        before: the line before, as this function gave it; empty for the first one.
+    """
+    return line_of({**value, AFTER: _checksum_in(before)})
+
+
+def read_lines(text: str, called: str, fix: str) -> list[dict[str, Any]]:
+    """Read lines that `next_line` wrote, or such without checksums of older versions.
+
+    A last line that a kill has torn is left out; that lines are missing at the end cannot be seen.
+
+    Args:
+        text: all of the file.
+        called: what errors call it.
+        fix: what they advise.
+
+    Raises:
+        MultiflowError: a line was altered, or one is missing before it.
+    """
+    *lines, rest = text.split("\n")
+    if _begins_whole(rest):  # it is not torn: its end alone is another, or missing
+        lines.append(rest)
+    values = [read_line(line, f"line {number} of {called}", fix) for number, line in enumerate(lines, 1)]
+    said = [value.pop(AFTER, None) for value in values]
+    if any(after is not None for after in said):
+        before = ["", *lines]
+        for number, after in enumerate(said):
+            if after != _checksum_in(before[number]):
+                raise MultiflowError(f"a line is missing before line {number + 1} of {called}; {fix}")
+    return values
+
+
+def _begins_whole(text: str) -> bool:
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _checksum_in(line: str) -> str:
+    return str(json.loads(line).get("checksum")) if line else ""
+
+
 def _signed(value: Mapping[str, Any]) -> dict[str, Any]:
     full = {**json.loads(json.dumps(dict(value), default=plain)), "format": FORMAT}
     return {**full, "checksum": _checksum(full)}
@@ -257,12 +298,17 @@ def _verified(
 ) -> dict[str, Any]:
     """Return values without format and checksum, if they are as they were signed, or as older versions wrote them."""
     # whatever the key is called by now: values without a checksum hold no such text at the top
-    unnamed = any(isinstance(one, str) and len(one) == DIGITS for one in value.values())
+    unnamed = any(isinstance(one, str) and len(one) == DIGITS and _is_like_digits(one) for one in value.values())
     if unnamed or any(sign in value for sign in SIGNS[:2]):
         if text != written(value) or value.get("checksum") != _checksum(value):
             raise _altered(called, fix)
         _check_format(called, value)
     return {name: one for name, one in value.items() if name not in SIGNS[:2]}
+
+
+def _is_like_digits(text: str) -> bool:
+    """Whether nearly all letters of a text are hexadecimal digits: a damaged checksum, and no path of that length."""
+    return sum(letter in "0123456789abcdef" for letter in text) > 0.8 * len(text)
 
 
 def _check_format(called: str, header: Mapping[str, Any]) -> None:
@@ -328,42 +374,6 @@ def check_regular(path: str | Path, what: str) -> None:
         raise MultiflowError(f"'{path}' holds no {what} that can be read ({there}); give the path of a file")
 
 
-def read_torch(path: Path, *, called: str, wanted: str, kind: str = "PyTorch", mmap: bool = False) -> Any:
-    """Read a torch file of tensors; one that wants to run code, is damaged, or claims more than it holds is refused.
-
-    Args:
-        path: the file.
-        called: what errors call it, with its path.
-        wanted: what a user who trusts the file may save of it.
-        kind: what errors call the format.
-        mmap: leave the tensors on the disk until they are looked at, where the format allows it.
-    """
-    check_regular(path, f"{kind} file")
-    try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
-        if is_zip:
-            _check_zip(path, called)
-        else:
-            with path.open("rb") as file:
-                for _ in range(PICKLES):
-                    _check_globals(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the unpickler, about files that it then refuses
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
-    except MultiflowError:
-        raise
-    except Exception as error:  # bytes that were altered make the unpickler stumble over anything
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise MultiflowError(
-                f"{called} is a pickle that wants to run {code[1]}, and only tensors are read; if you trust the file, "
-                f"load it yourself and save its {wanted} alone"
-            ) from error
-        raise MultiflowError(f"{called} is not a complete {kind} file; copy it again") from error
-    _check_sizes(content, path.stat().st_size, called)
-    return content
-
-
 def _check_claims(path: Path) -> None:
     """Compare what the header of a safetensors file claims with its size, before the file is mapped.
 
@@ -379,54 +389,6 @@ def _check_claims(path: Path) -> None:
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if max(ends, default=0) != size - 8 - length:
         raise ValueError(f"its tensors claim {max(ends, default=0)} bytes of {size - 8 - length}")
-
-
-def _check_zip(path: Path, called: str) -> None:
-    """Compare sizes and CRC-32 of all entries with what the file holds; torch itself looks at neither."""
-    with zipfile.ZipFile(path) as file:
-        entries = file.infolist()
-        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise MultiflowError(
-                f"{called} claims to unpack to more than its size, which torch.save never writes; save it anew"
-            )
-        # torch takes an entry that is marked as a folder for read, and gives whatever was in memory
-        bad = next((entry.filename for entry in entries if entry.external_attr & FOLDER), None) or file.testzip()
-        if bad:
-            raise MultiflowError(f"{called} was altered: the checksum of its entry '{bad}' does not fit; copy it again")
-        for entry in entries:
-            if entry.filename.endswith("/data.pkl"):
-                with file.open(entry) as pickled:
-                    _check_globals(pickled)
-
-
-def _check_globals(pickled: IO[bytes]) -> None:
-    """Read through a pickle without running it: torch takes very long to refuse a global whose name is very long."""
-    for operation, argument, _ in pickletools.genops(pickled):
-        if operation.name in ("GLOBAL", "INST") and len(str(argument)) > LONGEST_NAME:
-            raise ValueError("a name of thousands of letters")
-
-
-def _check_sizes(content: Any, size: int, called: str) -> None:
-    """Refuse tensors that are larger than their file: a stride of 0 lets few bytes claim any size."""
-    seen: set[int] = set()
-    stack, total = [content], 0
-    while stack:
-        one = stack.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, Mapping):
-            stack += one.values()
-        elif isinstance(one, list | tuple | set):
-            stack += one
-        elif isinstance(one, Tensor) and one.layout == torch.strided and not one.is_meta:
-            total += one.numel() * one.element_size()
-            if one.numel() * one.element_size() > size or total > MOST_USES * size:
-                raise MultiflowError(
-                    f"{called} claims a tensor of shape {tuple(one.shape)}, more than its {size:,} bytes can hold; "
-                    "save it anew with tensor.contiguous()"
-                )
 
 
 def _checksum(header: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> str:

@@ -24,8 +24,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from multiflow.base.artifacts import read_facts, write_facts
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import write_atomically
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
@@ -108,7 +108,7 @@ def run_folder(
             fresh_folder(path, ended or record, allow)
         try:
             if not going_on:
-                write_atomically(path / record, json.dumps(given, indent=1 if record == SETTINGS else 2) + "\n")
+                write_facts(path / record, given)
             yield path
         except BaseException:
             if not going_on and not any(any(path.glob(pattern)) for pattern in keep):
@@ -122,10 +122,8 @@ def run_folder(
 def is_run_of(path: Path, settings: Any, *, free: Collection[str] = ()) -> bool:
     """Whether a folder holds a run with these settings, but for those that may differ, and maybe more."""
     try:
-        saved = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if not isinstance(saved, dict):
+        saved = read_facts(path / SETTINGS, "settings", "")
+    except MultiflowError:
         return False
     return all(saved.get(name) == of for name, of in _plain(settings).items() if name not in free)
 
@@ -140,13 +138,7 @@ def _check_run(path: Path, record: str, given: Mapping[str, Any], resume: bool, 
             f"output folder '{path}' already holds a run; go on with it with {{resume=True}}, or choose a new folder",
             field="resume",
         )
-    try:
-        saved = json.loads((path / record).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MultiflowError(f"'{path / record}' cannot be read ({error}); choose a new folder") from error
-    if not isinstance(saved, dict):
-        kind = type(saved).__name__
-        raise MultiflowError(f"'{path / record}' holds no settings but {kind}; choose a new folder")
+    saved = read_facts(path / record, "settings of a run", "choose a new folder")
     fix = "resume it with its own, or choose a new folder"
     check_same(f"output folder '{path}'", saved, given, fix=fix, free=free)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from multiflow.base.artifacts import write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.registry import import_modules
@@ -134,7 +134,7 @@ def compare(settings: CompareSettings) -> None:
         document = comparison_document(found, settings.model, data)
         write_atomically(folder / "compare.html", page(document))
         write_atomically(folder / "compare.md", markdown(document))
-        write_atomically(folder / "compare.json", json.dumps(comparison_values(found), indent=2, default=str))
+        write_facts(folder / "compare.json", comparison_values(found))
         for one in found.pruners:
             one.result.save(folder / one.method)
     for result in (comparison_table(found), *([agreement_table(found)] if len(found.pruners) > 1 else [])):

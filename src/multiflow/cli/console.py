@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from multiflow.cli import Command
 
 NUMBER = re.compile(r"[\d.,]+( %| [kMG]B)?")
-FIGURES_FILE = "figures.json"
+FIGURES_FILE, EVALUATION_FILE = "figures.json", "evaluation.json"
 WIDE = 240  # columns where nobody looks at a terminal: a table is not to be cut
 
 
@@ -298,9 +298,27 @@ def print_figures(figures: Mapping[str, float], folder: Path) -> None:
     show(table(f"{folder / 'model'} on {data}, in percent", ["figure", "value"], rows))
 
 
+def print_evaluation(evaluation: Mapping[str, Any], folder: Path) -> None:
+    """Print the figures of ``multiflow evaluate``; files beside them that are not as they were written are an error."""
+    from multiflow.base.artifacts import is_described
+
+    for name, described in evaluation.get("files", {}).items():
+        if not is_described(folder / name, described):
+            raise MultiflowError(f"'{folder / name}' was altered since it was written; evaluate the model again")
+    given, figures = evaluation["settings"], evaluation["figures"]
+    title = f"{given['model']} on {evaluation['task']}: {evaluation['items']} items of {evaluation['source']}"
+    rows = [(name, f"{value:.2f}") for name, value in figures.items()]
+    show(table(f"{title}, split {given['split']}", [evaluation["task"], "%"], rows))
+
+
 def _printers() -> dict[str, Callable[[Mapping[str, Any], Path], None]]:
     """File that a run leaves when it has ended -> what prints it."""
     from multiflow.pruning.result import RESULT_FILE
     from multiflow.report.demo import DEMO_FILE
 
-    return {RESULT_FILE: print_result, DEMO_FILE: print_demo, FIGURES_FILE: print_figures}
+    return {
+        RESULT_FILE: print_result,
+        DEMO_FILE: print_demo,
+        FIGURES_FILE: print_figures,
+        EVALUATION_FILE: print_evaluation,
+    }

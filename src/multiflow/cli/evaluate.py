@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from inspect import signature
@@ -15,12 +14,12 @@ from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow import __version__
+from multiflow.base.artifacts import describe_file, read_facts, write_facts
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import plain, read_json, write_atomically
 from multiflow.base.progress import console_progress, paced
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
-from multiflow.cli.console import say, show, table
+from multiflow.cli.console import EVALUATION_FILE, say, show, table
 from multiflow.cli.settings import Config, Device, Dtype, Family, ImageColumn, Images, TextColumn, TrustRemoteCode
 from multiflow.families.family import find_family, model_types, reads_by_processor, type_of
 from multiflow.families.opening import (
@@ -39,8 +38,6 @@ from multiflow.pruning.result import changed_weights
 from multiflow.tasks.captioning.metrics import CAPTION_METRICS, missing_caption_metrics
 from multiflow.tasks.task import TASKS, Figures, Task, loyalty
 from multiflow.tasks.task_model import task_model
-
-RESULT = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     if mask is not None:
         mask = put_on(model, mask) if is_original(Path(str(settings.mask))) else mask
         mask.apply_(model, changed_weights(Path(str(settings.mask)), mask))
-    save = None if settings.save is None else fresh_folder(settings.save, ended=RESULT)
+    save = None if settings.save is None else fresh_folder(settings.save, ended=EVALUATION_FILE)
     if task.name == "captioning" and not settings.metrics:
         say_what_is_left_out()
     if data.unlisted:
@@ -180,11 +177,10 @@ def measured(
 
 def read_said(source: str) -> tuple[str, ...] | None:
     """Return what a model said in an evaluation whose folder was kept; None where the source is a model."""
-    path = Path(source) / RESULT
+    path = Path(source) / EVALUATION_FILE
     if not path.is_file():
         return None
-    written = read_json(path)
-    said = written.get("said") if isinstance(written, dict) else None
+    said = read_facts(path, "evaluation", "evaluate the model again").get("said")
     if not isinstance(said, list) or not all(isinstance(text, str) for text in said):
         raise MultiflowError(
             f"'{path}' does not hold what the model said; evaluate it again with {{save=DIR}}", field="save"
@@ -239,6 +235,7 @@ def report(settings: EvaluateSettings, figures: Figures, data: Any, seconds: flo
         "task": settings.task,
         "figures": dict(figures),
         "said": list(figures.said),
+        "files": {path.name: describe_file(path) for path in sorted(save.iterdir()) if path.is_file()},
         "items": len(data),
         "skipped": len(data.skipped),
         "source": data.source,
@@ -246,5 +243,5 @@ def report(settings: EvaluateSettings, figures: Figures, data: Any, seconds: flo
         "seconds": seconds,
         "versions": {"multiflow": __version__, "torch": torch.__version__},
     }
-    write_atomically(save / RESULT, json.dumps(said, indent=1, default=plain) + "\n")
+    write_facts(save / EVALUATION_FILE, said)
     show(f"written to {save}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import Positional, arg
 
+from multiflow.base.artifacts import write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.cli.console import one_line_warnings, say, show, step_progress, table
@@ -99,5 +99,5 @@ def speed(settings: SpeedSettings) -> None:
         document = speed_document(found)
         write_atomically(Path(settings.out) / "speed.html", page(document))
         write_atomically(Path(settings.out) / "speed.md", markdown(document))
-        write_atomically(Path(settings.out) / "speed.json", json.dumps(found.to_dict(), indent=1) + "\n")
+        write_facts(Path(settings.out) / "speed.json", found.to_dict())
         show(f"written to {settings.out}: speed.html, speed.md, speed.json")

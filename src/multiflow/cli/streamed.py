@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from multiflow.base.adapter import Adapter
+from multiflow.base.artifacts import read_facts, write_facts
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import write_atomically
 from multiflow.base.guards import exclusively
 from multiflow.families.opening import find_device, open_streamed, quiet_transformers
 from multiflow.pruning.plan import Request, make_plan
@@ -90,7 +89,11 @@ class _Remembered:
 
     def __iter__(self) -> Iterator[Any]:
         yield from self._batches
-        write_atomically(self._place, json.dumps(self._batches.summary()))
+        write_facts(self._place, self._batches.summary())
 
     def summary(self) -> Any:
-        return json.loads(self._place.read_text(encoding="utf-8")) if self._place.is_file() else None
+        return (
+            read_facts(self._place, "account of the data", f"delete '{self._place.parent}' to begin afresh")
+            if self._place.is_file()
+            else None
+        )

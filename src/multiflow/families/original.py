@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from multiflow.base.artifacts import read_torch
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import exists, read_json, read_yaml
+from multiflow.base.torch_files import read_torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

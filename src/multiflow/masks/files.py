@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiflow.base.artifacts import read_tensors, read_torch, write_tensors
+from multiflow.base.artifacts import read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
+from multiflow.base.torch_files import read_torch
 from multiflow.base.types import Layer, Layout, WeightPart, short
 from multiflow.masks.select import pack
 

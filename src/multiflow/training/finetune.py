@@ -7,7 +7,6 @@ checkpoints and metrics, ``model``, an ordinary Hugging Face folder of the best 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from multiflow.base.files import write_atomically
+from multiflow.base.artifacts import read_facts, write_facts
 from multiflow.base.parallel import agree, exchange, rank, world
 from multiflow.base.progress import Report, paced
 from multiflow.base.runs import run_folder
@@ -126,7 +125,7 @@ def finetune(
         )
         figures = _best(out) or {}
         if rank() == 0:
-            write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
+            write_facts(out / FIGURES, figures)
     return figures
 
 
@@ -214,7 +213,8 @@ def _claimed(
 
 def _best(out: Path) -> dict[str, float] | None:
     path = out / MODEL / VALIDATION
-    return json.loads(path.read_text()) if path.exists() else None
+    fix = "delete it, and the next evaluation counts as the best one"
+    return read_facts(path, "figures of a model", fix) if path.exists() else None
 
 
 def _write_model(
@@ -230,6 +230,6 @@ def _write_model(
         preprocessing.tokenizer.save_pretrained(partial)
     for path in preprocessing.files:
         shutil.copyfile(path, partial / path.name)
-    (partial / VALIDATION).write_text(json.dumps(figures, indent=1) + "\n")
+    write_facts(partial / VALIDATION, figures)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

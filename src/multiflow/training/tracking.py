@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,9 +13,12 @@ from uuid import uuid4
 
 from torch import Tensor
 
+from multiflow.base.artifacts import next_line, read_lines
 from multiflow.base.errors import MultiflowError
+from multiflow.base.files import read_text, write_atomically
 
 FILE = "metrics.jsonl"
+MOST_BYTES = 2**30  # of that file
 WANDB_RUN = "wandb-run.txt"
 
 
@@ -56,13 +57,13 @@ class Meter:
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the records of a run in order; a last line torn by a kill is left out."""
     path = run_dir / FILE
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    if not path.exists():
+        return []
+    return read_lines(
+        read_text(path, "lines of JSON", MOST_BYTES),
+        f"'{path}'",
+        "delete the file, and the run goes on without these records",
+    )
 
 
 @contextmanager
@@ -73,21 +74,25 @@ def track_metrics(run_dir: Path, start: int, *, write: bool = True, wandb: str |
     alone may ``write``.
 
     Raises:
-        MultiflowError: ``wandb`` names a project, and the package is missing.
+        MultiflowError: the file of an earlier part of the run was altered, or ``wandb`` names a project, and the
+            package is missing.
     """
     if not write:
         yield lambda step, metrics: None
         return
     with ExitStack() as stack:
         boards = [_tensorboard(run_dir, start, stack), _wandb(run_dir, wandb, stack)]
-        kept = [record for record in read_metrics(run_dir) if record["step"] <= start]
-        path, fresh = run_dir / FILE, run_dir / f".{FILE}.tmp"
-        fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(fresh, path)
+        lines = [""]
+        for record in read_metrics(run_dir):
+            if record["step"] <= start:
+                lines.append(next_line(record, lines[-1]))
+        last, path = lines[-1], write_atomically(run_dir / FILE, "".join(lines))
         file = stack.enter_context(path.open("a"))
 
         def track(step: int, metrics: Mapping[str, float]) -> None:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            nonlocal last
+            last = next_line({"step": step, **metrics}, last)
+            file.write(last)
             file.flush()
             for board in boards:
                 board(step, metrics)

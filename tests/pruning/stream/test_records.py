@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from multiflow.base.errors import MultiflowError
 from multiflow.pruning.stream.records import CannotStore, Replay, let_go, read_record, write_record
 
 
@@ -86,3 +87,13 @@ def test_other_values_are_refused(value, tmp_path):
     with pytest.raises(CannotStore):
         write_record(tmp_path / "a.act", value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("at", [3, 12, 30, -100])  # the length of the form, its checksum, the form, the bytes
+def test_altered_records_are_noticed(tmp_path, at):
+    write_record(tmp_path / "a.act", torch.ones(100, 100))
+    data = bytearray((tmp_path / "a.act").read_bytes())
+    data[at] ^= 1
+    (tmp_path / "a.act").write_bytes(data)
+    with pytest.raises(MultiflowError, match=r"a.act' was altered.*begin afresh"):
+        read(tmp_path / "a.act").sum()

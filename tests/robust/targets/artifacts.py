@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +15,17 @@ from typing import Any
 import torch
 
 import multiflow as mf
+from multiflow.base.artifacts import describe_file, write_facts
 from multiflow.base.packed import read_packed, write_packed
+from multiflow.base.runs import run_folder
 from multiflow.bench.records import Cell, Pruning, Results
 from multiflow.calibration import Checkpoint
+from multiflow.cli.console import show_run
+from multiflow.cli.evaluate import read_said
 from multiflow.families.original import read_tensors
+from multiflow.pruning.stream.records import Replay, read_all, read_record, write_record
 from multiflow.training.checkpoint import load_checkpoint, save_checkpoint
+from multiflow.training.tracking import read_metrics, track_metrics
 from tests.robust.fuzz import Target
 from tests.small import ADAPTER, towers_batches, two_towers
 
@@ -135,6 +143,56 @@ def read_records(folder: Path) -> str:
     return repr([results.cells(), results.prunings(), results.expected()])
 
 
+def metrics(folder: Path) -> None:
+    folder.mkdir()
+    with track_metrics(folder, 0) as track:
+        for step in range(1, 6):
+            track(step, {"loss": 1 / step, "rate": 12.5})
+    for path in folder.glob("events*"):
+        path.unlink()
+
+
+def figures(folder: Path) -> None:
+    folder.mkdir()
+    write_facts(folder / "figures.json", {"TR@1": 100 / 3, "IR@1": 50.0, "step": 4})
+
+
+def read_shown(folder: Path) -> str:
+    with redirect_stdout(io.StringIO()) as said:
+        show_run(folder)
+    return said.getvalue()
+
+
+def evaluation(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "captions.json").write_text('[{"image_id": 1, "caption": "a dog"}]')
+    said = {"task": "captioning", "figures": {"CIDEr": 100 / 3}, "said": ["a dog"], "items": 1, "source": "coco"}
+    files = {"captions.json": describe_file(folder / "captions.json")}
+    write_facts(folder / "evaluation.json", {**said, "settings": {"model": "m", "split": "val"}, "files": files})
+
+
+def read_evaluation(folder: Path) -> str:
+    return repr([read_shown(folder), read_said(str(folder))])
+
+
+def settings(folder: Path) -> None:
+    with run_folder(folder, SETTINGS, resume=False):
+        pass
+
+
+def read_settings(folder: Path) -> str:
+    with run_folder(folder, SETTINGS, resume=True):
+        return (folder / "settings.json").read_text()
+
+
+def activations(folder: Path) -> None:
+    write_record(folder / "a.act", {"x": torch.arange(8000.0).view(2, -1), "mask": torch.ones(64).bool(), "n": 3})
+
+
+def read_activations(folder: Path) -> str:
+    return same(read_all(read_record(folder / "a.act", Replay(torch.device("cpu")))))
+
+
 Make, Read = Callable[[Path], None], Callable[[Path], Any]
 KINDS: dict[str, tuple[Make, Read, bool]] = {
     "result": (partial(result_of, "magnitude"), read_result, True),
@@ -146,6 +204,11 @@ KINDS: dict[str, tuple[Make, Read, bool]] = {
     "packed": (partial(packed, "none"), lambda folder: same(read_packed(folder / "p.safetensors")), True),
     "packed-zlib": (partial(packed, "zlib"), lambda folder: same(read_packed(folder / "p.safetensors")), True),
     "records": (records, read_records, False),  # lines may be missing, as after a kill
+    "metrics": (metrics, lambda folder: read_metrics(folder), False),  # the last line may be torn, as by a kill
+    "figures": (figures, read_shown, True),
+    "evaluation": (evaluation, read_evaluation, True),
+    "settings": (settings, read_settings, True),
+    "activations": (activations, read_activations, True),
     "published": (partial(published, True), read_masks, True),
     "published-pickle": (partial(published, False), read_masks, False),
     "release": (release, lambda folder: same(read_tensors(folder / "model.pth")), True),

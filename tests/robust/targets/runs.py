@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from multiflow.bench.records import Results
 from multiflow.cli.bench import gather, title
-from multiflow.cli.console import show_run
 from multiflow.report.bench import write_report
 from tests.report.bench.conftest import make_cell, make_pruning
 from tests.robust.fuzz import Target
-from tests.robust.targets.artifacts import result_of
+from tests.robust.targets.artifacts import read_shown, result_of
 
 
 def _unsigned(path: Path) -> None:
@@ -31,13 +28,6 @@ def _run(folder: Path) -> None:
 def _figures(folder: Path) -> None:
     folder.mkdir()
     (folder / "figures.json").write_text(json.dumps({"step": 4, "tr1": 50.0}))
-
-
-def read_run(folder: Path) -> str:
-    """Show a run, and return what was printed."""
-    with redirect_stdout(io.StringIO()) as said:
-        show_run(folder)
-    return said.getvalue()
 
 
 def _results(folder: Path) -> None:
@@ -57,7 +47,7 @@ def read_results(folder: Path) -> Any:
 
 
 TARGETS = [
-    Target("run-old", _run, read_run, weight=0.5),
-    Target("run-figures", _figures, read_run, weight=0.2),
+    Target("run-old", _run, read_shown, weight=0.5),
+    Target("run-figures", _figures, read_shown, weight=0.2),
     Target("results-old", _results, read_results, weight=0.1),
 ]

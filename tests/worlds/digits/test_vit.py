@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
 import multiflow as mf
+from multiflow.base.artifacts import read_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.training.tracking import read_metrics
 from multiflow.worlds.digits.vit import (
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
 
 def test_the_model_is_released_with_its_processor_and_a_card(whole):
     out, figures = whole
-    assert json.loads((out / "figures.json").read_text()) == figures
+    assert read_facts(out / "figures.json", "figures", "") == figures
     model = mf.load_model(out / "model")
     assert model.config.label2id == {str(digit): digit for digit in range(10)}
     assert model.dtype == torch.float32

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import multiflow as mf
+from multiflow.base.artifacts import read_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.families.blip.contrastive import MEMORY, momentum_pairs
 from multiflow.training.checkpoint import checkpoints
@@ -45,7 +45,7 @@ def test_both_stages_run_and_the_model_is_released(whole):
     assert [(p.stage, p.step) for p in seen] == [("vision", s) for s in range(1, 5)] + [
         ("joint", s) for s in range(1, 9)
     ]
-    assert json.loads((out / "figures.json").read_text()) == figures
+    assert read_facts(out / "figures.json", "figures", "") == figures
     words = {"xvlm": {"mlm", "mlm_majority"}, "blip": {"lm", "lm_majority"}}
     assert set(figures) >= {"tr1", "ir10", "itc_tr1"} | words[settings.family]
     joint = set().union(*read_metrics(out / "joint"))

@@ -1,9 +1,10 @@
 """What a walk carries from block to block: values with tensors in them, on a disk, read when they are looked at.
 
-A record is a file: the form of a value as JSON (which tensor stands where, of which shape), then the bytes of its
-tensors. Read back, a large tensor is a `StoredTensor`: it has shape, strides and type, and its bytes are read when
-something computes with it. One that is handed on and never looked at costs nothing, and its bytes can go: `Replay` says
-which records a run of the model has looked at, and which it still holds.
+A record is a file: the form of a value as JSON (which tensor stands where, of which shape) with its length and CRC-32
+before it, then the bytes of its tensors, whose CRC-32 are in the form. Read back, a large tensor is a `StoredTensor`:
+it has shape, strides and type, and its bytes are read when something computes with it. One that is handed on and never
+looked at costs nothing, and its bytes can go: `Replay` says which records a run of the model has looked at, and which
+it still holds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 import weakref
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -25,7 +27,8 @@ from multiflow.base.errors import MultiflowError
 
 ALIGNED = 64  # bytes: where the tensors of a file begin
 SMALL = 1 << 14  # bytes of a tensor that is read at once
-NUMBERS = 8  # bytes of the length of a header
+NUMBERS = 8  # bytes of the length of a form, and of its CRC-32
+MOST_FORM = 1 << 30  # bytes
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -44,6 +47,7 @@ class TensorPlace:
         shape: its shape.
         order: dimensions from the slowest to the fastest in memory.
         spread: dimensions that repeat one value (stride 0).
+        crc: CRC-32 of its bytes.
     """
 
     path: Path
@@ -52,6 +56,7 @@ class TensorPlace:
     shape: tuple[int, ...]
     order: tuple[int, ...]
     spread: tuple[int, ...] = ()
+    crc: int = 0
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -81,6 +86,8 @@ class TensorPlace:
                 file.seek(self.begin)
                 if file.readinto(bytes_of(whole)) != self.size:
                     raise RuntimeError(f"the bytes of '{self.path}' are gone")  # none of this library reads them then
+                if zlib.crc32(bytes_of(whole)) != self.crc:
+                    raise _altered(self.path)
         return self.like(whole.to(device))
 
 
@@ -175,13 +182,14 @@ def write_record(path: Path, value: Any) -> None:
     """
     writer = _Writer()
     form = json.dumps(writer.form(value)).encode()
+    form += b" " * (-(2 * NUMBERS + len(form)) % ALIGNED)
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".tmp")
     with half.open("wb") as file:
-        file.write(len(form).to_bytes(NUMBERS, "little") + form)
+        file.write(len(form).to_bytes(NUMBERS, "little") + zlib.crc32(form).to_bytes(NUMBERS, "little") + form)
         for tensor in writer.tensors:
-            file.write(b"\0" * (-file.tell() % ALIGNED))
             file.write(bytes_of(tensor))
+            file.write(b"\0" * (-file.tell() % ALIGNED))
     half.replace(path)
 
 
@@ -200,8 +208,15 @@ def let_go(path: Path) -> None:
 def _head(path: Path) -> tuple[Any, int]:
     """The form of a record, and where its tensors begin."""
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(NUMBERS), "little")
-        return json.loads(file.read(length)), NUMBERS + length
+        length, crc = (int.from_bytes(file.read(NUMBERS), "little") for _ in range(2))
+        form = file.read(min(length, MOST_FORM))
+    if len(form) != length or zlib.crc32(form) != crc:
+        raise _altered(path)
+    return json.loads(form), 2 * NUMBERS + length
+
+
+def _altered(path: Path) -> MultiflowError:
+    return MultiflowError(f"'{path}' was altered: its checksum does not fit; delete its folder to begin afresh")
 
 
 class _Writer:
@@ -233,11 +248,11 @@ class _Writer:
         raise CannotStore(f"a {type(value).__name__}")
 
     def _tensor(self, tensor: Tensor) -> list[Any]:
-        """File (None = this one), first byte, type, shape, order, spread dimensions."""
+        """File (None = this one), first byte, type, shape, order, spread dimensions, CRC-32."""
         if isinstance(tensor, StoredTensor):
             if not tensor.is_read:
                 of = tensor.place
-                return [of.path.name, of.begin, _name(of.dtype), of.shape, of.order, of.spread]
+                return [of.path.name, of.begin, _name(of.dtype), of.shape, of.order, of.spread, of.crc]
             tensor = tensor.value()
         if tensor.layout != torch.strided or tensor.is_quantized or type(tensor) not in (Tensor, torch.nn.Parameter):
             raise CannotStore(f"a {type(tensor).__name__} of layout {tensor.layout}")
@@ -251,7 +266,8 @@ class _Writer:
         self.tensors.append(whole)
         self._end += whole.numel() * whole.element_size()
         self._end += -self._end % ALIGNED
-        return [None, begin, _name(whole.dtype), shape, order, spread]
+        crc = zlib.crc32(bytes_of(whole)) if whole.numel() else 0
+        return [None, begin, _name(whole.dtype), shape, order, spread, crc]
 
 
 class _Reader:
@@ -280,11 +296,11 @@ class _Reader:
         return items if "list" in form else tuple(items)
 
     def _tensor(
-        self, of: str | None, begin: int, dtype: str, shape: list[int], order: list[int], spread: list[int]
+        self, of: str | None, begin: int, dtype: str, shape: list[int], order: list[int], spread: list[int], crc: int
     ) -> Tensor:
         path, begin = (self._path, self._begin + begin) if of is None else (self._path.with_name(of), begin)
         kind: torch.dtype = getattr(torch, dtype)
-        return self._reading.hand_out(TensorPlace(path, begin, kind, tuple(shape), tuple(order), tuple(spread)))
+        return self._reading.hand_out(TensorPlace(path, begin, kind, tuple(shape), tuple(order), tuple(spread), crc))
 
 
 def _kind(value: Any) -> str:

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, parts
+from multiflow.base.artifacts import read_facts, write_facts
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import write_atomically
 from multiflow.base.runs import check_same
 from multiflow.base.types import Layout
 from multiflow.calibration import (
@@ -42,6 +42,7 @@ from multiflow.calibration.batches import check_some
 from multiflow.pruning.stream.records import CannotStore, Replay, let_go, read_all, read_record, write_record
 from multiflow.pruning.stream.units import Stage, Unit
 
+AFRESH = "delete its folder to begin afresh"
 JOURNAL, LISTED = "walk.json", "batches.json"
 RECORD = re.compile(r"(\d+)-(.+)\.act")
 Turn = Callable[[Unit, Stats | None, int], None]
@@ -75,25 +76,25 @@ def take_in(batches: Iterable[Any], folder: Path, device: torch.device) -> Data:
                     ) from error
                 numbers.append(number)
         check_some(len(numbers), 0)
-        write_atomically(place, json.dumps({"numbers": numbers}) + "\n")
+        write_facts(place, {"numbers": numbers})
     numbers = _read_json(place, numbers=list)["numbers"]
     return [(folder / f"{at:05d}.act", number) for at, number in enumerate(numbers)]
 
 
 def _read_json(place: Path, **kinds: type) -> dict[str, Any]:
+    found = read_facts(place, "record of a walk", AFRESH)
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
         if not all(isinstance(found[name], kind) for name, kind in kinds.items()):
             raise ValueError("values of other kinds")
         if not all(type(one) is int for name, kind in kinds.items() if kind is list for one in found[name]):
             raise ValueError("other things than numbers")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise _damaged(place, repr(error)) from error
     return found
 
 
 def _damaged(place: Path, why: str) -> MultiflowError:
-    return MultiflowError(f"'{place}' is damaged ({why}); delete its folder to begin afresh")
+    return MultiflowError(f"'{place}' is damaged ({why}); {AFRESH}")
 
 
 class _Stop(BaseException):
@@ -194,7 +195,7 @@ class Walk:
 
     def _write_down(self) -> None:
         state = {"settings": self._settings, "done": self._done}
-        write_atomically(self._folder / JOURNAL, json.dumps(state) + "\n")
+        write_facts(self._folder / JOURNAL, state)
 
     def _resume(self) -> None:
         """Take over what was written down, and the records of the turns that were over; or begin."""

@@ -9,7 +9,6 @@ labels on images that are turned, scaled and moved a little, a new way in every 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from multiflow.base.artifacts import write_facts
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.progress import Report
 from multiflow.base.runs import run_folder, whole_folder
@@ -227,7 +227,7 @@ def train_digits(
             size=side, resample=3, image_mean=VIT_MEAN, image_std=VIT_STD, do_convert_rgb=True
         )
         figures = write_folder(model, processor, out_dir / "model", evaluate, card)
-        (out_dir / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+        write_facts(out_dir / "figures.json", figures)
     return figures
 
 

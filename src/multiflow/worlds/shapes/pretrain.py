@@ -17,7 +17,6 @@ outlines.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from multiflow.base.artifacts import write_facts
 from multiflow.base.progress import Report
 from multiflow.base.runs import run_folder
 from multiflow.base.strict import flags
@@ -97,7 +97,7 @@ def pretrain(
 
         facts = _facts(settings, vision, joint)
         figures = release(model, tokenizer, out_dir / "model", facts, scenes=settings.test_scenes, seed=settings.seed)
-        (out_dir / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+        write_facts(out_dir / "figures.json", figures)
     return figures
 
 
