@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multiflow.cli.evaluate import RESULT, say_what_is_left_out
+from multiflow.cli.console import EVALUATION_FILE, say_what_is_left_out
 from multiflow.families.opening import load_model
 from multiflow.tasks.task_model import task_model
 from multiflow.worlds.shapes.models import shapes_tokenizer
@@ -36,7 +36,7 @@ def test_zero_shot_retrieval(run: Run, pretrained: Path, world: Path) -> None:
     ran = run("evaluate", "retrieval", pretrained, "--data", world / "coco", "--save", "out", "--batch-size", 3)
     assert ran.code == 0, ran.err
     assert re.search(r"retrieval (\d+)/\1 ", ran.err)
-    written = json.loads(Path("out", RESULT).read_text())
+    written = json.loads(Path("out", EVALUATION_FILE).read_text())
     assert (written["items"], written["skipped"], written["settings"]["split"]) == (4, 0, "test")
     printed = figures_of(ran.out)
     assert printed == {name: pytest.approx(value, abs=0.006) for name, value in written["figures"].items()}
