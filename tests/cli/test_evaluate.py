@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from multiflow.cli.console import EVALUATION_FILE, say_what_is_left_out
+from multiflow.cli.console import EVALUATION_FILE
+from multiflow.cli.evaluate import say_what_is_left_out
 from multiflow.families.opening import load_model
 from multiflow.tasks.task_model import task_model
 from multiflow.worlds.shapes.models import shapes_tokenizer
