@@ -4,7 +4,8 @@ import io
 
 from rich.console import Console
 
-from multiflow.base.progress import Progress, clock, console_progress, paced
+from multiflow.base.progress import Progress, console_progress, paced
+from multiflow.base.steps import clock
 
 
 def test_durations():

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
-import pytest
-from rich.console import Console
+import sys
+import types
 
-from multiflow.cli import console
-from multiflow.cli.console import step_progress
+import pytest
+import torch
+
+import multiflow as mf
+from multiflow.base import steps
+from multiflow.base.steps import step_progress, watched
 
 
 class Clock:
@@ -12,7 +16,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(console.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(steps.time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture
@@ -85,9 +89,14 @@ def test_an_unknown_total_is_left_out(clock: Clock, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "calibrate 1 batches, 1 batches/s, ETA -:--\n"
 
 
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal = lambda **options: Console(**options, force_terminal=True, width=100)  # noqa: E731
-    monkeypatch.setattr(console, "Console", terminal)
+    on_terminal(monkeypatch)
     with step_progress() as step:
         step("calibrate", 1, 2)
         step("calibrate", 2, 2)
@@ -96,3 +105,74 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "calibrate" in err
     assert "2/2" in err
     assert "batches/s, ETA" in err
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+
+
+def prune(model: torch.nn.Module, **options: object) -> mf.Result:
+    adapter = mf.Adapter(groups={"all": ".*"}, forward=lambda model, batch: model(batch))
+    return mf.prune(model, "wanda", 0.5, [torch.ones(2, 4)], adapter=adapter, **options)  # type: ignore[arg-type]
+
+
+def test_python_shows_bars_on_a_terminal_and_nothing_elsewhere(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(model)
+    assert capsys.readouterr() == ("", "")
+    on_terminal(monkeypatch)
+    prune(model)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "calibrate" in err
+    assert "select" in err
+    prune(model, progress=False)
+    monkeypatch.setenv("MULTIFLOW_PROGRESS", "0")
+    prune(model)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_callback_of_the_users_own_is_called_and_nothing_shown(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_terminal(monkeypatch)
+    seen: list[str] = []
+    prune(model, progress=lambda what, done, total: seen.append(what))
+    assert {*seen} == {"calibrate", "select"}
+    assert capsys.readouterr().err == ""
+
+
+def test_what_works_inside_of_another_shows_no_bars_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_terminal(monkeypatch)
+
+    @watched
+    def inner(*, progress: steps.Watch = None) -> bool:
+        return bool(progress)
+
+    @watched
+    def outer(*, progress: steps.Watch = None) -> tuple[bool, bool]:
+        return bool(progress), inner()
+
+    assert outer() == (True, False)
+    with step_progress():
+        assert inner() is False
+    assert inner() is True
+
+
+def test_a_notebook_has_a_bar_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+
+    @watched
+    def work(*, progress: steps.Watch = None) -> None:
+        assert progress
+        for done in (1, 2):
+            progress("calibrate", done, 2)
+        progress("select", 1, 3)
+
+    work()
+    said = capsys.readouterr().err.split("\r")
+    assert any("calibrate" in line and "2/2" in line for line in said)
+    assert any("select" in line and "1/3" in line for line in said)

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from multiflow.base.steps import clock
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -45,19 +47,6 @@ def paced(stage: str, report: Report) -> Callable[[int, int], None]:
         report(Progress(stage, done, total, rate, (total - done) / rate if rate else None))
 
     return step
-
-
-def clock(seconds: float | None) -> str:
-    """Write a duration as ``h:mm:ss`` or ``m:ss``.
-
-    >>> clock(3671), clock(61), clock(None)
-    ('1:01:11', '1:01', '-:--')
-    """
-    if seconds is None:
-        return "-:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextmanager

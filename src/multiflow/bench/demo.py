@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.steps import Step
 from multiflow.base.types import Layer
 from multiflow.bench.pruning import pruning_record
 from multiflow.bench.records import DENSE, Cell, Pruning
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 MASKS = "masks"
 NEAR_CHANCE = 3
 """A recall below so many times chance counts as lost."""
-Step = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _prune(
     options: dict[str, Any] = {"pattern": entry.pattern, "allocation": entry.allocation, "seed": cell.seed}
     if batches is not None and not costs:  # hours of it, for methods in many steps
         options["checkpoint"] = folder / f"calibration-{'-'.join(f'{s:g}' for s in sparsities)}.safetensors"
-    result = prune(model, entry.method, list(sparsities), batches, **options, **entry.hyper)
+    result = prune(model, entry.method, list(sparsities), batches, progress=False, **options, **entry.hyper)
     recovery = _recover(plan, model, result, folder)
     steps = result.timings.get("steps", 0.0)  # of a fitter that was given statistics: its masks and weights
     calibration = sum(cost["seconds"] for cost in costs) if costs else steps
@@ -174,7 +174,7 @@ def _measure(name: str, plan: Plan, model: nn.Module, path: Path) -> None:
     batches = calibration_batches(plan.model, model, plan.cell.seed)
     reset_peak_memory()
     began = time.monotonic()
-    stats = calibrate(model, batches, statistics=[name])
+    stats = calibrate(model, batches, statistics=[name], progress=False)
     seconds = time.monotonic() - began
     stats.save(path, seconds=seconds, pairs=batches.seen, peak_memory=peak_memory())
 

@@ -13,7 +13,7 @@ from multiflow.calibration.gradients import (
     loss_of,
     mean_gradient,
 )
-from multiflow.calibration.inputs import MOMENT, NORM, Progress, collect, sums_size
+from multiflow.calibration.inputs import MOMENT, NORM, collect, sums_size
 from multiflow.calibration.memory import announce, check_fits, free_memory, give_back_memory, unannounced
 from multiflow.calibration.reach import unused_layers
 from multiflow.calibration.state import buffers_restored, differentiable, evaluating, put_buffers, weights_replaced
@@ -26,7 +26,6 @@ __all__ = [
     "Checkpoint",
     "Cycle",
     "Doubling",
-    "Progress",
     "Statistic",
     "Stats",
     "announce",

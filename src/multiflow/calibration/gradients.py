@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.parallel import exchange, sum_over_ranks_, world
+from multiflow.base.steps import Step
 from multiflow.base.types import Layout, WeightPart, by_parameter
 from multiflow.calibration.batches import (
     Turn,
@@ -33,7 +34,7 @@ from multiflow.calibration.batches import (
     to_device,
     turns,
 )
-from multiflow.calibration.inputs import EARLY, Progress, check_groups_reached
+from multiflow.calibration.inputs import EARLY, check_groups_reached
 from multiflow.calibration.memory import GIB, check_fits, free_memory
 from multiflow.calibration.state import differentiable, put_buffers
 from multiflow.calibration.stats import Stats, check_start, sum_stats_
@@ -55,7 +56,7 @@ def mean_gradient(
     layout: Layout | None = None,
     split: Split | None = None,
     idle: Idle | None = None,
-    progress: Progress | None = None,
+    progress: Step | None = None,
     start: Stats | None = None,
     after_batch: Callable[[Stats], None] | None = None,
 ) -> Stats:
@@ -129,7 +130,7 @@ def gradient_rows(
     samples: Callable[[Any], int],
     split: Split | None = None,
     idle: Idle | None = None,
-    progress: Progress | None = None,
+    progress: Step | None = None,
 ) -> tuple[dict[str, Tensor], float]:
     """Measure the gradient of each batch apart.
 
@@ -203,7 +204,7 @@ def backward(
     split: Split | None = None,
     idle: Idle | None = None,
     first: int = 0,
-    progress: Progress | None = None,
+    progress: Step | None = None,
 ) -> int:
     """Run forward and backward on batch after batch; return the number of those that all processes have done.
 

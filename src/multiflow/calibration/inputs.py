@@ -24,6 +24,7 @@ from multiflow.base.adapter import TokenMask, lay_mask
 from multiflow.base.errors import MultiflowError
 from multiflow.base.offload import check_readable, input_device, naming_missing, working_device
 from multiflow.base.parallel import exchange
+from multiflow.base.steps import Step
 from multiflow.base.types import Layer, Layout, LiveWeights, is_hooked
 from multiflow.calibration.batches import form, iterate, length, missing_keys_named, to_device, turns
 from multiflow.calibration.inside import Inside, find_blocks
@@ -32,8 +33,6 @@ from multiflow.calibration.state import evaluating, watching
 from multiflow.calibration.stats import Stats, check_start, stack_of, sum_stats_
 
 TokenMasks = Mapping[str, TokenMask]
-Progress = Callable[[str, int, int | None], None]
-"""``f(what, done, total)``, called after every step; ``total`` is None where it is not known."""
 PADDING = re.compile(r"(^|_)(attention_mask|pixel_mask|padding_mask)$")
 """Names of what says in a batch which tokens are real."""
 EXPERT = re.compile(r"(^|\.)(local_)?experts\.\d+(\.|$)")
@@ -55,7 +54,7 @@ def collect(
     stream: Callable[[str], str | None],
     token_masks: Callable[[Any], TokenMasks] | None = None,
     names: Sequence[str] = (NORM,),
-    progress: Progress | None = None,
+    progress: Step | None = None,
     start: Stats | None = None,
     after_batch: Callable[[Stats], None] | None = None,
 ) -> Stats:

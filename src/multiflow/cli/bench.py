@@ -17,8 +17,8 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import read_yaml
-from multiflow.base.progress import clock
 from multiflow.base.registry import import_modules
+from multiflow.base.steps import clock
 from multiflow.bench.check import check_data
 from multiflow.bench.config import read_grid
 from multiflow.bench.engines import ENGINES

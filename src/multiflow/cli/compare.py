@@ -14,8 +14,9 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
+from multiflow.base.steps import step_progress
 from multiflow.base.types import short
-from multiflow.cli.console import announcements, show, step_progress, table
+from multiflow.cli.console import announcements, show, table
 from multiflow.cli.settings import (
     AdapterFile,
     Config,

@@ -17,9 +17,10 @@ from multiflow.base.artifacts import write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.runs import whole_folder
+from multiflow.base.steps import step_progress
 from multiflow.bench.demo import Demo, mask_path, measure
 from multiflow.bench.records import Cell
-from multiflow.cli.console import show, step_progress
+from multiflow.cli.console import show
 from multiflow.cli.settings import Device, Dtype, Seed
 from multiflow.families.opening import find_device, find_dtype, find_model
 from multiflow.pruning.plan import request

@@ -17,9 +17,10 @@ from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.parallel import agree, rank, world
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
+from multiflow.base.steps import step_progress
 from multiflow.base.types import LiveWeights
 from multiflow.calibration import Checkpoint
-from multiflow.cli.console import announcements, say, show, show_run, step_progress
+from multiflow.cli.console import announcements, say, show, show_run
 from multiflow.cli.settings import (
     AdapterFile,
     Config,

@@ -15,8 +15,9 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.parallel import agree, rank, world
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
+from multiflow.base.steps import step_progress
 from multiflow.calibration import Checkpoint
-from multiflow.cli.console import announcements, say, show, step_progress, table
+from multiflow.cli.console import announcements, say, show, table
 from multiflow.cli.settings import (
     AdapterFile,
     Config,

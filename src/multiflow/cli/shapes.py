@@ -7,7 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from multiflow.cli.console import show, step_progress
+from multiflow.base.steps import step_progress
+from multiflow.cli.console import show
 from multiflow.cli.settings import Seed
 from multiflow.worlds.shapes import write
 

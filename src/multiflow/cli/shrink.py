@@ -10,8 +10,9 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
+from multiflow.base.steps import step_progress
 from multiflow.base.structure import STRUCTURE_FILE
-from multiflow.cli.console import announcements, one_line_warnings, percent, show, step_progress, table
+from multiflow.cli.console import announcements, one_line_warnings, percent, show, table
 from multiflow.cli.settings import (
     AdapterFile,
     Config,

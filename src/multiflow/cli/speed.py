@@ -12,7 +12,8 @@ from tyro.conf import Positional, arg
 from multiflow.base.artifacts import write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
-from multiflow.cli.console import one_line_warnings, say, show, step_progress, table
+from multiflow.base.steps import step_progress
+from multiflow.cli.console import one_line_warnings, say, show, table
 from multiflow.cli.settings import AdapterFile, Config, Exclude, Family, Group, Tokens, chosen_adapter
 from multiflow.families.opening import find_model, open_model, put_on, quiet_transformers
 from multiflow.formats import speed as measure

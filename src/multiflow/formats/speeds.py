@@ -22,6 +22,7 @@ from torch import nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.steps import Watch, watched
 from multiflow.base.types import Layout, LiveWeights
 from multiflow.calibration import evaluating
 from multiflow.families import adapter_for
@@ -45,6 +46,7 @@ FORMS = (*DENSE_FORMS, "dense int8", "sparse fp32", "sparse bf16", "sparse int8"
 """In which a model can be measured; those with ``sparse`` need masks."""
 
 
+@watched
 def speed(
     model: nn.Module,
     masks: Masks | None = None,
@@ -58,7 +60,7 @@ def speed(
     seconds: float = 60.0,
     files: bool = True,
     clock: str = "wall",
-    progress: Callable[[str, int, int], object] | None = None,
+    progress: Watch = None,
 ) -> SpeedTable:
     """Measure a model on this machine's CPU: dense, and in the forms that its masks allow, side by side.
 
@@ -75,7 +77,8 @@ def speed(
         files: whether to write every form to a temporary folder, for its size and the time to load it.
         clock: ``wall``, or ``cpu`` for the seconds that processors spend on this process, of all threads together: what
             others do on the machine hardly counts then.
-        progress: ``f(what, done, total)``.
+        progress: ``f(what, done, total)``, called as the work goes on; None shows bars where a person looks (a
+            terminal, a notebook), False nothing.
 
     Raises:
         MultiflowError: the masks are those of another model, a name is unknown, or no inputs can be made.

@@ -12,7 +12,8 @@ from torch import nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError
-from multiflow.calibration import Progress, Stats
+from multiflow.base.steps import Watch, watched
+from multiflow.calibration import Stats
 from multiflow.calibration.memory import peak_memory, reset_peak_memory
 from multiflow.masks import compare, total
 from multiflow.pruning.fidelity import Fidelity, measure_fidelity
@@ -48,6 +49,7 @@ class Comparison:
         return f"Comparison({names} on {self.model} at {', '.join(map(str, self.sparsities))})"
 
 
+@watched
 def compare_pruners(
     model: nn.Module,
     methods: Sequence[str],
@@ -57,7 +59,7 @@ def compare_pruners(
     *,
     adapter: Adapter | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Watch = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Comparison:
     """Prune a model by several methods, and measure without labels how close each stays to the dense model.
@@ -70,7 +72,8 @@ def compare_pruners(
         held_out: other batches, on which the sparse models are compared with the dense one; None takes ``batches``.
         adapter: as for `prune`.
         seed: of whatever is random.
-        progress: ``f(what, done, total)``.
+        progress: ``f(what, done, total)``, called as the work goes on; None shows bars where a person looks (a
+            terminal, a notebook), False nothing.
         options: method -> keywords of `prune` for it, such as ``pattern`` and hyper-parameters.
 
     Raises:

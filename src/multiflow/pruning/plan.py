@@ -23,8 +23,9 @@ from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.guards import check_device
 from multiflow.base.offload import check_readable, stored_value, working_device
 from multiflow.base.parallel import world
+from multiflow.base.steps import Step
 from multiflow.base.types import Layout, LiveWeights, NofM, Pattern, PerRow, Unstructured, parse_pattern, short
-from multiflow.calibration import STATISTICS, Checkpoint, Progress, Stats, check_precision
+from multiflow.calibration import STATISTICS, Checkpoint, Stats, check_precision
 from multiflow.methods import PRUNER_KINDS, PRUNERS, Pruner, find_pruner
 from multiflow.methods.budgets import (
     ALLOCATIONS,
@@ -315,7 +316,7 @@ class PruningPlan:
     seed: int = 0  # of whatever is random
     batches: Iterable[Any] | Stats | None = None  # calibration batches, statistics measured before, or None
     checkpoint: Checkpoint | None = None  # where a killed run goes on
-    progress: Progress | None = None  # told of every step
+    progress: Step | None = None  # told of every step
 
     @property
     def pruner(self) -> Pruner:
@@ -332,7 +333,7 @@ class PruningPlan:
         """Whether the scores of all layers are ranked together."""
         return _ranks_all(self.request)
 
-    def progress_of(self, sparsity: float) -> Progress | None:
+    def progress_of(self, sparsity: float) -> Step | None:
         """Return what to tell of the work for one sparsity, of methods that work anew for each: it counts them all."""
         if self.progress is None:
             return None
@@ -373,7 +374,7 @@ def make_plan(
     adapter: Adapter | None = None,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
-    progress: Progress | None = None,
+    progress: Step | None = None,
 ) -> PruningPlan:
     """Check a request against a model and its data, without running the model.
 

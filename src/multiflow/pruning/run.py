@@ -21,8 +21,9 @@ from multiflow.base.adapter import Adapter, of_families, prunable_shares
 from multiflow.base.errors import MultiflowError
 from multiflow.base.guards import exclusively
 from multiflow.base.parallel import agree, in_parallel, rank, together, world
+from multiflow.base.steps import Watch, watched
 from multiflow.base.types import Pattern
-from multiflow.calibration import Checkpoint, Progress, Stats, announce, length
+from multiflow.calibration import Checkpoint, Stats, announce, length
 from multiflow.masks import Masks, hash_weight
 from multiflow.pruning import fitter, learner, solver, stages
 from multiflow.pruning.plan import PruningPlan, Weights, find_adapter, make_plan, request
@@ -94,6 +95,7 @@ RUNNERS: Mapping[str, Callable[[PruningPlan], Outcome]] = {
 """Kind of a pruner -> what runs it."""
 
 
+@watched
 @together()
 @exclusively("pruning")
 def prune(
@@ -107,7 +109,7 @@ def prune(
     allocation: str | Callable[..., Mapping[str, int]] | None = None,
     seed: int = 0,
     checkpoint: str | Path | Checkpoint | None = None,
-    progress: Progress | None = None,
+    progress: Watch = None,
     until_stable: float | None = None,
     **hyper: Any,
 ) -> Result:
@@ -129,7 +131,8 @@ def prune(
             means the same sparsity in every layer.
         seed: seed of whatever is random.
         checkpoint: file (or `Checkpoint`) that lets a killed calibration go on; same settings, same file.
-        progress: ``f(what, done, total)``, called as the work goes on.
+        progress: ``f(what, done, total)``, called as the work goes on; None shows bars where a person looks (a
+            terminal, a notebook), False nothing.
         until_stable: stop taking batches when, at every sparsity, this share of the kept weights (0.995, say) is what
             half of the data keeps too; checked after 2, 4, 8, ... batches, see ``result.curve``. For methods that
             need data and one pass.
@@ -149,7 +152,7 @@ def prune(
     going: dict[str, Any] = {
         "seed": seed,
         "checkpoint": None if checkpoint is None else _checkpoint(checkpoint),
-        "progress": progress if rank() == 0 else None,
+        "progress": (progress or None) if rank() == 0 else None,
     }
     plan = make_plan(asked, model, batches, adapter=adapter, **going)
     if plan.adapter.spares_unused and batches is not None:  # all is checked: a first look at the model as it runs
@@ -192,6 +195,7 @@ def _checkpoint(given: str | Path | Checkpoint) -> Checkpoint:
     return given if isinstance(given, Checkpoint) else Checkpoint(given)
 
 
+@watched
 @together()
 @exclusively("calibration")
 def calibrate(
@@ -201,7 +205,7 @@ def calibrate(
     adapter: Adapter | None = None,
     statistics: str | Sequence[str] = ("input_norm",),
     checkpoint: str | Path | Checkpoint | None = None,
-    progress: Progress | None = None,
+    progress: Watch = None,
 ) -> Stats:
     """Measure statistics that several methods share: by default those of all activation-based ones, in one pass.
 
@@ -222,7 +226,7 @@ def calibrate(
     weights.check(in_memory="the gradient" if "gradient" in names else None)
     if world() > 1:
         agree(stages.identity(adapter, layout, weights, statistics=names, batches=length(batches) or 0))
-    going: dict[str, Any] = {"checkpoint": place, "progress": progress if rank() == 0 else None}
+    going: dict[str, Any] = {"checkpoint": place, "progress": (progress or None) if rank() == 0 else None}
     if "gradient" in names:
         stages.check_gradient("calibration", weights.parameters)
     stats = stages.calibrate(model, layout, batches, adapter, names, **going)

@@ -24,12 +24,12 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.files import plain
 from multiflow.base.order import smallest
 from multiflow.base.parallel import exchange, in_parallel, world
+from multiflow.base.steps import Step
 from multiflow.base.types import Budget, Layout, NofM, Pattern, PerRow
 from multiflow.calibration import (
     STATISTICS,
     Checkpoint,
     Doubling,
-    Progress,
     Stats,
     announce,
     buffers_restored,
@@ -82,7 +82,7 @@ def calibrate(
     names: Sequence[str],
     *,
     checkpoint: Checkpoint | None = None,
-    progress: Progress | None = None,
+    progress: Step | None = None,
 ) -> Stats:
     """Measure statistics, those of the inputs in one pass; the model's buffers are put back afterwards.
 
@@ -269,7 +269,7 @@ def choose(
     scores: Mapping[str, Tensor],
     sparsities: Sequence[float],
     stats: Stats | None = None,
-    progress: Progress | None = None,
+    progress: Step | None = None,
 ) -> list[Packed]:
     # a global ranking looks at all scores several times: then they are held, unless gradients as large are held already
     hold = plan.ranks_all and "gradient" not in plan.pruner.statistics
@@ -316,7 +316,7 @@ def _layer_at(plan: PruningPlan, scores: Mapping[str, Tensor], name: str, count:
 
 
 def make_masks(
-    scores: Mapping[str, Tensor], budgets: Sequence[Budget], pattern: Pattern, progress: Progress | None = None
+    scores: Mapping[str, Tensor], budgets: Sequence[Budget], pattern: Pattern, progress: Step | None = None
 ) -> list[Packed]:
 
     def make(name: str) -> list[np.ndarray]:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from multiflow.base.adapter import parts
 from multiflow.base.errors import MultiflowError
+from multiflow.base.steps import Step
 from multiflow.base.types import put_weights, short
-from multiflow.calibration import Cycle, Progress, buffers_restored, length, put_buffers, weights_replaced
+from multiflow.calibration import Cycle, buffers_restored, length, put_buffers, weights_replaced
 from multiflow.masks import pack, unpack
 from multiflow.methods.budgets import sparsities_of
 from multiflow.pruning.plan import PruningPlan
@@ -46,7 +47,7 @@ class PruningStep:
     target: float  # the sparsity after it
     batches: Iterable[Any]  # what it measures on; iterated once
     most: int  # the batches there are at most
-    progress: Progress  # told of every batch
+    progress: Step  # told of every batch
 
 
 Take = Callable[[PruningPlan, State, PruningStep], State]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, regex_of
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.steps import Watch, watched
 from multiflow.base.types import Layout
 from multiflow.calibration import MOMENT, Stats
 from multiflow.masks import Masks
@@ -38,6 +39,7 @@ KINDS_OF_UNITS = {"mlp": (MLP,), "heads": (HEADS,), "all": (MLP, HEADS)}
 UNIT_ALLOCATIONS = ("uniform", "group", "global")
 
 
+@watched
 def prune_units(
     model: nn.Module,
     method: str = "multiflow",
@@ -50,7 +52,7 @@ def prune_units(
     ridge: float = 0.01,
     adapter: Adapter | None = None,
     seed: int = 0,
-    progress: Any = None,
+    progress: Watch = None,
     **hyper: Any,
 ) -> Result:
     """Decide which neurons and heads of a model go; the model itself is left as it is.
@@ -67,7 +69,8 @@ def prune_units(
         ridge: of that refit, above 0.
         adapter: of a model that the library does not know.
         seed: of a random method.
-        progress: ``f(what, done, total)``.
+        progress: ``f(what, done, total)``, called as the work goes on; None shows bars where a person looks (a
+            terminal, a notebook), False nothing.
         **hyper: of the method.
 
     Returns:

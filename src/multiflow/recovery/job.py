@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, parts
 from multiflow.base.errors import MultiflowError
+from multiflow.base.steps import Step
 from multiflow.base.types import Layout
-from multiflow.calibration import Checkpoint, Progress, iterate, turns
+from multiflow.calibration import Checkpoint, iterate, turns
 from multiflow.masks import Masks
 from multiflow.recovery.parts import Part, blocks_of_parts
 
@@ -56,7 +57,7 @@ class RecoveryJob:
     seed: int = 0
     identity: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
-    progress: Progress | None = None
+    progress: Step | None = None
 
     @property
     def layout(self) -> Layout:

@@ -19,9 +19,9 @@ from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.guards import exclusively
 from multiflow.base.parallel import agree, exchange, rank, together, world
+from multiflow.base.steps import Watch, watched
 from multiflow.calibration import (
     Checkpoint,
-    Progress,
     Stats,
     announce,
     buffers_restored,
@@ -89,6 +89,7 @@ WAYS: dict[str, Way] = {
 """The ways of recovery by name."""
 
 
+@watched
 @together()
 @exclusively("recovery")
 def recover(
@@ -101,7 +102,7 @@ def recover(
     adapter: Adapter | None = None,
     seed: int = 0,
     checkpoint: str | Path | Checkpoint | None = None,
-    progress: Progress | None = None,
+    progress: Watch = None,
     **settings: Any,
 ) -> Result:
     """Train what a pruned model keeps until it does again what the dense one does, on calibration data alone.
@@ -119,7 +120,8 @@ def recover(
         adapter: how to run the model; needed for models of no known family.
         seed: seed of whatever is random.
         checkpoint: file (or `Checkpoint`) that lets a killed recovery go on; same settings, same file.
-        progress: ``f(what, done, total)``, called as the work goes on.
+        progress: ``f(what, done, total)``, called as the work goes on; None shows bars where a person looks (a
+            terminal, a notebook), False nothing.
         **settings: ``epochs``, ``lr`` (a share of the root mean square of the kept weights), ``batches_per_step``,
             ``patience`` (passes without a better loss), of the way they concern; ``inputs`` of ``blocks`` (``pruned``:
             each sub-block sees what the ones before it give by then, or ``dense``); ``rank`` of ``lora``.
@@ -157,7 +159,7 @@ def recover(
     place = Checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     with buffers_restored(model), evaluating(model), evaluating(student):
         parts = _find_parts(model, masks, adapter, data)
-        tell = progress if rank() == 0 else None
+        tell = (progress or None) if rank() == 0 else None
         job = RecoveryJob(model, student, masks, adapter, data, parts, seed, who, None, tell)
 
         # 3. the ways, one after the other

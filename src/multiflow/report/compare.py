@@ -81,7 +81,7 @@ def comparison_table(found: Comparison) -> Table:
             cells = [TableCell(nominal(sparsity), sparsity), TableCell(one.method, one.method, icon=styles[one.method])]
             for group in groups:
                 error = found_here.groups.get(group)
-                text = "-" if error is None else number(error, 4)
+                text = "-" if error is None else f"{error:.4f}"
                 cells.append(TableCell(text, error, look="best" if error == least[group] else None))
             for kind in kinds:
                 stay = found_here.answers.get(kind)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from multiflow.base.progress import clock
+from multiflow.base.steps import clock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -31,10 +31,10 @@ from multiflow.base.guards import exclusively
 from multiflow.base.offload import input_device, weight_files
 from multiflow.base.parallel import in_parallel, world
 from multiflow.base.runs import run_folder
+from multiflow.base.steps import Watch, watched
 from multiflow.base.types import Budget, Layout, Pattern
 from multiflow.calibration import (
     NORM,
-    Progress,
     Stats,
     announce,
     buffers_restored,
@@ -61,6 +61,7 @@ SCORER, FITTER = "scorer", "fitter"
 Value = TypeVar("Value")
 
 
+@watched
 @exclusively("pruning")
 def prune_streamed(
     model: nn.Module,
@@ -75,7 +76,7 @@ def prune_streamed(
     seed: int = 0,
     sequential: bool = False,
     device: str | torch.device | None = None,
-    progress: Progress | None = None,
+    progress: Watch = None,
     **hyper: Any,
 ) -> Result:
     """Prune a model of which one block at a time is in memory; masks and new weights are those of `prune`.
@@ -94,7 +95,8 @@ def prune_streamed(
         sequential: whether each block is measured on what the pruned blocks before it give, not the dense ones; each
             sparsity walks by itself then.
         device: where blocks run; None = where the hooks bring weights to.
-        progress: ``f(what, done, total)``.
+        progress: ``f(what, done, total)``, called as the work goes on; None shows bars where a person looks (a
+            terminal, a notebook), False nothing.
         **hyper: hyper-parameters of the method.
 
     Returns:
@@ -109,7 +111,7 @@ def prune_streamed(
     """
     asked = request(method, sparsity, pattern=pattern, allocation=allocation, hyper=hyper)
     check_request(asked, sequential=sequential)
-    plan = make_plan(asked, model, batches, adapter=adapter, seed=seed, progress=progress)
+    plan = make_plan(asked, model, batches, adapter=adapter, seed=seed, progress=progress or None)
     check_streamed(plan)
     settings = {**plan.record(0), "sparsity": list(asked.sparsities), "sequential": sequential}
     passing = (RUN_FILE,)

@@ -27,9 +27,9 @@ from multiflow.base.adapter import Adapter, parts
 from multiflow.base.artifacts import read_facts, write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.runs import check_same
+from multiflow.base.steps import Step
 from multiflow.base.types import Layout
 from multiflow.calibration import (
-    Progress,
     Stats,
     collect,
     evaluating,
@@ -141,7 +141,7 @@ class Walk:
         device: torch.device,
         *,
         twice: bool = False,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         self._model, self._adapter, self._units, self._names = model, adapter, units, names
         self._folder, self._device, self._twice, self._progress = folder, device, twice, progress
