@@ -193,6 +193,13 @@ for _command in (
         "multiflow doctor",
     ),
     Command(
+        "completion",
+        "Write the script with which bash, zsh or fish completes commands and options.",
+        "multiflow completion bash > ~/.local/share/bash-completion/completions/multiflow\n"
+        "multiflow completion zsh > ~/.zfunc/_multiflow\n"
+        "multiflow completion fish > ~/.config/fish/completions/multiflow.fish",
+    ),
+    Command(
         "digits",
         "Write scikit-learn's handwritten digits as images, and train a small ViT on them.",
         "multiflow digits runs/digits\nmultiflow digits runs/digits --images-only",
