@@ -23,9 +23,9 @@ def hits(queries: Tensor, answers: Tensor, k: int = 1) -> list[float]:
     return (100.0 * (found & own[:, 0].isfinite())).tolist()
 
 
-def both_ways(one: Tensor, other: Tensor) -> list[float]:
+def both_ways(one: Tensor, other: Tensor, k: int = 1) -> list[float]:
     """Return of each item the mean of its hits in both directions."""
-    return [(a + b) / 2 for a, b in zip(hits(one, other), hits(other, one), strict=True)]
+    return [(a + b) / 2 for a, b in zip(hits(one, other, k), hits(other, one, k), strict=True)]
 
 
 def classified(images: Tensor, classes: Tensor, labels: Sequence[int]) -> list[float]:
