@@ -7,6 +7,7 @@ killed run goes on.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 import multiflow as mf
+from benchmarks.real.report import FACTS
 from benchmarks.real.world import Items, World, hash_model
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import read_yaml, write_atomically
@@ -122,6 +124,7 @@ class Runner:
             if job.model != opened:
                 world, opened = self._open(job.model, worlds[job.model]), job.model
                 if world is not None:
+                    self._say_facts(job.model, world)
                     mark = hash_model(world.model)
                     self._expect([job for job in jobs if job.model == opened], world, mark)
             if world is not None:
@@ -134,6 +137,13 @@ class Runner:
         except MultiflowError as error:
             self.say(f"{name} is left out: {error}")
             return None
+
+    def _say_facts(self, name: str, world: World) -> None:
+        path = self.results.folder / FACTS
+        with self.results.lock(FACTS):
+            known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            facts = {**known, name: {"title": world.title, **world.facts}}
+            write_atomically(path, json.dumps(facts, indent=1) + "\n")
 
     def _expect(self, jobs: Sequence[Job], world: World, mark: str) -> None:
         """Write which cells there are to be, beside those that are known."""
