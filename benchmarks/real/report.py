@@ -127,9 +127,7 @@ def size_section(bench: Bench) -> Section | None:
     zeros = sorted({sparsity for of in found.values() for sparsity in of})
     if not zeros:
         return None
-    rows = [
-        Row([TableCell(model, model), *(_size(of.get(sparsity)) for sparsity in zeros)]) for model, of in found.items()
-    ]
+    rows = [Row([TableCell(model, model), *(_size(of.get(zero)) for zero in zeros)]) for model, of in found.items()]
     columns = [Column("model"), *(Column(nominal(sparsity), "MB at zeros of", class_="number") for sparsity in zeros)]
     lead = "What a pruned model weighs as it is shipped: a bit a weight, kept values in bfloat16, embeddings included."
     return Section("sizes", "Packed sizes", [Table(columns, rows, "packed sizes")], lead)
