@@ -112,8 +112,8 @@ def scale_section(facts: Mapping[str, Mapping[str, Any]]) -> Section | None:
     titles = ("layers", "weights", "mean magnitude", "root mean square")
     columns = [Column("model"), Column("group"), *(Column(title, class_="number") for title in titles)]
     lead = (
-        "How large the prunable weights of each group are, before pruning. Where one group has far smaller weights than "
-        "another, a ranking over all of them takes its zeros there."
+        "How large the prunable weights of each group are, before pruning. Where one group has far smaller weights "
+        "than another, a ranking over all of them takes its zeros there."
     )
     return Section("scales", "The towers' own scales", [Table(columns, rows, "scales of the weights")], lead)
 
