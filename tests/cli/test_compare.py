@@ -22,6 +22,9 @@ def test_methods_are_compared_on_other_data_than_they_were_calibrated_on(run, ti
     assert abs(said["methods"][1]["at"][1]["achieved"] - 0.9) < 0.02
     page = Path("out/compare.html").read_text()
     assert "wanda" in page
+    if said["worth"]:  # the tiny model runs on the batch that was held out
+        assert {one["form"] for one in said["worth"]} >= {"dense fp32", "dense int8"}
+        assert "What the zeros buy" in page
     assert "wanda" in Path("out/compare.md").read_text()
     assert set(mf.Result.load("out/wanda").masks) == {0.5, 0.9}
 

@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 import multiflow as mf
 from multiflow.base.artifacts import write_tensors
-from multiflow.base.packed import VALUES, decode, encode, read_packed, write_packed
+from multiflow.base.packed import FILE, VALUES, decode, encode, packed_parts, read_packed, write_packed
 from multiflow.formats import export, unpack
 from tests.conftest import Run
 
@@ -199,3 +199,18 @@ def test_the_command_line(run: Run, tiny: Path):
     assert masks.is_applied(packed)
     assert "bf17" in run(*words[:-1], "bf17", "--out", "other").error
     assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("values", ["bf16", "int8"])
+def test_show_tells_the_size_of_a_packed_folder_by_part(values, run: Run, tiny: Path, tmp_path: Path):
+    model = mf.load_model(tiny)
+    export(model, mf.prune(model, "magnitude-layer", 0.75).masks[0.75], tmp_path / "small", values=values)
+    parts = packed_parts(tmp_path / "small" / FILE)
+    assert sum(part.size for part in parts) == (tmp_path / "small" / FILE).stat().st_size
+    unpacked = read_packed(tmp_path / "small" / FILE).values()
+    assert sum(part.dense for part in parts) == sum(x.numel() * x.element_size() for x in unpacked)
+    assert ("scales" in {part.part for part in parts}) == (values == "int8")
+    shown = run("show", tmp_path / "small").out
+    for part in parts:
+        assert part.part in shown
+    assert f"{FILE} by part" in shown

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -168,6 +168,45 @@ def read_packed(path: Path) -> dict[str, Tensor]:
         except (KeyError, ValueError, RuntimeError, MultiflowError) as error:
             raise MultiflowError(f"'{name}' of packed file '{path}' is damaged ({error}); export it again") from error
     return {**stored, **tensors}
+
+
+class PackedPart(NamedTuple):
+    """What one kind of part takes in a packed file.
+
+    Args:
+        part: ``bitmap``, ``values``, ``scales``, ``dense`` (tensors that are not packed) or ``header``.
+        tensors: how many tensors have it.
+        size: bytes in the file.
+        dense: bytes that these tensors take unpacked, in the dtype that they are read back as; 0 for the header.
+    """
+
+    part: str
+    tensors: int
+    size: int
+    dense: int
+
+
+def packed_parts(path: Path) -> list[PackedPart]:
+    """Return the size of a packed file by part; their sum is the file.
+
+    Raises:
+        MultiflowError: it is no packed file, of a newer format, cut short or altered.
+    """
+    stored, header = read_tensors(path, "packed weights", AGAIN)
+    codings = _codings(path, header)
+    found: dict[str, list[int]] = {part: [0, 0, 0] for part in ("bitmap", "values", "scales", "dense")}
+    for name, tensor in stored.items():
+        of, _, part = name.rpartition(".")
+        coding = codings.get(of)
+        size = tensor.numel() * tensor.element_size()
+        unpacked = size
+        if coding:
+            itemsize: int = getattr(torch, coding.dtype).itemsize
+            unpacked = math.prod(coding.shape) * itemsize if part == "values" else 0
+        for at, more in enumerate((1, size, unpacked)):
+            found[part if coding else "dense"][at] += more
+    listed = [PackedPart(part, *numbers) for part, numbers in found.items() if numbers[0]]
+    return [*listed, PackedPart("header", 0, path.stat().st_size - sum(part.size for part in listed), 0)]
 
 
 def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:

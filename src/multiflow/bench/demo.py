@@ -32,6 +32,7 @@ from multiflow.data import to_pixels
 from multiflow.families.batches import Source, open_batches
 from multiflow.families.opening import OWN_TOKENIZER, fitting_tokenizer, model_files, open_model
 from multiflow.families.pairs import PairModel
+from multiflow.formats.worth import FormWorth, measure_worth
 from multiflow.masks.files import mask_file
 from multiflow.methods import find_pruner
 from multiflow.pruning import calibrate, prune
@@ -103,6 +104,7 @@ class Demo:
     settings: Mapping[str, Any]  # the settings of the run
     command: str  # the command that repeats the run
     files: Mapping[str, int]  # files of the run besides the report -> size in bytes
+    worth: tuple[FormWorth, ...] = ()  # what the best sparse models cost on this machine, and the dense one
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -220,7 +222,17 @@ def measure(place: str, folder: Path, settings: Any, command: str, step: Step) -
                     model, pixels, texts, tokenizer, shortlist=settings.shortlist
                 )
             step("evaluate", done, len(asked) + 1)
-    # 4. the records
+    # 4. what the best model of each sparsity costs
+    best = {s: max(methods, key=lambda method: _main(found[method, s])) for s in results[methods[0]].masks}
+    with timed(phases, "time"):
+        worth = measure_worth(
+            model,
+            {sparsity: results[method].masks[sparsity] for sparsity, method in best.items()},
+            {sparsity: (results[method].weights or {}).get(sparsity) for sparsity, method in best.items()},
+            quality={0.0: _main(found[DENSE, 0.0]), **{s: _main(found[method, s]) for s, method in best.items()}},
+            by=best,
+        )
+    # 5. the records
     made = {key: _cell(name, *key, seed, of) for key, of in found.items()}
     cells = tuple(made[key] for key in asked)
     shown = most_telling(cells, chance=100 / settings.scenes)
@@ -255,6 +267,7 @@ def measure(place: str, folder: Path, settings: Any, command: str, step: Step) -
         phases=phases,
         settings=asdict(settings),
         command=command,
+        worth=worth,
         files={p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()},
     )
 
@@ -337,6 +350,11 @@ def _cell(model: str, method: str, sparsity: float, seed: int, found: RetrievalR
         pruning=None if method == DENSE else method,
         versions={**versions(), "python": platform.python_version()},
     )
+
+
+def _main(found: RetrievalResult) -> float:
+    """The main figure of an evaluation, in percent."""
+    return retrieval_figures(found, [1] * len(found.text_ranks))[TASK.main]
 
 
 def _examples(models: Mapping[str, RetrievalResult], count: int) -> list[Example]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +38,13 @@ from multiflow.cli.settings import (
 from multiflow.families.batches import Counted, Source, open_batches
 from multiflow.families.opening import bundled_models, find_device, find_dtype, find_model, open_model
 from multiflow.pruning.comparison import compare_pruners
-from multiflow.report.compare import agreement_table, comparison_document, comparison_table, comparison_values
+from multiflow.report.compare import (
+    agreement_table,
+    comparison_document,
+    comparison_table,
+    comparison_values,
+    comparison_worth,
+)
 from multiflow.report.document import markdown, page
 
 METHODS = ("magnitude", "wanda", "ria", "multiflow")
@@ -130,12 +136,15 @@ def compare(settings: CompareSettings) -> None:
                 options=options,
             )
 
-        # 3. what is written and printed
+        # 3. what the most faithful masks of each sparsity cost
+        worth = comparison_worth(found, model, adapter, next(iter(Numbered(batches, range(some, some + 1))), None))
+
+        # 4. what is written and printed
         data = f"{some} batches of {settings.batch_size} to calibrate and {held} to compare, from {batches.source}"
-        document = comparison_document(found, settings.model, data)
+        document = comparison_document(found, settings.model, data, worth)
         write_atomically(folder / "compare.html", page(document))
         write_atomically(folder / "compare.md", markdown(document))
-        write_facts(folder / "compare.json", comparison_values(found))
+        write_facts(folder / "compare.json", {**comparison_values(found), "worth": [asdict(one) for one in worth]})
         for one in found.pruners:
             one.result.save(folder / one.method)
     for result in (comparison_table(found), *([agreement_table(found)] if len(found.pruners) > 1 else [])):

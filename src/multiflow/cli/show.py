@@ -12,15 +12,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
+from rich.table import Table
 from torch import nn
 from tyro.conf import Positional, arg
 
 from multiflow.base.adapter import Adapter, prunable_shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.packed import FILE, packed_parts
 from multiflow.base.registry import import_modules
 from multiflow.base.types import Layer, Layout, LiveWeights
 from multiflow.cli import COMMANDS
-from multiflow.cli.console import find_run, percent, show_run, table
+from multiflow.cli.console import find_run, megabytes, percent, show_run, table
 from multiflow.cli.console import show as put
 from multiflow.cli.masks import compare_masks, is_mask_file, show_masks
 from multiflow.cli.settings import (
@@ -106,6 +108,8 @@ def show(settings: ShowSettings) -> None:
             show_model(model, source, adapter)
             if unseen:
                 put(unseen)
+            if (packed := Path(place) / FILE).is_file():
+                put(packed_table(packed))
         case given:
             raise MultiflowError(f"'multiflow show' got {len(given)} names; expected {WHAT}")
 
@@ -179,6 +183,28 @@ def used_layers(model: nn.Module, place: str, adapter: Adapter) -> tuple[Adapter
         return adapter, f"layers that the output does not depend on were not looked for: {why}; multiflow prune looks"
     layout = adapter.layout(model)
     return left_out(model, adapter, layout, find_unused(model, adapter, layout, sample)), ""
+
+
+WORDS = {
+    "bitmap": "which weights are kept: a bit each",
+    "values": "the weights that are kept",
+    "scales": "a number a row of int8",
+    "dense": "tensors with few zeros, as they are",
+    "header": "names, checksums",
+}
+"""Part of a packed file -> what it holds."""
+
+
+def packed_table(path: Path) -> Table:
+    """Lay out what each part of a packed file takes, and what the same tensors take dense."""
+    parts = packed_parts(path)
+    whole, dense = sum(part.size for part in parts), sum(part.dense for part in parts)
+    rows = [
+        (part.part, WORDS[part.part], part.tensors or "-", megabytes(part.size), percent(part.size / whole))
+        for part in parts
+    ]
+    rows.append(("in all", f"{percent(whole / dense)} of {megabytes(dense)} dense", "-", megabytes(whole), percent(1)))
+    return table(f"{path.name} by part", ["part", "holds", "tensors", "size", "of the file"], rows)
 
 
 BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")

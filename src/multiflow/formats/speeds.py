@@ -59,6 +59,7 @@ def speed(
     weights: Mapping[str, torch.Tensor] | None = None,
     seconds: float = 60.0,
     files: bool = True,
+    steps: bool = True,
     clock: str = "wall",
     progress: Watch = None,
 ) -> SpeedTable:
@@ -75,6 +76,7 @@ def speed(
         weights: layer name -> the weight that a method changed, ``result.weights[sparsity]``.
         seconds: about how long to measure, the making of the forms aside.
         files: whether to write every form to a temporary folder, for its size and the time to load it.
+        steps: whether to measure a decoding step too, where the model or one built from it writes.
         clock: ``wall``, or ``cpu`` for the seconds that processors spend on this process, of all threads together: what
             others do on the machine hardly counts then.
         progress: ``f(what, done, total)``, called as the work goes on; None shows bars where a person looks (a
@@ -105,7 +107,7 @@ def speed(
         if not made:
             raise MultiflowError("there is nothing to measure: " + "; ".join(left_out.values()))
         sizes = {form: FormSize(memory_of_weights(one)) for form, one in made.items()}
-        writer = _decoder(model, masks)
+        writer = _decoder(model, masks) if steps else None
         writers = {} if writer is None else _forms(*writer, None, wanted, {})
         jobs = len(samples) * (2 if writers else 1)
         cells: list[SpeedCell] = []

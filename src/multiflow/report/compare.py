@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multiflow.pruning.comparison import Comparison
+from torch import nn
+
+from multiflow.base.adapter import Adapter
+from multiflow.formats.worth import FormWorth, measure_worth
+from multiflow.pruning.comparison import Compared, Comparison
 from multiflow.report.charts import Axis, Look, Point, Series, chart, looks, round_axis
 from multiflow.report.document import Block, Document, Drawing, Drawings, Pairs, Section, Text
 from multiflow.report.pruned import spread
 from multiflow.report.tables import Column, Row, Table, TableCell
 from multiflow.report.text import count, listed, nominal, number, percent, seconds, size
+from multiflow.report.worth import worth_sections
 from multiflow.report.zeros import collapse_verdict
 
 TERMS: list[tuple[str, Text]] = [
@@ -34,13 +39,37 @@ TERMS: list[tuple[str, Text]] = [
 ]
 
 
-def comparison_document(found: Comparison, model: str, data: str) -> Document:
+def comparison_worth(
+    found: Comparison, model: nn.Module, adapter: Adapter, batch: Any, seconds: float = 4.0
+) -> tuple[FormWorth, ...]:
+    """Measure what the most faithful masks of each sparsity cost on this machine, see `multiflow.formats.worth`."""
+    best: dict[float, Compared] = {}
+    for sparsity in found.sparsities:
+        here = [one for one in found.pruners if sparsity in one.fidelity and one.fidelity[sparsity].loyalty is not None]
+        if here:
+            best[sparsity] = max(here, key=lambda one: one.fidelity[sparsity].loyalty or 0.0)
+    if not best:
+        return ()
+    return measure_worth(
+        model,
+        {sparsity: one.result.masks[sparsity] for sparsity, one in best.items()},
+        {sparsity: (one.result.weights or {}).get(sparsity) for sparsity, one in best.items()},
+        quality={0.0: 100.0, **{s: 100 * (one.fidelity[s].loyalty or 0.0) for s, one in best.items()}},
+        by={sparsity: one.method for sparsity, one in best.items()},
+        adapter=adapter,
+        batch=batch,
+        seconds=seconds,
+    )
+
+
+def comparison_document(found: Comparison, model: str, data: str, worth: Sequence[FormWorth] = ()) -> Document:
     """Make the page of a comparison.
 
     Args:
         found: what was measured.
         model: as the user named it.
         data: in words, what it was measured on.
+        worth: what some of the models cost, see `comparison_worth`.
     """
     names = [one.method for one in found.pruners]
     styles = looks(names)
@@ -54,6 +83,7 @@ def comparison_document(found: Comparison, model: str, data: str) -> Document:
         facts=[(number(len(names)), "methods"), (number(len(found.sparsities)), "sparsities")],
         sections=[
             Section("table", "What is left of the model", [collapse, comparison_table(found)]),
+            *worth_sections(worth, "answers that stay"),
             Section("blocks", "Where errors arise", [Drawings(charts)], "Every block, from the first to the last."),
             Section("masks", "How alike the masks are", [agreement_table(found)] if len(names) > 1 else []),
             Section("terms", "What the words mean", [Pairs(TERMS)]),

@@ -43,7 +43,9 @@ from multiflow.report.document import (
 )
 from multiflow.report.tables import Column, Row, Table, TableCell
 from multiflow.report.text import count, listed, millions, nominal, number, percent, points, seconds, setting, size
+from multiflow.report.worth import worth_sections
 from multiflow.report.zeros import Spread, collapse_verdict, layer_panels, spreads
+from multiflow.tasks.retrieval.task import TASK
 
 DEMO_FILE, REPORT_FILE = "demo.json", "report.html"
 
@@ -64,7 +66,8 @@ def demo_document(demo: Demo) -> Document:
         f"weight was trained afterwards. Each sparse model then looked for the captions of {demo.scenes} pictures, "
         "and for the pictures of their captions."
     )
-    sections = [_numbers(demo, styles), _quality(demo, styles), _zeros(demo, styles)]
+    sections = [_numbers(demo, styles), _quality(demo, styles), *worth_sections(demo.worth, TASK.main)]
+    sections.append(_zeros(demo, styles))
     if demo.examples:
         sections.append(_examples(demo, styles))
     sections += [Section("reading", "How to read this", [Pairs(_terms(demo))]), _making(demo)]
@@ -366,6 +369,7 @@ def demo_values(demo: Demo) -> dict[str, Any]:
         "layout": [asdict(layer) for layer in demo.layout],
         **{key: getattr(demo, key) for key in ("scenes", "shortlist", "calibration")},
         "dense": _recall(demo.dense),
+        "worth": [asdict(one) for one in demo.worth],
         "dense_itc": _recall(demo.dense, "ITC "),
         "rows": rows,
         "shown": demo.shown,

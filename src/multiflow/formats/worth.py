@@ -1,0 +1,105 @@
+"""What sparse models are worth: their quality beside the bytes and the milliseconds that they cost on this machine.
+
+A short measurement for reports, next to models whose quality is known: the dense model, torch's int8, and the sparse
+runtime at each sparsity, in turns, on a few samples. `multiflow.formats.speeds` measures all forms at length.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from multiflow.base.adapter import Adapter
+from multiflow.base.errors import MultiflowError
+from multiflow.formats.figures import WHOLE
+from multiflow.formats.kernels import NoKernelsError, kernels
+from multiflow.formats.runtime import sparse_runtime
+from multiflow.formats.speeds import speed
+from multiflow.masks import Masks
+
+SAMPLES = 8
+MOST = 300_000_000
+"""Weights of a model of which each form is a copy in memory."""
+DENSE, INT8, SPARSE = "dense fp32", "dense int8", "sparse bf16"
+
+
+@dataclass(frozen=True)
+class FormWorth:
+    """One form of a model.
+
+    Args:
+        form: what it is: ``dense fp32``, ``dense int8`` or ``sparse bf16``.
+        sparsity: that its masks were made for; 0 is dense.
+        memory: bytes of its weights.
+        seconds: of a forward of `SAMPLES` samples, the median.
+        spread: half the distance of the quartiles over the median.
+        quality: of the model, in percent; None where it was not evaluated in this form.
+        by: which pruner made the masks.
+    """
+
+    form: str
+    sparsity: float
+    memory: int
+    seconds: float
+    spread: float
+    quality: float | None = None
+    by: str = ""
+
+
+def measure_worth(
+    model: nn.Module,
+    masks: Mapping[float, Masks],
+    weights: Mapping[float, Any] | None = None,
+    *,
+    quality: Mapping[float, float],
+    by: Mapping[float, str],
+    adapter: Adapter | None = None,
+    batch: Any = None,
+    seconds: float = 4.0,
+) -> tuple[FormWorth, ...]:
+    """Measure the dense model and its sparse forms side by side.
+
+    Nothing is measured of a model that lies on another device than the CPU, or has more than `MOST` weights; where it
+    does not run, a warning says why.
+
+    The quality of a form in bfloat16 is that of the masked model, which was evaluated; int8 was not.
+
+    Args:
+        model: dense.
+        masks: sparsity -> masks.
+        weights: sparsity -> what the method changed.
+        quality: sparsity -> quality of the masked model in percent; that of 0 is the dense model's.
+        by: sparsity -> the pruner that made the masks.
+        adapter: of the model.
+        batch: to run; None = random images and texts.
+        seconds: about how long to measure.
+    """
+    if next(model.parameters()).device.type != "cpu" or sum(p.numel() for p in model.parameters()) > MOST:
+        return ()
+    others: dict[str, nn.Module] = {}
+    try:
+        kernels()
+        for sparsity, of in masks.items():
+            changed = None if weights is None else weights.get(sparsity)
+            others[f"{SPARSE} {sparsity}"] = sparse_runtime(model, of, weights=changed)
+    except NoKernelsError:  # without a compiler the sparse runtime is no runtime
+        pass
+    how: dict[str, Any] = {"batch": batch, "adapter": adapter, "seconds": seconds, "files": False, "steps": False}
+    try:
+        found = speed(model, samples=(SAMPLES,), forms=[DENSE, INT8], others=others, **how)
+    except MultiflowError as error:
+        warnings.warn(f"bytes and milliseconds were not measured: {error}", stacklevel=2)
+        return ()
+    worth = []
+    known = {DENSE: (DENSE, 0.0), INT8: (INT8, 0.0), **{f"{SPARSE} {s}": (SPARSE, s) for s in masks}}
+    for name, (form, sparsity) in known.items():
+        timing = next((cell.timing for cell in found.cells if (cell.form, cell.part) == (name, WHOLE)), None)
+        if timing is not None:
+            there = None if form == INT8 else quality.get(sparsity)
+            took = timing.median, timing.spread
+            worth.append(FormWorth(form, sparsity, found.sizes[name].memory, *took, there, by.get(sparsity, "")))
+    return tuple(worth)
