@@ -131,7 +131,9 @@ def _apply_streamed(settings: ApplySettings, place: str, masks: Masks) -> Any:
         changed = WeightsOnDisk(path, masks.layout)
     with whole_folder(settings.out) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as anew:
         with quiet_transformers():
-            model = open_streamed(place, Path(anew) / "weights", settings.family)
+            model = open_streamed(
+                place, Path(anew) / "weights", settings.family, trust_remote_code=settings.trust_remote_code
+            )
         apply_to_shards(model, masks, changed, folder)
         _write_card(folder, settings, masks)
     return model

@@ -29,9 +29,11 @@ from multiflow.cli.settings import (
     Images,
     Modules,
     Processor,
+    Prompt,
     Seed,
     TextColumn,
     Tokens,
+    TrustRemoteCode,
     Workers,
     chosen_adapter,
 )
@@ -79,12 +81,14 @@ class CompareSettings:
     seed: Seed = 0
     family: Family = None
     config: Config = None
+    trust_remote_code: TrustRemoteCode = False
     modules: Modules = ()
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own)")] = None
     images: Images = None
     image_column: ImageColumn = None
     text_column: TextColumn = None
     processor: Processor = None
+    prompt: Prompt = None
     split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: train)")] = None
     workers: Workers = 0
     exclude: Exclude = None
@@ -105,7 +109,7 @@ def compare(settings: CompareSettings) -> None:
     device, place = find_device(settings.device), find_model(settings.model)
     find_dtype(settings.dtype)
     with announcements(), whole_folder(settings.out) as folder:
-        model = open_model(place, settings.family, settings.config)
+        model = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
         if settings.data is None and settings.model not in bundled_models():
             raise MultiflowError("comparing needs data and none were given; name some with --data SOURCE")
         adapter = chosen_adapter(model, settings)

@@ -8,9 +8,20 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from multiflow.base.registry import import_modules
 from multiflow.base.structure import STRUCTURE_FILE
 from multiflow.cli.console import one_line_warnings, percent, show
-from multiflow.cli.settings import Config, Family
+from multiflow.cli.settings import (
+    AdapterFile,
+    Config,
+    Exclude,
+    Family,
+    Group,
+    Modules,
+    Tokens,
+    TrustRemoteCode,
+    chosen_adapter,
+)
 from multiflow.families.opening import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
@@ -55,13 +66,23 @@ class ExportSettings:
     compact: Annotated[bool, arg(help_behavior_hint="")] = False
     family: Family = None
     config: Config = None
+    trust_remote_code: TrustRemoteCode = False
+    modules: Modules = ()
+    exclude: Exclude = None
+    group: Group = ()
+    tokens: Tokens = "all"
+    adapter: AdapterFile = None
 
 
 def export(settings: ExportSettings) -> None:
+    import_modules(settings.modules)
     place = find_model(settings.model)
     masks = Masks.load(settings.mask, settings.sparsity)
     changed = changed_weights(Path(settings.mask), masks)
-    model: Any = open_model(place, settings.family, settings.config, "cpu")
+    model: Any = open_model(
+        place, settings.family, settings.config, "cpu", trust_remote_code=settings.trust_remote_code
+    )
+    adapter = chosen_adapter(model, settings) if settings.compact else None
     if is_original(Path(settings.mask)):
         masks = put_on(model, masks)
     beside = model_files(place, TOKENIZER_FILES + PROCESSOR_FILES)
@@ -76,6 +97,7 @@ def export(settings: ExportSettings) -> None:
             changed,
             beside,
             compact=settings.compact,
+            adapter=adapter,
         )
     size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
     dense = 2 * sum(parameter.numel() for parameter in model.parameters())

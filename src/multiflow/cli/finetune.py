@@ -17,7 +17,7 @@ from multiflow.base.registry import import_modules
 from multiflow.cli.console import print_figures
 from multiflow.cli.masks import write_changed_
 from multiflow.cli.pretrain import check_values
-from multiflow.cli.settings import Config, Family, Resume, processes
+from multiflow.cli.settings import Config, Family, Resume, TrustRemoteCode, processes
 from multiflow.families.opening import (
     find_device,
     find_model,
@@ -63,6 +63,7 @@ class FinetuneSettings:
     resume: Resume = False
     family: Family = None
     config: Config = None
+    trust_remote_code: TrustRemoteCode = False
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="")] = None
     processor: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="")] = None
     prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a usual one)")] = None
@@ -85,7 +86,7 @@ def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     """Load what the settings name, and train on a device."""
     place = find_model(settings.model)
     mask = None if settings.mask is None else Masks.load(settings.mask, settings.sparsity)
-    model: Any = open_model(place, settings.family, settings.config)
+    model: Any = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
     TASKS[settings.task].of(model).builder(model)
     if settings.mask is not None and mask is not None:
         mask = put_on(model, mask) if is_original(Path(settings.mask)) else mask

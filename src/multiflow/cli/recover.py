@@ -36,6 +36,7 @@ from multiflow.cli.settings import (
     TextColumn,
     Tokenizer,
     Tokens,
+    TrustRemoteCode,
     Workers,
     chosen_adapter,
     processes,
@@ -95,6 +96,7 @@ class RecoverSettings:
     seed: Seed = 0
     family: Family = None
     config: Config = None
+    trust_remote_code: TrustRemoteCode = False
     tokenizer: Tokenizer = None
     images: Images = None
     image_column: ImageColumn = None
@@ -138,7 +140,13 @@ def _recover(settings: RecoverSettings, *, first: bool) -> None:
         out, what, resume=settings.resume, record=RUN_FILE, ended=RESULT_FILE, keep=[FILES], passing=[FILES, RUN_FILE]
     )
     with claimed if first else nullcontext():
-        model: Any = open_model(place, settings.family, settings.config, settings.device)
+        model: Any = open_model(
+            place,
+            settings.family,
+            settings.config,
+            settings.device,
+            trust_remote_code=settings.trust_remote_code,
+        )
         adapter = chosen_adapter(model, settings)
         if is_original(file):
             masks = put_on(model, masks)

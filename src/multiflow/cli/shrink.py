@@ -19,11 +19,18 @@ from multiflow.cli.settings import (
     Exclude,
     Family,
     Group,
+    ImageColumn,
     Images,
     Modules,
+    Processor,
+    Prompt,
     Seed,
+    Split,
+    TextColumn,
     Tokenizer,
     Tokens,
+    TrustRemoteCode,
+    Workers,
     chosen_adapter,
     parse_hyper,
 )
@@ -76,9 +83,16 @@ class ShrinkSettings:
     batch_size: Annotated[int, arg(metavar="B")] = 32
     tokenizer: Tokenizer = None
     images: Images = None
+    image_column: ImageColumn = None
+    text_column: TextColumn = None
+    processor: Processor = None
+    prompt: Prompt = None
+    split: Split = None
+    workers: Workers = 0
     seed: Seed = 0
     family: Family = None
     config: Config = None
+    trust_remote_code: TrustRemoteCode = False
     exclude: Exclude = None
     group: Group = ()
     tokens: Tokens = "all"
@@ -92,7 +106,7 @@ def shrink(settings: ShrinkSettings) -> None:
     hyper = parse_hyper(settings.set, pruner.hyper)
     place = find_model(settings.model)
     with whole_folder(settings.out) as out, announcements(), one_line_warnings():
-        model: Any = open_model(place, settings.family, settings.config)
+        model: Any = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
         adapter = chosen_adapter(model, settings)
         batches = None
         if pruner.looks_at or (settings.data is not None and not settings.no_compensate):

@@ -12,9 +12,20 @@ from tyro.conf import Positional, arg
 from multiflow.base.artifacts import write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
+from multiflow.base.registry import import_modules
 from multiflow.base.steps import step_progress
 from multiflow.cli.console import one_line_warnings, say, show, table
-from multiflow.cli.settings import AdapterFile, Config, Exclude, Family, Group, Tokens, chosen_adapter
+from multiflow.cli.settings import (
+    AdapterFile,
+    Config,
+    Exclude,
+    Family,
+    Group,
+    Modules,
+    Tokens,
+    TrustRemoteCode,
+    chosen_adapter,
+)
 from multiflow.families.opening import find_model, open_model, put_on, quiet_transformers
 from multiflow.formats import speed as measure
 from multiflow.formats.speeds import FORMS, SAMPLES
@@ -54,6 +65,8 @@ class SpeedSettings:
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: none, the table is printed)")] = None
     family: Family = None
     config: Config = None
+    trust_remote_code: TrustRemoteCode = False
+    modules: Modules = ()
     exclude: Exclude = None
     group: Group = ()
     tokens: Tokens = "all"
@@ -64,15 +77,18 @@ def speed(settings: SpeedSettings) -> None:
     """Measure, print the table and the sentence, and write the page if a folder was given."""
     if settings.threads is not None and settings.threads < 1:
         raise MultiflowError(f"--threads {settings.threads} was given; expected at least 1")
-    place = find_model(settings.model)
-    model: Any = open_model(place, settings.family, settings.config, "cpu")
+    import_modules(settings.modules)
+    place, trust = find_model(settings.model), settings.trust_remote_code
+    model: Any = open_model(place, settings.family, settings.config, "cpu", trust_remote_code=trust)
     masks, weights = None, None
     if settings.mask is not None:
         masks = Masks.load(settings.mask)
         weights = changed_weights(Path(settings.mask), masks)
         if is_original(Path(settings.mask)):
             masks = put_on(model, masks)
-    others = {name: open_model(find_model(name), None, None, "cpu") for name in settings.beside}
+    others = {
+        name: open_model(find_model(name), None, None, "cpu", trust_remote_code=trust) for name in settings.beside
+    }
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(settings.threads or threads)

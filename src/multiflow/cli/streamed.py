@@ -34,6 +34,8 @@ class Streamed(Protocol):
     @property
     def config(self) -> str | None: ...
     @property
+    def trust_remote_code(self) -> bool: ...
+    @property
     def dtype(self) -> str: ...
     @property
     def device(self) -> str: ...
@@ -63,7 +65,7 @@ def open_for_stream(settings: Streamed, place: str, out: Path) -> nn.Module:
     anew = out / WORK / ANEW
     shutil.rmtree(anew, ignore_errors=True)
     with quiet_transformers():
-        return open_streamed(place, anew, settings.family)
+        return open_streamed(place, anew, settings.family, trust_remote_code=settings.trust_remote_code)
 
 
 def run_stream(

@@ -27,6 +27,7 @@ from multiflow.data.images import read_statistics
 from multiflow.data.text import DEFAULT_TOKENIZER, load_tokenizer, looks_like_path, token_count
 from multiflow.families.family import FAMILIES, adapter_for, family_of, model_types, original_names, reads_by_processor
 from multiflow.families.original import Original, fill, read_config, read_tensors
+from multiflow.families.own_code import auto_class, code_files, own_class
 from multiflow.masks import Masks, is_original
 from multiflow.masks.sharing import find_masks
 from multiflow.pruning.result import changed_weights
@@ -108,7 +109,9 @@ def load_model(
     return _load_pretrained(place, family, trust=trust_remote_code)
 
 
-def open_streamed(source: str | Path, folder: str | Path, family: str | None = None) -> nn.Module:
+def open_streamed(
+    source: str | Path, folder: str | Path, family: str | None = None, *, trust_remote_code: bool = False
+) -> nn.Module:
     """Open a model without its weights, for `prune_streamed`: they stay in their files, and come when they are needed.
 
     Args:
@@ -116,6 +119,7 @@ def open_streamed(source: str | Path, folder: str | Path, family: str | None = N
         folder: new or empty; weights that are stored in another form than the model has them in (stacked experts of
             some) are put there anew. It can go when the model is no longer used.
         family: if given, the source must be of this one.
+        trust_remote_code: whether Python code that a folder brings for a model of its own may run.
 
     Returns:
         The model on the meta device, in evaluation mode, with hooks of accelerate that bring its weights.
@@ -134,7 +138,7 @@ def open_streamed(source: str | Path, folder: str | Path, family: str | None = N
         raise MultiflowError(f"'{source}' is a packed folder, which cannot be streamed; unpack it with mf.unpack first")
     bundled = bundled_models()
     place = str(bundled[str(source)]) if not path.exists() and str(source) in bundled else str(source)
-    return _load_pretrained(place, family, offload=fresh_folder(folder, ""))
+    return _load_pretrained(place, family, offload=fresh_folder(folder, ""), trust=trust_remote_code)
 
 
 def _open_masks(source: Masks | str | Path, sparsity: float | None) -> Callable[[nn.Module], object]:
@@ -216,20 +220,23 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
         found = [getattr(home, architecture) for home in (*homes, transformers) if hasattr(home, architecture)]
         model_class: Any = found[0] if found else transformers.AutoModel
         own_code = config.get("auto_map") if not found else None
+        packed, structure = Path(source) / PACKED_FILE, Path(source) / STRUCTURE_FILE
         if own_code:
-            model_class = getattr(transformers, _auto_class(source, own_code, architecture, trust))
-        smaller = found and (Path(source) / STRUCTURE_FILE).is_file()
+            auto = auto_class(source, own_code, architecture, trust)
+            special = packed.is_file() or structure.is_file()
+            model_class = own_class(source, own_code, auto) if special else getattr(transformers, auto)
+        plain_class, smaller = model_class, (found or own_code) and structure.is_file()
         if smaller:
             model_class = _smaller(model_class, Structure.read(Path(source)))
-        if (packed := Path(source) / PACKED_FILE).is_file():
+        if packed.is_file():
             model, report = _unpacked(model_class, source, packed)
         else:
-            place: dict[str, Any] = {"trust_remote_code": True} if own_code else {}
+            place: dict[str, Any] = {"trust_remote_code": True} if own_code and not smaller else {}
             if offload is not None:
                 place |= {"device_map": {"": "disk"}, "offload_folder": str(offload)}
             model, report = model_class.from_pretrained(source, output_loading_info=True, **place)
         if smaller:
-            model.__class__ = found[0]
+            model.__class__ = plain_class
     except MultiflowError:
         raise
     except Exception as error:  # what can go wrong here is transformers' and the hub's, in many classes
@@ -247,22 +254,6 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
             stacklevel=3,
         )
     return model.eval()
-
-
-def _auto_class(source: str, own_code: Any, architecture: str, trust: bool) -> str:
-    """Return the auto class that loads a model of code of its own; whoever has not allowed that is told so."""
-    entries = {str(key): str(value) for key, value in own_code.items()} if isinstance(own_code, Mapping) else {}
-    if not trust:
-        files = ", ".join(sorted({f"{value.rpartition('--')[2].split('.')[0]}.py" for value in entries.values()}))
-        raise MultiflowError(
-            f"'{source}' is a model whose Python code ({files or architecture}) comes with it, and to load it is to "
-            "run that code on this machine; read it first, then allow it with {trust_remote_code=True}",
-            field="trust_remote_code",
-        )
-    named = [
-        key for key, value in entries.items() if value.endswith(f".{architecture}") and key.startswith("AutoModel")
-    ]
-    return next(iter(named), "AutoModel")
 
 
 def _smaller(model_class: Any, structure: Structure) -> Any:
@@ -399,9 +390,13 @@ def fitting_tokenizer(given: str | None, source: str, vocabulary: int) -> PreTra
 
 
 def model_files(source: str, names: tuple[str, ...]) -> list[Path]:
-    """Return those of the named files that come with a model, from its folder or the Hugging Face cache."""
+    """Return those of the named files that come with a model, from its folder or the Hugging Face cache.
+
+    Python files that they name in a folder are among them.
+    """
     if Path(source).is_dir():
-        return [Path(source) / name for name in names if (Path(source) / name).is_file()]
+        there = [Path(source) / name for name in names if (Path(source) / name).is_file()]
+        return [*there, *code_files(there)]
     if Path(source).exists():
         return []
     from huggingface_hub import hf_hub_download

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.guards import exclusively
 from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
@@ -43,6 +44,7 @@ def export(
     beside: Iterable[Path] = (),
     *,
     compact: bool = False,
+    adapter: Adapter | None = None,
 ) -> Path:
     """Write a sparse model as a folder in which zeros cost one bit, and less where it is compressed; return the folder.
 
@@ -60,6 +62,7 @@ def export(
             own.
         beside: files to copy, such as those of the tokenizer.
         compact: whether the neurons and heads that the masks have killed are removed before, see `mf.compact`.
+        adapter: for that, of a model that the library does not know.
 
     Raises:
         MultiflowError: the masks are those of another model, or a name is unknown.
@@ -78,7 +81,7 @@ def export(
     with TemporaryDirectory() as place:
         folder = Path(place) / "model"
         if compact and masks is not None:
-            model = without_dead_units(model, masks, weights)
+            model = without_dead_units(model, masks, weights, adapter=adapter)
             masks = None
         state = model.state_dict() if masks is None else _sparse_state(model, masks, weights or {})
         if format == "open_clip":

@@ -7,6 +7,7 @@ everywhere in this library. Images are what it sees: tasks with videos or sound 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -65,17 +66,18 @@ class SparseModel(lmms):
         dtype: str = "auto",
         batch_size: int | str = 1,
         system_prompt: str | None = None,
+        trust_remote_code: bool = False,
         **others: Any,
     ) -> None:
         super().__init__()
-        known = ("pretrained", "mask", "sparsity", "processor", "device", "dtype", "batch_size", "system_prompt")
+        known = [name for name in signature(type(self)).parameters if name != "others"]
         for name in others:
             if name not in UNUSED:
                 raise unknown("argument of the model 'multiflow'", name, known)
         place, kind = find_device(device), find_dtype(dtype)
         source = find_model(str(pretrained))
         with quiet_transformers():
-            model: Any = load_model(source, masks=mask, sparsity=sparsity)
+            model: Any = load_model(source, masks=mask, sparsity=sparsity, trust_remote_code=trust_remote_code)
         refuse_unable(model, "vqa")
         self.model = model.to(device=place, dtype=kind)
         self.reader: Reader = reader_of(self.model, load_processor(processor, source, self.model))

@@ -26,6 +26,7 @@ from multiflow.base.hub import reach_hub
 from multiflow.data.images import MOST_PIXELS
 from multiflow.families.family import type_of
 from multiflow.families.opening import PROCESSOR_FILES, TOKENIZER_FILES, quiet_transformers
+from multiflow.families.own_code import runs_own_code
 
 OF_TOKENIZER = (
     "tokenizer.json",
@@ -88,7 +89,7 @@ def load_processor(given: Any, place: str, model: Any) -> Any:
     check_files(source, (*TOKENIZER_FILES, *OF_TOKENIZER, *PROCESSOR_FILES, "config.json"), "processor")
     with quiet_transformers():
         try:
-            options = _options(source)
+            options = _options(source, trusted=source == str(place) and runs_own_code(model))
         except OSError as error:
             raise MultiflowError(
                 f"the processor '{source}' is no folder here, nor on Hugging Face: {shortened(error)}; name another "
@@ -150,9 +151,9 @@ def _checked(given: Any, model: Any) -> Any:
     return given
 
 
-def _options(source: str) -> dict[str, Any]:
-    """Return how to load from a place: from the local cache if it is there; code from outside is never run."""
-    options: dict[str, Any] = {"trust_remote_code": False}
+def _options(source: str, *, trusted: bool) -> dict[str, Any]:
+    """Return how to load from a place: from the local cache if it is there; its code runs only if the model's does."""
+    options: dict[str, Any] = {"trust_remote_code": trusted}
     if Path(source).is_dir():
         return options
     try:
