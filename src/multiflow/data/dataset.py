@@ -61,6 +61,15 @@ class Question:
     dataset: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Recorded speech with what is said in it."""
+
+    sound: Any  # `multiflow.data.audio.Sound`
+    text: str
+    key: str
+
+
 class Known(NamedTuple):
     """What is known of an item without opening its image: its texts (none of regions), and the file if it is one."""
 
@@ -73,7 +82,7 @@ def nothing_known(index: int) -> None:
 
 
 Item = TypeVar("Item")
-Kind: TypeAlias = Literal["pairs", "regions", "questions"]
+Kind: TypeAlias = Literal["pairs", "regions", "questions", "speech"]
 
 
 class Skip(NamedTuple):
@@ -124,7 +133,7 @@ class SkipReport:
 class Dataset(Generic[Item]):
     """A data set: ``len(data)``, ``data[i]``, iteration."""
 
-    kind: Kind  # ``pairs``, ``regions`` or ``questions``: the type of the items
+    kind: Kind  # ``pairs``, ``regions``, ``questions`` or ``speech``: the type of the items
     layout: str  # which layout it was read from, in words
     source: str  # the file or folder
     size: int  # number of items
@@ -175,7 +184,7 @@ class Mixed:
         return f"{self.pairs} + {self.regions}"
 
 
-AnyData: TypeAlias = "Dataset[Pair] | Dataset[RegionItem] | Dataset[Question] | Mixed"
+AnyData: TypeAlias = "Dataset[Pair] | Dataset[RegionItem] | Dataset[Question] | Dataset[Clip] | Mixed"
 
 
 def from_memory(pairs: Sequence[tuple[ImageLike, str | Sequence[str]]]) -> Dataset[Pair]:
@@ -197,7 +206,7 @@ def _read_memory(pairs: Sequence[tuple[ImageLike, str | Sequence[str]]], index: 
 def join(sources: Sequence[AnyData]) -> AnyData:
     """Join data sets: items of one kind follow each other, pairs and regions become `Mixed`.
 
-    Errors: MultiflowError if questions are among other kinds, or if there is nothing to join.
+    Errors: MultiflowError if questions or speech are among other kinds, or if there is nothing to join.
 
     >>> join([open_data("coco"), open_data("cc3m"), open_data("vg")])   # doctest: +SKIP
     Mixed(...)
@@ -206,10 +215,10 @@ def join(sources: Sequence[AnyData]) -> AnyData:
     by_kind: dict[str, list[Dataset[Any]]] = {}
     for part in parts:
         by_kind.setdefault(part.kind, []).append(part)
-    if not by_kind or ("questions" in by_kind and len(by_kind) > 1):
+    if not by_kind or (len(by_kind) > 1 and by_kind.keys() != {"pairs", "regions"}):
         raise MultiflowError(
             f"these data sets cannot be joined: {'; '.join(map(str, sources)) or 'none was given'}; "
-            "expected pairs and regions, or questions alone"
+            "expected pairs and regions, or questions or speech alone"
         )
     joined = {kind: _one_after_the_other(listed) for kind, listed in by_kind.items()}
     return Mixed(joined["pairs"], joined["regions"]) if len(joined) > 1 else next(iter(joined.values()))

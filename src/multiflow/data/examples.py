@@ -1,4 +1,4 @@
-"""Examples: an image, what is asked of it and what is said of it, whatever kind of data they come from.
+"""Examples: an image with what is asked and said of it, or a sound with what is said in it, of any kind of data.
 
 Models that are read through their own processor take these; how a batch is made of them is passed in.
 """
@@ -12,10 +12,11 @@ from typing import Any
 from PIL import Image
 
 from multiflow.base.errors import MultiflowError
+from multiflow.data.audio import Sound
 from multiflow.data.augment import augment_image
 from multiflow.data.batches import Repeatable
 from multiflow.data.collate import Made, chances
-from multiflow.data.dataset import AnyData, BrokenItem, Dataset, Mixed, join, whole_images
+from multiflow.data.dataset import AnyData, BrokenItem, Clip, Dataset, Mixed, join, whole_images
 from multiflow.data.images import decode
 from multiflow.data.items import answer_weights
 from multiflow.data.sampling import Stream, item_order, random_at
@@ -30,8 +31,17 @@ class Sample:
     prompt: str | None = None  # what is asked of the image; None where the data do not say
 
 
-Make = Callable[[Sequence[Sample]], Mapping[str, Any]]
-"""``make(examples)`` -> a batch of them."""
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """One sound with what is said in it."""
+
+    sound: Sound  # of one channel, at the rate of its file
+    text: str  # the transcript
+    key: str  # what errors call it
+
+
+Make = Callable[[Sequence[Any]], Mapping[str, Any]]
+"""``make(examples)`` -> a batch of samples, or of what is spoken."""
 
 
 def examples_of(data: AnyData) -> Dataset[Any]:
@@ -42,17 +52,19 @@ def examples_of(data: AnyData) -> Dataset[Any]:
     return whole_images(data)  # type: ignore[return-value]
 
 
-def example_of(item: Any, share: float, chance: Any = None) -> Sample:
-    """Return a pair or a question as an example.
+def example_of(item: Any, share: float, chance: Any = None) -> Sample | Spoken:
+    """Return a pair, a question or a clip as an example.
 
     Args:
-        item: a `Pair` or a `Question`.
+        item: a `Pair`, a `Question` or a `Clip`.
         share: in [0, 1): which of its captions or answers is taken; answers count by how many people gave them.
         chance: a generator that augments the image; None leaves it as it is.
 
     Raises:
         BrokenItem: its image cannot be read, or a question has no answer.
     """
+    if isinstance(item, Clip):
+        return Spoken(item.sound, item.text, item.key)
     if hasattr(item, "captions"):
         number = int(share * len(item.captions))
         text, prompt = item.captions[number], (item.prompts[number] or None) if item.prompts else None
@@ -80,7 +92,7 @@ def _drawn(question: Any, share: float) -> str:
 class ExampleBatches(Repeatable):
     """Batches of examples, in an order that the seed decides; broken images are skipped, as of `Batches`."""
 
-    data: Dataset[Any]  # pairs or questions
+    data: Dataset[Any]  # pairs, questions or speech
     make: Make  # makes a batch of examples
     batch_size: int = 32  # the last batch may be smaller
     limit: int | None = None  # batches at most

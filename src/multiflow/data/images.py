@@ -245,8 +245,9 @@ def data_of_files(
     counts: np.ndarray | None = None,
     skipped: Sequence[Skip] = (),
     classes: Sequence[str] = (),
+    load: Callable[[str, str], Any] = load_image,
 ) -> Dataset[Item]:
-    """Make a data set whose images are files.
+    """Make a data set whose images, or sounds, are files.
 
     Args:
         kind: of its items.
@@ -260,8 +261,9 @@ def data_of_files(
         counts: for regions, how many each item has.
         skipped: what was left out.
         classes: of labelled images.
+        load: ``load(path, name)`` opens a file.
     """
-    read = partial(_read, paths, names, make, parts)
+    read = partial(_read, load, paths, names, make, parts)
     known = partial(_known, paths, texts)
     return Dataset(kind, layout, str(source), len(paths), read, counts, known, tuple(skipped), tuple(classes))
 
@@ -308,9 +310,14 @@ def _make_pair(image: Image.Image, name: str, captions: tuple[str, ...], prompts
 
 
 def _read(
-    paths: Sequence[str], names: Sequence[str], make: Callable[..., Item], parts: Sequence[tuple[Any, ...]], index: int
+    load: Callable[[str, str], Any],
+    paths: Sequence[str],
+    names: Sequence[str],
+    make: Callable[..., Item],
+    parts: Sequence[tuple[Any, ...]],
+    index: int,
 ) -> Item:
-    return make(load_image(paths[index], names[index]), names[index], *parts[index])
+    return make(load(paths[index], names[index]), names[index], *parts[index])
 
 
 def _known(paths: Sequence[str], texts: Sequence[tuple[str, ...]], index: int) -> Known:
@@ -327,7 +334,9 @@ def texts_of(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(stripped for text in values if (stripped := text.strip()))
 
 
-def locate(manners: Sequence[Sequence[str]], folder: Path, images: Path | None, where: str) -> list[str]:
+def locate(
+    manners: Sequence[Sequence[str]], folder: Path, images: Path | None, where: str, what: str = "images"
+) -> list[str]:
     """Return the paths of the images that a file names.
 
     Args:
@@ -335,6 +344,7 @@ def locate(manners: Sequence[Sequence[str]], folder: Path, images: Path | None, 
         folder: where the file lies; images are sought there, in its parent and in ``images`` of either.
         images: where to look instead.
         where: the file, for errors.
+        what: it names, for errors.
 
     Errors: MultiflowError if nothing is found, or if a name leads out of its folder.
     """
@@ -350,7 +360,7 @@ def locate(manners: Sequence[Sequence[str]], folder: Path, images: Path | None, 
         _refuse(roots[0], astray, where)
     looked = ", ".join(f"'{root}'" for root in roots)
     raise MultiflowError(
-        f"none of the {len(manners[0])} images that {where} names were found, such as '{manners[0][0]}'; looked in "
+        f"none of the {len(manners[0])} {what} that {where} names were found, such as '{manners[0][0]}'; looked in "
         f"{looked}; give their folder with {{images=DIR}}",
         field="images",
     )

@@ -19,6 +19,7 @@ from multiflow.data.source import label_classes, open_images
 from multiflow.families.family import find_family, model_types, type_of
 from multiflow.families.opening import pixel_statistics
 
+COUNTED = ("input_ids", "pixel_values", "input_features", "input_values")  # a row each sample
 MOST_BATCHES = 3000  # as published
 SHAPES_BATCHES = 16
 
@@ -73,7 +74,7 @@ class Counted:
         self.seen = 0
         for batch in batches:
             for part in (batch, batch.get("region", {})) if batch else ():
-                rows = part.get("input_ids", part.get("pixel_values"))
+                rows = next((part[name] for name in COUNTED if name in part), None)
                 self.seen += 0 if rows is None else len(rows)
             yield batch
 

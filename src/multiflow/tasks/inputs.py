@@ -179,7 +179,7 @@ def leaving_none_out(data: TaskData) -> Iterator[None]:
         yield
     except BrokenItem as error:
         raise MultiflowError(
-            f"cannot read '{error.skip.key}' of {data}: {error.skip.reason}; fetch the image again, or take its entry "
+            f"cannot read '{error.skip.key}' of {data}: {error.skip.reason}; fetch the file again, or take its entry "
             "out of the data: an evaluation leaves none out"
         ) from error
 

@@ -181,7 +181,7 @@ TASKS: Registry[Task] = Registry("task", "multiflow.tasks", folders=True, order=
 """Every task by its name.
 
 >>> list(TASKS)
-['captioning', 'classification', 'retrieval', 'vqa']
+['captioning', 'classification', 'retrieval', 'transcription', 'vqa']
 """
 
 

@@ -14,14 +14,16 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
         "retrieval": Preset(1e-5, 128, 5, **PLAIN | {"warmup": 0.1}),
         "captioning": Preset(2e-5, 128, 1, **PLAIN, **TUNED, evaluate={"metrics": ("CIDEr",)}),
         "vqa": Preset(2e-5, 128, 1, **PLAIN, **TUNED),
+        "transcription": Preset(1e-5, 64, 3, **PLAIN, **TUNED),
     },
     "shapes": {
         "retrieval": Preset(1e-4, 32, **LAPTOP),
         "captioning": Preset(1e-4, 32, **LAPTOP, evaluate={"metrics": ("CIDEr",)}),
         "vqa": Preset(1e-4, 32, **LAPTOP),
+        "transcription": Preset(1e-4, 32, **LAPTOP),
     },
 }
-TASKS = "retrieval", "captioning", "vqa", "classification"
+TASKS = "retrieval", "captioning", "vqa", "classification", "transcription"
 
 FAMILIES.add(
     "transformers",

@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    ProcessorMixin,
+)
 from transformers.image_processing_utils import ImageProcessingMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import processor_class_from_name as class_from_name
@@ -55,6 +63,7 @@ class Parts:
 
     image_processor: Any = None
     tokenizer: Any = None  # None for images alone
+    feature_extractor: Any = None  # of sounds, instead of the image processor
 
     def __call__(self, images: Any = None, text: Any = None, return_tensors: str = "pt", **options: Any) -> Any:
         """Return the pixels of images, the tokens of texts, or both."""
@@ -140,7 +149,8 @@ def _checked(given: Any, model: Any) -> Any:
     """Return a processor that was given, if it reads images, and texts where the model does."""
     if isinstance(given, ImageProcessingMixin) and not takes(model, *TEXTS):
         return Parts(given)
-    needs = ("image_processor", "tokenizer") if takes(model, *TEXTS) else ("image_processor",)
+    first = "feature_extractor" if listens(model) else "image_processor"
+    needs = (first, "tokenizer") if takes(model, *TEXTS) or listens(model) else (first,)
     lacking = [name.replace("_", " ") for name in needs if getattr(given, name, None) is None]
     if lacking:
         raise MultiflowError(
@@ -213,6 +223,9 @@ def _of_parts(source: str, model: Any, options: Mapping[str, Any]) -> Parts:
     takes_text = takes(model, *TEXTS)
     try:
         with _refusing(source, model):
+            if listens(model):
+                tokenizer = AutoTokenizer.from_pretrained(source, **options)
+                return Parts(None, tokenizer, AutoFeatureExtractor.from_pretrained(source, **options))
             image_processor = AutoImageProcessor.from_pretrained(source, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options) if takes_text else None
     except ImportError as error:
@@ -234,10 +247,11 @@ def _refusal(source: str, model: Any, why: BaseException) -> MultiflowError:
             )
         )
     held = {path.name for path in Path(source).iterdir()} if Path(source).is_dir() else set()
-    if "image_processor" not in _says(Path(source), OF_IMAGES[1]):
+    first = "feature extractor" if listens(model) else "image processor"
+    if first.replace(" ", "_") not in _says(Path(source), OF_IMAGES[1]):
         held -= {OF_IMAGES[1]}
-    needs: list[tuple[str, tuple[str, ...]]] = [("its image processor", OF_IMAGES)]
-    if takes(model, *TEXTS):
+    needs: list[tuple[str, tuple[str, ...]]] = [(f"its {first}", OF_IMAGES)]
+    if takes(model, *TEXTS) or listens(model):
         needs.append(("its tokenizer", OF_TOKENIZER))
     lacking = [f"{what} ({' or '.join(files[:2])})" for what, files in needs if held and not held & {*files}]
     reason = f"the folder lacks the files of {' and of '.join(lacking)}" if lacking else shortened(why)
@@ -246,6 +260,11 @@ def _refusal(source: str, model: Any, why: BaseException) -> MultiflowError:
         "the original model, or name a folder or id that has them with {processor=DIR_OR_ID}",
         field="processor",
     )
+
+
+def listens(model: Any) -> bool:
+    """Tell whether a model takes sounds, and no images."""
+    return takes(model, "input_features", "input_values") and not takes(model, "pixel_values")
 
 
 def takes(model: Any, *names: str) -> bool:

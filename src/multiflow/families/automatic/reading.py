@@ -32,6 +32,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.files import naming_damage
 from multiflow.data.examples import ExampleBatches, Sample, examples_of
 from multiflow.data.source import is_labelled, label_classes, open_data, open_images, open_labelled
+from multiflow.families.automatic.listening import hears, listener_of, made_up_sound, refuse_other, refuse_prompt
 from multiflow.families.automatic.processors import load_processor, takes
 from multiflow.families.batches import Counted, Source
 from multiflow.families.opening import quiet_transformers
@@ -371,28 +372,47 @@ def calibration_examples(model: Any, place: str, source: Source) -> Counted:
     """Make calibration batches for any model of transformers."""
     if source.data is None:
         raise MultiflowError("there are no data to calibrate on; give some with data= (--data SOURCE)")
+    if hears(model):
+        return _speech(model, place, source)
     reader = reader_of(model, load_processor(source.processor, place, model), prompt=source.prompt)
     if reader.manner == "images":
         data, classes = open_images(source.data, source.images, source.split)
+        refuse_other(model, data)
         known = getattr(model.config, "label2id", None) or {}
         labels = label_classes(classes, known) if classes and "labels" in reader.takes else None
         make = replace(reader, labels=labels).examples
     else:
         data, classes = open_examples(source)
+        refuse_other(model, data)
         make = partial(_of_classes, reader) if classes and reader.manner == "pairs" else reader.examples
     batches = ExampleBatches(data, make, augment=source.augment, **source.options)
     return Counted(batches, "images" if reader.manner == "images" else data.kind, str(data))
 
 
 def made_up_batch(model: Any, place: str) -> dict[str, Tensor]:
-    """Return a batch of one picture, of noise, with a text, made by the model's own processor.
+    """Return a batch of one picture, or one sound, of noise with a text, made by the model's own processor.
 
     Raises:
         MultiflowError: there is no processor at that place.
     """
+    if hears(model):
+        return listener_of(model, load_processor(None, place, model)).examples([made_up_sound()])
     reader = reader_of(model, load_processor(None, place, model))
     noise = torch.randint(256, (*MADE_UP, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return reader.examples([Sample(Image.fromarray(noise.numpy()), DESCRIBE)])
+
+
+def _speech(model: Any, place: str, source: Source) -> Counted:
+    """Make calibration batches of speech for a model that listens."""
+    refuse_prompt(model, source.prompt)
+    listener = listener_of(model, load_processor(source.processor, place, model))
+    data = open_examples(source)[0]
+    refuse_other(model, data)
+    if source.augment is not None:
+        raise MultiflowError(
+            f"{{augment={source.augment}}} was given, and it is of images; leave it out for speech", field="augment"
+        )
+    return Counted(ExampleBatches(data, listener.examples, **source.options), "speech", str(data))
 
 
 def _of_classes(reader: Reader, examples: Sequence[Sample]) -> dict[str, Tensor]:

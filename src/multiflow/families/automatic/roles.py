@@ -121,6 +121,8 @@ def find_towers(model: Any, modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """
     from transformers import PreTrainedModel
 
+    if heard := _listening_towers(model, modules):
+        return heard
     entries = list(_config_entries(model.config))
     towers = {}
     for path, module in modules.items():
@@ -140,6 +142,26 @@ def find_towers(model: Any, modules: Mapping[str, nn.Module]) -> dict[str, str]:
         if {towers[at] for at in within if at not in vague} <= {group} and not _joint(model, modules[path], towers):
             towers = {at: other for at, other in towers.items() if at not in vague} | {path: group}
     return towers
+
+
+def _listening_towers(model: Any, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return encoder and decoder of a model that writes what it hears, whatever its parts say of themselves."""
+    import inspect
+
+    parameters = inspect.signature(model.forward).parameters
+    hears = {"input_features", "input_values"} & parameters.keys() and not {
+        "input_ids",
+        "pixel_values",
+    } & parameters.keys()
+    if not hears or not getattr(model.config, "is_encoder_decoder", False):
+        return {}
+    paths = {id(module): path for path, module in reversed(list(modules.items()))}
+    try:
+        encoder, decoder = (paths.get(id(part), "") for part in (model.get_encoder(), model.get_decoder()))
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return {}
+    apart = encoder and decoder and not f"{encoder}.".startswith(f"{decoder}.") and encoder != decoder
+    return {encoder: AUDIO, decoder: TEXT} if apart and not f"{decoder}.".startswith(f"{encoder}.") else {}
 
 
 def _config_entries(config: Any) -> Iterator[tuple[str, Any]]:

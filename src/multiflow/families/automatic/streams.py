@@ -141,26 +141,62 @@ def find_masks(model: Any, groups: Iterable[str], tokens: str = "all") -> Callab
     config, type_ = model.config, getattr(model.config, "model_type", "")
     has_decoder = decoder_path(model) is not None
     merged = has_decoder and not any(CROSS.search(path) for path, _ in model.named_modules())
+    of_sound = _sound_rule(model, type_)
     encodes_text = has_decoder and "input_ids" in inspect.signature(model.forward).parameters
 
     def masks(batch: Any) -> Mapping[str, Any]:
         if not isinstance(batch, Mapping):
             return dict.fromkeys(STREAMS)
         image = _image_masks(config, batch)
+        sounds = _sound_masks(batch)
         text = None if "flattened_patches" in batch and "input_ids" not in batch else _text_mask(config, batch, tokens)
         joint = _joint_rule(config, type_, batch, tokens)
         of_decoder = [_decoder_mask(config, batch), text if merged else None] if has_decoder else [text]
-        between = [*image, batch.get("qformer_attention_mask"), None if TEXT in groups else text]
+        between = [*image, *sounds, batch.get("qformer_attention_mask"), None if TEXT in groups else text]
         return {
             "text": Choice("text", [text], joint),
             "decoder": Choice("decoder", of_decoder),
-            "source": Choice("source", [text] if encodes_text else image, joint),
+            "source": Choice("source", sounds or ([text] if encodes_text else image), of_sound if sounds else joint),
             "image": Choice("image", image, _image_rule(config, type_, batch)),
-            "connector": Choice("connector", between, _connector_rule(config, type_, batch)),
-            "audio": Choice("audio", [batch.get(name) for name in AUDIO_MASKS]),
+            "connector": Choice("connector", between, of_sound if sounds else _connector_rule(config, type_, batch)),
+            "audio": Choice("audio", sounds or [batch.get(name) for name in AUDIO_MASKS], of_sound),
         }
 
     return masks
+
+
+def _sound_masks(batch: Mapping[str, Any]) -> list[Tensor]:
+    """Which moments of a sound are real, for models that take nothing else: ``attention_mask`` (B, samples)."""
+    if "input_ids" in batch or not ({"input_features", "input_values", "inputs"} & batch.keys()):
+        return []
+    mask = batch.get("attention_mask")
+    return [mask] if isinstance(mask, Tensor) and mask.dim() == 2 else []
+
+
+def _sound_rule(model: Any, type_: str) -> Derive:
+    """Shorten the mask of a sound as the model's convolutions shorten the sound; what is real comes first."""
+    ways = [of for module in model.modules() if (of := getattr(module, "_get_feat_extract_output_lengths", None))]
+
+    def shortened(lead: tuple[int, ...], mask: Tensor) -> Tensor | None:
+        if len(lead) != 2 or lead[0] != len(mask) or lead[1] >= mask.shape[1]:
+            return None
+        if type_ == "moonshine":  # it takes every 384th sample of the mask
+            taken = mask[:, :: 64 * 3 * 2][:, : lead[1]]
+            return taken if tuple(taken.shape) == lead else None
+        lengths = mask.sum(1)
+        for way in ways:
+            for options in ({}, {"add_adapter": False}):
+                try:
+                    whole, real = (
+                        way(n.clone(), **options) for n in (torch.full_like(lengths, mask.shape[1]), lengths)
+                    )
+                except TypeError:
+                    continue
+                if (whole == lead[1]).all():
+                    return torch.arange(lead[1], device=mask.device) < real.to(mask.device)[:, None]
+        return None
+
+    return shortened
 
 
 def _text_mask(config: Any, batch: Mapping[str, Any], tokens: str) -> Tensor | None:

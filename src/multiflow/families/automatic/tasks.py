@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
 from multiflow.families.automatic.adapter import find_loss
+from multiflow.families.automatic.listening import Listener, hears, listener_of, refuse_prompt
 from multiflow.families.automatic.processors import load_processor, takes
-from multiflow.families.automatic.reading import reader_of
+from multiflow.families.automatic.reading import Reader, reader_of
 from multiflow.families.family import Places
 from multiflow.families.opening import PROCESSOR_FILES, TOKENIZER_FILES, Preprocessing, model_files
 
 
 def tasks_of(model: Any) -> tuple[str, ...]:
     """Return the tasks that a model of transformers is able to do without new layers."""
+    if hears(model):
+        return ("transcription",)
     if not takes(model, "input_ids", "decoder_input_ids"):
         return ("classification",) if takes(model, "labels") else ()
     if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
@@ -35,6 +38,7 @@ def refuse_unable(model: Any, task: str) -> None:
         needs = {
             "retrieval": "compares images with texts, such as CLIP",
             "classification": "compares images with texts, such as CLIP, or has classes of its own",
+            "transcription": "writes what is said in a sound, such as Whisper",
         }.get(task, "writes texts about images, such as LLaVA")
         raise MultiflowError(
             f"task '{task}' takes a model that {needs}; a {type(model).__name__} can do {' and '.join(able) or 'none'}"
@@ -51,13 +55,20 @@ def trained_as_it_is(task: str) -> Callable[[Any], tuple[Any, Places]]:
     return build
 
 
-RETRIEVAL, CAPTIONING, VQA, CLASSIFICATION = map(trained_as_it_is, ("retrieval", "captioning", "vqa", "classification"))
+RETRIEVAL, CAPTIONING, VQA, CLASSIFICATION, TRANSCRIPTION = map(
+    trained_as_it_is, ("retrieval", "captioning", "vqa", "classification", "transcription")
+)
 
 
 def preprocessing_of(place: str, model: Any, processor: Any = None, prompt: str | None = None) -> Preprocessing:
     """Load how a model reads; the files of its processor go along with it into the folder of a fine-tuned model."""
     source = processor if isinstance(processor, str | Path) else place
-    reader = reader_of(model, load_processor(processor, place, model), prompt=prompt)
+    reader: Reader | Listener
+    if hears(model):
+        refuse_prompt(model, prompt)
+        reader = listener_of(model, load_processor(processor, place, model))
+    else:
+        reader = reader_of(model, load_processor(processor, place, model), prompt=prompt)
     return Preprocessing(reader, model_files(str(source), (*TOKENIZER_FILES, *PROCESSOR_FILES)))
 
 

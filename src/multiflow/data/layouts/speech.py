@@ -1,0 +1,160 @@
+"""Speech with what is said: a text file beside each sound, or a table or JSON list of sounds and transcripts.
+
+A table is one of speech, not of images, where its first rows name audio files. ``metadata.csv`` with ``file_name`` and
+``transcription`` is what Hugging Face calls an audio folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.files import read_text
+from multiflow.data.audio import Sound, audio_files, is_audio, load_sound
+from multiflow.data.dataset import Clip, Dataset, Skip
+from multiflow.data.images import WrongLayout, data_of_files, locate
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place
+from multiflow.data.tables import IMAGE_KEYS, TABLES, TEXT_KEYS, column_of, delimiter_of, rows_of
+
+AUDIO_KEYS = ("audio", "audio_path", "audio_filepath", "wav", "sound", "clip", "recording", *IMAGE_KEYS)
+SAID_KEYS = ("transcription", "transcript", "transcripts", "said", "words", *TEXT_KEYS)
+LOOKED_AT = 5
+"""Rows of a table that are looked at to tell what it is of."""
+
+Records = list[tuple[str, str]]
+
+
+def _recognise_table(place: Place) -> bool:
+    match place.content:
+        case [dict() as first, *_]:
+            column = column_of(place, "audio", _given(place, first), AUDIO_KEYS, first)
+            named = [entry.get(column) for entry in place.content[:LOOKED_AT] if isinstance(entry, dict)]
+            return any(isinstance(name, str) and is_audio(name) for name in named)
+    if place.is_folder or place.path.suffix.lower() not in TABLES:
+        return False
+    rows = islice(rows_of(place.lines, []), LOOKED_AT)
+    return any(is_audio(cell.strip()) for _, cells in rows for cell in cells)
+
+
+def _given(place: Place, held: Any) -> str | None:
+    return place.image_column if place.image_column in held else None
+
+
+def _read_table(place: Place) -> Dataset[Clip]:
+    skipped: list[Skip] = []
+    records = _of_json(place, skipped) if isinstance(place.content, list) else _of_rows(place, skipped)
+    return _clips(f"audio files with {place.path.name}", place, records, skipped)
+
+
+def _of_json(place: Place, skipped: list[Skip]) -> Records:
+    first = place.content[0]
+    audio = column_of(place, "audio", place.image_column, AUDIO_KEYS, first)
+    text = _text_column(place, first)
+    records = []
+    for number, entry in enumerate(place.content):
+        name, said = (entry.get(key) if isinstance(entry, dict) else None for key in (audio, text))
+        if not isinstance(name, str) or not name:
+            skipped.append(Skip(f"entry {number}", f"it names no audio file under '{audio}'"))
+        elif said is not None and not isinstance(said, str):
+            skipped.append(Skip(name, f"'{text}' holds {type(said).__name__}, not a text"))
+        else:
+            records.append((name, said or ""))
+    return records
+
+
+def _of_rows(place: Place, skipped: list[Skip]) -> Records:
+    lines = place.lines
+    rows = list(rows_of(lines, skipped))
+    header = dict.fromkeys(cell.strip() for cell in rows[0][1]) if rows else {}
+    if any(map(is_audio, header)):  # no header: the first column is the sound, the rest what is said
+        if given := place.image_column or place.text_column:
+            raise unknown(f"column of '{place.path}'", given, ())
+        return [(cells[0].strip(), delimiter_of(lines).join(cells[1:]).strip()) for _, cells in rows]
+    audio = column_of(place, "audio", place.image_column, AUDIO_KEYS, header)
+    if audio is None:
+        raise WrongLayout(
+            f"no column of '{place.path}' is known to name audio files (it has {', '.join(header)}); tell which with "
+            "{image_column=NAME}",
+            field="image_column",
+        )
+    at, said = list(header).index(audio), list(header).index(_text_column(place, header))
+    records = []
+    for number, cells in rows[1:]:
+        if len(cells) > len(header) and said == len(header) - 1:  # delimiters in the last column need no quotes
+            cells = [*cells[:said], delimiter_of(lines).join(cells[said:])]
+        if len(cells) != len(header) and max(at, said) >= min(len(cells), len(header)):
+            skipped.append(Skip(f"line {number}", f"it has {len(cells)} cells; the header names {len(header)}"))
+        elif not cells[at].strip():
+            skipped.append(Skip(f"line {number}", "it names no audio file"))
+        else:
+            records.append((cells[at].strip(), cells[said].strip()))
+    return records
+
+
+def _text_column(place: Place, held: Any) -> str:
+    column = column_of(place, "text", place.text_column, SAID_KEYS, held)
+    if column is None:
+        raise WrongLayout(
+            f"'{place.path}' names audio files, and no column is known to say what is spoken in them (it has "
+            f"{', '.join(map(str, islice(held, 8)))}); tell which with {{text_column=NAME}}",
+            field="text_column",
+        )
+    return column
+
+
+def _beside(name: str) -> str:
+    return os.path.splitext(name)[0] + ".txt"
+
+
+def _recognise_folder(place: Place) -> bool:
+    return place.is_folder and any((place.path / _beside(name)).is_file() for name in audio_files(place.path))
+
+
+def _read_folder(place: Place) -> Dataset[Clip]:
+    records, skipped = [], []
+    for name in audio_files(place.path):
+        try:
+            records.append((name, " ".join(read_text(place.path / _beside(name), "a transcript").split())))
+        except MultiflowError:
+            skipped.append(Skip(name, f"no readable transcript {_beside(name)}"))
+    return _clips("audio folder with a text beside each file", place, records, skipped)
+
+
+def _clips(layout: str, place: Place, records: Sequence[tuple[str, str]], skipped: Sequence[Skip]) -> Dataset[Clip]:
+    """Make the data set of sounds that have a transcript; the others are noted as skipped."""
+    good = [(name, text.strip()) for name, text in records if text.strip()]
+    skipped = [*skipped, *(Skip(name, "no transcript") for name, text in records if not text.strip())]
+    if not good:
+        first = f"; the first was left out: {skipped[0].key} ({skipped[0].reason})" if skipped else ""
+        raise MultiflowError(
+            f"transcripts are missing: none of the {len(skipped)} sounds in '{place.path}' has one; every sound needs "
+            f"one{first}"
+        )
+    names, texts = [name for name, _ in good], [(text,) for _, text in good]
+    folder = place.path if place.is_folder else place.path.parent
+    paths = locate([names], folder, place.images, f"'{place.path}'", "audio files")
+    return data_of_files(
+        *("speech", layout, place.path, paths, names, _make_clip, texts, texts), skipped=skipped, load=load_sound
+    )
+
+
+def _make_clip(sound: Sound, name: str, text: str) -> Clip:
+    return Clip(sound, text, name)
+
+
+LAYOUTS.add(
+    "speech",
+    DataLayout(
+        "a table or JSON list of {audio, transcription} beside audio files (metadata.csv: file_name,transcription)",
+        _recognise_table,
+        _read_table,
+        order=6,
+    ),
+)
+LAYOUTS.add(
+    "speech-beside",
+    DataLayout("NAME.txt, what is said, beside each NAME.wav or NAME.flac", _recognise_folder, _read_folder, order=11),
+)
