@@ -102,11 +102,10 @@ def speech_folder(cache: Path, name: str) -> Path:
         if not clips:
             raise MultiflowError(f"no clip of '{name}' in '{cache}' has a transcript and the right length")
         with whole_folder(out, refuse=lambda place: None) as made:
+            rows = [("file_name", "transcription")]
+            for number, (sound, text) in enumerate(clips):
+                rows.append((f"{number:03d}-{sound.name}", text))
+                shutil.copyfile(sound, made / rows[-1][0])
             with (made / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
-                write = csv.writer(file)
-                write.writerow(["file_name", "transcription"])
-                for number, (sound, text) in enumerate(clips):
-                    own = f"{number:03d}-{sound.name}"
-                    shutil.copyfile(sound, made / own)
-                    write.writerow([own, text])
+                csv.writer(file).writerows(rows)
     return out

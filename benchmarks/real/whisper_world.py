@@ -1,6 +1,6 @@
 """Whisper tiny.en on speech: pruned on one speaker's prompts, measured on others of them and on other speakers.
 
-The encoder listens to ten seconds, into which every clip fits; it runs once for a clip, for its loss and its transcript.
+The encoder listens to ten seconds, into which every clip fits; it runs once a clip, for loss and transcript.
 A transcript ends after `LONGEST` tokens, more than any clip has. What is compared is the share of words that are right,
 100 (1 - errors / words) with no clip below 0, because a model that says one word again and again has a WER of hundreds;
 WER itself, and the loss of a token of the right transcript, stand beside it.
@@ -89,9 +89,8 @@ def hear(listener: Listener, folder: str, limit: int | None = None) -> Heard:
 @torch.no_grad()
 def evaluate(model: Any, listener: Listener, parts: Mapping[str, Heard], clean: Normalize) -> dict[str, Items]:
     """Return the words that are right of every clip, with WER and loss, of each part."""
-    return {
-        f"words of {name}": measured(*transcribe(model, listener, heard), heard, clean) for name, heard in parts.items()
-    }
+    found = {name: measured(*transcribe(model, listener, heard), heard, clean) for name, heard in parts.items()}
+    return {f"words of {name}": items for name, items in found.items()}
 
 
 def transcribe(model: Any, listener: Listener, heard: Heard) -> tuple[list[str], float]:

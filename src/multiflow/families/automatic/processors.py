@@ -224,8 +224,8 @@ def _of_parts(source: str, model: Any, options: Mapping[str, Any]) -> Parts:
     try:
         with _refusing(source, model):
             if listens(model):
-                tokenizer = AutoTokenizer.from_pretrained(source, **options)
-                return Parts(None, tokenizer, AutoFeatureExtractor.from_pretrained(source, **options))
+                ears = AutoFeatureExtractor.from_pretrained(source, **options)
+                return Parts(None, AutoTokenizer.from_pretrained(source, **options), ears)
             image_processor = AutoImageProcessor.from_pretrained(source, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options) if takes_text else None
     except ImportError as error:

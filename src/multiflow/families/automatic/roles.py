@@ -30,6 +30,7 @@ ENTRIES = {  # of a config, by what their name says
     r"qformer|perceiver|resampler|adapter|projector|connector": CONNECTOR,
     r"text|llm|language": TEXT,
 }
+SOUNDS, OTHERS = {"input_features", "input_values"}, {"input_ids", "pixel_values"}
 UNKNOWN = "?"
 BETWEEN = re.compile(r"projector|connector|resampler|perceiver|merger|adapter|abstractor|aligner|qformer", re.I)
 HEAD = re.compile(r"(\w+_)?(pooler|head|classifier|scorer?|logits|attention_pool)(_\w+)?|qa_outputs|cls", re.I)
@@ -149,11 +150,8 @@ def _listening_towers(model: Any, modules: Mapping[str, nn.Module]) -> dict[str,
     import inspect
 
     parameters = inspect.signature(model.forward).parameters
-    hears = {"input_features", "input_values"} & parameters.keys() and not {
-        "input_ids",
-        "pixel_values",
-    } & parameters.keys()
-    if not hears or not getattr(model.config, "is_encoder_decoder", False):
+    alone = bool(SOUNDS & parameters.keys()) and not OTHERS & parameters.keys()
+    if not alone or not getattr(model.config, "is_encoder_decoder", False):
         return {}
     paths = {id(module): path for path, module in reversed(list(modules.items()))}
     try:

@@ -184,12 +184,11 @@ def _sound_rule(model: Any, type_: str) -> Derive:
             taken = mask[:, :: 64 * 3 * 2][:, : lead[1]]
             return taken if tuple(taken.shape) == lead else None
         lengths = mask.sum(1)
+        longest = torch.full_like(lengths, mask.shape[1])
         for way in ways:
             for options in ({}, {"add_adapter": False}):
                 try:
-                    whole, real = (
-                        way(n.clone(), **options) for n in (torch.full_like(lengths, mask.shape[1]), lengths)
-                    )
+                    whole, real = (way(of.clone(), **options) for of in (longest, lengths))
                 except TypeError:
                     continue
                 if (whole == lead[1]).all():

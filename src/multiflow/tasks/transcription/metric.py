@@ -8,7 +8,7 @@ by transformers' ``EnglishTextNormalizer`` (numbers as digits, no contractions, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from multiflow.base.errors import MultiflowError, unknown
 
@@ -42,12 +42,12 @@ def word_errors(written: str, reference: str, normalize: Normalize = str.lower) 
     >>> word_errors("the cat sat", "The cat sat down")
     Errors(wrong=1, said=4)
     """
-    return _counted(normalize(reference).split(), normalize(written).split())
+    return _counted("words", normalize(reference), normalize(written))
 
 
 def character_errors(written: str, reference: str, normalize: Normalize = str.lower) -> Errors:
     """Count the errors of a transcript character by character; arguments as of `word_errors`."""
-    return _counted(list(" ".join(normalize(reference).split())), list(" ".join(normalize(written).split())))
+    return _counted("characters", normalize(reference), normalize(written))
 
 
 def rate_of(errors: Sequence[Errors]) -> float:
@@ -59,9 +59,11 @@ def rate_of(errors: Sequence[Errors]) -> float:
     return Errors(sum(of.wrong for of in errors), sum(of.said for of in errors)).rate
 
 
-def _counted(said: list[str], written: list[str]) -> Errors:
+def _counted(what: Literal["words", "characters"], said: str, written: str) -> Errors:
+    said, written = (" ".join(text.split()) for text in (said, written))
+    parts = [text.split() if what == "words" else list(text) for text in (said, written)]
     if not said or not written:
-        return Errors(max(len(said), len(written)), len(said))
+        return Errors(max(map(len, parts)), len(parts[0]))
     try:
         import jiwer
     except ImportError as error:
@@ -69,16 +71,8 @@ def _counted(said: list[str], written: list[str]) -> Errors:
             "word error rates are counted with jiwer, which is not installed; install it with "
             "'pip install multiflow-pruning[audio]'"
         ) from error
-    as_given = jiwer.Compose([_AsGiven()])
-    found = jiwer.process_words([said], [written], as_given, as_given)
-    return Errors(found.substitutions + found.deletions + found.insertions, len(said))
-
-
-class _AsGiven:
-    """Hands lists of words on; jiwer would split texts."""
-
-    def __call__(self, lists: list[list[str]]) -> list[list[str]]:
-        return lists
+    found: Any = (jiwer.process_words if what == "words" else jiwer.process_characters)(said, written)
+    return Errors(found.substitutions + found.deletions + found.insertions, len(parts[0]))
 
 
 def normalizer(name: str | None, references: Sequence[str], spelling: Mapping[str, str] | None = None) -> Normalize:

@@ -73,7 +73,7 @@ def _readable(data: TaskData) -> TaskData:
     good = [at for at in range(len(data)) if at not in broken]
     skipped = (*data.skipped, *broken.values())
     refuse_broken(skipped, len(good), data.source, allowed=True)
-    items, texts = (tuple(of[at] for at in good) for of in (data.items, data.texts))
+    items, texts = [data.items[at] for at in good], tuple(data.texts[at] for at in good)
     return replace(data, items=items, texts=texts, skipped=skipped)
 
 
