@@ -45,7 +45,7 @@ class EvaluateSettings:
     """What to evaluate on what.
 
     Args:
-        task: retrieval, captioning, vqa, classification or one from --modules
+        task: retrieval, captioning, vqa, classification, transcription or one from --modules
         model: a folder that 'multiflow finetune' wrote; for retrieval also a pretrained model
         data: data of the task; docs/data.md lists the layouts
         split: train, val or test; 'all' takes data without splits whole

@@ -80,7 +80,7 @@ ImageColumn: TypeAlias = Annotated[
     str | None,
     arg(
         metavar="NAME",
-        help="column or key of the data that holds the images",
+        help="column or key of the data that holds the images or sounds",
         help_behavior_hint="(default: told by its name)",
     ),
 ]

@@ -124,8 +124,13 @@ class ExampleBatches(Repeatable):
                 examples.append(example_of(self.data[index], share, chance))
             except BrokenItem as error:
                 skips.append(error.skip)
-        try:
-            batch = self.make(examples) if examples else None
-        except MultiflowError as error:
-            return Made(None, 0, error=str(error))
+        batch = None
+        while examples and batch is None:
+            try:
+                batch = self.make(examples)
+            except BrokenItem as error:  # of what is spoken, which has a key
+                skips.append(error.skip)
+                examples = [of for of in examples if getattr(of, "key", error.skip.key) != error.skip.key]
+            except MultiflowError as error:
+                return Made(None, 0, error=str(error))
         return Made(batch, len(chosen), tuple(skips))

@@ -253,8 +253,11 @@ def find_builder(model: nn.Module, task: str, others: Mapping[str, Builder] = Ma
         MultiflowError: there is no such task, or the model cannot do it.
     """
     able = [*(model_type for model_type, _, known in model_types() if task in known.tasks), *others]
+    any_type = {of.title: of.others.tasks for of in FAMILIES.values() if of.others is not None}
+    able += [f"any of {title} that can" for title, tasks in any_type.items() if task in tasks and not able]
     if not able:
-        raise unknown("task", task, dict.fromkeys(task for *_, known in model_types() for task in known.tasks))
+        types = [known.tasks for *_, known in model_types()]
+        raise unknown("task", task, dict.fromkeys(task for tasks in (*types, *any_type.values()) for task in tasks))
     found = find_family(model)
     if found is None or task not in found[1].tasks:
         if type_of(model) in others:

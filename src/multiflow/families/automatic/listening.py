@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import naming_damage
 from multiflow.data.audio import Sound, check_audio
+from multiflow.data.dataset import BrokenItem
 from multiflow.data.examples import Spoken
 from multiflow.families.automatic.processors import takes
 from multiflow.families.opening import quiet_transformers
@@ -78,7 +79,8 @@ class Listener:
         """Return a batch of sounds with their transcripts as labels, as the model's forward takes it.
 
         Raises:
-            MultiflowError: a sound is longer than the model listens, or the processor cannot make the batch.
+            BrokenItem: a sound is longer than the model listens, or has no features (some models, of silence).
+            MultiflowError: the processor cannot make the batch.
         """
         heard = self.sounds([of.sound for of in examples], [of.key for of in examples])
         return heard | {"labels": self.labels([of.text for of in examples])}
@@ -91,29 +93,27 @@ class Listener:
             keys: what errors call them.
 
         Raises:
-            MultiflowError: as of `examples`.
+            MultiflowError: as of `examples`, `BrokenItem` included.
         """
-        for number, sound in enumerate(sounds):
+        named = keys or [str(number) for number in range(len(sounds))]
+        for key, sound in zip(named, sounds, strict=True):
             if self.longest is not None and sound.seconds > self.longest:
-                raise MultiflowError(
-                    f"'{keys[number] if keys else number}' lasts {sound.seconds:.1f} seconds, and the model listens to "
-                    f"{self.longest:g} at once; cut the sound and its transcript into parts"
+                raise BrokenItem(
+                    key, f"it lasts {sound.seconds:.1f} seconds, and the model listens to {self.longest:g} at once"
                 )
         extractor = self.processor.feature_extractor
         usual = inspect.signature(extractor.__call__).parameters["padding"].default
         padding = usual if isinstance(usual, str) else True  # Whisper's encoder has one length
-        with naming_damage(f"the {type(extractor).__name__} of the model makes no batch", RELEASED, "processor"):
-            with quiet_transformers(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of how transformers itself is written
-                made = extractor(
-                    [sound.at(self.rate) for sound in sounds],
-                    sampling_rate=self.rate, padding=padding, return_tensors="pt",
-                )  # fmt: skip
-            return {
-                name: value.to(self.dtype) if value.is_floating_point() else value
-                for name, value in made.items()
-                if name in self.takes and isinstance(value, Tensor)
-            }
+        naming = naming_damage(f"the {type(extractor).__name__} of the model makes no batch", RELEASED, "processor")
+        with naming, quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how transformers itself is written
+            waves = [sound.at(self.rate) for sound in sounds]
+            made = extractor(waves, sampling_rate=self.rate, padding=padding, return_tensors="pt")
+        found = {name: value for name, value in made.items() if name in self.takes and isinstance(value, Tensor)}
+        for value in found.values():
+            if value.is_floating_point() and not (fine := value.isfinite().flatten(1).all(1)).all():
+                raise BrokenItem(named[int((~fine).nonzero()[0])], "its features are no finite numbers: is it silent?")
+        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in found.items()}
 
     def labels(self, texts: Sequence[str]) -> Tensor:
         """Return transcripts as labels ``(texts, tokens)``, -100 behind their ends."""

@@ -142,7 +142,8 @@ def transcribed(
         for first in range(0, len(data), batch_size):
             with leaving_none_out(data):
                 clips: list[Clip] = [data[at] for at in range(first, min(first + batch_size, len(data)))]
-            batch = on_device(reader.sounds([clip.sound for clip in clips], [clip.key for clip in clips]), model)
+                batch = reader.sounds([clip.sound for clip in clips], [clip.key for clip in clips])
+            batch = on_device(batch, model)
             if reader.letters:
                 found = model(**batch).logits.argmax(-1)
             else:
