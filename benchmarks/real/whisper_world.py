@@ -16,7 +16,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from benchmarks.real.world import Items, World
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
@@ -24,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 import multiflow as mf
 from benchmarks.real.speech import speech_folder
 from benchmarks.real.whisper import END, prompt, whisper_folder
+from benchmarks.real.world import Items, World
 from multiflow.families.automatic.listening import IGNORED, Listener
 from multiflow.families.opening import load_preprocessing, quiet_transformers
 from multiflow.tasks.transcription.metric import Errors, Normalize, normalizer, rate_of, word_errors
