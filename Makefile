@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 N ?= 100000
 SECONDS ?= 3600
 
-.PHONY: demo test test-all check fuzz bench real cost docs screenshots format test-old wheel clean
+.PHONY: demo test test-all check fuzz bench real cost docs notebooks screenshots format test-old wheel clean
 
 demo: $(VENV)/.ready  ## prune the bundled model four ways and write runs/demo/report.html
 	$(BIN)/multiflow demo $(ARGS)
@@ -47,6 +47,9 @@ cost: $(VENV)/.ready  ## cost of pruning against the plain forward and one pass 
 docs: $(VENV)/.ready  ## renew what is generated from the registries, and build the site in build/site
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 COLUMNS=100 $(BIN)/python -m mkdocs build --strict
+
+notebooks: $(VENV)/.ready  ## run docs/notebooks from top to bottom, and write what they show into them
+	OMP_NUM_THREADS=1 $(BIN)/python docs/execute.py $(ARGS)
 
 screenshots: $(VENV)/.ready  ## pictures of the reports of demo, bench and compare in build/screenshots: light, dark, narrow, print
 	$(BIN)/python docs/screenshots.py $(ARGS)
