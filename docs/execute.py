@@ -1,7 +1,7 @@
 """Runs the notebooks of ``docs/notebooks`` in a fresh kernel each, and writes what they show into them.
 
-``python docs/execute.py [NAME ...]``. Times of cells and what goes to standard error are left out, so that a notebook changes
-only where its text or what it shows does.
+``python docs/execute.py [NAME ...]``. Times of cells and what goes to standard error are left out, so that a notebook
+changes only where its text or what it shows does.
 """
 
 from __future__ import annotations

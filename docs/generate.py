@@ -26,7 +26,7 @@ def methods() -> str:
         module = inspect.getmodule(pruner.function)
         if module is not None and module.__name__ not in seen:
             seen.add(module.__name__)
-            sections.append(f"## {pruner.name}\n```\n{inspect.getdoc(module)}\n```")
+            sections.append(f"## {pruner.name}\n```text\n{inspect.getdoc(module)}\n```")
     for name, allocation in ALLOCATIONS.items():
         sections.append(f"## Allocation: {name}\n{inspect.getdoc(allocation.function)}")
     table = "\n".join(rows)
