@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,14 @@ from multiflow.bench.grid import Plan, expand, select
 from multiflow.bench.pruning import pruned
 from multiflow.bench.records import CONFIG, Results
 from multiflow.bench.sources import load_beside
-from multiflow.bench.work import evaluate, evaluation_options
+from multiflow.bench.work import evaluate, evaluation_options, sparse_copy
 from multiflow.families.opening import quiet_transformers
 
 
 def measure(plan: Plan, results: Results) -> dict[str, float]:
     """Return the figures of a cell's model on its test data, straight after pruning."""
     model, masks = pruned(plan, results, "cpu")
-    if masks is not None:
-        model = deepcopy(model)
-        masks.apply_(model)
+    model = sparse_copy(model, masks)
     return dict(evaluate(plan, model, load_beside(plan.model, model), evaluation_options(plan, model)))
 
 

@@ -55,6 +55,19 @@ def test_tier_by_tier_the_baseline_first_and_prunings_together(tmp_path: Path, s
     assert len(select(found, only=["sparsity=0.5,0.75", "seed=0", "task=retrieval"])) == 2
 
 
+def test_recoveries_are_made_one_sparsity_at_a_time(tmp_path: Path, small: dict[str, Any]) -> None:
+    small["pruners"] = {"recovered": {"method": "wanda", "recover": ["blocks"]}}
+    small["tiers"] = [{"name": "1", "pruners": ["wanda", "recovered"], "sparsities": [0.5, 0.75]}]
+    found = plans(tmp_path, small)
+    assert [(p.cell.pruner, p.sparsities) for p in found] == [
+        ("wanda", (0.5, 0.75)),
+        ("wanda", (0.5, 0.75)),
+        ("recovered", (0.5,)),
+        ("recovered", (0.75,)),
+    ]
+    assert found[2].cell.pruning == found[3].cell.pruning
+
+
 def test_what_changes_no_figures_changes_no_id(tmp_path: Path, small: dict[str, Any]) -> None:
     before = ids(tmp_path, small)
     other = copy.deepcopy(small)
@@ -73,6 +86,7 @@ def test_what_changes_no_figures_changes_no_id(tmp_path: Path, small: dict[str, 
         (("tasks", "retrieval", "finetune"), {"steps": 3}),
         (("tasks", "retrieval", "evaluate"), {"k_test": 3}),
         (("tasks", "retrieval"), {"test_limit": 2}),
+        (("tasks", "retrieval"), {"zero_shot": True}),
         (("tiers", 0), {"seeds": [1]}),
     ],
 )

@@ -19,7 +19,9 @@ from multiflow.bench.engines import Job
 from multiflow.bench.grid import expand
 from multiflow.bench.records import Results
 from multiflow.bench.work import Order, work_on
+from multiflow.families.opening import load_preprocessing
 from multiflow.masks import hash_weight
+from multiflow.tasks.task import TASKS
 from tests.bench.conftest import compute, write_config
 
 
@@ -130,3 +132,19 @@ def test_a_worker_without_the_data_says_so(small: dict[str, Any], tmp_path: Path
     says = f"no data at '{nowhere}'" if gone == "data" else f"a worker does not see the folder '{nowhere}'"
     assert error is not None
     assert error.startswith(says)
+
+
+def test_zero_shot_cells_have_the_figures_of_the_pruned_model_itself(small: dict[str, Any], tmp_path: Path) -> None:
+    task = small["tasks"]["retrieval"]
+    small["tasks"] = {"zero-shot": {**task, "kind": "retrieval", "zero_shot": True}}
+    small["models"]["tiny"]["tasks"] = ["zero-shot"]
+    cells = compute(write_config(tmp_path, small), tmp_path / "r")
+    assert [(cell.error, cell.task, cell.steps, list(cell.curve)) for cell in cells] == [(None, "zero-shot", 0, [])] * 3
+    assert all(set(cell.seconds) == {"evaluate"} and cell.metric and cell.each for cell in cells)
+    assert not list((tmp_path / "r" / "runs").glob("*"))
+    path = next(path for path in (tmp_path / "r" / "masks").rglob("mask-0.75.safetensors"))
+    model, source = mf.load_model(small["models"]["tiny"]["source"]), small["models"]["tiny"]["source"]
+    mf.Masks.load(path).apply_(model)
+    beside, kind = load_preprocessing(None, source, model), TASKS["retrieval"]
+    figures = kind.evaluate(model, beside.tokenizer, kind.open(task["data"], "test"), **beside.pixels, k_test=2)
+    assert dict(figures) == next(cell.figures for cell in cells if cell.sparsity == 0.75)

@@ -67,6 +67,7 @@ class TaskEntry:
     test_limit: int | None = None  # items of it at most
     # fields of `Finetuning`, such as ``preset`` and ``steps``
     finetune: Mapping[str, Any] = field(default_factory=dict)
+    zero_shot: bool = False  # evaluate the pretrained model with its masks as it is, without any fine-tuning
     # options of the evaluation, such as ``k_test``; they are put over the preset's
     evaluate: Mapping[str, Any] = field(default_factory=dict)
     models: Mapping[str, Override] = field(default_factory=dict)  # name of a model -> what is different for it

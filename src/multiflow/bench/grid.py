@@ -100,7 +100,7 @@ class Plan:
     model: ModelEntry  # the cell's model
     task: TaskEntry  # the cell's task as this model does it
     pruner: PrunerEntry | None  # the cell's pruner; None for the baseline
-    sparsities: tuple[float, ...] = ()  # all that the grid wants of the pruning, made together
+    sparsities: tuple[float, ...] = ()  # those of the pruning that are made together
     modules: tuple[str, ...] = ()  # with pruners of the user's own
 
 
@@ -121,10 +121,15 @@ def expand(grid: Grid) -> list[Plan]:
             _check_same(other, plan.cell)
             if plan.cell.pruning is not None:
                 sparsities.setdefault(plan.cell.pruning, {})[plan.cell.sparsity] = None
-    return [
-        replace(plan, sparsities=tuple(sparsities[plan.cell.pruning]) if plan.cell.pruning else ())
-        for plan in plans.values()
-    ]
+    return [replace(plan, sparsities=_together(plan, sparsities)) for plan in plans.values()]
+
+
+def _together(plan: Plan, sparsities: Mapping[str, Mapping[float, None]]) -> tuple[float, ...]:
+    """Return the sparsities of a pruning that are made at once: all, but those of a recovery, which takes its time."""
+    if plan.cell.pruning is None:
+        return ()
+    recovers = plan.pruner is not None and plan.pruner.recover
+    return (plan.cell.sparsity,) if recovers else tuple(sparsities[plan.cell.pruning])
 
 
 class _PartSettings:

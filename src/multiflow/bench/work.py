@@ -7,6 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,7 +107,7 @@ def one_line(error: BaseException) -> str:
 
 
 def compute(order: Order, results: Results, run: Path) -> Cell:
-    """Prune, fine-tune, and evaluate the best checkpoint on the test data; return the cell with its figures."""
+    """Prune, fine-tune unless it is zero-shot, evaluate the best checkpoint; return the cell with its figures."""
     plan = order.plan
     kind = TASKS[plan.task.kind or plan.cell.task]
     place = str(find_device(order.device))
@@ -114,14 +115,19 @@ def compute(order: Order, results: Results, run: Path) -> Cell:
         model, masks = pruned(plan, results, place, order.git)
         reset_peak_memory()
         beside = load_beside(plan.model, model)
-        training = plan.task.training(device=place, seed=plan.cell.seed)
-        taken = fine_tune(kind.name, model, masks, training, run, beside)
-        began = time.monotonic()
+        seconds, metrics = {}, [{"step": 0}]
+        if plan.task.zero_shot:
+            model = sparse_copy(model, masks).to(place)
+        else:
+            training = plan.task.training(device=place, seed=plan.cell.seed)
+            seconds["finetune"] = fine_tune(kind.name, model, masks, training, run, beside)
+            metrics = read_metrics(run / TRAIN)
         options = evaluation_options(plan, model)
-        figures = evaluate(plan, load_model(str(run / MODEL)).to(place), beside, options)
-        seconds = {"finetune": taken, "evaluate": time.monotonic() - began}
+        began = time.monotonic()
+        tuned = model if plan.task.zero_shot else load_model(str(run / MODEL)).to(place)
+        figures = evaluate(plan, tuned, beside, options)
+        seconds["evaluate"] = time.monotonic() - began
     main = kind.main_of(figures)
-    metrics = read_metrics(run / TRAIN)
     return replace(
         plan.cell,
         score=figures[main],
@@ -133,6 +139,15 @@ def compute(order: Order, results: Results, run: Path) -> Cell:
         peak_memory=peak_memory(),
         steps=metrics[-1]["step"],
     )
+
+
+def sparse_copy(model: nn.Module, masks: Masks | None) -> nn.Module:
+    """Return a copy of a model with the masks applied; the model itself, which cells share, where there are none."""
+    if masks is None:
+        return model
+    model = deepcopy(model)
+    masks.apply_(model)
+    return model
 
 
 def fine_tune(
