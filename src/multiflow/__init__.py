@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from multiflow.methods.budgets import ALLOCATIONS
     from multiflow.pruning import calibrate, prune
     from multiflow.pruning.comparison import compare_pruners
+    from multiflow.pruning.fitter import estimate
     from multiflow.pruning.result import Result
     from multiflow.pruning.stream import prune_streamed
     from multiflow.pruning.structured import prune_units
@@ -51,6 +52,7 @@ _HOMES = {
     "methods.budgets": ("ALLOCATIONS",),
     "pruning": ("calibrate", "prune"),
     "pruning.comparison": ("compare_pruners",),
+    "pruning.fitter": ("estimate",),
     "pruning.result": ("Result",),
     "pruning.stream": ("prune_streamed",),
     "pruning.structured": ("prune_units",),
@@ -114,6 +116,7 @@ __all__ = [
     "calibration_batches",
     "compact",
     "compare_pruners",
+    "estimate",
     "export",
     "fitter",
     "keep_sparse",

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
+import time
 import weakref
 
 import pytest
@@ -253,3 +255,72 @@ def test_an_allocation_of_ones_own_that_asks_for_scores_is_refused():
     said = "before it scores it, which allocation 'by_score' cannot give; pass allocation='uniform', 'multimodal' or a"
     with pytest.raises(mf.MultiflowError, match=said):
         mf.prune(two_towers(), "lobs", 0.5, adapter=ADAPTER, batches=[], allocation=by_score)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method", ["exchange", "alps", "sparsegpt", "lobs", "admm", "multiflow-refit"])
+def test_layers_side_by_side_have_the_bits_of_one_after_the_other(method, two_threads):
+    seen = set()
+
+    @mf.fitter("watched")
+    def watched(weight, choose, *, input_moment):
+        """Say."""
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        time.sleep(0.01)
+        return choose(weight.abs()), weight
+
+    prune("watched", 0.5)
+    assert {inside for _, inside in seen} == {1}
+    assert len(seen) == 2
+    stats = mf.calibrate(two_towers(), towers_batches(), adapter=ADAPTER, statistics=["input_moment"])
+    together = mf.prune(two_towers(), method, [0.5, 0.75], stats, adapter=ADAPTER)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    alone = mf.prune(two_towers(), method, [0.5, 0.75], stats, adapter=ADAPTER)
+    for sparsity in (0.5, 0.75):
+        assert together.masks[sparsity] == alone.masks[sparsity]
+        assert all(torch.equal(w, alone.weights[sparsity][n]) for n, w in together.weights[sparsity].items())
+
+
+def test_what_goes_wrong_beside_another_layer_is_said_and_threads_are_as_before(two_threads):
+    @mf.fitter("breaks")
+    def breaks(weight, choose):
+        """Say."""
+        raise mf.MultiflowError(f"layer '{choose.layer}' breaks")
+
+    with pytest.raises(mf.MultiflowError, match=r"layer 'image.0' breaks|layer 'text.0' breaks"):
+        prune("breaks", 0.5)
+    assert torch.get_num_threads() == 2
+
+
+def test_fewer_layers_side_by_side_where_memory_is_scarce(two_threads, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="multiflow")
+    layout, needs = ADAPTER.layout(two_towers()), find_pruner("lobs").needs
+    stats = mf.calibrate(two_towers(), towers_batches(), adapter=ADAPTER, statistics=needs)
+    sizes = sorted((work_size(layer, needs) for layer in layout.layers), reverse=True)
+    new = 4 * layout.size
+    for free, said in ((new + sizes[0] + sizes[1], "2 layers to work"), (new + sizes[0] + sizes[1] - 1, "one layer to work")):
+        caplog.clear()
+        monkeypatch.setattr(fitter, "free_memory", lambda device, free=free: free)
+        mf.prune(two_towers(), "lobs", 0.5, stats, adapter=ADAPTER)
+        size = new + sizes[0] + (sizes[1] if said[0] == "2" else 0)
+        assert caplog.messages[0] == f"lobs holds new weights and {said} with: {size / 1e6:.1f} MB"
+
+
+@pytest.mark.parametrize(("sparsity", "shape"), [(0.75, (256, 128)), (0.5, (512, 64)), (0.9, (64, 512))])
+def test_exchange_takes_what_is_said_of_it(sparsity, shape):
+    model = chain(shape[1], shape[0], shape[0])
+    names, adapter = ["input_moment"], every(model)
+    x = torch.randn(4 * shape[1], shape[1], generator=torch.Generator().manual_seed(0))
+    stats = mf.calibrate(model, [x @ torch.randn(shape[1], shape[1])], adapter=adapter, statistics=names)
+    said = mf.estimate(model, "exchange", sparsity, adapter=adapter).memory - sums_size(adapter.layout(model), names)
+    with Peak() as peak:
+        mf.prune(model, "exchange", sparsity, stats, adapter=adapter)
+    assert peak.most <= said

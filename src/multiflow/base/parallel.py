@@ -31,22 +31,40 @@ R = TypeVar("R")
 MOST = 8  # threads
 
 
-def in_parallel(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def thread_count() -> int:
+    """Return on how many threads `in_parallel` works."""
+    return 1 if torch.cuda.is_initialized() else min(torch.get_num_threads(), MOST)  # what has no GPU leaves it be
+
+
+def in_parallel(
+    function: Callable[[T], R], items: Iterable[T], *, most: int | None = None, share: bool = False
+) -> Iterator[R]:
     """Yield ``function(item)`` of every item, in order; numpy and torch let go of Python's lock while they compute.
+
+    Args:
+        function: of one item.
+        items: all of them.
+        most: threads, at most.
+        share: whether torch's own threads are shared out among these, for functions that compute long: two cores that
+            work on two layers are faster than two that work on each layer together.
 
     >>> list(in_parallel(abs, [-1, 2]))
     [1, 2]
     """
     work = list(items)
-    threads = 1 if torch.cuda.is_initialized() else min(torch.get_num_threads(), MOST)  # what has no GPU leaves it be
+    threads = min(thread_count(), most or MOST)
     if len(work) < 2 or threads < 2:
         yield from map(function, work)
         return
-    pool = ThreadPoolExecutor(threads)
+    inside = torch.get_num_threads()
+    own = {"initializer": torch.set_num_threads, "initargs": (max(1, inside // threads),)} if share else {}
+    pool = ThreadPoolExecutor(threads, **own)
     try:
         yield from pool.map(function, work)
     finally:
         pool.shutdown(cancel_futures=True)
+        if share:
+            torch.set_num_threads(inside)  # the number that threads begin with is one for the whole process
 
 
 FAILED = "failed"

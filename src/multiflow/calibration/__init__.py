@@ -14,7 +14,7 @@ from multiflow.calibration.gradients import (
     mean_gradient,
 )
 from multiflow.calibration.inputs import MOMENT, NORM, collect, sums_size
-from multiflow.calibration.memory import announce, check_fits, free_memory, give_back_memory, unannounced
+from multiflow.calibration.memory import announce, announce_text, check_fits, free_memory, give_back_memory, unannounced
 from multiflow.calibration.reach import unused_layers
 from multiflow.calibration.state import buffers_restored, differentiable, evaluating, put_buffers, weights_replaced
 from multiflow.calibration.stats import STATISTICS, Doubling, Statistic, Stats, is_stable, read_stats
@@ -29,6 +29,7 @@ __all__ = [
     "Statistic",
     "Stats",
     "announce",
+    "announce_text",
     "buffers_restored",
     "check_fits",
     "check_precision",

@@ -25,8 +25,13 @@ _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 def announce(what: str, size: int) -> None:
     """Say how many bytes something takes, before it takes them."""
+    announce_text(what, f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB")
+
+
+def announce_text(what: str, amount: str) -> None:
+    """Say how much of something it will be, time or memory, before it is taken."""
     if not _silent.get():
-        logger.info("%s: %s", what, f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB")
+        logger.info("%s: %s", what, amount)
 
 
 @contextmanager

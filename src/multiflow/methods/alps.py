@@ -23,10 +23,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
+from multiflow.methods.costs import CHOOSING, Cost, product, refitting
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, Scaled, check_ridge, no_inverse, refit, scaled
 
 START, LOWER, EVERY, EARLIEST, STILL = 0.1, 5, 3, 30, 3e-4
+USUAL = 40  # steps until the kept set stands still, on most layers
+EIGEN = 12  # operations of an eigendecomposition for each number cubed, in those of an inverse
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 """Share of the kept set that changed in three steps -> by how much rho grows."""
 
@@ -38,7 +41,15 @@ def check(steps: int, ridge: float) -> None:
     check_ridge(ridge)
 
 
-@fitter(allocation="uniform", check=check)
+def cost(rows: int, columns: int, kept: float, steps: int, iterations: int) -> Cost:
+    """One eigendecomposition in float64, two products and a choice a step, of as many steps as it usually takes."""
+    usual = min(steps, USUAL)
+    spectrum = Cost(solves=EIGEN * columns**3)
+    a_step = product(rows, columns) + product(rows, columns, CHOOSING + 6)
+    return spectrum + usual * a_step + refitting(rows, columns, iterations)
+
+
+@fitter(allocation="uniform", check=check, cost=cost)
 def alps(
     weight: Float[Tensor, "out in"],
     choose: Choose,

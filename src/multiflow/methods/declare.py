@@ -39,6 +39,7 @@ from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.registry import Registry
 from multiflow.base.strict import WORDS, typed
 from multiflow.base.types import Pattern, parse_pattern
+from multiflow.methods.costs import Cost
 
 Function = Callable[..., Any]
 KindName = Literal["scorer", "fitter", "solver", "learner"]
@@ -154,6 +155,8 @@ class Pruner:
         check: ``f(<hyper-parameters it looks at>)``, which raises where one is out of range; called before anything is
             computed.
         stepwise: whether it runs along a schedule, measuring anew in every step.
+        cost: of a fitter, ``f(rows, columns, kept, <hyper-parameters it looks at>) -> Cost`` of one layer of which a
+            share ``kept`` stays; None where nobody has counted it.
     """
 
     name: str
@@ -166,6 +169,7 @@ class Pruner:
     pattern: Pattern
     check: Function | None = None
     stepwise: bool = False
+    cost: Callable[..., Cost] | None = None
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -223,6 +227,10 @@ class Pruner:
         """Call the function with those keywords that it takes."""
         return self.function(*args, **_accepted(self.function, keywords))
 
+    def cost_of(self, rows: int, columns: int, kept: float, hyper: Mapping[str, Any]) -> Cost | None:
+        """Count the work on one layer ``(rows, columns)`` of which a share ``kept`` stays; None if it is not known."""
+        return None if self.cost is None else self.cost(rows, columns, kept, **_accepted(self.cost, hyper))
+
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Merge hyper-parameters over the defaults; an unknown one, or one out of range, is an error that names it."""
         for name in given:
@@ -276,12 +284,14 @@ def fitter(
     allocation: str = "uniform",
     pattern: str | Pattern = "unstructured",
     check: Function | None = None,
+    cost: Callable[..., Cost] | None = None,
 ) -> Any:
     """Register a function that chooses mask and new weights of one layer as a pruner; arguments as of `scorer`.
 
-    Budgets are there before any score is, so the allocation cannot be ``global``.
+    Budgets are there before any score is, so the allocation cannot be ``global``. With ``cost``, which counts the work
+    on one layer (see `Pruner`), the time is said before it starts.
     """
-    return _register("fitter", name, allocation, pattern, check)
+    return _register("fitter", name, allocation, pattern, check, cost=cost)
 
 
 def solver(name: str | Function | None = None, *, steps: int = 1, check: Function | None = None) -> Any:
@@ -313,9 +323,10 @@ def _register(
     pattern: str | Pattern,
     check: Function | None,
     schedule: Mapping[str, Any] | None = None,
+    cost: Callable[..., Cost] | None = None,
 ) -> Any:
     if callable(name):
-        return _register(kind, None, allocation, pattern, check, schedule)(name)
+        return _register(kind, None, allocation, pattern, check, schedule, cost)(name)
 
     def register(function: Function) -> Function:
         called = name or function.__name__
@@ -333,6 +344,7 @@ def _register(
             pattern=parse_pattern(pattern),
             check=check,
             stepwise=schedule is not None,
+            cost=cost,
         )
         PRUNERS.add(called, record, replace=_redefined(called, function))
         return function

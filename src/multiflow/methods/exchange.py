@@ -36,6 +36,7 @@ from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.types import NofM, Pattern, Unstructured
+from multiflow.methods.costs import CHOOSING, NUMBER, Cost, inversion, product, refitting
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, Scaled, check_ridge, inverse, no_inverse, refit, scaled
 from multiflow.methods.supports import Panel, Supports
@@ -51,7 +52,8 @@ DEAREST = 100  # products of the weights with G that the first inverses may cost
 EVERY, GROW = 10, 3.0  # steps of one penalty, and its growth after them
 SETTLED = 1e-2  # share of a mask that may still change in one step of splitting
 MOST = 512  # weights that rows may keep, in the mean, for exact solutions
-ITERATIONS = 20  # of conjugate gradients at the end
+ITERATIONS = 20  # of conjugate gradients at the end of the fast mode
+FINISH = 2  # after exact solutions, against what rounding has left
 
 
 def check(start: int, panels: int, ridge: float) -> None:
@@ -63,7 +65,23 @@ def check(start: int, panels: int, ridge: float) -> None:
     check_ridge(ridge)
 
 
-@fitter(allocation="uniform", check=check)
+def cost(rows: int, columns: int, kept: float, start: int, panels: int) -> Cost:
+    """The first mask, then the inverses of all rows and what is done with them, or the refit of the fast mode."""
+    penalties = -(-start // EVERY)
+    first = penalties * (inversion(columns) + product(rows, columns)) + start * product(rows, columns, CHOOSING + 12)
+    slots = kept * columns * 1.1 + SPARE
+    if not panels or kept * columns > MOST or 4 / 3 * (kept * columns) ** 3 > DEAREST * 2 * columns**2:
+        return first + refitting(rows, columns, ITERATIONS)
+    inverses = 2 * rows * (kept * columns) ** 3 / (1 + kept * columns / 120)  # large ones by halves are faster
+    solving = Cost(small=inverses, moved=NUMBER * rows * 4 * slots**2) + 8 * product(rows, columns)
+    a_row = 2.1 * slots**2 + 4.5 * slots * FEW * 14 + 8 * columns
+    a_panel = product(rows, columns) + Cost(moved=NUMBER * rows * a_row)
+    together = min(rows, max(1, HELD // int(slots) ** 2))
+    held = Cost(held=NUMBER * together * (1.5 * slots**2 + 6 * FEW * slots))
+    return first + solving + panels * a_panel + held
+
+
+@fitter(allocation="uniform", check=check, cost=cost)
 def exchange(
     weight: Float[Tensor, "out in"],
     choose: Choose,
@@ -86,7 +104,8 @@ def exchange(
             if done is None:
                 raise no_inverse(choose.layer, ridge)
             mask[rows], found[rows] = done
-    return mask, refit(layer.weight, mask, layer.moment, ITERATIONS, found).div_(layer.scale)
+    iterations = ITERATIONS if found is None else FINISH
+    return mask, refit(layer.weight, mask, layer.moment, iterations, found).div_(layer.scale)
 
 
 def search(

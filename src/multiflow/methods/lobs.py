@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
+from multiflow.methods.costs import CHOOSING, Cost, inversion, passes, refitting
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, check_ridge, damped, no_inverse, refit
 
@@ -32,7 +33,13 @@ def check(rounds: int, ridge: float) -> None:
     check_ridge(ridge)
 
 
-@fitter(allocation="uniform", check=check)
+def cost(rows: int, columns: int, kept: float, rounds: int, iterations: int) -> Cost:
+    """One inverse in float64, and a choice and a refit a round."""
+    a_round = passes(rows, columns, CHOOSING + 3) + refitting(rows, columns, iterations)
+    return 2 * inversion(columns) + rounds * a_round
+
+
+@fitter(allocation="uniform", check=check, cost=cost)
 def lobs(
     weight: Float[Tensor, "out in"],
     choose: Choose,

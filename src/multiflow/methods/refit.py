@@ -17,12 +17,18 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from multiflow.methods.costs import CHOOSING, Cost, passes, refitting
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, check_ridge, damped, refit
 from multiflow.methods.multiflow import multiflow
 
 
-@fitter("multiflow-refit", allocation="multimodal", check=check_ridge)
+def cost(rows: int, columns: int, kept: float, iterations: int) -> Cost:
+    """One choice, and the refit."""
+    return passes(rows, columns, 3 * CHOOSING) + refitting(rows, columns, iterations)
+
+
+@fitter("multiflow-refit", allocation="multimodal", check=check_ridge, cost=cost)
 def multiflow_refit(
     weight: Float[Tensor, "out in"],
     choose: Choose,
