@@ -39,7 +39,7 @@ from multiflow.base.types import NofM, Pattern, Unstructured
 from multiflow.methods.costs import CHOOSING, NUMBER, Cost, inversion, product, refitting
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, Scaled, check_ridge, inverse, no_inverse, refit, scaled
-from multiflow.methods.supports import Panel, Supports
+from multiflow.methods.supports import CHUNK, Panel, Supports
 
 PENALTY = 0.05  # of the first mask's splitting, where G has ones on its diagonal
 FEW, STEPS = 16, 8  # inputs in a panel, and steps among them
@@ -76,8 +76,9 @@ def cost(rows: int, columns: int, kept: float, start: int, panels: int) -> Cost:
     solving = Cost(small=inverses, moved=NUMBER * rows * 4 * slots**2) + 8 * product(rows, columns)
     a_row = 2.1 * slots**2 + 4.5 * slots * FEW * 14 + 8 * columns
     a_panel = product(rows, columns) + Cost(moved=NUMBER * rows * a_row)
-    together = min(rows, max(1, HELD // int(slots) ** 2))
-    held = Cost(held=NUMBER * together * (1.5 * slots**2 + 6 * FEW * slots))
+    most = 1.3 * kept * columns + SPARE + 8  # slots, where rows differ
+    together = min(rows, max(1, HELD // int(most) ** 2))
+    held = Cost(held=NUMBER * (together * (1.6 * most**2 + 8 * FEW * most) + 3 * CHUNK))
     return first + solving + panels * a_panel + held
 
 
@@ -112,18 +113,31 @@ def search(
     layer: Scaled, mask: Bool[Tensor, "rows in"], rows: Tensor, pattern: Pattern, panels: int
 ) -> tuple[Bool[Tensor, "rows in"], Float[Tensor, "rows in"]] | None:
     """Exchange in some rows, in float32 or, where that is not enough, in float64; None if neither has an inverse."""
-    for dtype in (layer.weight.dtype, torch.float64):
-        try:
-            state = Supports.of(layer.moment.to(dtype), layer.weight[rows].to(dtype), mask, SPARE)
-        except torch.linalg.LinAlgError:
-            continue
-        if not state.accurate:
-            continue
-        Search(state, pattern).run(panels)
-        state.refine()
-        if state.accurate:
-            return state.kept, state.dense().to(layer.weight)
-    return None
+    found = solve(layer, mask, rows, pattern, panels, layer.weight.dtype)
+    if found is not None or layer.weight.dtype == torch.float64:
+        return found
+    half = -(-len(rows) // 2)  # numbers are twice as large
+    parts = [
+        solve(layer, some, of, pattern, panels, torch.float64)
+        for some, of in zip(mask.split(half), rows.split(half), strict=True)
+    ]
+    done = [part for part in parts if part is not None]
+    return None if len(done) < len(parts) else (torch.cat([m for m, _ in done]), torch.cat([w for _, w in done]))
+
+
+def solve(
+    layer: Scaled, mask: Bool[Tensor, "rows in"], rows: Tensor, pattern: Pattern, panels: int, dtype: torch.dtype
+) -> tuple[Bool[Tensor, "rows in"], Float[Tensor, "rows in"]] | None:
+    """The same in one precision; None where it is not enough."""
+    try:
+        state = Supports.of(layer.moment.to(dtype), layer.weight[rows].to(dtype), mask, SPARE)
+    except torch.linalg.LinAlgError:
+        return None
+    if not state.accurate:
+        return None
+    Search(state, pattern).run(panels)
+    state.refine()
+    return (state.kept, state.dense().to(layer.weight)) if state.accurate else None
 
 
 def affordable(mask: Bool[Tensor, "out in"]) -> bool:
