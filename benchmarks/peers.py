@@ -1,15 +1,15 @@
 """The same model, data and sparsity for this library and for others: seconds, peak memory, errors, exactness of counts.
 
-A decoder of the Llama type with 54 M prunable weights, built from a config, random weights, float32; 32 sequences of 128
-random tokens; 75 % zeros among the linear layers of the blocks. Others are `torch.nn.utils.prune.global_unstructured`,
-`nncf.prune`, and Wanda and SparseGPT of llm-compressor. Each contestant runs in a process of its own, the other libraries
-in environments of their own under ``--work``, which are made there on the first run (torch without CUDA, this library's
-version of it where theirs allows it); one that does not install is named with the reason.
+A decoder of the Llama type with 54 M prunable weights, built from a config, random weights, float32; 32 sequences of
+128 random tokens; 75 % zeros among the linear layers of the blocks. Others are torch's `prune.global_unstructured`,
+`nncf.prune`, and Wanda and SparseGPT of llm-compressor. Each contestant runs in a process of its own, the other
+libraries in environments of their own under ``--work``, which are made there on the first run, with this library's
+version of torch; one that does not install is named with the reason.
 
 All errors are measured here, from the weights that a contestant leaves: the median over layers of
-``tr (V - W) H (V - W)' / tr W H W'`` with H the second moment of the dense model's inputs, and the relative error of the
-last hidden states on sequences that none of them saw. llm-compressor fits each block on the outputs of the blocks pruned
-before it, this library every layer on the inputs of the dense model; the second error is the fairer one between them.
+``tr (V - W) H (V - W)' / tr W H W'`` with H the second moment of the dense model's inputs, and the relative error of
+the last hidden states on sequences that none of them saw. llm-compressor fits each block on the outputs of the blocks
+pruned before it, this library every layer on the inputs of the dense model; the second error is the fairer one.
 
     python benchmarks/peers.py --work runs/peers --json benchmarks/results/peers.json
 """
@@ -96,9 +96,7 @@ def nncf(mode: str) -> Callable[[Any, list[dict[str, torch.Tensor]]], Any]:
         scope = nncf.IgnoredScope(patterns=[".*embed_tokens.*", ".*lm_head.*", ".*rotary.*"], validate=False)
         model.config.use_cache = False
         example = {"input_ids": batches[0]["input_ids"][:1]}
-        pruned = nncf.prune(
-            model, mode=PruneMode[mode], ratio=SPARSITY, ignored_scope=scope, examples_inputs=example
-        )
+        pruned = nncf.prune(model, mode=PruneMode[mode], ratio=SPARSITY, ignored_scope=scope, examples_inputs=example)
         return nncf.strip(pruned, do_copy=False, strip_format=StripFormat.IN_PLACE)
 
     return run

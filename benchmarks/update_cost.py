@@ -2,7 +2,8 @@
 
 X-VLM base at full size (184 M prunable weights), random weights, real second moments from 4 batches of 8 pairs, one
 sparsity; each method in a process of its own, which prints what was announced before it starts. Wall seconds depend on
-what else the machine does; processor seconds of all threads, over the number of threads, say what an idle one would take.
+what else the machine does; processor seconds of all threads, over the number of threads, are what an idle one takes.
+With ``--sample N`` only N layers of each shape are fitted, and seconds scaled up to all layers of that shape.
 
     python benchmarks/update_cost.py --json benchmarks/results/update_cost.json
     python benchmarks/update_cost.py --method exchange --sparsity 0.5 --threads 2
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -30,7 +32,18 @@ BATCHES, SIZE = 4, 8
 LIMITS = {"sparsegpt": 240.0, "exchange": 600.0}  # seconds on two cores
 
 
-def measure(name: str, method: str, sparsity: float, hyper: dict[str, Any]) -> dict[str, Any]:
+def parts(layout: mf.Layout, sample: int) -> list[tuple[list[str], float]]:
+    """Return the layers to fit together, and what their seconds count: all, or some of each shape, evenly chosen."""
+    if not sample:
+        return [(list(layout), 1.0)]
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for layer in layout.layers:
+        shapes.setdefault(layer.shape, []).append(layer.name)
+    chosen = [names[:: max(1, len(names) // sample)][:sample] for names in shapes.values()]
+    return [(some, len(names) / len(some)) for some, names in zip(chosen, shapes.values(), strict=True)]
+
+
+def measure(name: str, method: str, sparsity: float, hyper: dict[str, Any], sample: int) -> dict[str, Any]:
     """Estimate, calibrate, and fit; the peak is that of the whole process beyond the model and the batches."""
     model, batches = build(name), make_batches(name, BATCHES, SIZE)
     adapter = mf.adapter_for(model)
@@ -42,21 +55,26 @@ def measure(name: str, method: str, sparsity: float, hyper: dict[str, Any]) -> d
     begun, busy = time.perf_counter(), time.process_time()
     stats = mf.calibrate(model, batches, adapter=adapter, statistics=["input_moment"])
     middle, middle_busy = time.perf_counter(), time.process_time()
-    # what was measured is part of what was announced; the result holds it no longer than `prune` would
-    result = mf.prune(model, method, sparsity, stats, adapter=adapter, **hyper)
-    ended, ended_busy = time.perf_counter(), time.process_time()
-    masks = result.masks[sparsity]
-    layout = adapter.layout(model)
+    layout, seconds, processor, exact, found = adapter.layout(model), 0.0, 0.0, True, []
+    for names, times in parts(layout, sample):
+        some = mf.Adapter(groups={"all": f"^({'|'.join(map(re.escape, names))})$"}, forward=adapter.forward)
+        start, start_busy = time.perf_counter(), time.process_time()
+        found.append(mf.prune(model, method, sparsity, stats, adapter=some, **hyper))
+        seconds += times * (time.perf_counter() - start)
+        processor += times * (time.process_time() - start_busy)
+        masks = found[-1].masks[sparsity]
+        exact &= all(masks.dropped(name) == round(sparsity * layout[name].size) for name in names)
     return {
         "method": method,
         "hyper": hyper,
         "sparsity": sparsity,
         "weights": layout.size,
-        "exact": all(masks.dropped(layer.name) == round(sparsity * layer.size) for layer in layout.layers),
+        "sample": sample or None,
+        "exact": exact,
         "calibrate_s": middle - begun,
         "calibrate_cpu_s": middle_busy - busy,
-        "fit_s": ended - middle,
-        "fit_cpu_s": ended_busy - middle_busy,
+        "fit_s": seconds,
+        "fit_cpu_s": processor,
         "announced_s": said.seconds,
         "announced_mb": said.memory / 2**20,
         "before_mb": before,
@@ -66,7 +84,9 @@ def measure(name: str, method: str, sparsity: float, hyper: dict[str, Any]) -> d
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
     """Print the figures beside what was announced and the limits."""
-    table = Table("method", "zeros", "processor s / threads", "limit", "fit, announced", "fit", "memory, announced", "memory")
+    table = Table(
+        "method", "zeros", "processor s / threads", "limit", "fit, announced", "fit", "memory, announced", "memory"
+    )
     table.title = title
     for row in rows:
         threads = row["machine"]["threads"]
@@ -89,8 +109,11 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="xvlm-base")
     parser.add_argument("--method", nargs="*", default=["sparsegpt", "exchange"])
     parser.add_argument("--sparsity", type=float, default=0.75)
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="hyper-parameters of all the methods")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="hyper-parameters of all the methods"
+    )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sample", type=int, default=0, help="layers of each shape to fit, instead of all")
     parser.add_argument("--json", type=Path, help="file to which the figures are added")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -98,18 +121,18 @@ def main() -> None:
     hyper = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in args.set)}
     if args.one:
         load = os.getloadavg()[0]
-        row = measure(args.model, args.method[0], args.sparsity, hyper)
+        row = measure(args.model, args.method[0], args.sparsity, hyper, args.sample)
         print(json.dumps({**row, "machine": {**machine(), "load_before": round(load, 2)}}))
         return
     rows = []
     for method in args.method:
         command = [sys.executable, __file__, "--one", "--model", args.model, "--method", method]
-        command += ["--sparsity", str(args.sparsity), "--threads", str(args.threads)]
+        command += ["--sparsity", str(args.sparsity), "--threads", str(args.threads), "--sample", str(args.sample)]
         command += ["--set", *args.set] if args.set else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         if args.json:
-            key = f"{args.model} {method} {args.sparsity:g}" + "".join(f" {pair}" for pair in args.set)
+            key = " ".join([args.model, method, f"{args.sparsity:g}", *args.set])
             known = json.loads(args.json.read_text()) if args.json.exists() else {}
             args.json.write_text(json.dumps({**known, key: rows[-1]}, indent=1) + "\n")
     show(rows, f"{MODELS[args.model][0]}, {BATCHES} batches of {SIZE}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import multiflow as mf
-from multiflow.methods import PRUNERS, Cost, find_pruner
+from multiflow.methods import PRUNERS, LayerCost, find_pruner
 from multiflow.methods.costs import inversion, product, refitting
 from multiflow.pruning import fitter
 from multiflow.pruning.estimate import Estimate, Rates, duration, measure_rates
@@ -16,9 +16,9 @@ FITTERS = [name for name, pruner in PRUNERS.items() if pruner.kind == "fitter"]
 
 
 def test_costs_add_up_and_are_multiplied_but_not_what_is_held():
-    one = Cost(products=2, solves=3, small=5, moved=7, held=11) + Cost(products=1, held=2)
-    assert one == Cost(3, 3, 5, 7, 11)
-    assert 2 * one == one * 2 == Cost(6, 6, 10, 14, 11)
+    one = LayerCost(products=2, solves=3, small=5, moved=7, held=11) + LayerCost(products=1, held=2)
+    assert one == LayerCost(3, 3, 5, 7, 11)
+    assert 2 * one == one * 2 == LayerCost(6, 6, 10, 14, 11)
 
 
 def test_work_is_counted_as_its_formulas_say():

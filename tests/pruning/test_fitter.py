@@ -306,7 +306,10 @@ def test_fewer_layers_side_by_side_where_memory_is_scarce(two_threads, monkeypat
     stats = mf.calibrate(two_towers(), towers_batches(), adapter=ADAPTER, statistics=needs)
     sizes = sorted((work_size(layer, needs) for layer in layout.layers), reverse=True)
     new = 4 * layout.size
-    for free, said in ((new + sizes[0] + sizes[1], "2 layers to work"), (new + sizes[0] + sizes[1] - 1, "one layer to work")):
+    for free, said in (
+        (new + sizes[0] + sizes[1], "2 layers to work"),
+        (new + sizes[0] + sizes[1] - 1, "one layer to work"),
+    ):
         caplog.clear()
         monkeypatch.setattr(fitter, "free_memory", lambda device, free=free: free)
         mf.prune(two_towers(), "lobs", 0.5, stats, adapter=ADAPTER)

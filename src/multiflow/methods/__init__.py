@@ -4,7 +4,7 @@ A pruner or an allocation is found because its file lies here. No models, no dat
 asks for by keyword.
 """
 
-from multiflow.methods.costs import Cost
+from multiflow.methods.costs import LayerCost
 from multiflow.methods.declare import (
     PRUNER_KINDS,
     PRUNERS,
@@ -22,7 +22,7 @@ __all__ = [
     "PRUNERS",
     "PRUNER_KINDS",
     "STEPWISE",
-    "Cost",
+    "LayerCost",
     "Pruner",
     "find_pruner",
     "fitter",

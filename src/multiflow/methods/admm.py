@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
-from multiflow.methods.costs import CHOOSING, Cost, inversion, passes, product
+from multiflow.methods.costs import CHOOSING, LayerCost, inversion, passes, product
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, check_ridge, inverse, scaled
 
@@ -38,7 +38,7 @@ def check(steps: int, gradual: int, ridge: float) -> None:
     check_ridge(ridge)
 
 
-def cost(rows: int, columns: int, kept: float, steps: int, gradual: int) -> Cost:
+def cost(rows: int, columns: int, kept: float, steps: int, gradual: int) -> LayerCost:
     """One inverse, and a product a step; a choice in those in which the mask grows."""
     return inversion(columns) + (steps + 2) * product(rows, columns, 4) + gradual * passes(rows, columns, CHOOSING)
 

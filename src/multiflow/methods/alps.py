@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
-from multiflow.methods.costs import CHOOSING, Cost, product, refitting
+from multiflow.methods.costs import CHOOSING, LayerCost, product, refitting
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, Scaled, check_ridge, no_inverse, refit, scaled
 
@@ -41,10 +41,10 @@ def check(steps: int, ridge: float) -> None:
     check_ridge(ridge)
 
 
-def cost(rows: int, columns: int, kept: float, steps: int, iterations: int) -> Cost:
+def cost(rows: int, columns: int, kept: float, steps: int, iterations: int) -> LayerCost:
     """One eigendecomposition in float64, two products and a choice a step, of as many steps as it usually takes."""
     usual = min(steps, USUAL)
-    spectrum = Cost(solves=EIGEN * columns**3)
+    spectrum = LayerCost(solves=EIGEN * columns**3, held=24 * columns**2)  # in float64
     a_step = product(rows, columns) + product(rows, columns, CHOOSING + 6)
     return spectrum + usual * a_step + refitting(rows, columns, iterations)
 

@@ -39,7 +39,7 @@ from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.registry import Registry
 from multiflow.base.strict import WORDS, typed
 from multiflow.base.types import Pattern, parse_pattern
-from multiflow.methods.costs import Cost
+from multiflow.methods.costs import LayerCost
 
 Function = Callable[..., Any]
 KindName = Literal["scorer", "fitter", "solver", "learner"]
@@ -155,8 +155,8 @@ class Pruner:
         check: ``f(<hyper-parameters it looks at>)``, which raises where one is out of range; called before anything is
             computed.
         stepwise: whether it runs along a schedule, measuring anew in every step.
-        cost: of a fitter, ``f(rows, columns, kept, <hyper-parameters it looks at>) -> Cost`` of one layer of which a
-            share ``kept`` stays; None where nobody has counted it.
+        cost: of a fitter, ``f(rows, columns, kept, <hyper-parameters it looks at>) -> LayerCost`` of one layer of
+            which a share ``kept`` stays; None where nobody has counted it.
     """
 
     name: str
@@ -169,7 +169,7 @@ class Pruner:
     pattern: Pattern
     check: Function | None = None
     stepwise: bool = False
-    cost: Callable[..., Cost] | None = None
+    cost: Callable[..., LayerCost] | None = None
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -227,7 +227,7 @@ class Pruner:
         """Call the function with those keywords that it takes."""
         return self.function(*args, **_accepted(self.function, keywords))
 
-    def cost_of(self, rows: int, columns: int, kept: float, hyper: Mapping[str, Any]) -> Cost | None:
+    def cost_of(self, rows: int, columns: int, kept: float, hyper: Mapping[str, Any]) -> LayerCost | None:
         """Count the work on one layer ``(rows, columns)`` of which a share ``kept`` stays; None if it is not known."""
         return None if self.cost is None else self.cost(rows, columns, kept, **_accepted(self.cost, hyper))
 
@@ -284,7 +284,7 @@ def fitter(
     allocation: str = "uniform",
     pattern: str | Pattern = "unstructured",
     check: Function | None = None,
-    cost: Callable[..., Cost] | None = None,
+    cost: Callable[..., LayerCost] | None = None,
 ) -> Any:
     """Register a function that chooses mask and new weights of one layer as a pruner; arguments as of `scorer`.
 
@@ -323,7 +323,7 @@ def _register(
     pattern: str | Pattern,
     check: Function | None,
     schedule: Mapping[str, Any] | None = None,
-    cost: Callable[..., Cost] | None = None,
+    cost: Callable[..., LayerCost] | None = None,
 ) -> Any:
     if callable(name):
         return _register(kind, None, allocation, pattern, check, schedule, cost)(name)

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.types import NofM, Pattern, Unstructured
-from multiflow.methods.costs import CHOOSING, NUMBER, Cost, inversion, product, refitting
+from multiflow.methods.costs import CHOOSING, NUMBER, LayerCost, inversion, product, refitting
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, Scaled, check_ridge, inverse, no_inverse, refit, scaled
 from multiflow.methods.supports import CHUNK, Panel, Supports
@@ -65,7 +65,7 @@ def check(start: int, panels: int, ridge: float) -> None:
     check_ridge(ridge)
 
 
-def cost(rows: int, columns: int, kept: float, start: int, panels: int) -> Cost:
+def cost(rows: int, columns: int, kept: float, start: int, panels: int) -> LayerCost:
     """The first mask, then the inverses of all rows and what is done with them, or the refit of the fast mode."""
     penalties = -(-start // EVERY)
     first = penalties * (inversion(columns) + product(rows, columns)) + start * product(rows, columns, CHOOSING + 12)
@@ -73,12 +73,12 @@ def cost(rows: int, columns: int, kept: float, start: int, panels: int) -> Cost:
     if not panels or kept * columns > MOST or 4 / 3 * (kept * columns) ** 3 > DEAREST * 2 * columns**2:
         return first + refitting(rows, columns, ITERATIONS)
     inverses = 2 * rows * (kept * columns) ** 3 / (1 + kept * columns / 120)  # large ones by halves are faster
-    solving = Cost(small=inverses, moved=NUMBER * rows * 4 * slots**2) + 8 * product(rows, columns)
+    solving = LayerCost(small=inverses, moved=NUMBER * rows * 4 * slots**2) + 8 * product(rows, columns)
     a_row = 2.1 * slots**2 + 4.5 * slots * FEW * 14 + 8 * columns
-    a_panel = product(rows, columns) + Cost(moved=NUMBER * rows * a_row)
+    a_panel = product(rows, columns) + LayerCost(moved=NUMBER * rows * a_row)
     most = 1.3 * kept * columns + SPARE + 8  # slots, where rows differ
     together = min(rows, max(1, HELD // int(most) ** 2))
-    held = Cost(held=NUMBER * (together * (1.6 * most**2 + 8 * FEW * most) + 3 * CHUNK))
+    held = LayerCost(held=NUMBER * (together * (1.6 * most**2 + 8 * FEW * most) + 3 * CHUNK))
     return first + solving + panels * a_panel + held
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
-from multiflow.methods.costs import CHOOSING, Cost, inversion, passes, refitting
+from multiflow.methods.costs import CHOOSING, LayerCost, inversion, passes, refitting
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, check_ridge, damped, no_inverse, refit
 
@@ -33,7 +33,7 @@ def check(rounds: int, ridge: float) -> None:
     check_ridge(ridge)
 
 
-def cost(rows: int, columns: int, kept: float, rounds: int, iterations: int) -> Cost:
+def cost(rows: int, columns: int, kept: float, rounds: int, iterations: int) -> LayerCost:
     """One inverse in float64, and a choice and a refit a round."""
     a_round = passes(rows, columns, CHOOSING + 3) + refitting(rows, columns, iterations)
     return 2 * inversion(columns) + rounds * a_round

@@ -17,13 +17,13 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from multiflow.methods.costs import CHOOSING, Cost, passes, refitting
+from multiflow.methods.costs import CHOOSING, LayerCost, passes, refitting
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, check_ridge, damped, refit
 from multiflow.methods.multiflow import multiflow
 
 
-def cost(rows: int, columns: int, kept: float, iterations: int) -> Cost:
+def cost(rows: int, columns: int, kept: float, iterations: int) -> LayerCost:
     """One choice, and the refit."""
     return passes(rows, columns, 3 * CHOOSING) + refitting(rows, columns, iterations)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.types import NofM, PerRow
-from multiflow.methods.costs import CHOOSING, Cost, inversion, passes, product
+from multiflow.methods.costs import CHOOSING, LayerCost, inversion, passes, product
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, check_ridge, no_inverse
 
@@ -41,10 +41,11 @@ def check(block: int, ridge: float) -> None:
     check_ridge(ridge)
 
 
-def cost(rows: int, columns: int, kept: float, block: int) -> Cost:
+def cost(rows: int, columns: int, kept: float, block: int) -> LayerCost:
     """Two factors and an inverse in float64, a block's columns one by one, and a product for what is behind it."""
     inside = passes(rows, columns, 1.1 * block + CHOOSING)
-    return 3 * inversion(columns) + 0.5 * product(rows, columns) + inside
+    held = LayerCost(held=20 * columns**2)  # of the factors in float64, beside what an inverse takes
+    return 3 * inversion(columns) + 0.5 * product(rows, columns) + inside + held
 
 
 @fitter(allocation="uniform", check=check, cost=cost)

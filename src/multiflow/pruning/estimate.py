@@ -1,7 +1,7 @@
 """How long an update method will take and what it will hold, said before it starts.
 
-Each method counts its work on a layer in a few kinds (`multiflow.methods.costs`); how fast this machine does each kind is
-measured for a fraction of a second, on all threads at once, as the layers will be worked on.
+Each method counts its work on a layer in a few kinds (`multiflow.methods.costs`); how fast this machine does each kind
+is measured for a fraction of a second, on all threads at once, as the layers will be worked on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from multiflow.base.parallel import in_parallel
 from multiflow.base.types import Layer
-from multiflow.methods import Cost
+from multiflow.methods import LayerCost
 from multiflow.pruning.plan import PruningPlan
 
 SIZE = 512  # of the matrices that are timed
@@ -24,17 +24,17 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Rates:
-    """What all threads together do in a second: operations of the kinds of `Cost`, and bytes."""
+    """What all threads together do in a second: operations of the kinds of `LayerCost`, and bytes."""
 
     products: float
     solves: float
     small: float
     moved: float
 
-    def seconds(self, cost: Cost) -> float:
+    def seconds(self, cost: LayerCost) -> float:
         """Return how long that much work takes.
 
-        >>> Rates(10.0, 5.0, 1.0, 2.0).seconds(Cost(products=20, solves=5, small=3, moved=4))
+        >>> Rates(10.0, 5.0, 1.0, 2.0).seconds(LayerCost(products=20, solves=5, small=3, moved=4))
         8.0
         """
         return (
@@ -113,14 +113,14 @@ def duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def counted(plan: PruningPlan, kept: Mapping[float, Callable[[Layer], float]] | None = None) -> Cost | None:
+def counted(plan: PruningPlan, kept: Mapping[float, Callable[[Layer], float]] | None = None) -> LayerCost | None:
     """Count the work of a fitter on all layers and sparsities; None if it has not been counted.
 
     Args:
         plan: of a fitter.
         kept: sparsity -> share of a layer that stays; the sparsity's own in every layer if left out.
     """
-    total = Cost()
+    total = LayerCost()
     for sparsity in plan.sparsities:
         for layer in plan.layout.layers:
             share = kept[sparsity](layer) if kept else 1 - sparsity

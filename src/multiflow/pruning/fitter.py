@@ -2,7 +2,7 @@
 
 The memory of a fitter is that of its statistics, of the new weights of all sparsities, and of the layers to work with.
 All of it is known from the layout: it is announced before the first batch, with the time that fitting will take
-(`multiflow.pruning.estimate`), and more than there is refused. Where memory is scarce fewer layers are worked on at a time.
+(`multiflow.pruning.estimate`), and more than there is refused. Where memory is scarce fewer layers go side by side.
 """
 
 from __future__ import annotations
