@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -57,8 +58,8 @@ def in_parallel(
         yield from map(function, work)
         return
     inside = torch.get_num_threads()
-    own = {"initializer": torch.set_num_threads, "initargs": (max(1, inside // threads),)} if share else {}
-    pool = ThreadPoolExecutor(threads, **own)
+    begin = partial(torch.set_num_threads, max(1, inside // threads)) if share else None
+    pool = ThreadPoolExecutor(threads, initializer=begin)
     try:
         yield from pool.map(function, work)
     finally:
