@@ -44,7 +44,7 @@ CONFIG = {
 }
 SEQUENCES, LENGTH, BATCH = 32, 128, 8
 TORCH = f"torch=={torch.__version__.partition('+')[0]}"
-PACKAGES: dict[str, list[str]] = {"nncf": ["nncf", "transformers"], "llmcompressor": ["llmcompressor"]}
+PACKAGES: dict[str, list[str]] = {"nncf": ["nncf", "transformers", "torchao"], "llmcompressor": ["llmcompressor"]}
 """Environment -> what is installed in it."""
 
 
