@@ -191,8 +191,7 @@ class Runner:
             seed=job.seed,
             **entry.hyper,
         )
-        pruning = next(iter(self._cells(job, missing[0], world, mark).values())).pruning
-        assert pruning is not None
+        self._record(job, next(iter(self._cells(job, missing[0], world, mark).values())), result, batches)
         count = 0
         for sparsity in missing:
             began, kept = time.monotonic(), result
@@ -205,18 +204,23 @@ class Runner:
             sizes = {"packed MB": packed_size(sparse, kept.masks[sparsity]) / 1e6} if job.seed == 0 else {}
             seconds = {"prune": sum(result.timings.values()), "recover": recovery}
             count += self._measure(job, sparsity, world, mark, sparse, seconds, sizes)
+        return count
+
+    def _record(self, job: Job, cell: Cell, result: mf.Result, batches: Sequence[Any] | None) -> None:
+        """Write what was dropped where, beside what is known of other sparsities, before anything is measured."""
+        assert cell.pruning is not None
+        selection = sum(seconds for phase, seconds in result.timings.items() if phase != "calibrate")
         record = pruning_record(
-            *(result, pruning, job.model, job.pruner, job.seed),
+            *(result, cell.pruning, job.model, job.pruner, job.seed),
             calibration=result.timings.get("calibrate", 0.0),
-            selection=sum(result.timings.values()) - result.timings.get("calibrate", 0.0),
+            selection=selection,
             pairs=0 if batches is None else len(batches),
             peak_memory=peak_memory(),
             machine=describe_machine(CPU),
         )
-        there = self.results.prunings().get(pruning)
+        there = self.results.prunings().get(cell.pruning)
         zeros = {**(there.zeros if there else {}), **record.zeros}
         self.results.append(replace(record, zeros=zeros, git=git_revision(self.results.folder)))
-        return count
 
     def _measure(
         self,
