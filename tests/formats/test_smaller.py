@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import multiflow as mf
 from multiflow.base.structure import STRUCTURE_FILE, Structure, structure_of
@@ -81,6 +88,22 @@ def test_a_config_that_cannot_has_a_file_beside_it(tmp_path, units, format):
     assert torch.equal(outputs(again), outputs(small))
     assert structure_of(again) == structure_of(small)
     assert mf.prune(again, "magnitude", 0.5).masks[0.5].sparsity == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("format", ["folder", "packed"])
+def test_conv1d_loses_neurons_and_heads(tmp_path, format):
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 24, "n_positions": 16}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=20, bos_token_id=1, eos_token_id=2)).eval()
+    adapter, batch = mf.Adapter(groups={"text": r"\.h\."}), {"input_ids": torch.arange(12).view(2, 6)}
+    result = mf.prune_units(model, "multiflow", 0.5, [batch] * 2, units="all", adapter=adapter)
+    masks, weights = result.masks[0.5], result.weights[0.5]
+    how = {"format": format, "values": "fp32", "compact": True, "adapter": adapter}
+    small = mf.load_model(export(model, masks, tmp_path / "small", weights=weights, **how))
+    assert (small.transformer.h[0].mlp.c_fc.nf, small.transformer.h[0].attn.num_heads) == (12, 2)
+    zeroed = copy.deepcopy(model)
+    result.apply_(zeroed, 0.5)
+    torch.testing.assert_close(outputs(small, **batch), outputs(zeroed, **batch), **NEAR)
+    assert count(small) < count(model) - sum(map(masks.dropped, masks)) + 1
 
 
 def test_what_an_unstructured_mask_has_killed_is_removed_exactly():

@@ -11,6 +11,8 @@ from transformers import (
     BertModel,
     CLIPConfig,
     CLIPModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     T5Config,
     T5EncoderModel,
@@ -53,9 +55,15 @@ def clip() -> nn.Module:
     return CLIPModel(CLIPConfig(text_config=SMALL | WORDS, vision_config={**SMALL, "image_size": 16, "patch_size": 8}))
 
 
+def gpt2() -> nn.Module:
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 4, "n_inner": 24, "n_positions": 16}
+    return GPT2LMHeadModel(GPT2Config(**sizes, vocab_size=20, bos_token_id=1, eos_token_id=2)).eval()
+
+
 @pytest.mark.parametrize(
     ("make", "found"),
     [
+        (gpt2, {("heads", 4), ("mlp", 24)}),
         (vit, {("heads", 4), ("mlp", 24)}),
         (llama, {("heads", 2), ("mlp", 24)}),
         (bert, {("heads", 4), ("mlp", 24)}),
@@ -65,7 +73,7 @@ def clip() -> nn.Module:
 )
 def test_units_of_models_of_transformers(make, found):
     model = make()
-    layout = mf.Adapter(groups={"all": r"layer|block|encoder"}, exclude="head|pooler|embed").layout(model)
+    layout = mf.Adapter(groups={"all": r"layer|block|encoder|\.h\."}, exclude="head|pooler|embed").layout(model)
     stacks = find_units(model, layout)
     assert {(stack.kind, stack.count) for stack in stacks} == found
     assert {name for stack in stacks for name in stack.layers} == set(layout)
@@ -186,3 +194,49 @@ def test_a_model_without_units_is_refused():
     model = chain(4, 4)
     with pytest.raises(mf.MultiflowError, match="no MLPs are recognised among the 1 layers"):
         mf.prune_units(model, "magnitude", 0.5, adapter=every(model))
+
+
+class Mixed(nn.Module):
+    """Fused attention, experts in one stack, and an MLP."""
+
+    def __init__(self, mlp=True):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.experts = Experts()
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) if mlp else nn.Identity()
+
+    def forward(self, x):
+        return self.mlp(self.experts(self.attention(x, x, x)[0]))
+
+
+class Experts(nn.Module):
+    num_experts = 3
+
+    def __init__(self):
+        super().__init__()
+        self.up_proj = nn.Parameter(torch.randn(3, 8, 16))
+        self.down_proj = nn.Parameter(torch.randn(3, 16, 8))
+
+    def forward(self, x):
+        return torch.einsum("bth,ehi,eio->bto", x, self.up_proj, self.down_proj)
+
+
+@pytest.mark.parametrize(
+    ("units", "said"), [("mlp", "6 weights of experts in one stack"), ("all", "4 projections inside fused attention")]
+)
+def test_layers_that_keep_their_units_are_named(units, said):
+    model, adapter = Mixed(), mf.Adapter(groups={"all": "."}, transposed="_proj$")
+    with pytest.warns(UserWarning, match=said) as warned:
+        result = mf.prune_units(model, "magnitude", 0.5, adapter=adapter, units=units)
+    assert ("fused" in str(warned[0].message)) == (units == "all")
+    whole = [name for name in result.masks[0.5] if not name.startswith("mlp")]
+    assert all(result.masks[0.5].dropped(name) == 0 for name in whole)
+    assert result.masks[0.5].dropped("mlp.0") == 64
+    small = mf.compact(model, result.masks[0.5], adapter=adapter, batch=torch.randn(2, 3, 8))
+    assert small.mlp[0].out_features == 8
+
+
+def test_a_model_whose_units_are_all_parts_of_others_is_refused():
+    model = Mixed(mlp=False)
+    with pytest.raises(mf.MultiflowError, match="no MLPs .* 6 weights of experts in one stack, first 'experts.up_pr"):
+        mf.prune_units(model, "magnitude", 0.5, adapter=mf.Adapter(groups={"all": "."}, transposed="_proj$"))

@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from multiflow.base.artifacts import read_facts, write_facts
 from multiflow.base.errors import MultiflowError
+from multiflow.base.types import is_conv1d
 
 STRUCTURE_FILE = "structure.json"
 FIX = "write the folder again with mf.export(model, masks, path, compact=True)"
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "heads", "n_heads", "n_head", "num_key_value_heads", "num_kv_heads")
-SIZED_BY_HEADS = ("all_head_size", "inner_dim", "embed_dim")
+SIZED_BY_HEADS = ("all_head_size", "inner_dim", "embed_dim", "split_size")
 """Names of whole numbers in attention modules: how many heads there are, and how wide they are together."""
+
+
+FEATURES = "out_features", "in_features"
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,20 @@ class Structure:
         for path, (out, inner) in self.sizes.items():
             module: Any = modules.get(path)
             weight = getattr(module, "weight", None)
-            if not isinstance(module, nn.Linear) or not isinstance(weight, Tensor):
+            if not (isinstance(module, nn.Linear) or is_conv1d(module)) or not isinstance(weight, Tensor):
                 raise MultiflowError(f"{STRUCTURE_FILE} names layer '{path}', which the model does not have; {FIX}")
-            if not (0 < out <= module.out_features and 0 < inner <= module.in_features) and id(weight) not in fresh:
+            before = matrix_of(module).shape
+            if not (0 < out <= before[0] and 0 < inner <= before[1]) and id(weight) not in fresh:
                 raise MultiflowError(
-                    f"{STRUCTURE_FILE} makes layer '{path}' {out} x {inner}, its config {module.out_features} x "
-                    f"{module.in_features}; {FIX}"
+                    f"{STRUCTURE_FILE} makes layer '{path}' {out} x {inner}, its config "
+                    f"{before[0]} x {before[1]}; {FIX}"
                 )
             resize_(module, torch.arange(out), torch.arange(inner), fresh)
         set_attributes_(model, self.attributes)
 
 
 def resize_(module: Any, rows: Tensor, columns: Tensor, fresh: dict[int, Any]) -> None:
-    """Keep some rows and columns of a linear layer in place.
+    """Keep some rows and columns of a linear layer, or a ``Conv1D`` of transformers, in place.
 
     Args:
         module: the layer; its weight and bias may be parameters or buffers.
@@ -93,13 +98,20 @@ def resize_(module: Any, rows: Tensor, columns: Tensor, fresh: dict[int, Any]) -
             continue
         if id(old) not in fresh:
             here, there = rows.to(old.device), columns.to(old.device)
-            new = old.detach()[here][:, there].clone() if name == "weight" else old.detach()[here].clone()
+            new = old.detach()[here].clone() if name == "bias" else matrix_of(module).detach()[here][:, there].clone()
+            new = new.T.contiguous() if name == "weight" and is_conv1d(module) else new
             is_parameter = isinstance(old, nn.Parameter)
             made = nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new
             fresh[id(old)] = (made, old)  # the old one is kept as well, so that its identity stays its own
             fresh[id(made)] = (made, made)
         setattr(module, name, fresh[id(old)][0])
-    module.out_features, module.in_features = len(rows), len(columns)
+    for name, size in zip(("nf", "nx") if is_conv1d(module) else FEATURES, (len(rows), len(columns)), strict=True):
+        setattr(module, name, size)
+
+
+def matrix_of(module: Any) -> Tensor:
+    """Return the weight ``(out, in)`` of a linear layer or a ``Conv1D`` of transformers."""
+    return module.weight.mT if is_conv1d(module) else module.weight
 
 
 def set_attributes_(model: nn.Module, attributes: Mapping[str, Mapping[str, int]]) -> None:
@@ -122,8 +134,10 @@ def structure_of(model: Any) -> Structure | None:
     attributes: dict[str, dict[str, int]] = {}
     for path, module in ours.items():
         other: Any = theirs.get(path)
-        if isinstance(module, nn.Linear) and module.weight.shape != getattr(other, "weight", module.weight).shape:
-            sizes[path] = (module.out_features, module.in_features)
+        linear = isinstance(module, nn.Linear) or is_conv1d(module)
+        if linear and module.weight.shape != getattr(other, "weight", module.weight).shape:  # type: ignore[union-attr]
+            out, inner = matrix_of(module).shape
+            sizes[path] = (out, inner)
         numbers = {
             name: value
             for name, value in vars(module).items()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError
 from multiflow.base.guards import exclusively
-from multiflow.base.structure import HEAD_COUNTS, SIZED_BY_HEADS, described, resize_, set_attributes_
+from multiflow.base.structure import HEAD_COUNTS, SIZED_BY_HEADS, described, matrix_of, resize_, set_attributes_
 from multiflow.base.types import Layout
 from multiflow.calibration import evaluating
 from multiflow.families import adapter_for
@@ -140,7 +140,7 @@ def dead_units(model: nn.Module, stack: UnitStack) -> Tensor:
 
 
 def _weight(module: Any) -> Tensor:
-    return module.weight.detach()
+    return matrix_of(module).detach()
 
 
 def _without(model: nn.Module, layout: Layout, stacks: Sequence[UnitStack], dead: Mapping[str, Tensor]) -> nn.Module:

@@ -13,6 +13,7 @@ they drop, `multiflow.formats.smaller` can remove.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,7 +32,7 @@ from multiflow.methods.least_squares import check_ridge, damped, inverse
 from multiflow.pruning.plan import find_adapter
 from multiflow.pruning.result import Result
 from multiflow.pruning.run import calibrate, prune
-from multiflow.pruning.units import HEADS, MLP, UnitStack, find_units
+from multiflow.pruning.units import HEADS, MLP, UnitStack, find_units, stays_whole
 from multiflow.pruning.unused import spare_unused
 
 KINDS_OF_UNITS = {"mlp": (MLP,), "heads": (HEADS,), "all": (MLP, HEADS)}
@@ -99,11 +100,14 @@ def prune_units(
     found, batches = spare_unused(model, find_adapter(model, adapter), batches)
     layout = found.layout(model)
     stacks = [stack for stack in find_units(model, layout) if stack.kind in KINDS_OF_UNITS[units]]
+    whole = stays_whole(model, layout, KINDS_OF_UNITS[units])
     if not stacks:
         raise MultiflowError(
             f"no {'MLPs' if units == 'mlp' else 'units'} are recognised among the {len(layout)} layers of the model; "
-            "expected layers called fc1 and fc2, gate_proj, up_proj and down_proj, q_proj and so on"
+            + (whole or "expected layers called fc1 and fc2, gate_proj, up_proj and down_proj, q_proj and so on")
         )
+    if whole:
+        warnings.warn(whole, stacklevel=3)
     shares = _shares(share, stacks)
     for by_group in shares.values():
         _fields(stacks, by_group, allocation)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.structure import HEAD_COUNTS
-from multiflow.base.types import Layer, Layout
+from multiflow.base.types import Layer, Layout, is_conv1d, is_hooked
 
 MLP, HEADS = "mlp", "heads"
 NEURONS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -48,9 +48,13 @@ ATTENTION: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("q", "k", "v"), ("o", "proj", "out")),
     (("q_lin", "k_lin", "v_lin"), ("out_lin",)),
     (("qkv",), ("proj", "projection", "out_proj")),
+    (("c_attn",), ("c_proj",)),
 )
 """Ends of the paths of query, key and value (or all three in one, in this order), and of the output layer."""
 
+EXPERTS, FUSED = "weights of experts in one stack", "projections inside fused attention"
+WHOLE = {EXPERTS: MLP, FUSED: HEADS}
+"""Why a layer keeps its units -> the kind of units that it would have."""
 HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_per_head")
 
 
@@ -105,7 +109,7 @@ def find_units(model: nn.Module, layout: Layout) -> list[UnitStack]:
     ['heads', 'mlp', 'heads', 'mlp']
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    layout = Layout(tuple(x for x in layout.layers if x.part is None and isinstance(modules.get(x.name), nn.Linear)))
+    layout = Layout(tuple(layer for layer in layout.layers if _why_whole(layer, modules) is None))
     taken: set[str] = set()
     found: list[UnitStack] = []
     for out in layout.layers:
@@ -114,6 +118,37 @@ def find_units(model: nn.Module, layout: Layout) -> list[UnitStack]:
                 taken |= {*stack.layers}
                 found.append(stack)
     return found
+
+
+def stays_whole(model: nn.Module, layout: Layout, kinds: Sequence[str]) -> str:
+    """Say which layers have no units that could go, as they are parts of a parameter that holds others too.
+
+    Args:
+        model: the model.
+        layout: its layers.
+        kinds: of the units that are asked for, ``mlp`` and ``heads`` or one of them.
+
+    Returns:
+        A sentence that names the kinds, a layer of each, and their share of the weights; empty where there are none.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, list[Layer]] = {}
+    for layer in layout.layers:
+        if (why := _why_whole(layer, modules)) is not None and WHOLE[why] in kinds:
+            found.setdefault(why, []).append(layer)
+    if not found:
+        return ""
+    share = sum(layer.size for of in found.values() for layer in of) / layout.size
+    listed = ", ".join(f"{len(of)} {why}, first '{of[0].name}'" for why, of in found.items())
+    return f"{share:.0%} of the prunable weights keep all their units: {listed}"
+
+
+def _why_whole(layer: Layer, modules: Mapping[str, nn.Module]) -> str | None:
+    """Why no rows or columns of a layer can be removed; None if they can."""
+    module = modules.get(layer.module(layer.name))
+    if layer.part is not None and layer.part.index is not None:
+        return EXPERTS
+    return None if module is not None and _is_linear(module) and is_hooked(layer.name, modules) else FUSED
 
 
 def _relatives(layout: Layout, out: Layer, end: str, ends: Sequence[str]) -> tuple[str, list[Layer]] | None:
@@ -134,14 +169,16 @@ def _mlps(layout: Layout, out: Layer, modules: Mapping[str, nn.Module]) -> Itera
         count = out.shape[1]
         if any(layer.shape[0] != count or layer.group != out.group for layer in before):
             continue
-        if _something_between(stem, befores, end, modules):
+        if _something_between(stem, befores, end, count, modules):
             continue
         each = torch.arange(count)[:, None]
         yield UnitStack(stem, MLP, out.group, count, {layer.name: each for layer in before}, {out.name: each})
         return
 
 
-def _something_between(stem: str, befores: Sequence[str], end: str, modules: Mapping[str, nn.Module]) -> bool:
+def _something_between(
+    stem: str, befores: Sequence[str], end: str, hidden: int, modules: Mapping[str, nn.Module]
+) -> bool:
     """Whether a module with parameters, such as a norm, may stand between the layers of an MLP.
 
     In a `nn.Sequential` that is all between the two; elsewhere all beside them whose parameters are as long as the
@@ -155,14 +192,17 @@ def _something_between(stem: str, befores: Sequence[str], end: str, modules: Map
         return not all(_is_elementwise(child) for child in inside[at[0] + 1 : at[-1]])
     if befores[0].isdigit():
         return True
-    hidden = getattr(last, "in_features", None)
-    beside = [m for p, m in modules.items() if p.rpartition(".")[0] == stem and not isinstance(m, nn.Linear)]
+    beside = [m for p, m in modules.items() if p.rpartition(".")[0] == stem and not _is_linear(m)]
     return any(
         parameter.dim() == 1 and len(parameter) == hidden
         for module in beside
         for parameter in module._parameters.values()
         if parameter is not None
     )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def _is_elementwise(module: nn.Module) -> bool:
