@@ -30,6 +30,8 @@ and visual question answering, pruned without a hand-written adapter. `tests/fam
 table: for each type it builds a tiny model by rule, prunes it with `multiflow`, `wanda`, `magnitude`, `lobs` and, where
 there is a loss, `snip`, at exact sparsity and without changing it; saves it, loads it, finds the same zeros, and trains
 it two steps with `keep_sparse`. Groups are those of the type's default config: group and number of layers.
+Types of other tasks work by the same rules, FLAVA, LXMERT, VisualBERT and LayoutLMv3 among them
+(`tests/families/automatic/test_sequences.py`).
 
 {summary}
 

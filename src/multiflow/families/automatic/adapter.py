@@ -213,7 +213,13 @@ def _contrastive_loss(model: Any, batch: Any) -> Tensor:
     """Contrast the pairs of the batch: sigmoid loss for SigLIP, which has a bias of its logits, else softmax (CLIP)."""
     if not isinstance(batch, Mapping):
         raise MultiflowError(f"a batch is a {type(batch).__name__}; expected a dict of what the model's forward takes")
-    logits = model(**batch).logits_per_text.float()
+    logits = getattr(model(**batch), "logits_per_text", None)
+    if logits is None:
+        raise MultiflowError(
+            f"a {type(model).__name__} compares no texts with images by itself, which leaves no loss of pairs; take a "
+            "method without gradients, such as multiflow, or pass mf.Adapter(loss=...)"
+        )
+    logits = logits.float()
     pairs = 2 * logits.new_ones(len(logits)).diag() - 1
     if getattr(model, "logit_bias", None) is not None:
         return -F.logsigmoid(pairs * logits).sum(-1).mean()

@@ -24,7 +24,7 @@ from multiflow.base.types import weights_of
 VISION, TEXT, AUDIO, CONNECTOR, FUSION = "vision", "text", "audio", "connector", "fusion"
 MODALITIES = {"image": VISION, "video": VISION, "text": TEXT, "audio": AUDIO}
 ENTRIES = {  # of a config, by what their name says
-    r"vq": "image tokens are made, not read, with it",
+    r"vq|codebook": "image tokens are made, not read, with it",
     r"vision|image|visual|video": VISION,
     r"audio|speech": AUDIO,
     r"qformer|perceiver|resampler|adapter|projector|connector": CONNECTOR,
@@ -40,8 +40,14 @@ ROUTER = re.compile(r"gate|router|switch|shared_expert_gate", re.I)
 EMBEDDING = re.compile(r"embed", re.I)
 PATCHES = re.compile(r"\w*embed_tokens|patch_\w+", re.I)
 GENERATION = re.compile(r"generation_\w+", re.I)
+STACKS = {  # of numbered blocks side by side, by what their names say; one that says nothing reads the text
+    r"(^|_)(r|v|visn|visual|vision|image)_?layers?$": VISION,
+    r"(^|_)(x|cross)_?layers?$": FUSION,
+    r"^(l_)?layers?$": TEXT,
+}
 LOOKED_UP = re.compile(r"latent|probe|norm|rel_pos", re.I)
 """Parameters beside those of `NO_PROJECTION` that no input is multiplied by."""
+POSITIONS = re.compile(r"rel(ative)?_(pos|position|attention)\w*_bias")
 NO_LINEAR = "no linear layer"
 SHARED_SPACE = re.compile(r"(visual|vision|image|text|video)_proj(ection)?", re.I)
 
@@ -86,12 +92,24 @@ def find_roles(model: Any) -> Roles:
                 groups.setdefault(group, []).append(name)
                 if not place.tower(name) and group not in (CONNECTOR, place.cross(name)):
                     stacks.setdefault(_block(name).rpartition(".")[0])
-    if len(stacks) > 1:  # of which nobody says what each is for
+    told = {path: _told(path) for path in stacks}
+    if len(stacks) > 1 and None not in told.values() and len({*told.values()}) == len(told):
+        for path, role in told.items():
+            moved = [layer for layer in groups[place.stack] if layer.startswith(f"{path}.")]
+            groups[place.stack] = [layer for layer in groups[place.stack] if layer not in moved]
+            groups.setdefault(str(role), []).extend(moved)
+    elif len(stacks) > 1:  # of which nobody says what each is for
         unknown.update({path: type(modules[path]).__name__ for path in stacks})
         under = tuple(f"{path}." for path in stacks)
         groups = {group: [path for path in paths if not path.startswith(under)] for group, paths in groups.items()}
     known = {path: role for path, role in towers.items() if role in MODALITIES.values() or role == CONNECTOR}
     return Roles({group: tuple(paths) for group, paths in groups.items() if paths}, dense, unknown, known)
+
+
+def _told(path: str) -> str | None:
+    """What the name of a stack says of it, as those of LXMERT do: ``r_layers`` for regions, ``x_layers`` across."""
+    name = path.rpartition(".")[2]
+    return next((role for pattern, role in STACKS.items() if re.search(pattern, name)), None)
 
 
 def _other_weights(path: str, module: nn.Module, known: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -218,7 +236,7 @@ class _Place:
 
         parameters = inspect.signature(model.forward).parameters
         self._dual = "labels" not in parameters and VISION in towers.values()
-        self._stack = self._lone_stack(model)
+        self.stack = self._lone_stack(model)
         self._unused = dict(_unused_vision_layers(model, modules, towers))
 
     def tower(self, path: str) -> str:
@@ -257,6 +275,8 @@ class _Place:
             return "", f"shares its weight with the embedding '{embedding}'"
         if any(HEAD.fullmatch(part) for part in inner):
             return "", "head or pooler"
+        if POSITIONS.fullmatch(parts[-1]):
+            return "", "looked up by relative positions"
         if "router" in type(module).__name__.lower() or ROUTER.fullmatch(parts[-1]):
             return "", "router of experts"
         if self._dual and not tower and SHARED_SPACE.fullmatch(parts[-1]):
@@ -280,7 +300,7 @@ class _Place:
             return CONNECTOR, None
         if role in (TEXT, "") and self._reads_image(path, tower):
             return ("", "never used: the model encodes texts alone") if self._dual and role else (FUSION, None)
-        return role or self._stack, None
+        return role or self.stack, None
 
     def _reads_image(self, path: str, tower: str) -> bool:
         """Whether a layer attends to the image, or stands in a block that does nothing else."""

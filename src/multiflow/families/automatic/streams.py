@@ -25,7 +25,11 @@ from multiflow.families.automatic.roles import AUDIO, CONNECTOR, CROSS, FUSION, 
 SOURCE = re.compile(r"(^|_)(k|v|kv|key|value)(_|$)|^(to_kv|wk|wv|c_attn)$", re.I)
 STREAMS = ("text", "decoder", "source", "image", "connector", "audio")
 TOKENS = ("all", "text", "image")
-IMAGE_FIRST = ("git",)  # the image's tokens stand before the text's in one sequence
+IMAGE_FIRST = ("git", "flava")  # the image's tokens stand before the text's in one sequence
+TEXT_FIRST = ("visual_bert", "layoutlmv3")  # the other way round
+SIDE_BY_SIDE = ("lxmert",)  # layers that take now the text's sequence, now the image's
+TEXT_BETWEEN = re.compile(r"(^|\.)text_to_\w+$")
+"""Projections of the text into what sees both."""
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_token", "im_patch_id")
 AUDIO_MASKS = ("input_features_mask", "feature_attention_mask", "audio_input_ids_mask", "input_values_mask")
 
@@ -60,6 +64,8 @@ def _stream(path: str, group: str, decoder: str | None) -> str:
         if any(CROSS.search(part) for part in before) and SOURCE.search(leaf):
             return "source"
         return "decoder" if decoder and path.startswith(f"{decoder}.") else "text"
+    if group == CONNECTOR and TEXT_BETWEEN.search(path):
+        return "text"
     return {VISION: "image", CONNECTOR: "connector", AUDIO: "audio"}.get(group, "text")
 
 
@@ -154,7 +160,7 @@ def find_masks(model: Any, groups: Iterable[str], tokens: str = "all") -> Callab
         of_decoder = [_decoder_mask(config, batch), text if merged else None] if has_decoder else [text]
         between = [*image, *sounds, batch.get("qformer_attention_mask"), None if TEXT in groups else text]
         return {
-            "text": Choice("text", [text], joint),
+            "text": Choice("text", [text, *(image if type_ in SIDE_BY_SIDE else ())], joint),
             "decoder": Choice("decoder", of_decoder),
             "source": Choice("source", sounds or ([text] if encodes_text else image), of_sound if sounds else joint),
             "image": Choice("image", image, _image_rule(config, type_, batch)),
@@ -243,6 +249,9 @@ def _image_masks(config: Any, batch: Mapping[str, Any]) -> list[Tensor | None]:
         found.append(tiles.bool() if ids is None else tiles.bool() & (ids > 0)[..., None])
     if isinstance(slots := batch.get("image_attention_mask"), Tensor) and slots.dim() == 3:
         found.append(slots.bool().any(1))  # an image that no token sees fills a slot
+    if isinstance(regions := batch.get("visual_feats", batch.get("visual_embeds")), Tensor):
+        given = batch.get("visual_attention_mask")
+        found.append(torch.ones_like(regions[..., 0], dtype=torch.bool) if given is None else given.bool())
     for name in ("image_position_ids", "video_position_ids"):
         if isinstance(ids := batch.get(name), Tensor):
             found.append((ids != -1).any(-1))
@@ -340,6 +349,19 @@ def _joint_rule(config: Any, type_: str, batch: Mapping[str, Any], tokens: str) 
             return torch.cat([image, mask], 1)
 
         return image_first
+    if type_ in TEXT_FIRST:
+
+        def text_first(lead: tuple[int, ...], mask: Tensor) -> Tensor | None:
+            if len(lead) != 2 or lead[0] != len(mask) or lead[1] <= mask.shape[1]:
+                return None
+            image = torch.ones((lead[0], lead[1] - mask.shape[1]), dtype=torch.bool, device=mask.device)
+            seen = batch.get("visual_attention_mask")
+            image = image if seen is None else seen.bool()
+            return (
+                torch.cat([mask, image & (tokens != "text")], 1) if image.shape[1] + mask.shape[1] == lead[1] else None
+            )
+
+        return text_first
     if type_ == "vilt":
 
         def patches_last(lead: tuple[int, ...], mask: Tensor) -> Tensor | None:
