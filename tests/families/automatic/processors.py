@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
@@ -138,6 +140,33 @@ def paligemma(folder: Path) -> Path:
     return save(folder, model, tokenizer, pixels, "PaliGemmaProcessor")
 
 
+def internvl(folder: Path) -> Path:
+    words = {"start_image_token": "<img>", "end_image_token": "</img>"}
+    words |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    template = TURNS.replace("IMAGE", "<IMG_CONTEXT>")
+    tokenizer = byte_tokenizer(
+        "<|im_start|>", "<|im_end|>", *words.values(), extra_special_tokens=words, chat_template=template
+    )
+    model = sized("internvl", "InternVLForConditionalGeneration", tokenizer, image_token_id="<IMG_CONTEXT>")
+    tokens = int((SIDE // PATCH * model.config.downsample_ratio) ** 2)
+    pixels = GotOcr2ImageProcessorPil(size=PIXELS, crop_to_patches=True, max_patches=4)
+    return save(folder, model, tokenizer, pixels, "InternVLProcessor", image_seq_length=tokens)
+
+
+def ovis2(folder: Path) -> Path:
+    parts = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+    template = TURNS.replace("IMAGE", "<image>")
+    words = ("<|im_start|>", "<|im_end|>", "<image>", "<IMG_ATOM>", *parts)
+    tokenizer = byte_tokenizer(*words, chat_template=template)
+    config = tiny.build_config("ovis2", "Ovis2ForConditionalGeneration")
+    config.text_config.vocab_size, config.image_token_id = len(tokenizer), tokenizer.convert_tokens_to_ids("<IMG_ATOM>")
+    config.visual_indicator_token_ids = tokenizer.convert_tokens_to_ids(list(parts))
+    model = tiny.build_from(config, "Ovis2ForConditionalGeneration")
+    tokens = (SIDE // PATCH) ** 2 // config.vision_config.hidden_stride**2
+    pixels = Ovis2ImageProcessorPil(size=PIXELS, crop_to_patches=False)
+    return save(folder, model, tokenizer, pixels, "Ovis2Processor", image_seq_length=tokens)
+
+
 def git(folder: Path) -> Path:
     tokenizer = byte_tokenizer(begins=True, ends=True)
     pixels = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=PIXELS)
@@ -182,4 +211,4 @@ def siglip_classifier(folder: Path) -> Path:
 
 
 SIX = ("clip", "siglip2", "llava", "qwen2_5_vl", "smolvlm", "paligemma")
-OTHERS = ("siglip", "git", "blip_2", "florence2", "vision_encoder_decoder", "vilt")
+OTHERS = ("siglip", "git", "blip_2", "florence2", "vision_encoder_decoder", "vilt", "internvl", "ovis2")

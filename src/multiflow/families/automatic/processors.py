@@ -50,6 +50,9 @@ TEXTS = ("input_ids", "decoder_input_ids")
 WANTED = re.compile(r"(?:requires the|Package) [`']?([A-Za-z0-9_-]+)[`']?", re.IGNORECASE)
 
 
+LACKING = re.compile(r"requires `\w+` to be installed")
+
+
 class NoVideos:
     """Stands where a processor keeps its part for videos, which needs torchvision; it is never called."""
 
@@ -126,6 +129,8 @@ def _refusing(source: str, model: Any) -> Iterator[None]:
     except BaseException as error:
         if not is_damage(error):
             raise
+        if LACKING.search(str(error)):  # said as a wrong value by its classes for videos
+            raise ImportError(str(error)) from error
         raise _refusal(source, model, error) from error
 
 
