@@ -88,7 +88,7 @@ def test_layers_that_are_for_nothing_are_shown_and_left_out(vlm, run):
     assert not left_out & set(mf.Masks.load("run/mask-0.5.safetensors"))
     for path in Path(vlm("llava")).glob("*processor*.json"):
         path.unlink()
-    assert "not looked for: no processor" in ran(run, "show", vlm("llava"), *group)
+    assert "lacks the files of its image processor" in ran(run, "show", vlm("llava"), *group)
 
 
 def test_applied_and_evaluated(kind, vlm, data, run, mask):

@@ -135,7 +135,7 @@ def structure_of(model: Any) -> Structure | None:
     for path, module in ours.items():
         other: Any = theirs.get(path)
         linear = isinstance(module, nn.Linear) or is_conv1d(module)
-        if linear and module.weight.shape != getattr(other, "weight", module.weight).shape:  # type: ignore[union-attr]
+        if linear and module.weight.shape != getattr(other, "weight", module.weight).shape:
             out, inner = matrix_of(module).shape
             sizes[path] = (out, inner)
         numbers = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -150,8 +150,9 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
         if asked.needs_data:
             source = Source(**{field.name: getattr(settings, field.name) for field in fields(Source)})
             batches = open_batches(model, place, source)
-        elif adapter.spares_unused and not settings.stream and (sample := sample_batch(model, place)) is not None:
-            batches = [sample]  # to see by which layers are used at all
+        elif adapter.spares_unused and not settings.stream:  # by a made-up sample it shows which layers are used
+            with suppress(MultiflowError):
+                batches = [sample_batch(model, place)]
         every = settings.checkpoint_every
         with step_progress() if first else nullcontext() as step:
             if settings.stream:

@@ -177,10 +177,13 @@ def used_layers(model: nn.Module, place: str, adapter: Adapter) -> tuple[Adapter
     if not adapter.spares_unused:
         return adapter, ""
     size = sum(parameter.numel() for parameter in model.parameters())
-    sample = None if size > MOST else sample_batch(model, place)
-    if sample is None:
-        why = f"it has {size / 1e9:.1f} billion weights" if size > MOST else "no processor lies beside it"
-        return adapter, f"layers that the output does not depend on were not looked for: {why}; multiflow prune looks"
+    unseen = "layers that the output does not depend on were not looked for, multiflow prune looks"
+    if size > MOST:
+        return adapter, f"{unseen}: it has {size / 1e9:.1f} billion weights"
+    try:
+        sample = sample_batch(model, place)
+    except MultiflowError as error:
+        return adapter, f"{unseen}: {error}"
     layout = adapter.layout(model)
     return left_out(model, adapter, layout, find_unused(model, adapter, layout, sample)), ""
 

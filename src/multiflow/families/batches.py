@@ -173,19 +173,19 @@ def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
 
 
 def sample_batch(model: nn.Module, place: str) -> Any:
-    """Return a batch of one made-up picture and text, by the model's own processor; None where there is none.
+    """Return a batch of one made-up picture and text, by the model's own processor.
 
     Args:
         model: any.
         place: where it was loaded from, or its processor is.
+
+    Raises:
+        MultiflowError: there is no processor, or it cannot be used here.
     """
     found = find_family(model)
     if found is None or found[1].sample is None:
-        return None
-    try:
-        return found[0].get(found[1].sample)(model, place)
-    except MultiflowError:
-        return None
+        raise MultiflowError(f"a {type(model).__name__} has no processor of its own")
+    return found[0].get(found[1].sample)(model, place)
 
 
 def open_source(source: Source, size: int) -> AnyData:

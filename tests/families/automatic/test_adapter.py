@@ -371,3 +371,12 @@ def test_regexes_find_the_paths_and_no_others():
 def test_a_model_of_no_library_is_refused():
     with pytest.raises(mf.MultiflowError, match="no adapter for a Linear without config"):
         mf.adapter_for(nn.Linear(2, 2))
+
+
+def test_a_batch_of_another_processor_is_said_in_a_sentence():
+    model = built("llava")
+    batch = tiny.batch(model)
+    batch["input_ids"] = batch["input_ids"].clone()
+    batch["input_ids"][0, 3] = 5  # one place for a patch less
+    with pytest.raises(mf.MultiflowError, match=r"batch 1 does not fit a LlavaForConditionalGeneration .*processor"):
+        mf.prune(model, "wanda", 0.5, [batch])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from multiflow.base.adapter import Adapter, call, layer_paths, regex_of
 from multiflow.base.errors import MultiflowError
+from multiflow.base.files import shortened
 from multiflow.base.types import weights_of
 from multiflow.families.automatic.roles import NO_LINEAR, Roles, find_roles
 from multiflow.families.automatic.streams import find_masks, find_streams
@@ -24,6 +26,8 @@ def is_of_transformers(model: Any) -> bool:
     return isinstance(model, PreTrainedModel)
 
 
+MISFIT = re.compile(r"mismatch|(do|does) not match|must match|cannot be multiplied|size of tensor", re.I)
+"""In what torch and transformers say of sizes that do not fit."""
 WORTH_SAYING = 0.01  # of all weights: from this share on, weights that cannot be pruned are said
 
 
@@ -176,7 +180,22 @@ def _forward(model: Any, batch: Any) -> Any:
     needs_labels = "decoder_input_ids" in parameters and "decoder_input_ids" not in batch  # they begin the decoder
     given = {name: value for name, value in batch.items() if name != "labels" or needs_labels}
     cheap = {"use_cache": False} | ({} if "labels" in given else {"logits_to_keep": 1})  # nor logits of all tokens
-    return model(**{**given, **{name: value for name, value in cheap.items() if name in parameters}})
+    with _fitting(model):
+        return model(**{**given, **{name: value for name, value in cheap.items() if name in parameters}})
+
+
+@contextmanager
+def _fitting(model: Any) -> Iterator[None]:
+    """Turn what a model says of a batch whose sizes do not fit into one sentence."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, MultiflowError) or not MISFIT.search(str(error)):
+            raise
+        raise MultiflowError(
+            f"a batch does not fit a {type(model).__name__} ({shortened(error)}); make it with the processor that "
+            "belongs to the model, and check the processor's number of tokens for an image"
+        ) from error
 
 
 def _outputs(model: Any, batch: Any) -> Any:
