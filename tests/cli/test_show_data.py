@@ -4,10 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from multiflow.cli.show import data_sets
 from tests.cli.conftest import Run
 from tests.cli.test_show import cells
 from tests.data.worlds import write_images
+from tests.families.automatic.speech import write_tones
 
 
 def test_a_whole_world(run: Run, world: Path) -> None:
@@ -96,3 +99,13 @@ def test_labelled_images(run: Run, tmp_path: Path) -> None:
 def test_nothing_there(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no data found in 'empty'" in run("show", "data", "empty").error
+
+
+def test_clips_are_described_by_length_rate_and_words(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("soundfile")
+    write_tones(tmp_path / "tones", {"a.wav": "hello there", "b.flac": "yes"})
+    ran = run("show", "data", tmp_path / "tones")
+    assert ran.code == 0
+    assert "clips" in ran.out
+    assert "a.wav, 0.2 seconds at 16000 Hz" in ran.out
+    assert "hello there" in ran.out

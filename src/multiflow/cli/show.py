@@ -38,7 +38,7 @@ from multiflow.cli.settings import (
     parse,
 )
 from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
-from multiflow.data.dataset import AnyData
+from multiflow.data.dataset import AnyData, Clip
 from multiflow.data.images import WHOLE, NoSuchSplit
 from multiflow.data.items import missing_images
 from multiflow.data.source import is_labelled, open_labelled
@@ -341,7 +341,7 @@ def show_data(source: str, how: Mapping[str, str] = MappingProxyType({})) -> Non
         (data.source, data.layout, split or "-", data.kind, len(data), len(data.skipped), len(lacking))
         for (split, data), lacking in zip(found, missing, strict=True)
     ]
-    put(table(source, ["source", "layout", "split", "kind", "items", "skipped", "missing images"], rows))
+    put(table(source, ["source", "layout", "split", "kind", "items", "skipped", "missing files"], rows))
     for (split, data), lacking in zip(found, missing, strict=True):
         lines = [line for item in islice(samples(data), SAMPLES) for line in item]
         put("", f"{data.source}{f' ({split})' if split else ''}", *(f"  {line}" for line in lines))
@@ -410,7 +410,9 @@ def samples(data: Dataset[Any]) -> Iterator[list[str]]:
             yield [f"{error.skip.key}: {error.skip.reason}"]
 
 
-def describe(item: Pair | RegionItem | Question) -> list[str]:
+def describe(item: Pair | RegionItem | Question | Clip) -> list[str]:
+    if isinstance(item, Clip):
+        return [f"{item.key}, {item.sound.seconds:.1f} seconds at {item.sound.rate} Hz", f"    {item.text}"]
     size = " x ".join(map(str, getattr(item.image, "size", ())))
     head = f"{item.key}, {size} pixels"
     match item:

@@ -129,7 +129,7 @@ class Batches(Repeatable):
                 raise MultiflowError(f"{name} {value} was given; expected at least {minimum}")
         if not isinstance(self.data, Dataset | Mixed):
             object.__setattr__(self, "data", from_memory(self.data))
-        if isinstance(self.data, Dataset) and self.data.kind == "questions":
+        if isinstance(self.data, Dataset) and self.data.kind in ("questions", "clips"):
             raise MultiflowError(f"{self.data} were given; batches are made of image-caption pairs or regions")
         if self._regions is not None and self._regions.kind == "regions" and self.inputs.patch_size is None:
             raise MultiflowError(

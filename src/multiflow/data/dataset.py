@@ -82,7 +82,7 @@ def nothing_known(index: int) -> None:
 
 
 Item = TypeVar("Item")
-Kind: TypeAlias = Literal["pairs", "regions", "questions", "speech"]
+Kind: TypeAlias = Literal["pairs", "regions", "questions", "clips"]
 
 
 class Skip(NamedTuple):
@@ -133,7 +133,7 @@ class SkipReport:
 class Dataset(Generic[Item]):
     """A data set: ``len(data)``, ``data[i]``, iteration."""
 
-    kind: Kind  # ``pairs``, ``regions``, ``questions`` or ``speech``: the type of the items
+    kind: Kind  # ``pairs``, ``regions``, ``questions`` or ``clips`` (of speech): the type of the items
     layout: str  # which layout it was read from, in words
     source: str  # the file or folder
     size: int  # number of items
@@ -206,7 +206,7 @@ def _read_memory(pairs: Sequence[tuple[ImageLike, str | Sequence[str]]], index: 
 def join(sources: Sequence[AnyData]) -> AnyData:
     """Join data sets: items of one kind follow each other, pairs and regions become `Mixed`.
 
-    Errors: MultiflowError if questions or speech are among other kinds, or if there is nothing to join.
+    Errors: MultiflowError if questions or clips are among other kinds, or if there is nothing to join.
 
     >>> join([open_data("coco"), open_data("cc3m"), open_data("vg")])   # doctest: +SKIP
     Mixed(...)
@@ -218,7 +218,7 @@ def join(sources: Sequence[AnyData]) -> AnyData:
     if not by_kind or (len(by_kind) > 1 and by_kind.keys() != {"pairs", "regions"}):
         raise MultiflowError(
             f"these data sets cannot be joined: {'; '.join(map(str, sources)) or 'none was given'}; "
-            "expected pairs and regions, or questions or speech alone"
+            "expected pairs and regions, or questions or clips alone"
         )
     joined = {kind: _one_after_the_other(listed) for kind, listed in by_kind.items()}
     return Mixed(joined["pairs"], joined["regions"]) if len(joined) > 1 else next(iter(joined.values()))

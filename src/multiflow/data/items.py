@@ -22,11 +22,11 @@ WHAT = {
     "pairs": "images with captions",
     "questions": "questions about images",
     "regions": "described regions",
-    "speech": "speech with transcripts",
+    "clips": "speech with transcripts",
 }
 EXAMPLES = {
     "pairs": 'dataset_coco.json: {"images": [{"filename": "a.jpg", "split": "test", "sentences": [{"raw": "a dog"}]}]}',
-    "speech": "metadata.csv with the columns file_name and transcription beside WAV or FLAC files",
+    "clips": "metadata.csv with the columns file_name and transcription beside WAV or FLAC files",
     "questions": '[{"image": "a.jpg", "question": "what is it?", "answer": ["dog", "cat"]}], or the files of VQA v2',
 }
 SHOWN = 5

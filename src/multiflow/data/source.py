@@ -145,6 +145,8 @@ def open_images(
         refuse_split(split, f"'{source}', a folder of images,")
         paths, texts = [str(folder / name) for name in names], [("",)] * len(names)
         return data_of_files("pairs", "image folder", folder, paths, names, _bare_pair, [()] * len(names), texts), ()
+    if isinstance(data, Dataset) and data.kind == "clips":
+        raise MultiflowError(f"{data} was given, and images are wanted; give a folder of images or pairs")
     return data.pairs if isinstance(data, Mixed) else data, ()
 
 

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from multiflow.base.errors import MultiflowError
 
 TOKENS = 20  # of a text
+FRAMES, SAMPLES = 400, 16000  # of a sound, where the config says nothing of its length
 
 
 def example_batch(model: Any, samples: int) -> dict[str, Tensor]:
-    """Return random images and texts in the sizes that the config of a model says.
+    """Return random images, sounds and texts in the sizes that the config of a model says.
 
     Args:
-        model: one that takes ``pixel_values``, ``input_ids`` or both, without special tokens for images.
+        model: one that takes ``pixel_values``, ``input_ids`` or both, without special tokens for images, or sounds as
+            ``input_features`` or ``input_values``.
         samples: how many.
 
     Raises:
@@ -39,11 +41,27 @@ def example_batch(model: Any, samples: int) -> dict[str, Tensor]:
         if words:
             ids = torch.randint(words // 2, words, (samples, min(TOKENS, longest)), generator=generator)
             batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch |= _sounds(taken, config, samples, generator)
     if not batch:
         raise MultiflowError(
             f"no example inputs can be made for a {type(model).__name__}: it takes no pixel_values and input_ids whose "
             "sizes its config says; give a batch"
         )
+    return batch
+
+
+def _sounds(taken: Mapping[str, Any], config: Any, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return random sounds and what a decoder reads, for a model that takes them; empty for another."""
+    batch: dict[str, Tensor] = {}
+    if "input_features" in taken and (bins := _size(config, "num_mel_bins", ())):  # Whisper: (bins, frames)
+        frames = 2 * _size(config, "max_source_positions", ()) or FRAMES
+        batch["input_features"] = torch.randn(samples, bins, frames, generator=generator)
+    elif "input_features" in taken and (bins := _size(config, "input_feat_per_channel", ())):  # (frames, bins)
+        batch["input_features"] = torch.randn(samples, FRAMES, bins, generator=generator)
+    elif "input_values" in taken:
+        batch["input_values"] = torch.randn(samples, SAMPLES, generator=generator)
+    if batch and "decoder_input_ids" in taken and (words := _size(config, "vocab_size", ())):
+        batch["decoder_input_ids"] = torch.randint(words // 2, words, (samples, TOKENS), generator=generator)
     return batch
 
 

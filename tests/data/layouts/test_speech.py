@@ -41,7 +41,7 @@ def test_a_table_or_list_of_clips_is_speech(name, text, tones):
     (tones / name).write_text(text)
     for source in (tones, tones / name):
         data = open_data(source)
-        assert data.kind == "speech"
+        assert data.kind == "clips"
         assert heard(data) == SAID
 
 

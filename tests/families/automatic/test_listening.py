@@ -213,7 +213,7 @@ def test_pictures_and_prompts_are_refused(folder, tones, tmp_path):
 
 def test_models_of_pictures_refuse_speech(vlm, tones):
     for kind in ("clip", "llava"):
-        with pytest.raises(MultiflowError, match="speech"):
+        with pytest.raises(MultiflowError, match="clips"):
             list(mf.calibration_batches(mf.load_model(vlm(kind)), str(tones)))
 
 
@@ -238,3 +238,12 @@ def test_only_what_writes_what_it_hears_is_a_listener(folder, vlm):
             transformers.WhisperConfig(**SIZES, vocab_size=60, pad_token_id=0, bos_token_id=1, eos_token_id=2)
         )
     )
+
+
+def test_examples_to_time_them_need_no_data(kind, folder):
+    from multiflow.formats.examples import example_batch
+
+    model = mf.load_model(folder(kind)).eval()
+    batch = example_batch(model, 2)
+    with torch.no_grad():
+        assert len(model(**batch).logits) == 2

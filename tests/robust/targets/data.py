@@ -62,6 +62,32 @@ def read_images(folder: Path) -> Any:
     return [tuple(batch["pixel_values"].shape) for batch in ImageBatches(data, 16)]
 
 
+def read_speech(folder: Path) -> Any:
+    """Open a folder of speech, and hear every clip of it at another rate."""
+    data = open_data(folder)
+    str(data), [str(skip) for skip in data.skipped]
+    lengths = []
+    for index in range(len(data)):
+        try:
+            lengths.append(len(data[index].sound.at(16000)))
+        except BrokenItem as error:
+            str(error)
+    return lengths
+
+
+def _said(folder: Path) -> None:
+    from tests.families.automatic.speech import write_tones
+
+    write_tones(folder, {"a.wav": "one", "b.flac": "two, three", "c.wav": "four"}, subtype="PCM_16")
+
+
+def _said_beside(folder: Path) -> None:
+    _said(folder)
+    (folder / "metadata.csv").unlink()
+    for name in "abc":
+        (folder / f"{name}.txt").write_text("one two\n")
+
+
 def _pictures(folder: Path) -> None:
     write_images(folder, PICTURES)
 
@@ -226,6 +252,11 @@ TARGETS = [
     Target("classes", _classes, read_labelled),
     Target("cifar", _cifar, read_labelled),
     Target("image-folder", _pictures, read_images),
+    *(
+        [Target("speech", _said, read_speech), Target("speech-beside", _said_beside, read_speech)]
+        if find_spec("soundfile") and find_spec("soxr")
+        else []
+    ),
     *([Target("flowers-102", _flowers, read_labelled)] if find_spec("scipy") else []),
     *(
         [

@@ -137,7 +137,7 @@ def _clips(layout: str, place: Place, records: Sequence[tuple[str, str]], skippe
     folder = place.path if place.is_folder else place.path.parent
     paths = locate([names], folder, place.images, f"'{place.path}'", "audio files")
     return data_of_files(
-        *("speech", layout, place.path, paths, names, _make_clip, texts, texts), skipped=skipped, load=load_sound
+        *("clips", layout, place.path, paths, names, _make_clip, texts, texts), skipped=skipped, load=load_sound
     )
 
 

@@ -172,7 +172,7 @@ def made_up_sound() -> Spoken:
 
 def refuse_other(model: Any, data: Any) -> None:
     """Raise an error where a model that listens is given images, or one that does not is given speech."""
-    if hears(model) != (data.kind == "speech"):
+    if hears(model) != (data.kind == "clips"):
         wanted = "speech with transcripts" if hears(model) else "images, with texts where it reads them"
         raise MultiflowError(f"a {type(model).__name__} takes {wanted}, and the data are {data}; give others")
 

@@ -412,7 +412,7 @@ def _speech(model: Any, place: str, source: Source) -> Counted:
         raise MultiflowError(
             f"{{augment={source.augment}}} was given, and it is of images; leave it out for speech", field="augment"
         )
-    return Counted(ExampleBatches(data, listener.examples, **source.options), "speech", str(data))
+    return Counted(ExampleBatches(data, listener.examples, **source.options), data.kind, str(data))
 
 
 def _of_classes(reader: Reader, examples: Sequence[Sample]) -> dict[str, Tensor]:

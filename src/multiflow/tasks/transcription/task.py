@@ -59,7 +59,7 @@ def open_speech(source: str | Path, split: str | None, *, skip_missing: bool = F
     With ``skip_missing``, every sound is read once: those that cannot be are left out too.
     """
     check_audio()
-    data = open_items("transcription", "speech", source, split, skip_missing=skip_missing, **options)
+    data = open_items("transcription", "clips", source, split, skip_missing=skip_missing, **options)
     return _readable(data) if skip_missing else data
 
 
