@@ -463,3 +463,61 @@ def test_tensors_may_be_swapped():
             if step == 1:
                 torch.utils.swap_tensors(model[0].weight, nn.Parameter(torch.randn(8, 8)))
         check()
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax"])
+def test_what_an_optimizer_holds_for_dropped_weights_is_seen_as_zero_and_the_rest_moves_as_ever(name):
+    """Inside the block squares are 1 where weights are dropped, for the sake of speed; nothing comes of it."""
+    runs = []
+    for looked_at in (False, True):
+        model = two_towers()
+        masks = mf.prune(model, "magnitude", 0.5, adapter=ADAPTER).masks[0.5]
+        optimizer = getattr(torch.optim, name)(model.parameters(), 0.01, weight_decay=0.1)
+        with mf.keep_sparse(model, masks, optimizer) as check:
+            for _ in range(6):
+                step(model, optimizer)
+                check()
+                if looked_at:  # as a checkpoint does
+                    saved = copy.deepcopy(optimizer.state_dict())
+                    assert_zero(saved["state"].values(), masks)
+        assert_zero(optimizer.state.values(), masks)
+        runs.append(model.state_dict())
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
+    plain = two_towers()  # the same steps by hand: masks after every step
+    masks.apply_(plain)
+    optimizer = getattr(torch.optim, name)(plain.parameters(), 0.01, weight_decay=0.1)
+    for _ in range(6):
+        optimizer.zero_grad()
+        ADAPTER.loss(plain, towers_batches(4)[0]).backward()
+        for layer, mask in masks.items():
+            plain.get_submodule(layer).weight.grad.masked_fill_(~mask, 0.0)
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        masks.apply_(plain)
+    for key, value in plain.state_dict().items():
+        assert torch.equal(runs[0][key], value), key
+
+
+def assert_zero(states, masks):
+    shapes = {tuple(mask.shape): [] for mask in masks.values()}
+    for mask in masks.values():
+        shapes[tuple(mask.shape)].append(mask)
+    seen = 0
+    for state in states:
+        for value in state.values():
+            if isinstance(value, torch.Tensor) and tuple(value.shape) in shapes:
+                assert any(not value[~mask].any() for mask in shapes[tuple(value.shape)])
+                seen += 1
+    assert seen >= len(masks)
+
+
+def test_squares_that_fade_are_filled_anew():
+    model = two_towers()
+    masks = mf.prune(model, "magnitude", 0.5, adapter=ADAPTER).masks[0.5]
+    optimizer = torch.optim.AdamW(model.parameters(), 0.001, betas=(0.5, 0.5))
+    with mf.keep_sparse(model, masks, optimizer):
+        for _ in range(200):  # 0.5 ** 200 is no number of float32 any more
+            step(model, optimizer)
+        for name, mask in masks.items():
+            squares = optimizer.state[model.get_submodule(name).weight]["exp_avg_sq"]
+            assert squares[~mask].min() > 1e-30

@@ -28,6 +28,8 @@ BY_THEMSELVES = {
     for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Rprop")
 }
 """Optimizers that move each weight by its own gradient and state alone: a zero with neither of them stays."""
+UNDER_ROOTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
+"""States of which such optimizers take square roots, to divide by them."""
 COMPILED = "_orig_mod"
 """Where torch.compile holds the model that it wraps."""
 
@@ -48,6 +50,9 @@ def keep_sparse(
     optimizer, which may mix weights, after every step. Whatever writes to weights in between (by hand, an optimizer
     that steps inside the backward pass, ``load_state_dict``) is noticed at the next gradient or step, by the weight's
     version and memory; one layer after the other is zeroed with every step against writes that leave no such trace.
+    Meanwhile the squares that the Adam family divides by are 1 where weights are dropped: roots of exact zeros take a
+    CPU eight times as long, and nothing comes of them, for what is divided is zero. Whoever asks for the optimizer's
+    state, or looks at it after the block, finds zeros.
     The place in the model counts, not the tensor: a parameter that takes it is kept sparse at once. The hooks are gone
     when the block ends; memory is one byte a weight.
 
@@ -88,6 +93,7 @@ def keep_sparse(
         places += [_Place(path, module, of) for path in paths for module in there[path]]
     ours: set[int] = set()  # of hooks, by which a tensor that has one is known
     settled = False  # whether the optimizer holds nothing for dropped weights
+    filled = False  # whether the squares that it divides by are 1 there
     turn = 0
     told = False  # whether somebody knows that a layer is gone
 
@@ -119,24 +125,42 @@ def keep_sparse(
 
     @torch.no_grad()
     def after_step(*_: Any) -> None:
-        nonlocal settled, turn
+        nonlocal settled, filled, turn
         if not settled:
             zero_weights()
             if inner is not None and type(inner) in BY_THEMSELVES:
-                for place, weight in _distinct(places):
-                    for state in inner.state.get(weight, {}).values():
-                        if isinstance(state, Tensor) and state.shape == weight.shape:
-                            place.kept.zero_(state)
+                zero_states()
                 settled = True
+        if not settled:
             return
         turn += 1
         there = _distinct(places)
         place, weight = there[turn % len(there)]
+        for some, its in [(place, weight)] if filled else there:  # anew from time to time, for they fade
+            fill(some, its)
+        filled = True
         if _is_split(weight) or not weight.is_cpu:  # to ask would be to wait
             place.kept.zero_(weight)
         elif place.kept.revived(weight):
             zero_weights()
         note()
+
+    @torch.no_grad()
+    def zero_states(*_: Any) -> None:
+        nonlocal filled
+        filled = False
+        if inner is not None and type(inner) in BY_THEMSELVES:
+            for place, weight in _distinct(places):
+                for state in inner.state.get(weight, {}).values():
+                    if isinstance(state, Tensor) and state.shape == weight.shape:
+                        place.kept.zero_(state)
+
+    def fill(place: _Place, weight: Tensor) -> None:
+        states = {} if inner is None else inner.state.get(weight, {})
+        for name in UNDER_ROOTS:
+            state = states.get(name)
+            if isinstance(state, Tensor) and state.shape == weight.shape and state.is_cpu and not _is_split(state):
+                place.kept.fill_(state)
 
     def unsettle(*_: Any) -> None:
         nonlocal settled
@@ -201,6 +225,8 @@ def keep_sparse(
             stack.callback(inner.register_step_pre_hook(look_after).remove)
             stack.callback(inner.register_step_post_hook(after_step).remove)
             stack.callback(inner.register_load_state_dict_post_hook(unsettle).remove)
+            stack.callback(inner.register_state_dict_pre_hook(zero_states).remove)
+            stack.callback(zero_states)
         mask_factors(model, {key: place.kept for key, place in by_module.items()}, stack)
         stack.callback(zero_weights)
         yield check
@@ -331,6 +357,10 @@ class _Kept:
         rows = max(1, CHUNK * len(bits) // bits.numel())
         for some, kept in zip(bits.split(rows), self._kept.split(rows), strict=True):
             some.bitwise_and_(kept)
+
+    def fill_(self, tensor: Tensor) -> None:
+        """Put dropped entries of a tensor of numbers to 1, in place."""
+        tensor.masked_fill_(self._kept == 0, 1.0)
 
     def revived(self, tensor: Tensor) -> int:
         """Count the dropped entries that are not 0.0; those of all processes if they hold a part each."""
