@@ -21,3 +21,11 @@ def test_a_place_before_it_changes_nothing_else():
 def test_it_crosses_processes():
     error = pickle.loads(pickle.dumps(MultiflowError("{a} is wrong", field="a")))
     assert (str(error), error.worded("--{}".format)) == ("a is wrong", "--a is wrong")
+
+
+def test_a_message_of_thousands_of_words_keeps_its_beginning_and_its_fix():
+    error = MultiflowError(f"{{sparsity}} is '{'0.75 ' * 3_000}'; expected a number", field="sparsity")
+    for said in (str(error), error.worded("--{}".format)):
+        assert len(said) < 2_300
+        assert "sparsity is '0.75 0.75" in said
+        assert said.endswith("; expected a number")

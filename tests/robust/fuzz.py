@@ -150,6 +150,7 @@ def work(arguments: argparse.Namespace) -> int:
             target.make(Path(place) / target.name)
             target.read(Path(place) / target.name)
             shutil.rmtree(Path(place) / target.name)
+            print(f"ready: {target.name}", file=sys.stderr, flush=True)  # whoever watches sees that it goes on
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         end, ran = time.monotonic() + arguments.seconds, 0

@@ -36,7 +36,7 @@ def test_a_finding_is_kept_and_told(tmp_path: Path) -> None:
         "def read(folder):\n"
         "    text = (folder / 'a.txt').read_bytes()\n"
         "    if text != b'whole': raise KeyError(len(text))\n"
-        "fuzz.targets = lambda: {'a': Target('a', make, read)}\n"
+        "fuzz.SECONDS = 1; fuzz.targets = lambda: {'a': Target('a', make, read)}\n"
         "sys.exit(fuzz.main(sys.argv[1:]))"
     )
     options = ["--worker", "--cases", "5", "--seconds", "20", "--targets", "a", "--findings", str(tmp_path)]

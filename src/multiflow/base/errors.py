@@ -14,6 +14,8 @@ from difflib import get_close_matches
 
 LONG = re.compile(r"\S{500,}")
 """A word of no use in a message: a number of thousands of digits, text without a space."""
+BEGINNING, END = 1_500, 700
+"""Letters of a message that is longer than these together: what was given is cut, the fix at the end stays."""
 
 
 class MultiflowError(Exception):
@@ -43,7 +45,7 @@ class MultiflowError(Exception):
             joined = "=" if " " in called else " "  # as --set NAME=VALUE
             return called if not value or value == "True" else f"{called}{joined}{value}"
 
-        return printable(self._with(write))
+        return _shortened(self._with(write))
 
     def within(self, place: str) -> MultiflowError:
         """Return the same error with the place of what is wrong before its message."""
@@ -56,7 +58,12 @@ class MultiflowError(Exception):
         return re.sub(rf"\{{({names})(=?)([^{{}}]*)\}}", lambda found: write(*found.groups()), self._message)
 
     def __str__(self) -> str:
-        return LONG.sub(lambda word: f"{word[0][:300]}...", printable(super().__str__()))
+        return _shortened(super().__str__())
+
+
+def _shortened(message: str) -> str:
+    text = LONG.sub(lambda word: f"{word[0][:300]}...", printable(message))
+    return text if len(text) <= BEGINNING + END else f"{text[:BEGINNING]} ... {text[-END:]}"
 
 
 def printable(text: str) -> str:

@@ -7,9 +7,8 @@ anything else is refused, and nothing in it runs.
 from __future__ import annotations
 
 import io
-import math
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from multiflow.base.files import read_regular
 from multiflow.data.dataset import Dataset, Known, Pair
 from multiflow.data.images import choose_split, data_of_files, image_files, refuse_split
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
+from multiflow.data.matlab import read_numbers
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Name of a folder -> the split that it holds."""
@@ -173,32 +173,17 @@ def _open_flowers(place: Place) -> Dataset[Pair]:
     folder = place.path
     chosen = choose_split(place.split, list(FLOWERS), f"'{folder}'")
     try:
-        from scipy.io import loadmat, whosmat
-    except ImportError as error:
-        raise MultiflowError(
-            f"'{folder / 'imagelabels.mat'}' needs scipy, which is not installed; run: pip install scipy"
-        ) from error
-    try:
         labels, numbers = (
-            _numbers(read_regular(folder / name, MOST_BYTES), key, whosmat, loadmat)
+            read_numbers(read_regular(folder / name, MOST_BYTES), key, MOST_NUMBERS)
             for name, key in ((LABELS, "labels"), (PARTS, FLOWERS[chosen]))
         )
         if not all(1 <= label <= FLOWER_CLASSES for label in labels) or not all(1 <= n <= len(labels) for n in numbers):
             raise ValueError("its numbers are out of range")
         found = [(folder / "jpg" / f"image_{n:05}.jpg", f"{labels[n - 1]:03}") for n in numbers]
-    except Exception as error:  # of altered bytes scipy raises almost anything
+    except (OSError, ValueError) as error:
         raise MultiflowError(f"'{folder}' lacks a whole {PARTS} or {LABELS} ({error}); fetch both") from error
     classes = tuple(f"{number:03}" for number in range(1, FLOWER_CLASSES + 1))
     return _of_files(f"Flowers-102, {chosen}", folder, found, classes)
-
-
-def _numbers(data: bytes, key: str, shapes: Callable[..., Any], load: Callable[..., Any]) -> list[int]:
-    """Read one matrix of a MATLAB file, whose size is looked at first."""
-    sizes = {name: math.prod(shape) for name, shape, _ in shapes(io.BytesIO(data))}
-    if not 0 < sizes.get(key, 0) <= MOST_NUMBERS:
-        raise ValueError(f"'{key}' has {sizes.get(key, 0)} numbers")
-    found: list[int] = load(io.BytesIO(data), variable_names=[key])[key].ravel().tolist()
-    return found
 
 
 LAYOUTS.add(
