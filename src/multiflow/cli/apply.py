@@ -22,7 +22,7 @@ from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
 from multiflow.base.structure import STRUCTURE_FILE, write_structure
 from multiflow.cli.console import percent, show
-from multiflow.cli.settings import Config, Device, Dtype, Family, Modules, TrustRemoteCode
+from multiflow.cli.settings import Device, Dtype, ModelOptions, Modules, own_first
 from multiflow.families.opening import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
@@ -45,8 +45,9 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """What safetensors calls them -> dtype."""
 
 
+@own_first
 @dataclass(frozen=True)
-class ApplySettings:
+class ApplySettings(ModelOptions):
     """Which masks to apply to which model.
 
     Args:
@@ -64,9 +65,6 @@ class ApplySettings:
         arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
     ] = None
     stream: Annotated[bool, arg(help_behavior_hint="")] = False
-    family: Family = None
-    config: Config = None
-    trust_remote_code: TrustRemoteCode = False
     modules: Modules = ()
     device: Device = "cpu"
     dtype: Dtype = "auto"

@@ -18,24 +18,15 @@ from multiflow.base.steps import step_progress
 from multiflow.base.types import short
 from multiflow.cli.console import announcements, show, table
 from multiflow.cli.settings import (
-    AdapterFile,
-    Config,
+    DataOptions,
     Device,
     Dtype,
-    Exclude,
-    Family,
-    Group,
-    ImageColumn,
-    Images,
+    LayerOptions,
+    ModelOptions,
     Modules,
-    Processor,
-    Prompt,
     Seed,
-    TextColumn,
-    Tokens,
-    TrustRemoteCode,
-    Workers,
     chosen_adapter,
+    own_first,
 )
 from multiflow.families.batches import Counted, Source, open_batches
 from multiflow.families.opening import bundled_models, find_device, find_dtype, find_model, open_model
@@ -52,8 +43,9 @@ from multiflow.report.document import markdown, page
 METHODS = ("magnitude", "wanda", "ria", "multiflow")
 
 
+@own_first
 @dataclass(frozen=True)
-class CompareSettings:
+class CompareSettings(DataOptions, LayerOptions, ModelOptions):
     """Which pruners to compare, on which model and data.
 
     Args:
@@ -65,8 +57,6 @@ class CompareSettings:
         batches: to calibrate on, at most
         held_out: batches after them, on which sparse and dense model are compared
         batch_size: pairs or images a batch
-        tokenizer: folder or Hugging Face id
-        split: of the data, train, val or test
         out: folder for compare.html, compare.md, compare.json and the masks, new or empty
     """
 
@@ -79,22 +69,7 @@ class CompareSettings:
     held_out: Annotated[int, arg(metavar="N")] = 8
     batch_size: Annotated[int, arg(metavar="B")] = 32
     seed: Seed = 0
-    family: Family = None
-    config: Config = None
-    trust_remote_code: TrustRemoteCode = False
     modules: Modules = ()
-    tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="(default: the model's own)")] = None
-    images: Images = None
-    image_column: ImageColumn = None
-    text_column: TextColumn = None
-    processor: Processor = None
-    prompt: Prompt = None
-    split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: train)")] = None
-    workers: Workers = 0
-    exclude: Exclude = None
-    group: Group = ()
-    tokens: Tokens = "all"
-    adapter: AdapterFile = None
     out: Annotated[str, arg(metavar="DIR")] = "runs/compare"
     device: Device = "auto"
     dtype: Dtype = "auto"

@@ -20,7 +20,7 @@ from multiflow.base.progress import console_progress, paced
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
 from multiflow.cli.console import EVALUATION_FILE, say, show, table
-from multiflow.cli.settings import Config, Device, Dtype, Family, ImageColumn, Images, TextColumn, TrustRemoteCode
+from multiflow.cli.settings import Device, Dtype, ImageColumn, Images, ModelOptions, TextColumn, own_first
 from multiflow.families.family import find_family, model_types, reads_by_processor, type_of
 from multiflow.families.opening import (
     check_model,
@@ -40,8 +40,9 @@ from multiflow.tasks.task import TASKS, Figures, Task, loyalty
 from multiflow.tasks.task_model import task_model
 
 
+@own_first
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(ModelOptions):
     """What to evaluate on what.
 
     Args:
@@ -96,9 +97,6 @@ class EvaluateSettings:
     prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a usual one)")] = None
     save: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     modules: Annotated[tuple[str, ...], arg(metavar="FILE ...", help_behavior_hint="")] = ()
-    family: Family = None
-    config: Config = None
-    trust_remote_code: TrustRemoteCode = False
     device: Device = "auto"
     dtype: Dtype = "auto"
 

@@ -11,17 +11,7 @@ from tyro.conf import Positional, arg
 from multiflow.base.registry import import_modules
 from multiflow.base.structure import STRUCTURE_FILE
 from multiflow.cli.console import one_line_warnings, percent, show
-from multiflow.cli.settings import (
-    AdapterFile,
-    Config,
-    Exclude,
-    Family,
-    Group,
-    Modules,
-    Tokens,
-    TrustRemoteCode,
-    chosen_adapter,
-)
+from multiflow.cli.settings import LayerOptions, ModelOptions, Modules, chosen_adapter, own_first
 from multiflow.families.opening import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
@@ -38,8 +28,9 @@ from multiflow.pruning.result import changed_weights
 WEIGHTS = (".safetensors", ".onnx", ".data")  # ends of the names of files that hold weights
 
 
+@own_first
 @dataclass(frozen=True)
-class ExportSettings:
+class ExportSettings(LayerOptions, ModelOptions):
     """Which sparse model to write, and how.
 
     Args:
@@ -64,14 +55,7 @@ class ExportSettings:
     values: Annotated[str, arg(metavar="TYPE")] = "bf16"
     compress: Annotated[str, arg(metavar="NAME")] = "zlib"
     compact: Annotated[bool, arg(help_behavior_hint="")] = False
-    family: Family = None
-    config: Config = None
-    trust_remote_code: TrustRemoteCode = False
     modules: Modules = ()
-    exclude: Exclude = None
-    group: Group = ()
-    tokens: Tokens = "all"
-    adapter: AdapterFile = None
 
 
 def export(settings: ExportSettings) -> None:

@@ -17,7 +17,7 @@ from multiflow.base.registry import import_modules
 from multiflow.cli.console import print_figures
 from multiflow.cli.masks import write_changed_
 from multiflow.cli.pretrain import check_values
-from multiflow.cli.settings import Config, Family, Resume, TrustRemoteCode, processes
+from multiflow.cli.settings import ModelOptions, Resume, own_first, processes
 from multiflow.families.opening import (
     find_device,
     find_model,
@@ -34,8 +34,9 @@ from multiflow.training.settings import Finetuning
 MAY_BE_ZERO = ("seed", "image_size", "skip_missing", "mask_decoder", "shard")
 
 
+@own_first
 @dataclass(frozen=True)
-class FinetuneSettings:
+class FinetuneSettings(ModelOptions):
     """Which model to train for which task, with which mask, and where.
 
     Args:
@@ -61,9 +62,6 @@ class FinetuneSettings:
     ] = None
     mask_decoder: Annotated[bool, arg(help_behavior_hint="")] = False
     resume: Resume = False
-    family: Family = None
-    config: Config = None
-    trust_remote_code: TrustRemoteCode = False
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="")] = None
     processor: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="")] = None
     prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a usual one)")] = None

@@ -22,26 +22,15 @@ from multiflow.base.types import LiveWeights
 from multiflow.calibration import Checkpoint
 from multiflow.cli.console import announcements, say, show, show_run
 from multiflow.cli.settings import (
-    AdapterFile,
-    Config,
+    DataOptions,
     Device,
     Dtype,
-    Exclude,
-    Family,
-    Group,
-    ImageColumn,
-    Images,
-    Processor,
-    Prompt,
+    LayerOptions,
+    ModelOptions,
     Resume,
     Seed,
-    Split,
-    TextColumn,
-    Tokenizer,
-    Tokens,
-    TrustRemoteCode,
-    Workers,
     chosen_adapter,
+    own_first,
     parse_hyper,
     processes,
 )
@@ -64,8 +53,9 @@ FREE_TO_CHANGE = ("out", "checkpoint_every", "resume", "device", "workers")  # t
 STABLE = 0.995  # the share of the kept weights that --until-stable asks for
 
 
+@own_first
 @dataclass(frozen=True)
-class PruneSettings:
+class PruneSettings(DataOptions, LayerOptions, ModelOptions):
     """What to prune, how, and with which data.
 
     Args:
@@ -106,22 +96,7 @@ class PruneSettings:
     batches: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all, at most 3000)")] = None
     batch_size: Annotated[int, arg(metavar="B")] = 32
     seed: Seed = 0
-    family: Family = None
-    config: Config = None
-    trust_remote_code: TrustRemoteCode = False
-    tokenizer: Tokenizer = None
-    images: Images = None
-    image_column: ImageColumn = None
-    text_column: TextColumn = None
-    processor: Processor = None
-    prompt: Prompt = None
-    split: Split = None
     augment: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
-    workers: Workers = 0
-    exclude: Exclude = None
-    group: Group = ()
-    tokens: Tokens = "all"
-    adapter: AdapterFile = None
     until_stable: Annotated[bool, arg(help_behavior_hint="")] = False
     stream: Annotated[bool, arg(help_behavior_hint="")] = False
     sequential: Annotated[bool, arg(help_behavior_hint="")] = False

@@ -19,26 +19,15 @@ from multiflow.base.steps import step_progress
 from multiflow.calibration import Checkpoint
 from multiflow.cli.console import announcements, say, show, table
 from multiflow.cli.settings import (
-    AdapterFile,
-    Config,
+    DataOptions,
     Device,
-    Exclude,
-    Family,
-    Group,
-    ImageColumn,
-    Images,
+    LayerOptions,
+    ModelOptions,
     Modules,
-    Processor,
-    Prompt,
     Resume,
     Seed,
-    Split,
-    TextColumn,
-    Tokenizer,
-    Tokens,
-    TrustRemoteCode,
-    Workers,
     chosen_adapter,
+    own_first,
     processes,
 )
 from multiflow.families.batches import Source, open_batches
@@ -57,8 +46,9 @@ OWN = ("epochs", "lr", "batches_per_step", "patience", "inputs", "rank")
 KNOWN = "; ".join(f"{name} ({way.summary})" for name, way in WAYS.items())
 
 
+@own_first
 @dataclass(frozen=True)
-class RecoverSettings:
+class RecoverSettings(DataOptions, LayerOptions, ModelOptions):
     """Which masks of which model to recover, how, and with which data.
 
     Args:
@@ -94,22 +84,7 @@ class RecoverSettings:
     batches: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all, at most 128)")] = None
     batch_size: Annotated[int, arg(metavar="B")] = 32
     seed: Seed = 0
-    family: Family = None
-    config: Config = None
-    trust_remote_code: TrustRemoteCode = False
-    tokenizer: Tokenizer = None
-    images: Images = None
-    image_column: ImageColumn = None
-    text_column: TextColumn = None
-    processor: Processor = None
-    prompt: Prompt = None
-    split: Split = None
     augment: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
-    workers: Workers = 0
-    exclude: Exclude = None
-    group: Group = ()
-    tokens: Tokens = "all"
-    adapter: AdapterFile = None
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: runs/recover-HOW-HASH)")] = None
     resume: Resume = False
     device: Device = "auto"

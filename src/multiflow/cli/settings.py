@@ -11,10 +11,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 import torch
 import torch.distributed as dist
@@ -41,35 +41,12 @@ Dtype: TypeAlias = Annotated[
     str, arg(metavar="DTYPE", help="auto (as the model is stored), float32, bfloat16 or float16")
 ]
 Seed: TypeAlias = Annotated[int, arg(metavar="S", help="seed of whatever is random")]
-Family: TypeAlias = Annotated[
-    str | None,
-    arg(metavar="F", help="of an original checkpoint file, its family, such as xvlm or dino", help_behavior_hint=""),
-]
-TrustRemoteCode: TypeAlias = Annotated[
-    bool, arg(help="let Python code run that comes with the model", help_behavior_hint="")
-]
-Config: TypeAlias = Annotated[
-    str | None,
-    arg(
-        metavar="FILE",
-        help="of an original checkpoint file, its sizes: JSON, YAML or a preset",
-        help_behavior_hint="(default: base)",
-    ),
-]
 Modules: TypeAlias = Annotated[
     tuple[str, ...],
     arg(
         metavar="FILE ...",
         help="Python files, folders or names of modules with a family of your own",
         help_behavior_hint="",
-    ),
-]
-Tokenizer: TypeAlias = Annotated[
-    str | None,
-    arg(
-        metavar="DIR_OR_ID",
-        help="folder or Hugging Face id",
-        help_behavior_hint="(default: the model's own, or bert-base-uncased)",
     ),
 ]
 Images: TypeAlias = Annotated[
@@ -92,34 +69,112 @@ TextColumn: TypeAlias = Annotated[
         help_behavior_hint="(default: told by its name)",
     ),
 ]
-Processor: TypeAlias = Annotated[
-    str | None,
-    arg(
-        metavar="DIR_OR_ID",
-        help="of a model of transformers, the folder or Hugging Face id of its processor",
-        help_behavior_hint="(default: the model's own)",
-    ),
-]
-Prompt: TypeAlias = Annotated[
-    str | None,
-    arg(
-        metavar="TEXT",
-        help="what a model that answers is asked of an image, where the data do not say",
-        help_behavior_hint="(default: a usual one)",
-    ),
-]
-Split: TypeAlias = Annotated[
-    str | None,
-    arg(
-        metavar="NAME",
-        help="of the data, train, val or test; train+val takes both",
-        help_behavior_hint="(default: train)",
-    ),
-]
-Workers: TypeAlias = Annotated[int, arg(metavar="N", help="background processes that read and decode images")]
 Resume: TypeAlias = Annotated[
     bool, arg(help="go on with an unfinished run in the output folder", help_behavior_hint="")
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What commands that open a model are told of it."""
+
+    family: Annotated[
+        str | None,
+        arg(
+            metavar="F", help="of an original checkpoint file, its family, such as xvlm or dino", help_behavior_hint=""
+        ),
+    ] = None
+    config: Annotated[
+        str | None,
+        arg(
+            metavar="FILE",
+            help="of an original checkpoint file, its sizes: JSON, YAML or a preset",
+            help_behavior_hint="(default: base)",
+        ),
+    ] = None
+    trust_remote_code: Annotated[
+        bool, arg(help="let Python code run that comes with the model", help_behavior_hint="")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions:
+    """Which layers of a model are pruned, in which groups, and whose tokens count."""
+
+    exclude: Annotated[
+        str | None,
+        arg(metavar="REGEX", help="module paths that stay dense besides", help_behavior_hint=""),
+    ] = None
+    group: Annotated[
+        tuple[str, ...],
+        arg(
+            metavar="NAME=REGEX ...", help="put the layers with these module paths into a group", help_behavior_hint=""
+        ),
+    ] = ()
+    tokens: Annotated[
+        str,
+        arg(metavar="WHICH", help="which tokens of a language model's input count: all, text or image"),
+    ] = "all"
+    adapter: Annotated[
+        str | None,
+        arg(
+            metavar="FILE.py",
+            help="a Python file with 'adapter', an mf.Adapter or a function that makes one of the model",
+            help_behavior_hint="",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How commands that calibrate read their data."""
+
+    tokenizer: Annotated[
+        str | None,
+        arg(
+            metavar="DIR_OR_ID",
+            help="folder or Hugging Face id",
+            help_behavior_hint="(default: the model's own, or bert-base-uncased)",
+        ),
+    ] = None
+    images: Images = None
+    image_column: ImageColumn = None
+    text_column: TextColumn = None
+    processor: Annotated[
+        str | None,
+        arg(
+            metavar="DIR_OR_ID",
+            help="of a model of transformers, the folder or Hugging Face id of its processor",
+            help_behavior_hint="(default: the model's own)",
+        ),
+    ] = None
+    prompt: Annotated[
+        str | None,
+        arg(
+            metavar="TEXT",
+            help="what a model that answers is asked of an image, where the data do not say",
+            help_behavior_hint="(default: a usual one)",
+        ),
+    ] = None
+    split: Annotated[
+        str | None,
+        arg(
+            metavar="NAME",
+            help="of the data, train, val or test; train+val takes both",
+            help_behavior_hint="(default: train)",
+        ),
+    ] = None
+    workers: Annotated[int, arg(metavar="N", help="background processes that read and decode images")] = 0
+
+
+def own_first(settings: type[Settings]) -> type[Settings]:
+    """Let the help of a command list its own options before those that it shares with others."""
+    known: dict[str, Any] = settings.__dataclass_fields__  # type: ignore[attr-defined]
+    own = settings.__annotations__
+    ordered = [*(name for name in known if name in own), *(name for name in known if name not in own)]
+    settings.__dataclass_fields__ = {name: known[name] for name in ordered}  # type: ignore[attr-defined]
+    return settings
+
 
 STYLE = (
     tyro.conf.DisallowNone,
@@ -256,42 +311,7 @@ def parse_value(text: str) -> int | float | bool | str:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-Exclude: TypeAlias = Annotated[
-    str | None,
-    arg(metavar="REGEX", help="module paths that stay dense besides", help_behavior_hint=""),
-]
-Group: TypeAlias = Annotated[
-    tuple[str, ...],
-    arg(metavar="NAME=REGEX ...", help="put the layers with these module paths into a group", help_behavior_hint=""),
-]
-Tokens: TypeAlias = Annotated[
-    str,
-    arg(metavar="WHICH", help="which tokens of a language model's input count: all, text or image"),
-]
-AdapterFile: TypeAlias = Annotated[
-    str | None,
-    arg(
-        metavar="FILE.py",
-        help="a Python file with 'adapter', an mf.Adapter or a function that makes one of the model",
-        help_behavior_hint="",
-    ),
-]
-
-
-class Chosen(Protocol):
-    """Settings of a command with the four options."""
-
-    @property
-    def exclude(self) -> str | None: ...
-    @property
-    def group(self) -> tuple[str, ...]: ...
-    @property
-    def tokens(self) -> str: ...
-    @property
-    def adapter(self) -> str | None: ...
-
-
-def chosen_adapter(model: nn.Module, settings: Chosen) -> Adapter:
+def chosen_adapter(model: nn.Module, settings: LayerOptions) -> Adapter:
     """Return the adapter that the options ask for."""
     if settings.adapter is None:
         return adapter_for(

@@ -25,18 +25,7 @@ from multiflow.cli import COMMANDS
 from multiflow.cli.console import find_run, megabytes, percent, show_run, table
 from multiflow.cli.console import show as put
 from multiflow.cli.masks import compare_masks, is_mask_file, show_masks
-from multiflow.cli.settings import (
-    AdapterFile,
-    Config,
-    Exclude,
-    Family,
-    Group,
-    Modules,
-    Tokens,
-    TrustRemoteCode,
-    chosen_adapter,
-    parse,
-)
+from multiflow.cli.settings import LayerOptions, ModelOptions, Modules, chosen_adapter, own_first, parse
 from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionItem, open_data
 from multiflow.data.dataset import AnyData, Clip
 from multiflow.data.images import WHOLE, NoSuchSplit
@@ -54,8 +43,9 @@ from multiflow.tasks.task import TASKS
 WHAT = "pruners, models, tasks, MODEL, MASK_FILE [MASK_FILE], RUN_DIR or data DIR"
 
 
+@own_first
 @dataclass(frozen=True)
-class ShowSettings:
+class ShowSettings(LayerOptions, ModelOptions):
     """What to show.
 
     Args:
@@ -69,17 +59,10 @@ class ShowSettings:
 
     what: Positional[tuple[str, ...]]
     model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
-    family: Family = None
-    config: Config = None
-    trust_remote_code: TrustRemoteCode = False
     modules: Modules = ()
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
     image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
     text_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: told by its name)")] = None
-    exclude: Exclude = None
-    group: Group = ()
-    tokens: Tokens = "all"
-    adapter: AdapterFile = None
 
 
 def show(settings: ShowSettings) -> None:

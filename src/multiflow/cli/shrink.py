@@ -14,24 +14,13 @@ from multiflow.base.steps import step_progress
 from multiflow.base.structure import STRUCTURE_FILE
 from multiflow.cli.console import announcements, one_line_warnings, percent, show, table
 from multiflow.cli.settings import (
-    AdapterFile,
-    Config,
-    Exclude,
-    Family,
-    Group,
-    ImageColumn,
-    Images,
+    DataOptions,
+    LayerOptions,
+    ModelOptions,
     Modules,
-    Processor,
-    Prompt,
     Seed,
-    Split,
-    TextColumn,
-    Tokenizer,
-    Tokens,
-    TrustRemoteCode,
-    Workers,
     chosen_adapter,
+    own_first,
     parse_hyper,
 )
 from multiflow.families.batches import Source, open_batches
@@ -51,8 +40,9 @@ from multiflow.pruning.units import find_units
 MODEL, RUN = "model", "units"
 
 
+@own_first
 @dataclass(frozen=True)
-class ShrinkSettings:
+class ShrinkSettings(DataOptions, LayerOptions, ModelOptions):
     """What is to become smaller, and how.
 
     Args:
@@ -81,22 +71,7 @@ class ShrinkSettings:
     modules: Modules = ()
     batches: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all, at most 3000)")] = None
     batch_size: Annotated[int, arg(metavar="B")] = 32
-    tokenizer: Tokenizer = None
-    images: Images = None
-    image_column: ImageColumn = None
-    text_column: TextColumn = None
-    processor: Processor = None
-    prompt: Prompt = None
-    split: Split = None
-    workers: Workers = 0
     seed: Seed = 0
-    family: Family = None
-    config: Config = None
-    trust_remote_code: TrustRemoteCode = False
-    exclude: Exclude = None
-    group: Group = ()
-    tokens: Tokens = "all"
-    adapter: AdapterFile = None
 
 
 def shrink(settings: ShrinkSettings) -> None:

@@ -15,17 +15,7 @@ from multiflow.base.files import write_atomically
 from multiflow.base.registry import import_modules
 from multiflow.base.steps import step_progress
 from multiflow.cli.console import one_line_warnings, say, show, table
-from multiflow.cli.settings import (
-    AdapterFile,
-    Config,
-    Exclude,
-    Family,
-    Group,
-    Modules,
-    Tokens,
-    TrustRemoteCode,
-    chosen_adapter,
-)
+from multiflow.cli.settings import LayerOptions, ModelOptions, Modules, chosen_adapter, own_first
 from multiflow.families.opening import find_model, open_model, put_on, quiet_transformers
 from multiflow.formats import speed as measure
 from multiflow.formats.speeds import FORMS, SAMPLES
@@ -35,8 +25,9 @@ from multiflow.report.document import markdown, page
 from multiflow.report.speed import speed_document
 
 
+@own_first
 @dataclass(frozen=True)
-class SpeedSettings:
+class SpeedSettings(LayerOptions, ModelOptions):
     """What to measure.
 
     Args:
@@ -63,14 +54,7 @@ class SpeedSettings:
     clock: Annotated[str, arg(metavar="NAME")] = "wall"
     threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: torch's)")] = None
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: none, the table is printed)")] = None
-    family: Family = None
-    config: Config = None
-    trust_remote_code: TrustRemoteCode = False
     modules: Modules = ()
-    exclude: Exclude = None
-    group: Group = ()
-    tokens: Tokens = "all"
-    adapter: AdapterFile = None
 
 
 def speed(settings: SpeedSettings) -> None:
