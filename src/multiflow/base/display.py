@@ -9,16 +9,23 @@ from markupsafe import Markup, escape
 BAR = 120  # pixels of a bar that says 100 %
 
 
-def share(value: float) -> str:
-    """Write a share in percent, and never as all or nothing where it is not.
+def percent(share: float, digits: int = 1, *, short: bool = True, space: str = " ") -> str:
+    """Write a share in [0, 1] as percent: the one writer of all. What is not everything never reads 100, what is
+    something never 0.
 
-    >>> share(0.75), share(0.63004), share(0.99999), share(1.0)
-    ('75 %', '63 %', '99.9 %', '100 %')
+    Args:
+        share: from 0 to 1.
+        digits: behind the point.
+        short: whether digits that are all zero are left out.
+        space: before the sign; pages take one that does not break.
+
+    >>> percent(0.75), percent(0.63004), percent(0.99999), percent(1.0), percent(0.63, 2, short=False)
+    ('75 %', '63 %', '99.9 %', '100 %', '63.00 %')
     """
-    percent = 100 * value
-    if 0 < percent < 0.1 or 99.9 < percent < 100:
-        return "0.1 %" if percent < 1 else "99.9 %"
-    return f"{percent:.1f}".removesuffix(".0") + " %"
+    step = 10.0**-digits
+    value = min(max(100 * share, step), 100 - step) if 0 < share < 1 else 100 * share
+    text = f"{value:.{digits}f}"
+    return f"{text.removesuffix('.' + '0' * digits) if short else text}{space}%"
 
 
 def shares(values: Mapping[str, float]) -> str:
@@ -27,7 +34,7 @@ def shares(values: Mapping[str, float]) -> str:
     >>> shares({"vision": 0.75, "text": 0.5})
     'vision 75 %, text 50 %'
     """
-    return ", ".join(f"{name} {share(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {percent(value)}" for name, value in values.items())
 
 
 def bar(value: float) -> Markup:
@@ -36,7 +43,7 @@ def bar(value: float) -> Markup:
     return Markup(
         '<span style="display:inline-block;width:{}px;height:.7em;border:1px solid;border-radius:2px;opacity:.75">'
         '<span style="display:block;width:{}px;height:100%;background:currentColor;opacity:.6"></span></span> {}'
-    ).format(BAR, width, share(value))
+    ).format(BAR, width, percent(value))
 
 
 def html_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str | Markup]], note: str = "") -> str:

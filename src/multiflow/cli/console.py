@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from multiflow.base import display
 from multiflow.base.errors import MultiflowError
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def percent(share: float) -> str:
-    """Write a share as a percentage.
+    """Write a share as tables of commands do, which compare it with others.
 
     >>> percent(0.63)
     '63.00 %'
     """
-    return f"{100 * share:.2f} %"
+    return display.percent(share, 2, short=False)
 
 
 def megabytes(size: int) -> str:

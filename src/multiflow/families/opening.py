@@ -29,7 +29,7 @@ from multiflow.families.family import FAMILIES, adapter_for, family_of, model_ty
 from multiflow.families.original import Original, fill, read_config, read_tensors
 from multiflow.families.own_code import auto_class, code_files, own_class
 from multiflow.masks import Masks, is_original
-from multiflow.masks.sharing import find_masks
+from multiflow.masks.sharing import find_mask_file
 from multiflow.pruning.result import changed_weights
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _open_masks(source: Masks | str | Path, sparsity: float | None) -> Callable[
     """Read masks; return what applies them to the model."""
     if isinstance(source, Masks):
         return source.apply_
-    file = find_masks(source, sparsity)
+    file = find_mask_file(source, sparsity)
     masks = Masks.load(file, sparsity)
     changed = changed_weights(file, masks)
     if not is_original(file):

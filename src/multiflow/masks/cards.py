@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from zlib import crc32
 
-from multiflow.base.display import share
+from multiflow.base.display import percent
 from multiflow.base.types import short
 from multiflow.masks.masks import Masks
 
@@ -63,7 +63,7 @@ def model_card(masks: Masks, model: str, command: str = "", data: str = "") -> s
     return "\n".join(
         [
             *_header(model, ["pruning", "sparsity", "multiflow"]),
-            f"# {model}, {share(masks.sparsity)} of its prunable weights zero",
+            f"# {model}, {percent(masks.sparsity)} of its prunable weights zero",
             "",
             "An ordinary folder of transformers: the weights that were pruned by "
             f"{masks.settings.get('method', 'an unknown method')} are stored as zeros. Zeros alone make a model "
@@ -84,7 +84,7 @@ def zeros_table(masks: Mapping[float, Masks]) -> list[str]:
     """Write a Markdown table: a row a sparsity, the share of zeros in every group."""
     groups = list(dict.fromkeys(group for one in masks.values() for group in one.layout.groups))
     rows = [
-        [short(asked), share(one.sparsity), *(share(one.group_sparsities()[group]) for group in groups)]
+        [short(asked), percent(one.sparsity), *(percent(one.group_sparsities()[group]) for group in groups)]
         for asked, one in masks.items()
     ]
     head = ["asked", "zeros", *(_cell(group) for group in groups)]

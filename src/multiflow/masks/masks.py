@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multiflow.base.display import bar, html_table, share, shares
+from multiflow.base.display import bar, html_table, percent, shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.guards import alone, check_layer, check_module, check_overlap, check_values
 from multiflow.base.registry import resolve
@@ -67,7 +67,7 @@ class Masks(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         method = f"{self.settings['method']}, " if "method" in self.settings else ""
-        zeros = f"{share(self.sparsity)} zeros: {shares(self.group_sparsities())}"
+        zeros = f"{percent(self.sparsity)} zeros: {shares(self.group_sparsities())}"
         return f"Masks({method}{len(self)} layers, {self.layout.size:,} weights, {zeros})"
 
     def _repr_html_(self) -> str:
@@ -350,7 +350,9 @@ class Masks(Mapping[str, Tensor]):
 
         >>> mf.Masks.from_pretrained("user/masks", sparsity=0.75)      # doctest: +SKIP
         """
-        return Masks.load(resolve("multiflow.masks.sharing:find_masks")(source, sparsity, revision, token), sparsity)
+        return Masks.load(
+            resolve("multiflow.masks.sharing:find_mask_file")(source, sparsity, revision, token), sparsity
+        )
 
     def _by_original_name(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         layer_of: dict[str, str] = {}

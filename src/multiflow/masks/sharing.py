@@ -18,7 +18,7 @@ RUN_FILES = ("mask-*.safetensors", "weights-*.safetensors", "result.json", CARD)
 """Patterns of the files of a pruning, all that is loaded of a repository."""
 
 
-def find_masks(
+def find_mask_file(
     source: str | Path, sparsity: float | None = None, revision: str | None = None, token: str | None = None
 ) -> Path:
     """Find the mask file at a sparsity: in a folder, in a repository of the Hub, or the file that was named.

@@ -20,7 +20,7 @@ from multiflow.base.artifacts import (
     write_facts,
     write_tensors,
 )
-from multiflow.base.display import bar, html_table, share
+from multiflow.base.display import bar, html_table, percent
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.hub import fetch, publish
@@ -79,7 +79,7 @@ class Result:
     def _repr_html_(self) -> str:
         groups = list(dict.fromkeys(group for masks in self.masks.values() for group in masks.layout.groups))
         rows = [
-            [short(asked), share(masks.sparsity), *(bar(masks.group_sparsities()[group]) for group in groups)]
+            [short(asked), percent(masks.sparsity), *(bar(masks.group_sparsities()[group]) for group in groups)]
             for asked, masks in self.masks.items()
         ]
         return html_table(repr(self), ["asked", "zeros", *groups], rows)

@@ -141,7 +141,7 @@ def recover(
     """
     # 1. what is asked for
     asked = find_ways(how, settings, seed)
-    masks, weights, sparsity = find_masks(result, sparsity)
+    masks, weights, sparsity = chosen_masks(result, sparsity)
     adapter = find_adapter(model, adapter)
     check_teacher(model, masks)
     if isinstance(batches, Stats):
@@ -224,7 +224,7 @@ def find_ways(
     return found
 
 
-def find_masks(result: Result | Masks, sparsity: float | None) -> tuple[Masks, Mapping[str, Tensor] | None, float]:
+def chosen_masks(result: Result | Masks, sparsity: float | None) -> tuple[Masks, Mapping[str, Tensor] | None, float]:
     """Return masks, changed weights and sparsity of what is to be recovered."""
     if isinstance(result, Masks):
         own = result.settings.get("sparsity", result.sparsity)

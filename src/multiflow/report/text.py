@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
+from multiflow.base import display
+
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -20,16 +22,12 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """Write a share in [0, 1] as percent; what is not everything never reads 100, what is something never 0.
+    """Write a share in [0, 1] as pages do: whole percents, and a space that does not break.
 
     >>> percent(0.63), percent(0.9996, 1), percent(1.0)
     ('63\\xa0%', '99.9\\xa0%', '100\\xa0%')
     """
-    step = 10.0**-digits
-    value = share * 100
-    if 0 < share < 1:
-        value = min(max(value, step), 100 - step)
-    return f"{value:.{digits}f}{NBSP}%"
+    return display.percent(share, digits, short=False, space=NBSP)
 
 
 def nominal(sparsity: float) -> str:

@@ -18,7 +18,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.files import shortened
 from multiflow.base.types import weights_of
 from multiflow.families.automatic.roles import NO_LINEAR, Roles, find_roles
-from multiflow.families.automatic.streams import find_masks, find_streams
+from multiflow.families.automatic.streams import find_streams, find_token_masks
 
 
 def is_of_transformers(model: Any) -> bool:
@@ -65,7 +65,7 @@ def automatic_adapter(
         forward=_forward,
         loss=find_loss(model),
         streams={**(streams or {}), **{regex_of(layers, paths): name for name, layers in by_stream.items()}},
-        token_masks=find_masks(model, roles.groups, tokens),
+        token_masks=find_token_masks(model, roles.groups, tokens),
         outputs=_outputs,
         dense=roles.dense,
         towers=roles.towers,

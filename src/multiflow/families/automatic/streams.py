@@ -134,7 +134,7 @@ def _laid(mask: Tensor, lead: tuple[int, ...]) -> Tensor | None:
     return mask.reshape(lead) if at == len(shape) and tuple(merged) == lead else None
 
 
-def find_masks(model: Any, groups: Iterable[str], tokens: str = "all") -> Callable[[Any], Mapping[str, Any]]:
+def find_token_masks(model: Any, groups: Iterable[str], tokens: str = "all") -> Callable[[Any], Mapping[str, Any]]:
     """Return ``f(batch) -> {stream: Choice}`` for a transformers model.
 
     Args:
