@@ -28,7 +28,7 @@ from multiflow.tasks.task import TASKS
 ROW = re.compile(r"^\W*(?:-h, )?(--[a-z][\w-]*)(?:, --no-[\w-]+)?(?: ([A-Z\[{|][^ ]*))?", re.M)
 """A row of the help: an option, and what it takes."""
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-VALUES: Mapping[str, Callable[[], Sequence[str]]] = {
+TAKES: Mapping[str, Callable[[], Sequence[str]]] = {
     "--method": lambda: list(PRUNERS),
     "--methods": lambda: list(PRUNERS),
     "--allocation": lambda: list(ALLOCATIONS),
@@ -96,7 +96,7 @@ def known_words() -> dict[str, Words]:
 def bash(known: Mapping[str, Words]) -> str:
     """Write the script for bash."""
     first = " ".join([*dict.fromkeys(name.split()[0] for name in known), "--help", "--version"])
-    values = [f'    {name}) found="{" ".join(of())}";;' for name, of in VALUES.items()]
+    values = [f'    {name}) found="{" ".join(of())}";;' for name, of in TAKES.items()]
     options = [
         f'    "{name}") options="{" ".join(of.options)}"; arguments="{" ".join(of.arguments)}";;'
         for name, of in known.items()
@@ -139,7 +139,7 @@ def zsh(known: Mapping[str, Words]) -> str:
     alone = {name: of.summary for name, of in known.items() if " " not in name}
     first = {**alone, **{name: f"{name} {' | '.join(of)}" for name, of in groups_of(known).items()}}
     described = [f"      {shlex.quote(f'{name}:{text}')}" for name, text in first.items()]
-    values = [f"    {name}) compadd -- {' '.join(of())}; return;;" for name, of in VALUES.items()]
+    values = [f"    {name}) compadd -- {' '.join(of())}; return;;" for name, of in TAKES.items()]
     options = [
         f"    {shlex.quote(name)}) options=({' '.join(of.options)}); arguments=({' '.join(of.arguments)});;"
         for name, of in known.items()
@@ -197,7 +197,7 @@ def fish(known: Mapping[str, Words]) -> str:
         if words.arguments:
             lines.append(f"{when} -a {shlex.quote(' '.join(words.arguments))}")
         for option, takes in words.options.items():
-            own = f" -x -a {shlex.quote(' '.join(VALUES[option]()))}" if option in VALUES else " -r" * takes
+            own = f" -x -a {shlex.quote(' '.join(TAKES[option]()))}" if option in TAKES else " -r" * takes
             lines.append(f"{when} -l {option.removeprefix('--')}{own}")
     return "\n".join(lines)
 

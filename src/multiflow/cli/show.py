@@ -171,7 +171,7 @@ def used_layers(model: nn.Module, place: str, adapter: Adapter) -> tuple[Adapter
     return left_out(model, adapter, layout, find_unused(model, adapter, layout, sample)), ""
 
 
-WORDS = {
+PACKED_PARTS = {
     "bitmap": "which weights are kept: a bit each",
     "values": "the weights that are kept",
     "scales": "a number a row of int8",
@@ -186,7 +186,7 @@ def packed_table(path: Path) -> Table:
     parts = packed_parts(path)
     whole, dense = sum(part.size for part in parts), sum(part.dense for part in parts)
     rows = [
-        (part.part, WORDS[part.part], part.tensors or "-", megabytes(part.size), percent(part.size / whole))
+        (part.part, PACKED_PARTS[part.part], part.tensors or "-", megabytes(part.size), percent(part.size / whole))
         for part in parts
     ]
     rows.append(("in all", f"{percent(whole / dense)} of {megabytes(dense)} dense", "-", megabytes(whole), percent(1)))
