@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -132,15 +131,15 @@ def llmcompressor(name: str) -> Callable[[Any, list[dict[str, torch.Tensor]]], A
 
 
 CONTESTANTS: dict[str, tuple[str, Callable[[Any, list[dict[str, torch.Tensor]]], Any]]] = {
+    "ours: wanda": ("", ours("wanda")),
+    "llm-compressor: Wanda": ("llmcompressor", llmcompressor("wanda")),
+    "ours: sparsegpt": ("", ours("sparsegpt")),
+    "llm-compressor: SparseGPT": ("llmcompressor", llmcompressor("sparsegpt")),
     "ours: magnitude": ("", ours("magnitude")),
     "torch: global_unstructured": ("", torch_global),
     "nncf: global magnitude": ("nncf", nncf("UNSTRUCTURED_MAGNITUDE_GLOBAL")),
     "ours: magnitude-layer": ("", ours("magnitude-layer")),
     "nncf: local magnitude": ("nncf", nncf("UNSTRUCTURED_MAGNITUDE_LOCAL")),
-    "ours: wanda": ("", ours("wanda")),
-    "llm-compressor: Wanda": ("llmcompressor", llmcompressor("wanda")),
-    "ours: sparsegpt": ("", ours("sparsegpt")),
-    "llm-compressor: SparseGPT": ("llmcompressor", llmcompressor("sparsegpt")),
     "ours: exchange": ("", ours("exchange")),
 }
 """Name -> its environment ("" for this one) and how it prunes a model in place."""
@@ -197,7 +196,9 @@ def run_one(work: Path, name: str, out: Path) -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest memory of this program so far; `getrusage` would count what started it as well."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 @torch.no_grad()
@@ -219,8 +220,8 @@ def quality(work: Path, path: Path) -> dict[str, Any]:
     dense = [model.model(**batch).last_hidden_state for batch in held]
     errors, zeros, exact, size = [], 0, 0, 0
     for name, module in layers.items():
-        weight, new = module.weight.double(), found[name].double()
-        moment = stats.get_layer("input_moment", name).double()
+        weight, new = module.weight, found[name]
+        moment = stats.get_layer("input_moment", name).float()
         away = new - weight
         errors.append(float(((away @ moment) * away).sum() / ((weight @ moment) * weight).sum()))
         dropped = int((new == 0).sum())
@@ -239,10 +240,13 @@ def quality(work: Path, path: Path) -> dict[str, Any]:
     }
 
 
+def place_of(work: Path, name: str) -> Path:
+    """Return where the weights of a contestant lie."""
+    return work / f"weights-{list(CONTESTANTS).index(name)}.pt"
+
+
 def contest(work: Path, name: str, threads: int) -> dict[str, Any]:
-    """Run a contestant in its process; return its figures, or why there are none."""
-    out = work / "weights.pt"
-    out.unlink(missing_ok=True)
+    """Run a contestant in its process; return what it took, or why it did not end."""
     try:
         python = environment(work, CONTESTANTS[name][0])
         command = [str(python), __file__, "--work", str(work), "--threads", str(threads), "--one", name]
@@ -250,8 +254,7 @@ def contest(work: Path, name: str, threads: int) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **limits}, check=False)
         if done.returncode:
             return {"failed": (done.stderr.strip().splitlines() or ["no word"])[-1]}
-        load = round(os.getloadavg()[0], 1)
-        return {**json.loads(done.stdout.splitlines()[-1]), **quality(work, out), "load": load}
+        return {**json.loads(done.stdout.splitlines()[-1]), "load": round(os.getloadavg()[0], 1)}
     except subprocess.CalledProcessError as error:
         return {"failed": f"does not install: {error}"}
 
@@ -266,21 +269,28 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.one:
-        print("\n" + json.dumps(run_one(args.work, args.one, args.work / "weights.pt")))
+        print("\n" + json.dumps(run_one(args.work, args.one, place_of(args.work, args.one))))
         return
     if not (args.work / "tokens.pt").exists():
         prepare(args.work)
-    known = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    found: dict[str, Any] = known.get("contestants", {})
+    log = args.work / "runs.json"  # what has run before is not run again
+    found: dict[str, Any] = json.loads(log.read_text()) if log.exists() else {}
     for name in args.only:
-        found[name] = row = contest(args.work, name, args.threads)
-        print(name, json.dumps(row), flush=True)
-        if args.json:
-            setting = {"config": CONFIG, "sparsity": SPARSITY, "sequences": SEQUENCES, "length": LENGTH}
-            machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": TORCH}
-            ordered = {key: found[key] for key in CONTESTANTS if key in found}
-            whole = {**setting, "threads": args.threads, "machine": machine, "contestants": ordered}
-            args.json.write_text(json.dumps(whole, indent=1) + "\n")
+        if name not in found or "failed" in found[name]:
+            found[name] = contest(args.work, name, args.threads)
+            print(name, json.dumps(found[name]), flush=True)
+            log.write_text(json.dumps(found, indent=1))
+    for name in args.only:
+        if "failed" not in found[name] and "layer_error" not in found[name]:
+            found[name] |= quality(args.work, place_of(args.work, name))
+            print(name, json.dumps(found[name]), flush=True)
+            log.write_text(json.dumps(found, indent=1))
+    if args.json:
+        setting = {"config": CONFIG, "sparsity": SPARSITY, "sequences": SEQUENCES, "length": LENGTH}
+        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": TORCH}
+        ordered = {key: found[key] for key in CONTESTANTS if key in found}
+        whole = {**setting, "threads": args.threads, "machine": machine, "contestants": ordered}
+        args.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":
