@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.guards import check_values, exclusively
-from multiflow.base.types import Layer, Layout, LiveWeights
+from multiflow.base.types import Layer, Layout
 from multiflow.families.family import Places, adapter_for
 from multiflow.masks import Masks
 from multiflow.tasks.task import TASKS
@@ -45,7 +45,7 @@ def task_model(model: nn.Module, task: str, masks: Masks | None = None, **option
             raise MultiflowError(f"masks is a {type(masks).__name__}; expected mf.Masks, such as mf.Masks.load(file)")
         masks.find_weights(model)
     else:  # the same guards: nothing unfit goes on into a task
-        check_values(LiveWeights(model, adapter_for(model).layout(model)))
+        check_values({name.removesuffix(".weight"): weight for name, weight in model.named_parameters()})
     built, places = build_task_model(model, task, **options)
     if masks is not None:
         task_masks(masks, places, built).apply_(built)

@@ -373,6 +373,14 @@ def test_a_model_of_no_library_is_refused():
         mf.adapter_for(nn.Linear(2, 2))
 
 
+def test_a_model_with_a_tower_that_cannot_be_pruned_does_its_tasks_all_the_same():
+    model = tiny.build("align", "AlignModel")
+    adapter = mf.adapter_for(model, exclude=r"^vision_model(\.|$)")
+    masks = mf.prune(model, "magnitude", 0.5, adapter=adapter).masks[0.5]
+    assert masks.is_applied(mf.task_model(model, "retrieval", masks))
+    assert type(mf.task_model(model, "retrieval")) is type(model)
+
+
 def test_a_batch_of_another_processor_is_said_in_a_sentence():
     model = built("llava")
     batch = tiny.batch(model)
