@@ -6,6 +6,7 @@ from importlib import metadata
 
 import pytest
 
+from multiflow.cli import doctor
 from tests.conftest import Run
 
 
@@ -35,3 +36,14 @@ def test_what_is_missing_or_too_old(run: Run, monkeypatch: pytest.MonkeyPatch, f
     assert "not everything is there: safetensors" in said.out
     assert "pip install -e '.[data]'" in said.out
     assert found is None or "0.1 is installed" in said.out
+
+
+def test_one_who_installed_a_wheel_is_told_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "__file__", "/site-packages/multiflow/cli/doctor.py")
+    assert doctor.install("data") == "pip install 'multiflow-pruning[data]'"
+    assert doctor.install() == "pip install --upgrade multiflow-pruning"
+
+
+def test_every_extra_that_users_need_is_described() -> None:
+    extras = metadata.metadata("multiflow-pruning").get_all("Provides-Extra")
+    assert set(extras) - set(doctor.DEVELOPMENT) <= set(doctor.EXTRAS)

@@ -30,6 +30,7 @@ def test_outputs_are_there_and_small(path: Path) -> None:
     assert "/tmp" not in path.read_text()
 
 
+@pytest.mark.slow
 def test_the_first_runs_without_a_kernel(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     for cell in code_of(FOLDER / "prune.ipynb"):

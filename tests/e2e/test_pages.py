@@ -24,7 +24,7 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/*.md", "docs/tutorials/*.md", "src/multiflow/assets/*/README.md")
     for path in ROOT.glob(pattern)
 )
-QUICK = [page for page in PAGES if "/tutorials/" in page]
+QUICK = [page for page in PAGES if "/tutorials/" in page and "fine-tune" not in page]
 """Pages whose commands run always; ``test_first_ten_minutes.py`` runs one more."""
 ELSEWHERE = ("docs/fine-tuning.md", "docs/add-a-model.md", "docs/first-ten-minutes.md", *QUICK)
 """Pages whose Python another test runs, and looks at what comes of it."""

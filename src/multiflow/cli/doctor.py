@@ -26,6 +26,7 @@ EXTRAS = {
     "slurm": "benchmarks by Slurm",
     "onnx": "models for other runtimes (multiflow export --format onnx)",
     "zstd": "packed files with zstd",
+    "vlm": "what some processors need (SmolVLM, Idefics 3)",
 }
 """Extra of the package -> what it is for; one that is not described here is listed by its name alone."""
 
@@ -47,7 +48,7 @@ def doctor(settings: DoctorSettings) -> int:
         table("", ["what", "here"], [*machine().items(), *places().items(), *captions().items()]),
     )
     if broken:
-        show(f"not everything is there: {', '.join(broken)}; in the checkout: pip install -c constraints.txt -e .")
+        show(f"not everything is there: {', '.join(broken)}; {install()}")
     return 1 if broken else 0
 
 
@@ -74,9 +75,16 @@ def requirements() -> tuple[dict[str, str], dict[str, str]]:
                 )
     missing = {extra: [said for said in all_of if said.startswith("MISSING")] for extra, all_of in extras.items()}
     return required, {
-        extra: f"pip install -e '.[{extra}]' ({'; '.join(missing[extra])})" if missing[extra] else ", ".join(all_of)
+        extra: f"{install(extra)} ({'; '.join(missing[extra])})" if missing[extra] else ", ".join(all_of)
         for extra, all_of in extras.items()
     }
+
+
+def install(extra: str | None = None) -> str:
+    """Say how to install what is missing, in a checkout or where a wheel was installed."""
+    if (Path(__file__).parents[3] / "pyproject.toml").is_file():
+        return f"pip install -e '.[{extra}]'" if extra else "in the checkout: pip install -c constraints.txt -e ."
+    return f"pip install '{DISTRIBUTION}[{extra}]'" if extra else f"pip install --upgrade {DISTRIBUTION}"
 
 
 def machine() -> dict[str, str]:
