@@ -44,6 +44,25 @@ def finetune(given: Setting, out: Path) -> list[str]:
     return ["finetune", "retrieval", str(given.model), "--mask", str(given.mask), *data, *few, "--out", str(out)]
 
 
+def pairs(given: Setting) -> list[str]:
+    return ["--data", str(given.world / "pretrain" / "cc3m"), "--batch-size", "2", "--batches", "2"]
+
+
+def recover(given: Setting, out: Path) -> list[str]:
+    few = ["--mask", str(given.mask), "--how", "scale", "--epochs", "1"]
+    return ["recover", str(given.model), *pairs(given), *few, "--device", "cpu", "--out", str(out)]
+
+
+def compare(given: Setting, out: Path) -> list[str]:
+    few = ["--methods", "magnitude", "--sparsity", "0.5", "--held-out", "1", "--device", "cpu"]
+    return ["compare", str(given.model), *pairs(given), *few, "--out", str(out)]
+
+
+def speed(given: Setting, out: Path) -> list[str]:
+    few = ["--forms", "dense-fp32", "--samples", "1", "--seconds", "0.1"]
+    return ["speed", str(given.model), *few, "--out", str(out)]
+
+
 def demo(given: Setting, out: Path) -> list[str]:
     few = ["--scenes", "8", "--shortlist", "4", "--batches", "1", "--batch-size", "3", "--examples", "2"]
     return ["demo", "--model", str(given.model), "--sparsity", "0.5", *few, "--out", str(out)]
@@ -55,6 +74,13 @@ COMMANDS: dict[str, Callable[[Setting, Path], list[str]]] = {
     "prune-steps": prune("itersnip", "--set", "steps=2", "batches_per_step=1"),
     "apply": lambda given, out: ["apply", str(given.model), str(given.mask), "--out", str(out)],
     "export": lambda given, out: ["export", str(given.model), "--mask", str(given.mask), "--out", str(out)],
+    "export-folder": lambda given, out: [
+        *["export", str(given.model), "--mask", str(given.mask), "--format", "folder", "--out", str(out)],
+    ],
+    "recover": recover,
+    "compare": compare,
+    "shrink": lambda given, out: ["shrink", str(given.model), "--method", "magnitude", "--out", str(out)],
+    "speed": speed,
     "shapes": lambda given, out: ["shapes", str(out), "--train", "24", "--val", "4", "--test", "4"],
     "pretrain": lambda given, out: ["pretrain", str(out), "--vision-steps", "2", "--steps", "2"],
     "digits": lambda given, out: ["digits", str(out), "--images-only"],
@@ -68,3 +94,6 @@ COMMANDS: dict[str, Callable[[Setting, Path], list[str]]] = {
     "bench report": lambda given, out: ["bench", "report", str(given.grid), "--out", str(out)],
 }
 """Name -> the words of a command that writes to a place."""
+
+READ_ALONE = ("show", "doctor", "completion")
+"""Commands that write nothing but what they print."""

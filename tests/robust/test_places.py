@@ -9,19 +9,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 import multiflow as mf
+from multiflow.cli import COMMANDS as mf_commands
 from multiflow.cli import main
 from multiflow.worlds.shapes import write
 from tests import processes
 from tests.bench.conftest import config
 from tests.cli.conftest import files
 from tests.conftest import Run
-from tests.robust.commands import COMMANDS, Place, Setting
+from tests.robust.commands import COMMANDS, READ_ALONE, Place, Setting
 
 
 def mounted(folder: Path, options: str) -> bool:
@@ -77,6 +79,17 @@ def test_a_place_that_takes_no_more(run: Run, setting: Setting, place: Place, na
     assert {path for path in left if not is_whole(place.disk / path)} == set(before), "nothing half-written"
 
 
+def test_every_command_of_the_program_is_tried():
+    """One that is new has to be in one of the two lists; what writes has a field for the place."""
+    tried = {COMMANDS[name](SOMEWHERE, Path("out"))[0] for name in COMMANDS}
+    for name, command in mf_commands.items():
+        settings, _ = command.load()
+        writes = {"out", "save", "out_dir"} & {field.name for field in fields(settings)}
+        assert (name.split()[0] in tried) == bool(writes), name
+        assert (name in READ_ALONE) != bool(writes), name
+
+
+SOMEWHERE = Setting(*[Path("somewhere")] * len(Setting._fields))
 THEIRS = ("prune", "apply", "shapes")
 NARROW = ("prune-lobs", "apply", "finetune")
 MEGABYTES = 64  # that are left to a command when everything is imported
