@@ -386,5 +386,8 @@ def test_a_batch_of_another_processor_is_said_in_a_sentence():
     batch = tiny.batch(model)
     batch["input_ids"] = batch["input_ids"].clone()
     batch["input_ids"][0, 3] = 5  # one place for a patch less
-    with pytest.raises(mf.MultiflowError, match=r"batch 1 does not fit a LlavaForConditionalGeneration .*processor"):
-        mf.prune(model, "wanda", 0.5, [batch])
+    for method in ("wanda", "snip"):
+        with pytest.raises(
+            mf.MultiflowError, match=r"batch 1 does not fit a LlavaForConditionalGeneration .*processor"
+        ):
+            mf.prune(model, method, 0.5, [batch])

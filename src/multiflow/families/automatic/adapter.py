@@ -223,9 +223,9 @@ def _labelled_loss(model: Any, batch: Any) -> Tensor:
             f"a batch has no 'labels', of which a {type(model).__name__} makes its loss: the token ids to predict, "
             "-100 where nothing is; or take a method without gradients, such as multiflow"
         )
-    return model(
-        **batch, **({"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {})
-    ).loss
+    cheap = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    with _fitting(model):
+        return model(**batch, **cheap).loss
 
 
 def _contrastive_loss(model: Any, batch: Any) -> Tensor:
