@@ -7,11 +7,12 @@ truths that they and random models are compared with, and what old versions wrot
 from __future__ import annotations
 
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run
 
 ROOT = Path(__file__).parents[2]
 PACKAGED = "src/multiflow/"  # what pyproject puts into the wheel
@@ -37,7 +38,7 @@ def files() -> tuple[str, ...]:
     if not (ROOT / ".git").exists():
         pytest.skip("no checkout of the repository")
     words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    found = subprocess.run(words, cwd=ROOT, capture_output=True, check=True, timeout=60).stdout.decode().split("\0")
+    found = run(*words, cwd=ROOT, check=True, limit=60).stdout.split("\0")
     return tuple(sorted(name for name in found if name and (ROOT / name).is_file()))
 
 
