@@ -17,14 +17,14 @@ HEADER = 128  # bytes
 ORDERS = {b"IM": "<", b"MI": ">"}
 """The last bytes of the header -> the order of bytes."""
 MATRIX, COMPRESSED = 14, 15
-NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+MAT_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 """Type of an element -> that of its numbers."""
 COMPLEX = 0x0800  # flag of a matrix
 NUMERIC = range(6, 16)  # classes of matrices
 MOST_ELEMENTS = 1_000
 
 
-class Element(NamedTuple):
+class MatElement(NamedTuple):
     """A piece of a file."""
 
     kind: int
@@ -51,13 +51,13 @@ def read_numbers(data: bytes, name: str, most: int) -> list[int]:
                 raw = zlib.decompressobj().decompress(element.data, 8 * most + 1_000)
             except zlib.error as error:
                 raise ValueError(f"it is damaged: {error}") from error
-            element = next(_elements(raw, order), Element(0, b""))
+            element = next(_elements(raw, order), MatElement(0, b""))
         if element.kind == MATRIX and (found := _matrix(element.data, name, order, most)) is not None:
             return found
     raise ValueError(f"it holds no '{name}'")
 
 
-def _elements(data: bytes, order: str) -> Iterator[Element]:
+def _elements(data: bytes, order: str) -> Iterator[MatElement]:
     at = 0
     for _ in range(MOST_ELEMENTS):
         if at + 8 > len(data):
@@ -68,7 +68,7 @@ def _elements(data: bytes, order: str) -> Iterator[Element]:
             kind, size, begin = kind & 0xFFFF, kind >> 16, at + 4
         if begin + size > len(data) or (begin == at + 4 and size > 4):
             raise ValueError("it is cut, or claims more than it holds")
-        yield Element(kind, data[begin : begin + size])
+        yield MatElement(kind, data[begin : begin + size])
         at = begin + size if kind == COMPRESSED else begin + size + -(begin + size) % 8
 
 
@@ -81,7 +81,7 @@ def _matrix(data: bytes, name: str, order: str, most: int) -> list[int] | None:
         raise ValueError(f"'{name}' is no plain matrix")
     flags = int(np.frombuffer(parts[0].data, f"{order}u4", 1)[0])
     shape = [int(size) for size in np.frombuffer(parts[1].data, f"{order}i4")]
-    kind = NUMBERS.get(parts[3].kind)
+    kind = MAT_NUMBERS.get(parts[3].kind)
     if kind is None or flags & COMPLEX or flags & 0xFF not in NUMERIC:
         raise ValueError(f"'{name}' holds no numbers")
     if not shape or min(shape) < 1 or math.prod(shape) > most:

@@ -205,8 +205,9 @@ KINDS: dict[str, tuple[Make, Read, bool]] = {
     "packed-zlib": (partial(packed, "zlib"), lambda folder: same(read_packed(folder / "p.safetensors")), True),
     "records": (records, read_records, False),  # lines may be missing, as after a kill
     "metrics": (metrics, lambda folder: read_metrics(folder), False),  # the last line may be torn, as by a kill
-    "figures": (figures, read_shown, True),
-    "evaluation": (evaluation, read_evaluation, True),
+    # shown as older versions wrote them where neither format nor checksum is left: no bit alone does that
+    "figures": (figures, read_shown, False),
+    "evaluation": (evaluation, read_evaluation, False),
     "settings": (settings, read_settings, True),
     "activations": (activations, read_activations, True),
     "published": (partial(published, True), read_masks, True),

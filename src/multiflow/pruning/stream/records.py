@@ -9,12 +9,14 @@ it still holds.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import weakref
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.files import open_regular
 
 ALIGNED = 64  # bytes: where the tensors of a file begin
 SMALL = 1 << 14  # bytes of a tensor that is read at once
 NUMBERS = 8  # bytes of the length of a form, and of its CRC-32
 MOST_FORM = 1 << 30  # bytes
+AFRESH = "delete its folder to begin afresh"
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -82,10 +86,10 @@ class TensorPlace:
         """Read the tensor."""
         whole = torch.empty(self.kept, dtype=self.dtype)
         if whole.numel():
-            with self.path.open("rb") as file:
+            with _opened(self.path) as file:
                 file.seek(self.begin)
-                if file.readinto(bytes_of(whole)) != self.size:
-                    raise RuntimeError(f"the bytes of '{self.path}' are gone")  # none of this library reads them then
+                if file.readinto(bytes_of(whole)) != self.size:  # cut, or let go, when none of this library reads them
+                    raise MultiflowError(f"the bytes of '{self.path}' are gone; {AFRESH}")
                 if zlib.crc32(bytes_of(whole)) != self.crc:
                     raise _altered(self.path)
         return self.like(whole.to(device))
@@ -207,16 +211,26 @@ def let_go(path: Path) -> None:
 
 def _head(path: Path) -> tuple[Any, int]:
     """The form of a record, and where its tensors begin."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         length, crc = (int.from_bytes(file.read(NUMBERS), "little") for _ in range(2))
         form = file.read(min(length, MOST_FORM))
-    if len(form) != length or zlib.crc32(form) != crc:
+    if not form or len(form) != length or zlib.crc32(form) != crc:
         raise _altered(path)
     return json.loads(form), 2 * NUMBERS + length
 
 
 def _altered(path: Path) -> MultiflowError:
-    return MultiflowError(f"'{path}' was altered: its checksum does not fit; delete its folder to begin afresh")
+    return MultiflowError(f"'{path}' was altered: its checksum does not fit; {AFRESH}")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a record to read it; one that is gone, or no file any more, is an error in one sentence."""
+    try:
+        with io.BufferedReader(open_regular(path)) as file:
+            yield file
+    except OSError as error:
+        raise MultiflowError(f"cannot read '{path}' ({error.strerror or error}); {AFRESH}") from error
 
 
 class _Writer:

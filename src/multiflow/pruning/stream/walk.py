@@ -39,10 +39,9 @@ from multiflow.calibration import (
     unannounced,
 )
 from multiflow.calibration.batches import check_some
-from multiflow.pruning.stream.records import CannotStore, Replay, let_go, read_all, read_record, write_record
+from multiflow.pruning.stream.records import AFRESH, CannotStore, Replay, let_go, read_all, read_record, write_record
 from multiflow.pruning.stream.units import Stage, Unit
 
-AFRESH = "delete its folder to begin afresh"
 JOURNAL, LISTED = "walk.json", "batches.json"
 RECORD = re.compile(r"(\d+)-(.+)\.act")
 Turn = Callable[[Unit, Stats | None, int], None]
