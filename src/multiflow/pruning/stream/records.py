@@ -224,7 +224,7 @@ def _altered(path: Path) -> MultiflowError:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
+def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """Open a record to read it; one that is gone, or no file any more, is an error in one sentence."""
     try:
         with io.BufferedReader(open_regular(path)) as file:
