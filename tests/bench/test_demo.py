@@ -78,7 +78,7 @@ def test_one_calibration_pass_serves_every_method_and_sparsity(place, tmp_path, 
     assert len(passes) == 1
     assert demo.calibration == 6
     assert demo.seconds("wanda") > demo.phases["calibrate"]
-    assert set(demo.phases) == {"load", "draw", "calibrate", "prune", "save", "evaluate"}
+    assert set(demo.phases) == {"load", "draw", "calibrate", "prune", "save", "evaluate", "time"}
 
 
 def test_methods_that_need_gradients_and_methods_that_need_nothing(place, tmp_path):

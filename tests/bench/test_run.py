@@ -258,7 +258,7 @@ def test_a_pruning_in_steps_goes_on_where_it_was_stopped(
             if len(seen) == stop:
                 raise KeyboardInterrupt
 
-        return mf.prune(*given, **options, progress=progress)
+        return mf.prune(*given, **{**options, "progress": progress})
 
     monkeypatch.setattr(pruning, "prune", partial(prune, stop=None))
     compute(path, tmp_path / "counted")

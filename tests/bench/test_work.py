@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 import multiflow as mf
+from multiflow.base.artifacts import next_line, read_lines
 from multiflow.base.errors import MultiflowError
 from multiflow.bench import work
 from multiflow.bench.config import read_grid
@@ -44,9 +45,12 @@ def test_a_cell_whose_evaluation_fails_is_not_trained_again(
     (failed,) = compute(path, folder)
     assert failed.error == "RuntimeError: no memory"
     metrics = folder / "runs" / failed.id / "train" / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    lines[-2 if "seconds" in lines[-2] else -1]["seconds"] = 1000.0
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = read_lines(metrics.read_text(), "the records", "look")
+    records[-2 if "seconds" in records[-2] else -1]["seconds"] = 1000.0
+    lines = [""]
+    for record in records:
+        lines.append(next_line(record, lines[-1]))
+    metrics.write_text("".join(lines))
     (cell,) = compute(path, folder)
     assert (cell.error, cell.steps, [step for step, _ in cell.curve]) == (None, 2, [1, 2])
     assert seen[0] == seen[1]
