@@ -211,7 +211,7 @@ def _with_images(parts: list[str], images: str | Path | None) -> list[tuple[str,
 
 def _recognised(place: Place, *, late: bool | None = None, labelled: bool = False) -> DataLayout | None:
     asked = [of for of in LAYOUTS.values() if of.labelled == labelled and late in (None, of.late)]
-    return next((layout for layout in asked if layout.recognise(place)), None)
+    return next((layout for layout in asked if layout.holds(place)), None)
 
 
 def _open(place: Place, depth: int) -> AnyData | None:

@@ -396,7 +396,7 @@ def model_files(source: str, names: tuple[str, ...]) -> list[Path]:
     """
     if Path(source).is_dir():
         there = [Path(source) / name for name in names if (Path(source) / name).is_file()]
-        return [*there, *code_files(there)]
+        return [*there, *code_files(there)] if any(Path(source).glob("*.py")) else there
     if Path(source).exists():
         return []
     from huggingface_hub import hf_hub_download

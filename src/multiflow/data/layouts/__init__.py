@@ -20,6 +20,7 @@ from multiflow.base.files import read_json, read_text
 from multiflow.base.registry import Registry
 from multiflow.data.dataset import AnyData
 from multiflow.data.images import WrongLayout
+from multiflow.data.tables import TABLES
 
 Schema = TypeVar("Schema")
 JSON_SUFFIXES = (".json", ".jsonl")
@@ -79,6 +80,8 @@ class DataLayout:
     # whether it holds labelled images, which are opened for classification alone
     labelled: bool = field(default=False, kw_only=True)
     prefix: str | None = field(default=None, kw_only=True)  # what a source that is no path begins with
+    # endings of the files that it can be; other files, and folders, are not asked. Without any all are
+    suffixes: Sequence[str] = field(default=(), kw_only=True)
     # the lower, the earlier it is asked; from 10 on only where no file of a folder is recognised
     order: int = field(default=5, kw_only=True)
 
@@ -86,6 +89,11 @@ class DataLayout:
     def late(self) -> bool:
         """Whether it is asked of a folder only where none of the folder's files is recognised."""
         return self.order >= 10
+
+    def holds(self, place: Place) -> bool:
+        """Whether a place is in this layout."""
+        may = not self.suffixes or (not place.is_folder and place.path.suffix.lower() in self.suffixes)
+        return may and self.recognise(place)
 
 
 LAYOUTS: Registry[DataLayout] = Registry("layout", __name__, order=lambda name, layout: layout.order)
@@ -103,6 +111,20 @@ def list_of(*keys: str) -> Callable[[Place], bool]:
 def with_list(key: str) -> Callable[[Place], bool]:
     """Return what recognises a JSON object by the key of a list in it."""
     return lambda place: isinstance(held := place.content, dict) and isinstance(held.get(key), list)
+
+
+def of_rows(recognise: Callable[[Place], bool]) -> Callable[[Place], bool]:
+    """Return what asks a table or a JSON list of objects, and is nothing else."""
+
+    def asked(place: Place) -> bool:
+        match place.content:
+            case [dict(), *_]:
+                return recognise(place)
+            case None:
+                return not place.is_folder and place.path.suffix.lower() in TABLES and recognise(place)
+        return False
+
+    return asked
 
 
 def of_files(suffix: str) -> Callable[[Place], bool]:

@@ -15,7 +15,7 @@ from msgspec import defstruct, field
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.data.dataset import Dataset, Pair, Skip
 from multiflow.data.images import WrongLayout, is_image, pairs_of_files, texts_of
-from multiflow.data.layouts import LAYOUTS, DataLayout, Place
+from multiflow.data.layouts import JSON_SUFFIXES, LAYOUTS, DataLayout, Place
 from multiflow.data.tables import IMAGE_KEYS, TABLES, TEXT_KEYS, column_of, delimiter_of, rows_of
 
 Texts = str | list[str] | None
@@ -109,5 +109,6 @@ LAYOUTS.add(
         _read,
         ["captions.json", "captions.txt", "metadata.jsonl", "metadata.csv"],
         order=7,
+        suffixes=(*TABLES, ".txt", *JSON_SUFFIXES),
     ),
 )

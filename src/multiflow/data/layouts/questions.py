@@ -119,7 +119,7 @@ def _header(place: Place) -> list[str]:
 
 
 def _is_table(place: Place) -> bool:
-    if place.is_folder or place.path.suffix.lower() not in TABLES or place.text_column is not None:
+    if place.text_column is not None:
         return False
     header = dict.fromkeys(_header(place))
     return (
@@ -195,7 +195,11 @@ LAYOUTS.add(
 LAYOUTS.add(
     "question-table",
     DataLayout(
-        "a table (.csv, .tsv) with columns of images, questions and answers", _is_table, _read_table, joins=True
+        "a table (.csv, .tsv) with columns of images, questions and answers",
+        _is_table,
+        _read_table,
+        joins=True,
+        suffixes=TABLES,
     ),
 )
 LAYOUTS.add(

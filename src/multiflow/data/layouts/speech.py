@@ -16,8 +16,8 @@ from multiflow.base.files import read_text
 from multiflow.data.audio import Sound, audio_files, is_audio, load_sound
 from multiflow.data.dataset import Clip, Dataset, Skip
 from multiflow.data.images import WrongLayout, data_of_files, locate
-from multiflow.data.layouts import LAYOUTS, DataLayout, Place
-from multiflow.data.tables import IMAGE_KEYS, TABLES, TEXT_KEYS, column_of, delimiter_of, rows_of
+from multiflow.data.layouts import LAYOUTS, DataLayout, Place, of_rows
+from multiflow.data.tables import IMAGE_KEYS, TEXT_KEYS, column_of, delimiter_of, rows_of
 
 AUDIO_KEYS = ("audio", "audio_path", "audio_filepath", "wav", "sound", "clip", "recording", *IMAGE_KEYS)
 SAID_KEYS = ("transcription", "transcript", "transcripts", "said", "words", *TEXT_KEYS)
@@ -33,8 +33,6 @@ def _recognise_table(place: Place) -> bool:
             column = column_of(place, "audio", _given(place, first), AUDIO_KEYS, first)
             named = [entry.get(column) for entry in place.content[:LOOKED_AT] if isinstance(entry, dict)]
             return any(isinstance(name, str) and is_audio(name) for name in named)
-    if place.is_folder or place.path.suffix.lower() not in TABLES:
-        return False
     rows = islice(rows_of(place.lines, []), LOOKED_AT)
     return any(is_audio(cell.strip()) for _, cells in rows for cell in cells)
 
@@ -149,7 +147,7 @@ LAYOUTS.add(
     "speech",
     DataLayout(
         "a table or JSON list of {audio, transcription} beside audio files (metadata.csv: file_name,transcription)",
-        _recognise_table,
+        of_rows(_recognise_table),
         _read_table,
         order=6,
     ),
