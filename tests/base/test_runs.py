@@ -87,6 +87,18 @@ def test_a_run_goes_on_with_resume_alone(tmp_path):
     assert names(out) == ["result.json"]
 
 
+def test_what_a_kill_left_half_written_goes_be_it_a_file_or_a_folder(tmp_path):
+    out = tmp_path / "out"
+    begin(out, "sums-1", ".sums-2.tmp")
+    (out / ".model.tmp").mkdir()
+    (out / ".model.tmp" / "model.safetensors").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (out / ".link.tmp").symlink_to(tmp_path / "elsewhere")
+    begin(out, resume=True)
+    assert names(out) == ["run.json", "sums-1"]
+    assert (tmp_path / "elsewhere").is_dir()
+
+
 def test_a_resumed_run_that_fails_loses_nothing(tmp_path):
     begin(tmp_path, "sums")
     (tmp_path / "sums").unlink()  # killed before its first checkpoint

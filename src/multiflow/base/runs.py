@@ -271,8 +271,11 @@ def _acquire(lock: FileLock) -> None:
 
 def _remove(path: Path, patterns: Collection[str]) -> None:
     for pattern in patterns:
-        for file in list(path.glob(pattern)):
-            file.unlink()
+        for place in list(path.glob(pattern)):
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
 
 
 def _nearest(path: Path) -> Path:

@@ -18,6 +18,7 @@ from multiflow.cli.console import show, table
 from multiflow.tasks.captioning.metrics import missing_caption_metrics
 
 EXTRAS = {
+    "audio": "speech: reading, resampling, word error rates",
     "data": "Hugging Face data sets and parquet files",
     "eval": "caption metrics (with a Java runtime)",
     "track": "TensorBoard",
@@ -30,7 +31,7 @@ EXTRAS = {
 }
 """Extra of the package -> what it is for; one that is not described here is listed by its name alone."""
 
-DEVELOPMENT = ("dev", "docs", "release")  # extras that no user needs
+DEVELOPMENT = ("dev", "docs", "real", "release")  # extras that no user needs
 
 
 @dataclass(frozen=True)
