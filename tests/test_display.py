@@ -66,6 +66,28 @@ def test_a_result_is_drawn(result, tmp_path):
     assert "<b>text</b>" not in page
 
 
+@pytest.fixture
+def comparison() -> mf.Comparison:
+    torch.manual_seed(0)
+    batches = [torch.randn(4, 8)] * 2
+    return mf.compare_pruners(Model(), ["magnitude", "wanda"], [0.25, 0.5], batches, adapter=ADAPTER)
+
+
+def test_a_notebook_shows_a_comparison_as_a_table(comparison):
+    tags, text = parse(comparison._repr_html_())
+    assert tags.count("table") == 1
+    assert tags.count("tr") == 1 + 4  # a head, then two methods at two sparsities
+    assert all(name in text for name in ("magnitude", "wanda", "50"))
+    assert "b" in tags[tags.index("tr") :]  # the best of a column
+
+
+@pytest.mark.parametrize("name", ["page.html", "page.md"])
+def test_a_comparison_is_written_as_a_page(comparison, tmp_path, name):
+    page = comparison.report(tmp_path / name).read_text()
+    for fact in ("magnitude", "wanda", "vision", "alike"):
+        assert fact in page
+
+
 @pytest.mark.parametrize("name", ["report.html", "report.md"])
 def test_a_report_says_how_much_went_and_how(result, tmp_path, name):
     page = result.report(tmp_path / name).read_text()
@@ -73,9 +95,10 @@ def test_a_report_says_how_much_went_and_how(result, tmp_path, name):
         assert fact in page
 
 
-def test_a_report_is_html_or_markdown(result, tmp_path):
-    with pytest.raises(mf.MultiflowError, match=r"report\.pdf.*\.html or \.md"):
-        result.report(tmp_path / "report.pdf")
+def test_a_report_is_html_or_markdown(result, comparison, tmp_path):
+    for value in (result, comparison):
+        with pytest.raises(mf.MultiflowError, match=r"report\.pdf.*\.html or \.md"):
+            value.report(tmp_path / "report.pdf")
 
 
 def parse(html: str) -> tuple[list[str], str]:

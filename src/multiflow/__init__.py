@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from multiflow.methods import PRUNERS, STEPWISE, fitter, learner, scorer, solver, variant
     from multiflow.methods.budgets import ALLOCATIONS
     from multiflow.pruning import calibrate, prune
-    from multiflow.pruning.comparison import compare_pruners
+    from multiflow.pruning.comparison import Comparison, compare_pruners
     from multiflow.pruning.fitter import estimate
     from multiflow.pruning.result import Result
     from multiflow.pruning.stream import prune_streamed
@@ -51,7 +51,7 @@ _HOMES = {
     "methods": ("PRUNERS", "STEPWISE", "fitter", "learner", "scorer", "solver", "variant"),
     "methods.budgets": ("ALLOCATIONS",),
     "pruning": ("calibrate", "prune"),
-    "pruning.comparison": ("compare_pruners",),
+    "pruning.comparison": ("Comparison", "compare_pruners"),
     "pruning.fitter": ("estimate",),
     "pruning.result": ("Result",),
     "pruning.stream": ("prune_streamed",),
@@ -99,6 +99,7 @@ __all__ = [
     "Adapter",
     "Budget",
     "Checkpoint",
+    "Comparison",
     "KeepSparse",
     "Layer",
     "Layout",

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError
+from multiflow.base.registry import resolve
 from multiflow.base.steps import Watch, watched
 from multiflow.calibration import Stats
 from multiflow.calibration.memory import peak_memory, reset_peak_memory
@@ -47,6 +49,21 @@ class Comparison:
     def __repr__(self) -> str:
         names = ", ".join(one.method for one in self.pruners)
         return f"Comparison({names} on {self.model} at {', '.join(map(str, self.sparsities))})"
+
+    def _repr_html_(self) -> str:
+        return str(resolve("multiflow.report.compare:notebook_table")(self))
+
+    def report(self, path: str | Path) -> Path:
+        """Write one page on what was compared: a table, the error of every block, how alike the masks are.
+
+        Args:
+            path: of an HTML file, or a Markdown file where it ends in ``.md``; it is returned.
+
+        Raises:
+            MultiflowError: the name ends otherwise, or cannot be written.
+        """
+        written: Path = resolve("multiflow.report.compare:write_comparison")(self, Path(path))
+        return written
 
 
 @watched

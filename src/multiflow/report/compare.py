@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from torch import nn
 
 from multiflow.base.adapter import Adapter
+from multiflow.base.display import html_table
 from multiflow.formats.worth import FormWorth, measure_worth
 from multiflow.pruning.comparison import Compared, Comparison
 from multiflow.report.charts import Axis, Look, Point, Series, chart, looks, round_axis
-from multiflow.report.document import Block, Document, Drawing, Drawings, Pairs, Section, Text
+from multiflow.report.document import Block, Document, Drawing, Drawings, Pairs, Section, Text, write_document
 from multiflow.report.pruned import spread
 from multiflow.report.tables import Column, Row, Table, TableCell
 from multiflow.report.text import count, listed, nominal, number, percent, seconds, size
@@ -90,6 +93,20 @@ def comparison_document(found: Comparison, model: str, data: str, worth: Sequenc
         ],
         looks=styles,
     )
+
+
+def write_comparison(found: Comparison, path: Path) -> Path:
+    """Write the page of a comparison as HTML, or as Markdown where the name of the file ends in ``.md``."""
+    return write_document(comparison_document(found, found.model, "on batches given in Python"), path)
+
+
+def notebook_table(found: Comparison) -> str:
+    """What a notebook shows: the table, with the best of each sparsity in bold."""
+    made = comparison_table(found)
+    head = [f"{column.title} ({column.over})" if column.over else column.title for column in made.columns]
+    bold = Markup("<b>{}</b>").format
+    rows = [[bold(cell.text) if cell.look == "best" else cell.text for cell in row.cells] for row in made.rows]
+    return html_table(repr(found), head, rows, "errors of blocks: less is better; answers that stay: more is better")
 
 
 def comparison_table(found: Comparison) -> Table:

@@ -10,11 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from multiflow.base.errors import MultiflowError
+from multiflow.base.files import write_atomically
 from multiflow.report.charts import Look, join, pruner_name, tag
 from multiflow.report.tables import BOLD, CLOSE, Markdown, Table, markdown_table, md
 from multiflow.report.text import number
@@ -191,6 +194,13 @@ def inline(text: Text, colours: Mapping[str, str] | None = None) -> Markup:
     names = "|".join(re.escape(one) for one in sorted(colours, key=len, reverse=True))
     pieces = re.split(rf"(?<![\w+-])({names})(?![\w+-])", said)
     return join([tag("span", p, class_=f"c-{colours[p]}") if i % 2 else p for i, p in enumerate(pieces)])
+
+
+def write_document(document: Document, path: Path) -> Path:
+    """Write a report as HTML, or as Markdown where the name of the file ends in ``.md``; return its path."""
+    if path.suffix not in (".html", ".htm", ".md"):
+        raise MultiflowError(f"'{path}' is the name of no report; end it in .html or .md")
+    return write_atomically(path, markdown(document) if path.suffix == ".md" else page(document))
 
 
 def markdown(document: Document) -> str:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from markupsafe import escape
 
-from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.types import short
 from multiflow.masks import Masks
 from multiflow.pruning.result import Result
 from multiflow.report.charts import looks
-from multiflow.report.document import Block, Document, Pairs, Section, markdown, page
+from multiflow.report.document import Block, Document, Pairs, Section, page, write_document
 from multiflow.report.tables import Column, Row, Table, TableCell
 from multiflow.report.text import count, millions, nominal, percent, seconds, setting
 from multiflow.report.zeros import Spread, collapse_verdict, layer_panels
@@ -55,10 +54,7 @@ def plot(result: Result) -> Plot:
 
 def write(result: Result, path: Path) -> Path:
     """Write the page of a result as HTML, or as Markdown where the name of the file ends in ``.md``."""
-    if path.suffix not in (".html", ".htm", ".md"):
-        raise MultiflowError(f"'{path}' is the name of no report; end it in .html or .md")
-    document = _document(result)
-    return write_atomically(path, markdown(document) if path.suffix == ".md" else page(document))
+    return write_document(_document(result), path)
 
 
 def spread(masks: Masks, pruner: str, model: str, sparsity: float) -> Spread:
