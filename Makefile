@@ -59,7 +59,7 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 
 test-old: .venv-old/.ready  ## model, golden and contract tests with the oldest supported transformers
-	OMP_NUM_THREADS=1 .venv-old/bin/python -m pytest -q -n auto tests/models tests/adapters tests/test_golden.py tests/test_docs.py tests/contract $(ARGS)
+	OMP_NUM_THREADS=1 .venv-old/bin/python -m pytest -q -n auto tests/families tests/test_golden.py tests/test_docs.py tests/contract $(ARGS)
 
 wheel: $(VENV)/.ready  ## build what is published, and check it
 	rm -rf dist

@@ -84,6 +84,15 @@ def folder_of_family(path: Path) -> str | None:
     return family[1] if family[0] == "families" and len(family) > 2 else None
 
 
+NAMED = re.compile(r"(?<![\w/.-])(?:tests|src|docs|benchmarks)/[\w./-]*\w")
+
+
+@pytest.mark.parametrize("name", ["Makefile", "pyproject.toml", "CONTRIBUTING.md", "docs/architecture.md", ".ci/run"])
+def test_paths_that_are_named_exist(name):
+    named = NAMED.findall((ROOT / name).read_text())
+    assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
 def test_files_are_of_one_idea():
     assert {str(p.relative_to(SOURCE)): n for p in MODULES if (n := len(p.read_text().splitlines())) > LONGEST} == {}
 

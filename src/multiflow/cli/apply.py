@@ -22,7 +22,8 @@ from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
 from multiflow.base.structure import STRUCTURE_FILE, write_structure
 from multiflow.cli.console import percent, show
-from multiflow.cli.settings import Device, Dtype, ModelOptions, Modules, own_first
+from multiflow.cli.masks import fitted
+from multiflow.cli.settings import Device, Dtype, MaskSparsity, ModelOptions, Modules, own_first
 from multiflow.families.opening import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
@@ -31,12 +32,10 @@ from multiflow.families.opening import (
     find_model,
     load_model,
     model_files,
-    open_model,
     open_streamed,
-    put_on,
     quiet_transformers,
 )
-from multiflow.masks import Masks, is_original
+from multiflow.masks import Masks
 from multiflow.masks.cards import model_card
 from multiflow.pruning.result import RESULT_FILE, changed_weights, weights_file
 
@@ -60,10 +59,7 @@ class ApplySettings(ModelOptions):
     model: Positional[str]
     mask_file: Positional[str]
     out: Annotated[str, arg(metavar="DIR")]
-    sparsity: Annotated[
-        float | None,
-        arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
-    ] = None
+    sparsity: MaskSparsity = None
     stream: Annotated[bool, arg(help_behavior_hint="")] = False
     modules: Modules = ()
     device: Device = "cpu"
@@ -81,15 +77,8 @@ def apply(settings: ApplySettings) -> None:
         return
     changed = changed_weights(Path(settings.mask_file), masks)
     with whole_folder(settings.out) as folder:
-        model: Any = open_model(
-            place,
-            settings.family,
-            settings.config,
-            settings.device,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        if is_original(Path(settings.mask_file)):
-            masks = put_on(model, masks)
+        model = settings.open(place, settings.device)
+        masks = fitted(masks, settings.mask_file, model)
         masks.apply_(model, changed)  # to the weights as they are stored: those whose hashes the masks hold
         if (dtype := find_dtype(settings.dtype)) is not None:
             model.to(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +28,8 @@ from multiflow.cli.settings import (
     chosen_adapter,
     own_first,
 )
-from multiflow.families.batches import Counted, Source, open_batches
-from multiflow.families.opening import bundled_models, find_device, find_dtype, find_model, open_model
+from multiflow.families.batches import Counted, open_batches
+from multiflow.families.opening import bundled_models, find_device, find_dtype, find_model
 from multiflow.pruning.comparison import compare_pruners
 from multiflow.report.compare import (
     agreement_table,
@@ -84,14 +84,12 @@ def compare(settings: CompareSettings) -> None:
     device, place = find_device(settings.device), find_model(settings.model)
     find_dtype(settings.dtype)
     with announcements(), whole_folder(settings.out) as folder:
-        model = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
+        model = settings.open(place)
         if settings.data is None and settings.model not in bundled_models():
             raise MultiflowError("comparing needs data and none were given; name some with --data SOURCE")
         adapter = chosen_adapter(model, settings)
         model.to(device=device, dtype=find_dtype(settings.dtype))
-        known = {field.name: getattr(settings, field.name) for field in fields(Source) if hasattr(settings, field.name)}
-        source = Source(**{**known, "batches": settings.batches + settings.held_out})
-        batches = open_batches(model, place, source)
+        batches = open_batches(model, place, settings.source(batches=settings.batches + settings.held_out))
         if len(batches) < 2:
             raise MultiflowError(
                 f"{batches.source} gives {len(batches)} batch of {settings.batch_size}, but comparing takes other data "

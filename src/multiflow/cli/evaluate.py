@@ -20,7 +20,8 @@ from multiflow.base.progress import console_progress, paced
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
 from multiflow.cli.console import EVALUATION_FILE, say, show, table
-from multiflow.cli.settings import Device, Dtype, ImageColumn, Images, ModelOptions, TextColumn, own_first
+from multiflow.cli.masks import fitted
+from multiflow.cli.settings import Device, Dtype, ImageColumn, Images, MaskSparsity, ModelOptions, TextColumn, own_first
 from multiflow.families.family import find_family, model_types, reads_by_processor, type_of
 from multiflow.families.opening import (
     check_model,
@@ -29,11 +30,9 @@ from multiflow.families.opening import (
     find_model,
     is_read_by_processor,
     load_preprocessing,
-    open_model,
-    put_on,
     quiet_transformers,
 )
-from multiflow.masks import Masks, is_original
+from multiflow.masks import Masks
 from multiflow.pruning.result import changed_weights
 from multiflow.tasks.captioning.metrics import CAPTION_METRICS, missing_caption_metrics
 from multiflow.tasks.task import TASKS, Figures, Task, loyalty
@@ -84,10 +83,7 @@ class EvaluateSettings(ModelOptions):
     class_names: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: those of the data)")] = None
     max_new_tokens: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 30; vqa: 16)")] = None
     mask: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    sparsity: Annotated[
-        float | None,
-        arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
-    ] = None
+    sparsity: MaskSparsity = None
     dense: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     image_column: ImageColumn = None
     text_column: TextColumn = None
@@ -124,14 +120,11 @@ def evaluate(settings: EvaluateSettings) -> None:
     )
     if data.skipped:
         say(f"{len(data.skipped)} items are left out, such as {data.skipped[0].key} ({data.skipped[0].reason})")
-    model = open_model(
-        place, settings.family, settings.config, settings.device, settings.dtype, settings.trust_remote_code
-    )
+    model = settings.open(place, settings.device, settings.dtype)
     if reads_by_processor(model):
         task.builder(model)
-    if mask is not None:
-        mask = put_on(model, mask) if is_original(Path(str(settings.mask))) else mask
-        mask.apply_(model, changed_weights(Path(str(settings.mask)), mask))
+    if settings.mask is not None and mask is not None:
+        fitted(mask, settings.mask, model).apply_(model, changed_weights(Path(settings.mask), mask))
     save = None if settings.save is None else fresh_folder(settings.save, ended=EVALUATION_FILE)
     if task.name == "captioning" and not settings.metrics:
         say_what_is_left_out()
@@ -143,9 +136,7 @@ def evaluate(settings: EvaluateSettings) -> None:
         if by_the_dense is None:
             del model
             place = find_model(settings.dense)
-            dense = open_model(
-                place, settings.family, settings.config, settings.device, settings.dtype, settings.trust_remote_code
-            )
+            dense = settings.open(place, settings.device, settings.dtype)
             by_the_dense = measured(settings, task, dense, place, data, None).said
         figures = Figures({**figures, "loyalty": loyalty(figures.said, by_the_dense)}, figures.each, figures.said)
     report(settings, figures, data, time.monotonic() - began, save)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from multiflow.base.registry import import_modules
 from multiflow.base.structure import STRUCTURE_FILE
 from multiflow.cli.console import one_line_warnings, percent, show
-from multiflow.cli.settings import LayerOptions, ModelOptions, Modules, chosen_adapter, own_first
+from multiflow.cli.masks import fitted
+from multiflow.cli.settings import LayerOptions, MaskSparsity, ModelOptions, Modules, chosen_adapter, own_first
 from multiflow.families.opening import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
     find_model,
     model_files,
-    open_model,
-    put_on,
     quiet_transformers,
 )
 from multiflow.formats import export as write
-from multiflow.masks import Masks, is_original
+from multiflow.masks import Masks
 from multiflow.pruning.result import changed_weights
 
 WEIGHTS = (".safetensors", ".onnx", ".data")  # ends of the names of files that hold weights
@@ -47,10 +46,7 @@ class ExportSettings(LayerOptions, ModelOptions):
     model: Positional[str]
     mask: Annotated[str, arg(metavar="FILE")]
     out: Annotated[str, arg(metavar="DIR")]
-    sparsity: Annotated[
-        float | None,
-        arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
-    ] = None
+    sparsity: MaskSparsity = None
     format: Annotated[str, arg(metavar="NAME")] = "packed"
     values: Annotated[str, arg(metavar="TYPE")] = "bf16"
     compress: Annotated[str, arg(metavar="NAME")] = "zlib"
@@ -63,12 +59,9 @@ def export(settings: ExportSettings) -> None:
     place = find_model(settings.model)
     masks = Masks.load(settings.mask, settings.sparsity)
     changed = changed_weights(Path(settings.mask), masks)
-    model: Any = open_model(
-        place, settings.family, settings.config, "cpu", trust_remote_code=settings.trust_remote_code
-    )
+    model = settings.open(place)
     adapter = chosen_adapter(model, settings) if settings.compact else None
-    if is_original(Path(settings.mask)):
-        masks = put_on(model, masks)
+    masks = fitted(masks, settings.mask, model)
     beside = model_files(place, TOKENIZER_FILES + PROCESSOR_FILES)
     with quiet_transformers(), one_line_warnings():
         folder = write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -15,18 +15,16 @@ from multiflow.base.parallel import rank
 from multiflow.base.progress import console_progress
 from multiflow.base.registry import import_modules
 from multiflow.cli.console import print_figures
-from multiflow.cli.masks import write_changed_
+from multiflow.cli.masks import fitted, write_changed_
 from multiflow.cli.pretrain import check_values
-from multiflow.cli.settings import ModelOptions, Resume, own_first, processes
+from multiflow.cli.settings import MaskSparsity, ModelOptions, Resume, own_first, processes
 from multiflow.families.opening import (
     find_device,
     find_model,
     load_preprocessing,
-    open_model,
-    put_on,
     quiet_transformers,
 )
-from multiflow.masks import Masks, is_original
+from multiflow.masks import Masks
 from multiflow.tasks.task import TASKS
 from multiflow.training.finetune import finetune as train
 from multiflow.training.settings import Finetuning
@@ -56,10 +54,7 @@ class FinetuneSettings(ModelOptions):
     training: OmitArgPrefixes[Finetuning]
     out: Annotated[str, arg(metavar="DIR")]
     mask: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(default: dense)")] = None
-    sparsity: Annotated[
-        float | None,
-        arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
-    ] = None
+    sparsity: MaskSparsity = None
     mask_decoder: Annotated[bool, arg(help_behavior_hint="")] = False
     resume: Resume = False
     tokenizer: Annotated[str | None, arg(metavar="DIR_OR_ID", help_behavior_hint="")] = None
@@ -84,10 +79,10 @@ def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     """Load what the settings name, and train on a device."""
     place = find_model(settings.model)
     mask = None if settings.mask is None else Masks.load(settings.mask, settings.sparsity)
-    model: Any = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
+    model = settings.open(place)
     TASKS[settings.task].of(model).builder(model)
     if settings.mask is not None and mask is not None:
-        mask = put_on(model, mask) if is_original(Path(settings.mask)) else mask
+        mask = fitted(mask, settings.mask, model)
         write_changed_(model, mask, Path(settings.mask))
     how = {"processor": settings.processor, "prompt": settings.prompt}
     preprocessing = load_preprocessing(settings.tokenizer, place, model, **how)

@@ -18,7 +18,12 @@ from multiflow.pruning.result import changed_weights
 def open_masks(source: str, model: nn.Module | None = None) -> Masks:
     """Read masks; those of the original release are put on the layers of the model, or keep their names without one."""
     masks = Masks.load(source)
-    return masks if model is None or not is_original(Path(source)) else put_on(model, masks)
+    return masks if model is None else fitted(masks, source, model)
+
+
+def fitted(masks: Masks, source: str | Path, model: nn.Module) -> Masks:
+    """Return the masks that a file held with the names of a model's layers: those of the original release lack them."""
+    return put_on(model, masks) if is_original(Path(source)) else masks
 
 
 def write_changed_(model: nn.Module, masks: Masks, path: Path) -> None:

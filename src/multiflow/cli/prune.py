@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.parallel import agree, rank, world
+from multiflow.base.parallel import agree, rank
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
 from multiflow.base.steps import step_progress
@@ -33,11 +33,12 @@ from multiflow.cli.settings import (
     own_first,
     parse_hyper,
     processes,
+    run_settings,
 )
 from multiflow.cli.streamed import check_options, open_for_stream, run_stream
 from multiflow.data.augment import AUGMENTATIONS
-from multiflow.families.batches import Source, open_batches, sample_batch
-from multiflow.families.opening import bundled_models, check_model, find_device, find_dtype, find_model, open_model
+from multiflow.families.batches import open_batches, sample_batch
+from multiflow.families.opening import bundled_models, check_model, find_device, find_dtype, find_model
 from multiflow.masks import hash_weight
 from multiflow.masks.sharing import mask_file
 from multiflow.methods import find_pruner
@@ -116,15 +117,14 @@ def prune(settings: PruneSettings) -> None:
 def _prune(settings: PruneSettings, *, first: bool) -> None:
     asked = check(settings)
     place = find_model(settings.model)
-    what = run_settings(settings)
+    what = run_settings(settings, FREE_TO_CHANGE)
     out = Path(settings.out or f"runs/prune-{asked.pruner.name}-{identity(what)}")
     agree({name: value for name, value in asdict(settings).items() if name != "device"})
     with own_folder(out, what, settings.resume) if first else nullcontext():
         model, adapter, hashes = load(settings, place, out)
         batches: Any = None
         if asked.needs_data:
-            source = Source(**{field.name: getattr(settings, field.name) for field in fields(Source)})
-            batches = open_batches(model, place, source)
+            batches = open_batches(model, place, settings.source())
         elif adapter.spares_unused and not settings.stream:  # by a made-up sample it shows which layers are used
             with suppress(MultiflowError):
                 batches = [sample_batch(model, place)]
@@ -176,7 +176,7 @@ def load(settings: PruneSettings, place: str, out: Path) -> tuple[nn.Module, Ada
     if settings.stream:
         streamed = open_for_stream(settings, place, out)
         return streamed, chosen_adapter(streamed, settings), {}
-    model: Any = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
+    model = settings.open(place)
     adapter, dtype, hashes = chosen_adapter(model, settings), find_dtype(settings.dtype), {}
     if dtype not in (None, model.dtype):
         hashes = {name: hash_weight(weight) for name, weight in LiveWeights(model, adapter.layout(model)).items()}
@@ -211,13 +211,3 @@ def check(settings: PruneSettings) -> Request:
             f"method '{settings.method}' needs calibration data and none were given; name some with --data SOURCE"
         )
     return asked
-
-
-def run_settings(settings: PruneSettings) -> dict[str, Any]:
-    """Return the settings that decide what a run computes, as plain values: those that differ from their defaults."""
-    changed = {
-        field.name: value
-        for field in fields(settings)
-        if field.name not in FREE_TO_CHANGE and (value := asdict(settings)[field.name]) != field.default
-    }
-    return changed | ({"processes": world()} if world() > 1 else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +12,13 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.artifacts import read_facts
 from multiflow.base.errors import MultiflowError
-from multiflow.base.parallel import agree, rank, world
+from multiflow.base.parallel import agree, rank
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
 from multiflow.base.steps import step_progress
 from multiflow.calibration import Checkpoint
 from multiflow.cli.console import announcements, say, show, table
+from multiflow.cli.masks import fitted
 from multiflow.cli.settings import (
     DataOptions,
     Device,
@@ -29,10 +30,11 @@ from multiflow.cli.settings import (
     chosen_adapter,
     own_first,
     processes,
+    run_settings,
 )
-from multiflow.families.batches import Source, open_batches
-from multiflow.families.opening import bundled_models, check_model, find_device, find_model, open_model, put_on
-from multiflow.masks import Masks, is_original
+from multiflow.families.batches import open_batches
+from multiflow.families.opening import bundled_models, check_model, find_device, find_model
+from multiflow.masks import Masks
 from multiflow.pruning.result import RESULT_FILE, RUN_FILE, Result, changed_weights
 from multiflow.recovery import WAYS
 from multiflow.recovery import recover as recover_model
@@ -108,27 +110,18 @@ def _recover(settings: RecoverSettings, *, first: bool) -> None:
     place, file = find_model(settings.model), Path(settings.mask)
     masks = Masks.load(file)  # what is wrong with it is said before the model is loaded
     weights = changed_weights(file, masks)
-    what = run_settings(settings)
+    what = run_settings(settings, FREE_TO_CHANGE)
     out = Path(settings.out or f"runs/recover-{'-'.join(ways)}-{identity(what)}")
     agree({name: value for name, value in asdict(settings).items() if name != "device"})
     claimed = run_folder(
         out, what, resume=settings.resume, record=RUN_FILE, ended=RESULT_FILE, keep=[FILES], passing=[FILES, RUN_FILE]
     )
     with claimed if first else nullcontext():
-        model: Any = open_model(
-            place,
-            settings.family,
-            settings.config,
-            settings.device,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        model = settings.open(place, settings.device)
         adapter = chosen_adapter(model, settings)
-        if is_original(file):
-            masks = put_on(model, masks)
-        source = Source(**{field.name: getattr(settings, field.name) for field in fields(Source)})
-        if settings.data is not None and settings.batches is None:
-            source = replace(source, batches=MOST_BATCHES)
-        batches = open_batches(model, place, source)
+        masks = fitted(masks, file, model)
+        most = MOST_BATCHES if settings.data is not None and settings.batches is None else settings.batches
+        batches = open_batches(model, place, settings.source(batches=most))
         try:
             with step_progress() if first else nullcontext() as step:
                 result = recover_model(
@@ -160,14 +153,6 @@ def as_result(masks: Masks, weights: Mapping[str, Any] | None) -> Result:
     settings = {"hyper": {}, "pattern": "unknown", "allocation": "unknown", "seed": 0, **masks.settings}
     settings = {"method": "unknown", "model": "unknown", "batches": 0, **settings}
     return Result({sparsity: masks}, None if weights is None else {sparsity: weights}, None, None, settings, {})
-
-
-def run_settings(settings: RecoverSettings) -> dict[str, Any]:
-    """Return the settings that decide what a run computes, as plain values: those that differ from their defaults."""
-    given = asdict(settings)
-    changed = {f.name: given[f.name] for f in fields(settings) if f.name not in FREE_TO_CHANGE}
-    changed = {f.name: changed[f.name] for f in fields(settings) if f.name in changed and changed[f.name] != f.default}
-    return changed | ({"processes": world()} if world() > 1 else {})
 
 
 def print_recovery(result: Mapping[str, Any], folder: Path) -> None:

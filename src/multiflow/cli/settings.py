@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, get_type_hints
@@ -25,11 +25,12 @@ from tyro.conf import arg
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, did_you_mean
-from multiflow.base.parallel import Ended, exchange, rank, together
+from multiflow.base.parallel import Ended, exchange, rank, together, world
 from multiflow.base.registry import import_modules
 from multiflow.cli.console import say
 from multiflow.families import adapter_for
-from multiflow.families.opening import find_device
+from multiflow.families.batches import Source
+from multiflow.families.opening import find_device, open_model
 
 if TYPE_CHECKING:
     from multiflow.cli import Command
@@ -69,6 +70,10 @@ TextColumn: TypeAlias = Annotated[
         help_behavior_hint="(default: told by its name)",
     ),
 ]
+MaskSparsity: TypeAlias = Annotated[
+    float | None,
+    arg(metavar="S", help="share that the masks are said to drop: any other is refused", help_behavior_hint=""),
+]
 Resume: TypeAlias = Annotated[
     bool, arg(help="go on with an unfinished run in the output folder", help_behavior_hint="")
 ]
@@ -95,6 +100,10 @@ class ModelOptions:
     trust_remote_code: Annotated[
         bool, arg(help="let Python code run that comes with the model", help_behavior_hint="")
     ] = False
+
+    def open(self, place: str, device: str = "cpu", dtype: str = "auto") -> Any:
+        """Load the model at a place that `find_model` has told, as these options say; see `open_model`."""
+        return open_model(place, self.family, self.config, device, dtype, self.trust_remote_code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +174,11 @@ class DataOptions:
         ),
     ] = None
     workers: Annotated[int, arg(metavar="N", help="background processes that read and decode images")] = 0
+
+    def source(self, **others: Any) -> Source:
+        """Return where batches come from and how they are made: as the command says, but for ``others``."""
+        said = {field.name: getattr(self, field.name) for field in fields(Source) if hasattr(self, field.name)}
+        return Source(**{**said, **others})
 
 
 def own_first(settings: type[Settings]) -> type[Settings]:
@@ -243,6 +257,19 @@ def _spread(settings: Any, args: Sequence[str]) -> list[str]:
         numbers = [f"{float(n[:-1]) / 100:g}" if n.endswith("%") else n for n in re.split("[,;]", given) if n]
         found += [option, *numbers] if equals else numbers
     return found
+
+
+def run_settings(settings: Any, free: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that decide what a run computes, as plain values: those that differ from their defaults.
+
+    Args:
+        settings: of the command.
+        free: names of those that do not alter what comes out.
+    """
+    given = asdict(settings)
+    decisive = [field for field in fields(settings) if field.name not in free]
+    changed = {field.name: given[field.name] for field in decisive if given[field.name] != field.default}
+    return changed | ({"processes": world()} if world() > 1 else {})
 
 
 def _option(name: str) -> str:

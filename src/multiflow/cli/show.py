@@ -34,7 +34,7 @@ from multiflow.data.source import is_labelled, open_labelled
 from multiflow.families import adapter_for
 from multiflow.families.batches import sample_batch
 from multiflow.families.family import FAMILIES, model_types
-from multiflow.families.opening import bundled_models, find_model, open_model
+from multiflow.families.opening import bundled_models, find_model
 from multiflow.methods import PRUNERS
 from multiflow.methods.budgets import ALLOCATIONS
 from multiflow.pruning.unused import find_unused, left_out
@@ -86,7 +86,7 @@ def show(settings: ShowSettings) -> None:
             if did_you_mean(source, LISTS) and not Path(source).exists():
                 raise unknown("name", source, [*LISTS, *bundled_models(), "a file or folder"])
             place = find_model(source)
-            model = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
+            model = settings.open(place)
             adapter, unseen = used_layers(model, place, chosen_adapter(model, settings))
             show_model(model, source, adapter)
             if unseen:
@@ -98,14 +98,7 @@ def show(settings: ShowSettings) -> None:
 
 
 def mask_model(settings: ShowSettings) -> nn.Module | None:
-    if settings.model is None:
-        return None
-    return open_model(
-        find_model(settings.model),
-        settings.family,
-        settings.config,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    return None if settings.model is None else settings.open(find_model(settings.model))
 
 
 def list_pruners() -> list[object]:

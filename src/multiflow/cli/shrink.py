@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -23,13 +23,12 @@ from multiflow.cli.settings import (
     own_first,
     parse_hyper,
 )
-from multiflow.families.batches import Source, open_batches
+from multiflow.families.batches import open_batches
 from multiflow.families.opening import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
     find_model,
     model_files,
-    open_model,
     quiet_transformers,
 )
 from multiflow.formats import compact, export
@@ -81,12 +80,11 @@ def shrink(settings: ShrinkSettings) -> None:
     hyper = parse_hyper(settings.set, pruner.hyper)
     place = find_model(settings.model)
     with whole_folder(settings.out) as out, announcements(), one_line_warnings():
-        model: Any = open_model(place, settings.family, settings.config, trust_remote_code=settings.trust_remote_code)
+        model = settings.open(place)
         adapter = chosen_adapter(model, settings)
         batches = None
         if pruner.looks_at or (settings.data is not None and not settings.no_compensate):
-            given = {f.name: getattr(settings, f.name) for f in fields(Source) if hasattr(settings, f.name)}
-            batches = open_batches(model, place, Source(**given))
+            batches = open_batches(model, place, settings.source())
         with step_progress() as progress:
             result = prune_units(
                 model,

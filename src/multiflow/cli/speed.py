@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from tyro.conf import Positional, arg
@@ -15,11 +15,12 @@ from multiflow.base.files import write_atomically
 from multiflow.base.registry import import_modules
 from multiflow.base.steps import step_progress
 from multiflow.cli.console import one_line_warnings, say, show, table
+from multiflow.cli.masks import fitted
 from multiflow.cli.settings import LayerOptions, ModelOptions, Modules, chosen_adapter, own_first
-from multiflow.families.opening import find_model, open_model, put_on, quiet_transformers
+from multiflow.families.opening import find_model, open_model, quiet_transformers
 from multiflow.formats import speed as measure
 from multiflow.formats.speeds import FORMS, SAMPLES
-from multiflow.masks import Masks, is_original
+from multiflow.masks import Masks
 from multiflow.pruning.result import changed_weights
 from multiflow.report.document import markdown, page
 from multiflow.report.speed import speed_document
@@ -63,13 +64,12 @@ def speed(settings: SpeedSettings) -> None:
         raise MultiflowError(f"--threads {settings.threads} was given; expected at least 1")
     import_modules(settings.modules)
     place, trust = find_model(settings.model), settings.trust_remote_code
-    model: Any = open_model(place, settings.family, settings.config, "cpu", trust_remote_code=trust)
+    model = settings.open(place)
     masks, weights = None, None
     if settings.mask is not None:
         masks = Masks.load(settings.mask)
         weights = changed_weights(Path(settings.mask), masks)
-        if is_original(Path(settings.mask)):
-            masks = put_on(model, masks)
+        masks = fitted(masks, settings.mask, model)
     others = {
         name: open_model(find_model(name), None, None, "cpu", trust_remote_code=trust) for name in settings.beside
     }
