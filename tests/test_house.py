@@ -84,7 +84,7 @@ def folder_of_family(path: Path) -> str | None:
     return family[1] if family[0] == "families" and len(family) > 2 else None
 
 
-NAMED = re.compile(r"(?<![\w/.-])(?:tests|src|docs|benchmarks)/[\w./-]*\w")
+NAMED = re.compile(r"(?<![\w/.-])(?:tests|src|docs|benchmarks)/[\w./-]*\w(?![\w*])")
 
 
 @pytest.mark.parametrize("name", ["Makefile", "pyproject.toml", "CONTRIBUTING.md", "docs/architecture.md", ".ci/run"])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import multiflow as mf
 from multiflow.cli import apply as command
+from multiflow.cli import settings as cli_settings
 from multiflow.families.opening import load_model
 from tests.cli.conftest import Run
 from tests.families.automatic import tiny as clip
@@ -133,7 +134,7 @@ def test_an_output_folder_that_cannot_be_taken(run: Run, tiny: Path, mask_file: 
 def test_the_output_folder_is_looked_at_before_the_model_is_loaded(
     run: Run, tiny: Path, mask_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "open_model", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(cli_settings, "open_model", lambda *args: pytest.fail("loaded"))
     assert "output folder" in run("apply", tiny, mask_file, "--out", tiny).error
 
 

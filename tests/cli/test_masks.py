@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import multiflow as mf
-from multiflow.cli import apply as command
+from multiflow.cli import settings as cli_settings
 from multiflow.families.opening import load_model
 from tests import golden_data
 from tests.cli.conftest import Run
@@ -86,7 +86,7 @@ class Malicious:
 
 
 def test_code_is_refused_before_the_model_is_loaded(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "open_model", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(cli_settings, "open_model", lambda *args: pytest.fail("loaded"))
     torch.save(published("dino", "snip") | {"x.weight_pruning_mask": Malicious()}, "masks.pth")
     for words in (["apply", weights("dino"), "masks.pth", "--out", "pruned"], ["show", "masks.pth"]):
         error = run(*words).error

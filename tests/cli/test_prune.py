@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.cli.prune import PruneSettings, check, run_settings
+from multiflow.cli.prune import FREE_TO_CHANGE, PruneSettings, check
+from multiflow.cli.settings import run_settings
 from multiflow.data import Batches, Inputs, load_tokenizer, open_data
 from multiflow.families.opening import load_model
 from tests.cli.conftest import Run, files
@@ -119,10 +120,12 @@ def test_an_original_checkpoint(run: Run, tmp_path: Path) -> None:
 
 
 def test_run_settings_are_those_that_differ_from_their_defaults() -> None:
-    assert run_settings(PruneSettings("m")) == {"model": "m"}
-    free = PruneSettings("m", out="o", checkpoint_every=3, resume=True, device="cpu", workers=2)
-    assert run_settings(free) == {"model": "m"}
-    assert run_settings(PruneSettings("m", seed=1, set=("a=1",))) == {"model": "m", "set": ("a=1",), "seed": 1}
+    def decisive(**given: object) -> dict[str, object]:
+        return run_settings(PruneSettings("m", **given), FREE_TO_CHANGE)  # type: ignore[arg-type]
+
+    assert decisive() == {"model": "m"}
+    assert decisive(out="o", checkpoint_every=3, resume=True, device="cpu", workers=2) == {"model": "m"}
+    assert decisive(seed=1, set=("a=1",)) == {"model": "m", "set": ("a=1",), "seed": 1}
 
 
 def test_check_gives_the_pruner_and_all_its_hyper_parameters() -> None:
