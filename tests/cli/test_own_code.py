@@ -110,3 +110,62 @@ def test_smaller_models_of_own_code_are_read_by_their_own_processor(command, own
     assert run(command, own, *how, "--out", "out", "--trust-remote-code").code == 0
     place = "out" if command == "export" else "out/model"
     assert run("evaluate", "retrieval", place, "--data", "data", "--split", "all", "--trust-remote-code").code == 0
+
+
+@pytest.fixture
+def own_processor(vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CLIP as transformers has it, whose processor, or a part of it, has code of its own."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "cache"))
+    folder = Path(shutil.copytree(vlm("clip"), tmp_path / "clip"))
+    write_images(tmp_path / "data", [f"{i}.png" for i in range(4)])
+    rows = [f"{i}.png,text {i}" for i in range(4)]
+    (tmp_path / "data" / "table.csv").write_text("\n".join(["image,text", *rows]))
+    return folder
+
+
+def says(file: Path, **more: Any) -> None:
+    """Add to what a JSON file says."""
+    file.write_text(json.dumps({**(json.loads(file.read_text()) if file.is_file() else {}), **more}))
+
+
+IMAGES = """
+from transformers import CLIPImageProcessorPil
+
+
+class OwnImages(CLIPImageProcessorPil):
+    pass
+"""
+PARTS = {  # the auto class -> the file that names its code, the code, the class, and what else that file says
+    "AutoProcessor": ("processor_config.json", PROCESSOR, "OwnProcessor", "processor_class"),
+    "AutoImageProcessor": ("preprocessor_config.json", IMAGES, "OwnImages", "image_processor_type"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("command", ["show", "prune", "evaluate retrieval", "finetune retrieval", "recover"])
+def test_code_of_a_processor_alone_runs_where_it_is_allowed(command, part, own_processor, run):
+    file, code, kind, names = PARTS[part]
+    name = f"code_of_{command.split()[0]}"  # a module of its own: one that was imported does not run again
+    (own_processor / f"{name}.py").write_text(f"print('it ran')\n{code}")
+    says(own_processor / file, auto_map={part: f"{name}.{kind}"}, **{names: kind})
+    mf.prune(mf.load_model(own_processor), "magnitude", 0.5).masks[0.5].save("half.safetensors")
+    words = [{"MODEL": own_processor, "MASK": "half.safetensors"}.get(word, word) for word in COMMANDS[command]]
+    refused = run(*command.split(), *words)
+    assert "it ran" not in refused.out
+    assert f"{name}.py" in " ".join((refused.out + refused.err).split())
+    assert refused.code == (0 if command == "show" else 2)  # which only could not look at a sample
+    allowed = run(*command.split(), *words, "--trust-remote-code")
+    assert allowed.code == 0, allowed
+    assert "it ran" in allowed.out
+
+
+def test_code_that_transformers_has_itself_need_not_be_allowed(own_processor, run):
+    says(own_processor / "processor_config.json", auto_map={"AutoProcessor": "processing_clip.CLIPProcessor"})
+    assert run("prune", own_processor, *PRUNING, "--out", "run").code == 0
+
+
+def test_code_of_a_tokenizer_is_named(own_processor):
+    says(own_processor / "tokenizer_config.json", auto_map={"AutoTokenizer": ["words_own.OwnWords", None]})
+    model = mf.load_model(own_processor)
+    with pytest.raises(mf.MultiflowError, match=r"words_own\.py.*trust_remote_code"):
+        list(mf.calibration_batches(model, "data", batch_size=2))

@@ -1,14 +1,18 @@
 """Models that accelerate keeps on a disk or in CPU memory are pruned as they are."""
 
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.utils.offload import OffloadedWeightsLoader
+from safetensors.torch import save_file
 from torch import nn
+from transformers import modeling_utils
 from transformers.utils import logging
 
 import multiflow as mf
+from multiflow.base.offload import without_mapping
 from tests.families.automatic import tiny
 
 KINDS = {
@@ -102,3 +106,16 @@ def test_a_forward_that_needs_weights_outside_of_their_modules_says_so(tmp_path)
     _, model, batches = dispatched("siglip", tmp_path, {"": "disk"})
     with pytest.raises(mf.MultiflowError, match="cannot run with these weights offloaded.*--stream"):
         mf.prune(model, "wanda", 0.5, batches)
+
+
+def test_no_file_of_weights_is_mapped_while_a_model_is_streamed(tmp_path):
+    """Under ``ulimit -v`` a model larger than the limit could not be opened else."""
+    save_file({"weight": torch.arange(6.0)}, tmp_path / "a.safetensors")
+    maps, before = Path("/proc/self/maps"), modeling_utils.safe_open
+    if not maps.is_file():
+        pytest.skip("only Linux tells what is mapped")
+    with without_mapping():
+        held = modeling_utils.safe_open(tmp_path / "a.safetensors", framework="pt")
+        assert torch.equal(held.get_tensor("weight"), torch.arange(6.0))
+        assert "a.safetensors" not in maps.read_text()
+    assert modeling_utils.safe_open is before

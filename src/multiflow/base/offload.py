@@ -7,8 +7,10 @@ reads through the same hooks, one weight at a time, and keeps no longer than it 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,31 @@ def naming_missing(model: nn.Module) -> Iterator[None]:
             "the modules to which accelerate brings them; keep those parts in memory with device_map=, or prune its "
             "folder with multiflow prune --stream"
         ) from error
+
+
+@contextmanager
+def without_mapping() -> Iterator[None]:
+    """Let transformers and accelerate read weights out of their files, one at a time, without mapping whole files.
+
+    What is mapped counts as address space, so that a process under ``ulimit -v`` could open no model larger than that.
+    """
+    homes = [
+        sys.modules[name] for name in ("transformers.modeling_utils", "accelerate.utils.offload") if name in sys.modules
+    ]
+    before = [getattr(home, "safe_open", None) for home in homes]
+    try:
+        for home, own in zip(homes, before, strict=True):
+            if own is not None:
+                home.safe_open = partial(_opened, own)  # type: ignore[attr-defined]
+        yield
+    finally:
+        for home, own in zip(homes, before, strict=True):
+            if own is not None:
+                home.safe_open = own  # type: ignore[attr-defined]
+
+
+def _opened(own: Any, *args: Any, **options: Any) -> Any:
+    return own(*args, **{**options, "backend": "pread"})
 
 
 def _is_brought(modules: Mapping[str, nn.Module], path: str) -> bool:

@@ -146,7 +146,11 @@ def measured(
     settings: EvaluateSettings, task: Task, model: nn.Module, place: str, data: Any, save: Path | None
 ) -> Figures:
     """Evaluate one model on data that are open already."""
-    how = {"processor": settings.processor, "prompt": settings.prompt}
+    how: dict[str, Any] = {
+        "processor": settings.processor,
+        "prompt": settings.prompt,
+        "trust_remote_code": settings.trust_remote_code,
+    }
     preprocessing = load_preprocessing(settings.tokenizer, place, model, **how)
     model = ready(model, task, place)
     known = signature(task.evaluate).parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -84,7 +84,11 @@ def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     if settings.mask is not None and mask is not None:
         mask = fitted(mask, settings.mask, model)
         write_changed_(model, mask, Path(settings.mask))
-    how = {"processor": settings.processor, "prompt": settings.prompt}
+    how: dict[str, Any] = {
+        "processor": settings.processor,
+        "prompt": settings.prompt,
+        "trust_remote_code": settings.trust_remote_code,
+    }
     preprocessing = load_preprocessing(settings.tokenizer, place, model, **how)
     training = replace(settings.training, device=device)
     with quiet_transformers(), ExitStack() as stack:

@@ -127,7 +127,7 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
             batches = open_batches(model, place, settings.source())
         elif adapter.spares_unused and not settings.stream:  # by a made-up sample it shows which layers are used
             with suppress(MultiflowError):
-                batches = [sample_batch(model, place)]
+                batches = [sample_batch(model, place, trust_remote_code=settings.trust_remote_code)]
         every = settings.checkpoint_every
         with step_progress() if first else nullcontext() as step:
             if settings.stream:

@@ -87,7 +87,9 @@ def show(settings: ShowSettings) -> None:
                 raise unknown("name", source, [*LISTS, *bundled_models(), "a file or folder"])
             place = find_model(source)
             model = settings.open(place)
-            adapter, unseen = used_layers(model, place, chosen_adapter(model, settings))
+            adapter, unseen = used_layers(
+                model, place, chosen_adapter(model, settings), trust=settings.trust_remote_code
+            )
             show_model(model, source, adapter)
             if unseen:
                 put(unseen)
@@ -144,7 +146,7 @@ LISTS = {"pruners": list_pruners, "models": list_models, "tasks": list_tasks}
 MOST = 2_000_000_000  # weights of a model that is run on one sample only to be shown
 
 
-def used_layers(model: nn.Module, place: str, adapter: Adapter) -> tuple[Adapter, str]:
+def used_layers(model: nn.Module, place: str, adapter: Adapter, *, trust: bool) -> tuple[Adapter, str]:
     """Run a model on a made-up sample, and return its adapter without layers that it does not use.
 
     Returns:
@@ -157,7 +159,7 @@ def used_layers(model: nn.Module, place: str, adapter: Adapter) -> tuple[Adapter
     if size > MOST:
         return adapter, f"{unseen}: it has {size / 1e9:.1f} billion weights"
     try:
-        sample = sample_batch(model, place)
+        sample = sample_batch(model, place, trust_remote_code=trust)
     except MultiflowError as error:
         return adapter, f"{unseen}: {error}"
     layout = adapter.layout(model)

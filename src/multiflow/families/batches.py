@@ -41,6 +41,7 @@ class Source:
     text_column: str | None = None  # as `image_column`, of the texts
     processor: Any = None  # of a model of transformers: a processor, or its folder or id; None = the model's own
     prompt: str | None = None  # what is asked of an image where the data do not say; None = the usual
+    trust_remote_code: bool = False  # whether Python code that comes with the processor may run
 
     @property
     def options(self) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def calibration_batches(
         image_column: column or key of the data that holds the images, where its name does not tell.
         text_column: as `image_column`, of the texts.
         options: further fields of `Source`, such as images, tokenizer, batches, batch_size, seed, split, augment,
-            workers and prompt.
+            workers, prompt and trust_remote_code.
 
     Returns:
         An iterable of batches that can be iterated again; ``.skipped`` says what could not be read and why.
@@ -172,12 +173,13 @@ def open_batches(model: nn.Module, place: str, source: Source) -> Counted:
     return found[0].get(found[1].batches)(model, place, source)
 
 
-def sample_batch(model: nn.Module, place: str) -> Any:
+def sample_batch(model: nn.Module, place: str, *, trust_remote_code: bool = False) -> Any:
     """Return a batch of one made-up picture and text, by the model's own processor.
 
     Args:
         model: any.
         place: where it was loaded from, or its processor is.
+        trust_remote_code: whether Python code that comes with the processor may run.
 
     Raises:
         MultiflowError: there is no processor, or it cannot be used here.
@@ -185,7 +187,7 @@ def sample_batch(model: nn.Module, place: str) -> Any:
     found = find_family(model)
     if found is None or found[1].sample is None:
         raise MultiflowError(f"a {type(model).__name__} has no processor of its own")
-    return found[0].get(found[1].sample)(model, place)
+    return found[0].get(found[1].sample)(model, place, trust_remote_code)
 
 
 def open_source(source: Source, size: int) -> AnyData:

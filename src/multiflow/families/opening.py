@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import nn
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.files import check_files, exists, shortened
 from multiflow.base.hub import reach_hub
+from multiflow.base.offload import without_mapping
 from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.packed import read_packed
 from multiflow.base.runs import fresh_folder
@@ -234,7 +235,8 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
             place: dict[str, Any] = {"trust_remote_code": True} if own_code and not smaller else {}
             if offload is not None:
                 place |= {"device_map": {"": "disk"}, "offload_folder": str(offload)}
-            model, report = model_class.from_pretrained(source, output_loading_info=True, **place)
+            with nullcontext() if offload is None else without_mapping():
+                model, report = model_class.from_pretrained(source, output_loading_info=True, **place)
         if smaller:
             model.__class__ = plain_class
     except MultiflowError:
@@ -428,7 +430,13 @@ class Preprocessing:
 
 
 def load_preprocessing(
-    given: str | None, source: str, model: Any, *, processor: Any = None, prompt: str | None = None
+    given: str | None,
+    source: str,
+    model: Any,
+    *,
+    processor: Any = None,
+    prompt: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Preprocessing:
     """Load how the inputs of a model are made; a model of images alone has no tokenizer.
 
@@ -438,11 +446,12 @@ def load_preprocessing(
         model: the model.
         processor: of a model that is read through one: a processor, or its folder or id, where it is not its own.
         prompt: what such a model is asked of an image, where the data do not say.
+        trust_remote_code: whether Python code that comes with the processor may run.
     """
     if reads_by_processor(model):
         family = family_of(model)
         assert family is not None
-        return family.get(family.preprocessing)(source, model, processor or given, prompt)
+        return family.get(family.preprocessing)(source, model, processor or given, prompt, trust_remote_code)
     if processor is not None or prompt is not None:
         name = "processor" if processor is not None else "prompt"
         raise MultiflowError(

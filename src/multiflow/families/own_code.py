@@ -9,6 +9,7 @@ from typing import Any
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import read_json
 
+PROCESSING = ("AutoProcessor", "AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor", "AutoVideoProcessor")
 ELSEWHERE = "--"  # in a name of code: it lies in another repository
 
 
@@ -33,6 +34,28 @@ def auto_class(source: str, own_code: Any, architecture: str, trust: bool) -> st
         key for key, value in entries.items() if value.endswith(f".{architecture}") and key.startswith("AutoModel")
     ]
     return next(iter(named), "AutoModel")
+
+
+def refuse_processing_code(source: str, files: Iterable[Path]) -> None:
+    """Refuse a processor or tokenizer of a class that transformers does not know: its code comes with it.
+
+    Args:
+        source: folder or id of the processor.
+        files: JSON files of it, which name such code in their ``auto_map``.
+    """
+    import transformers
+
+    code: dict[str, None] = {}
+    for file in files:
+        for key, values in _entries(file):
+            if key in PROCESSING and not any(hasattr(transformers, value.rpartition(".")[2]) for value in values):
+                code |= dict.fromkeys(f"{value.rpartition(ELSEWHERE)[2].split('.')[0]}.py" for value in values)
+    if code:
+        raise MultiflowError(
+            f"the processor in '{source}' brings Python code of its own ({', '.join(code)}), and to load it is to run "
+            "that code on this machine; read it first, then allow it with {trust_remote_code=True}",
+            field="trust_remote_code",
+        )
 
 
 def own_class(source: str, own_code: Mapping[str, Any], auto: str) -> Any:
@@ -68,11 +91,17 @@ def code_files(files: Iterable[Path]) -> list[Path]:
 
 def _named(file: Path) -> Iterator[str]:
     """Give the modules that a JSON file names in its ``auto_map``; none of one that is no such file."""
+    for _, values in _entries(file):
+        yield from (value.split(".")[0] for value in values if ELSEWHERE not in value and "/" not in value)
+
+
+def _entries(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """Give the auto classes for which a JSON file names code, and the classes there; none of a file of another kind."""
     try:
-        entries = read_json(file).get("auto_map", {}).values()
+        entries = read_json(file).get("auto_map", {}).items()
     except (MultiflowError, AttributeError):
         return
-    for entry in entries:
-        for value in entry if isinstance(entry, list | tuple) else (entry,):
-            if isinstance(value, str) and ELSEWHERE not in value and "/" not in value:
-                yield value.split(".")[0]
+    for key, entry in entries:
+        values = [value for value in (entry if isinstance(entry, list | tuple) else (entry,)) if isinstance(value, str)]
+        if values:
+            yield key, values

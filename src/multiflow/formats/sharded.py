@@ -48,12 +48,12 @@ def apply_to_shards(model: nn.Module, masks: Masks, changed: Mapping[str, Tensor
             "one by one; apply the masks without --stream"
         )
     for file in files:
-        with safe_open(file, "pt") as source:
+        with safe_open(file, "pt", backend="pread") as source:  # nothing is mapped
             slices = {key: source.get_slice(key) for key in source.keys()}  # noqa: SIM118
             kinds = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
 
             def load(key: str, file: Path = file) -> Tensor:
-                with safe_open(file, "pt") as source:  # opened anew for each: what was read does not stay mapped
+                with safe_open(file, "pt", backend="pread") as source:
                     value = source.get_tensor(key)
                 if (name := names.get((file, key))) is None:
                     return value

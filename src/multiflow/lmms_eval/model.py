@@ -80,7 +80,9 @@ class SparseModel(lmms):
             model: Any = load_model(source, masks=mask, sparsity=sparsity, trust_remote_code=trust_remote_code)
         refuse_unable(model, "vqa")
         self.model = model.to(device=place, dtype=kind)
-        self.reader: Reader = reader_of(self.model, load_processor(processor, source, self.model))
+        self.reader: Reader = reader_of(
+            self.model, load_processor(processor, source, self.model, trust=trust_remote_code)
+        )
         self.batch_size = 1 if batch_size == "auto" else int(batch_size)
         self.system_prompt = None if system_prompt is None else self._resolve_system_prompt(system_prompt)
 

@@ -33,8 +33,8 @@ from multiflow.base.files import check_files, is_damage, naming_damage, read_jso
 from multiflow.base.hub import reach_hub
 from multiflow.data.images import MOST_PIXELS
 from multiflow.families.family import type_of
-from multiflow.families.opening import PROCESSOR_FILES, TOKENIZER_FILES, quiet_transformers
-from multiflow.families.own_code import runs_own_code
+from multiflow.families.opening import PROCESSOR_FILES, TOKENIZER_FILES, model_files, quiet_transformers
+from multiflow.families.own_code import refuse_processing_code, runs_own_code
 
 OF_TOKENIZER = (
     "tokenizer.json",
@@ -45,6 +45,7 @@ OF_TOKENIZER = (
     "vocab.txt",
     "tekken.json",
 )
+NAMING_CODE = (*PROCESSOR_FILES, "tokenizer_config.json", "config.json")
 OF_IMAGES = ("preprocessor_config.json", "processor_config.json")
 TEXTS = ("input_ids", "decoder_input_ids")
 WANTED = re.compile(r"(?:requires the|Package) [`']?([A-Za-z0-9_-]+)[`']?", re.IGNORECASE)
@@ -78,16 +79,17 @@ class Parts:
         return BatchFeature(found)
 
 
-def load_processor(given: Any, place: str, model: Any) -> Any:
+def load_processor(given: Any, place: str, model: Any, *, trust: bool = False) -> Any:
     """Return the processor of a model.
 
     Args:
         given: a processor, or the folder or Hugging Face id of one; None = that of the model.
         place: where the model was loaded from.
         model: the model.
+        trust: whether Python code that comes with the processor may run; that of a model whose own code runs may.
 
     Raises:
-        MultiflowError: files or packages are missing, which the error names.
+        MultiflowError: files or packages are missing, which the error names, or there is code that may not run.
     """
     if given is not None and not isinstance(given, str | Path):
         return _checked(given, model)
@@ -101,13 +103,15 @@ def load_processor(given: Any, place: str, model: Any) -> Any:
     check_files(source, (*TOKENIZER_FILES, *OF_TOKENIZER, *PROCESSOR_FILES, "config.json"), "processor")
     with quiet_transformers():
         try:
-            options = _options(source, trusted=source == str(place) and runs_own_code(model))
+            options = _options(source, trusted=trust or (source == str(place) and runs_own_code(model)))
         except OSError as error:
             raise MultiflowError(
                 f"the processor '{source}' is no folder here, nor on Hugging Face: {shortened(error)}; name another "
                 "with {processor=DIR_OR_ID}",
                 field="processor",
             ) from error
+        if not options["trust_remote_code"]:
+            refuse_processing_code(source, model_files(source, NAMING_CODE))
         try:
             with _refusing(source, model):
                 found = AutoProcessor.from_pretrained(source, **options)

@@ -374,7 +374,9 @@ def calibration_examples(model: Any, place: str, source: Source) -> Counted:
         raise MultiflowError("there are no data to calibrate on; give some with data= (--data SOURCE)")
     if hears(model):
         return _speech(model, place, source)
-    reader = reader_of(model, load_processor(source.processor, place, model), prompt=source.prompt)
+    reader = reader_of(
+        model, load_processor(source.processor, place, model, trust=source.trust_remote_code), prompt=source.prompt
+    )
     if reader.manner == "images":
         data, classes = open_images(source.data, source.images, source.split)
         refuse_other(model, data)
@@ -389,15 +391,21 @@ def calibration_examples(model: Any, place: str, source: Source) -> Counted:
     return Counted(batches, "images" if reader.manner == "images" else data.kind, str(data))
 
 
-def made_up_batch(model: Any, place: str) -> dict[str, Tensor]:
+def made_up_batch(model: Any, place: str, trust: bool = False) -> dict[str, Tensor]:
     """Return a batch of one picture, or one sound, of noise with a text, made by the model's own processor.
+
+    Args:
+        model: of transformers.
+        place: where it was loaded from.
+        trust: whether Python code that comes with the processor may run.
 
     Raises:
         MultiflowError: there is no processor at that place.
     """
+    processor = load_processor(None, place, model, trust=trust)
     if hears(model):
-        return listener_of(model, load_processor(None, place, model)).examples([made_up_sound()])
-    reader = reader_of(model, load_processor(None, place, model))
+        return listener_of(model, processor).examples([made_up_sound()])
+    reader = reader_of(model, processor)
     noise = torch.randint(256, (*MADE_UP, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return reader.examples([Sample(Image.fromarray(noise.numpy()), DESCRIBE)])
 
@@ -405,7 +413,7 @@ def made_up_batch(model: Any, place: str) -> dict[str, Tensor]:
 def _speech(model: Any, place: str, source: Source) -> Counted:
     """Make calibration batches of speech for a model that listens."""
     refuse_prompt(model, source.prompt)
-    listener = listener_of(model, load_processor(source.processor, place, model))
+    listener = listener_of(model, load_processor(source.processor, place, model, trust=source.trust_remote_code))
     data = open_examples(source)[0]
     refuse_other(model, data)
     if source.augment is not None:

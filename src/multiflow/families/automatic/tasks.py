@@ -60,15 +60,16 @@ RETRIEVAL, CAPTIONING, VQA, CLASSIFICATION, TRANSCRIPTION = map(
 )
 
 
-def preprocessing_of(place: str, model: Any, processor: Any = None, prompt: str | None = None) -> Preprocessing:
+def preprocessing_of(
+    place: str, model: Any, processor: Any = None, prompt: str | None = None, trust_remote_code: bool = False
+) -> Preprocessing:
     """Load how a model reads; the files of its processor go along with it into the folder of a fine-tuned model."""
     source = processor if isinstance(processor, str | Path) else place
     reader: Reader | Listener
     if hears(model):
         refuse_prompt(model, prompt)
-        reader = listener_of(model, load_processor(processor, place, model))
-    else:
-        reader = reader_of(model, load_processor(processor, place, model), prompt=prompt)
+    loaded = load_processor(processor, place, model, trust=trust_remote_code)
+    reader = listener_of(model, loaded) if hears(model) else reader_of(model, loaded, prompt=prompt)
     return Preprocessing(reader, model_files(str(source), (*TOKENIZER_FILES, *PROCESSOR_FILES)))
 
 

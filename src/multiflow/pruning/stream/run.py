@@ -28,7 +28,7 @@ from multiflow.base.artifacts import read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import plain
 from multiflow.base.guards import exclusively
-from multiflow.base.offload import input_device, weight_files
+from multiflow.base.offload import input_device, weight_files, without_mapping
 from multiflow.base.parallel import in_parallel, world
 from multiflow.base.runs import run_folder
 from multiflow.base.steps import Watch, watched
@@ -204,7 +204,7 @@ def stream(
         place = folder / WORK / (short(sparsities[0]) if sequential else "all")
         where = input_device(plan.model) if device is None else torch.device(device)
         one = _Streaming(part, units, place, where, sequential=sequential)
-        with buffers_restored(plan.model) if plan.adapter.forward_moves_buffers else nullcontext():
+        with buffers_restored(plan.model) if plan.adapter.forward_moves_buffers else nullcontext(), without_mapping():
             packed, stats, hashes, batches = one.run()
         choosing += one.choosing
         found |= dict(zip(sparsities, packed, strict=True))
@@ -399,8 +399,9 @@ class WeightsOnDisk(Mapping[str, Tensor]):
         self._files, self._names, self._before = files, tuple(layout), before
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._files if isinstance(self._files, Path) else self._files[name], "pt") as file:
-            return file.get_tensor(f"{self._before}{name}").clone()  # the file does not stay mapped
+        place = self._files if isinstance(self._files, Path) else self._files[name]
+        with safe_open(place, "pt", backend="pread") as file:  # nothing is mapped
+            return file.get_tensor(f"{self._before}{name}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
