@@ -7,6 +7,7 @@ its steps.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from multiflow.base.errors import MultiflowError
 
 STEPS = ("fetch", "run", "report")
 OUT = Path("runs/real")
+MOST = 4
+"""Processes that compute side by side, if nothing is said: each holds up to two gigabytes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 models=given.model,
                 tiers=given.tier,
                 short=given.short,
+                processes=given.processes,
                 say=lambda line: print(line, flush=True),
             )
             print(f"{count} figures were computed")
@@ -55,9 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--accept", nargs="+", default=(), metavar="NAME", help="Debian packages of another release")
     parser.add_argument("--out", type=Path, help=f"folder of results (default: {OUT})")
     parser.add_argument("--model", nargs="+", default=(), metavar="NAME", help="only these models of real.yaml")
-    parser.add_argument("--tier", nargs="+", default=(), metavar="NAME", help="only these tiers of real.yaml")
+    parser.add_argument(
+        "--tier", nargs="+", default=(), metavar="NAME", help="only these tiers of real.yaml, those beyond too"
+    )
+    parser.add_argument("--processes", type=int, default=cores(), metavar="N", help="how many compute side by side")
     parser.add_argument("--short", action="store_true", help="a cut of the grid")
     return parser
+
+
+def cores() -> int:
+    """Return how many processes compute by default: one a core that this one may use, at most `MOST`."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST)
 
 
 def _fetch(given: argparse.Namespace) -> None:

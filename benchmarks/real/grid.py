@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from fractions import Fraction
+from functools import partial
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,8 @@ from multiflow.pruning.plan import versions
 DIGITS = 16
 GRID_FILE = Path(__file__).parent.parent / "real.yaml"
 CPU = torch.device("cpu")
+PRUNE, RECOVER, EVALUATE = "prune CPU s", "recover CPU s", "evaluate CPU s"
+"""Seconds of the processor, which other work on the machine does not lengthen; of a pruning those of one sparsity."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class RealGrid:
     models: Mapping[str, str]  # name -> module with ``open_world(cache) -> World``
     tiers: tuple[Tier, ...]  # in the order in which they are computed
     pruners: Mapping[str, PrunerEntry] = field(default_factory=dict)  # those that are not simply registered ones
+    beyond: tuple[Tier, ...] = ()  # what is computed where it is asked for by name
     short: tuple[Tier, ...] = ()  # the cut
 
     def entry(self, pruner: str) -> PrunerEntry:
@@ -63,7 +69,7 @@ def read_real_grid(path: Path = GRID_FILE) -> RealGrid:
         MultiflowError: an unknown key, model or pruner.
     """
     grid = build(RealGrid, read_yaml(path), "the config")
-    for tier in (*grid.tiers, *grid.short):
+    for tier in (*grid.tiers, *grid.beyond, *grid.short):
         for name in tier.models or ():
             if name not in grid.models:
                 raise unknown("model", name, grid.models)
@@ -101,42 +107,67 @@ def jobs_of(grid: RealGrid, tiers: Sequence[Tier]) -> Iterator[Job]:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A model that is open, and the hash of its weights."""
+
+    world: World
+    mark: str
+
+
+@dataclass(frozen=True)
 class Runner:
-    """Computes jobs into a folder of results."""
+    """Computes jobs into a folder of results. Several may share one: a pruning is made by whoever comes first."""
 
     grid: RealGrid
     results: Results
     say: Callable[[str], None] = print
 
-    def run(self, tiers: Sequence[Tier], worlds: Mapping[str, Callable[[], World]]) -> int:
+    def run(
+        self, tiers: Sequence[Tier], worlds: Mapping[str, Callable[[], World]], first: Fraction = Fraction(0)
+    ) -> int:
         """Compute what is missing; return how many cells were.
 
         Args:
             tiers: of the grid.
             worlds: model -> opens it; a model whose data are missing is left out with a line that says so.
+            first: where in the list of prunings to begin, as a share of it; those before come last.
         """
-        jobs = list(jobs_of(self.grid, tiers))
-        computed, opened = 0, ""
-        world: World | None = None
-        for job in jobs:
-            if job.model not in worlds:
+        jobs = [job for job in jobs_of(self.grid, tiers) if job.model in worlds]
+        at = int(first * len(jobs))
+        opened: dict[str, Opened | None] = {}
+        computed, others = 0, []
+        # 1. What nobody else is at.
+        for job in [*jobs[at:], *jobs[:at]]:
+            if job.model not in opened:
+                opened[job.model] = self._open(job.model, worlds[job.model], jobs)
+            if (found := opened[job.model]) is None:
                 continue
-            if job.model != opened:
-                world, opened = self._open(job.model, worlds[job.model]), job.model
-                if world is not None:
-                    self._say_facts(job.model, world)
-                    mark = hash_model(world.model)
-                    self._expect([job for job in jobs if job.model == opened], world, mark)
-            if world is not None:
-                computed += self._job(job, world, mark)
-        return computed
+            done = self._claim(job, found, wait=False)
+            if done is None:
+                others.append((job, found))
+            computed += done or 0
+        # 2. What others were at, and have left if they were killed.
+        return computed + sum(self._claim(job, found, wait=True) or 0 for job, found in others)
 
-    def _open(self, name: str, open_world: Callable[[], World]) -> World | None:
+    def _open(self, name: str, open_world: Callable[[], World], jobs: Sequence[Job]) -> Opened | None:
         try:
-            return open_world()
+            world = open_world()
         except MultiflowError as error:
             self.say(f"{name} is left out: {error}")
             return None
+        found = Opened(world, hash_model(world.model))
+        self._say_facts(name, world)
+        self._expect([job for job in jobs if job.model == name], found)
+        return found
+
+    def _claim(self, job: Job, found: Opened, *, wait: bool) -> int | None:
+        """Do a job; None if another is at it and this one is not to wait. What is refused is said and left out."""
+        with self.results.lock(f"{job.model}-{job.pruner}-{job.seed}-{found.mark}", wait=wait) as got:
+            try:
+                return self._job(job, found) if got else None
+            except MultiflowError as error:
+                self.say(f"{job.model} {job.pruner} seed {job.seed} is left out: {error}")
+                return 0
 
     def _say_facts(self, name: str, world: World) -> None:
         path = self.results.folder / FACTS
@@ -145,21 +176,21 @@ class Runner:
             facts = {**known, name: {"title": world.title, **world.facts}}
             write_atomically(path, json.dumps(facts, indent=1) + "\n")
 
-    def _expect(self, jobs: Sequence[Job], world: World, mark: str) -> None:
+    def _expect(self, jobs: Sequence[Job], found: Opened) -> None:
         """Write which cells there are to be, beside those that are known."""
-        new = [cell for job in jobs for s in job.sparsities for cell in self._cells(job, s, world, mark).values()]
+        new = [cell for job in jobs for s in job.sparsities for cell in self._cells(job, s, found).values()]
         with self.results.lock(GRID):
             known = {cell.id: cell for cell in [*self.results.expected(), *new]}
             self.results.expect(known.values())
 
-    def _cells(self, job: Job, sparsity: float, world: World, mark: str) -> dict[str, Cell]:
+    def _cells(self, job: Job, sparsity: float, of: Opened) -> dict[str, Cell]:
         """Return the cells of a pruned model without their figures: figure -> cell."""
-        made: dict[str, Any] = {"weights": mark, "seed": job.seed}
+        made: dict[str, Any] = {"weights": of.mark, "seed": job.seed}
         if job.pruner != DENSE:
             made["pruner"] = {k: v for k, v in asdict(self.grid.entry(job.pruner)).items() if v}
         pruning = None if job.pruner == DENSE else identity(made, DIGITS)
         found = {}
-        for figure, metric in world.figures.items():
+        for figure, metric in of.world.figures.items():
             settings = {**made, "sparsity": sparsity, "figure": figure}
             id = identity(settings, DIGITS)
             found[figure] = Cell(
@@ -170,18 +201,17 @@ class Runner:
             )
         return found
 
-    def _job(self, job: Job, world: World, mark: str) -> int:
+    def _job(self, job: Job, found: Opened) -> int:
         """Prune to the sparsities that lack figures, recover, measure; return how many cells that gave."""
-        known = self.results.cells()
-        missing = [
-            s for s in job.sparsities if any(c.id not in known for c in self._cells(job, s, world, mark).values())
-        ]
+        world, known = found.world, self.results.cells()
+        missing = [s for s in job.sparsities if any(c.id not in known for c in self._cells(job, s, found).values())]
         if not missing:
             return 0
         if job.pruner == DENSE:
-            return self._measure(job, 0.0, world, mark, world.model, {}, {})
+            return self._measure(job, 0.0, found, world.model, {}, {})
         entry = self.grid.entry(job.pruner)
         reset_peak_memory()
+        used = time.process_time()
         batches = world.batches(job.seed) if entry.needs_data else None
         result = mf.prune(
             *(world.model, entry.method, missing, batches),
@@ -191,19 +221,22 @@ class Runner:
             seed=job.seed,
             **entry.hyper,
         )
-        self._record(job, next(iter(self._cells(job, missing[0], world, mark).values())), result, batches)
+        self._record(job, next(iter(self._cells(job, missing[0], found).values())), result, batches)
+        used = time.process_time() - used
         count = 0
         for sparsity in missing:
-            began, kept = time.monotonic(), result
+            before, began, kept = time.process_time(), time.monotonic(), result
             if entry.recover:
                 how = {"adapter": world.adapter, "seed": job.seed, **entry.recovery}
                 kept = mf.recover(world.model, result, sparsity, batches, entry.recover, **how)
-            recovery = time.monotonic() - began
+            recovery, recovered = time.monotonic() - began, time.process_time() - before
             sparse = deepcopy(world.model)
             kept.apply_(sparse, sparsity)
-            sizes = {"packed MB": packed_size(sparse, kept.masks[sparsity]) / 1e6} if job.seed == 0 else {}
+            more = {PRUNE: used / len(missing), RECOVER: recovered}
+            if job.seed == 0:
+                more["packed MB"] = packed_size(sparse, kept.masks[sparsity]) / 1e6
             seconds = {"prune": sum(result.timings.values()), "recover": recovery}
-            count += self._measure(job, sparsity, world, mark, sparse, seconds, sizes)
+            count += self._measure(job, sparsity, found, sparse, seconds, more)
         return count
 
     def _record(self, job: Job, cell: Cell, result: mf.Result, batches: Sequence[Any] | None) -> None:
@@ -226,16 +259,16 @@ class Runner:
         self,
         job: Job,
         sparsity: float,
-        world: World,
-        mark: str,
+        opened: Opened,
         model: nn.Module,
         seconds: Mapping[str, float],
         more: Mapping[str, float],
     ) -> int:
-        began = time.monotonic()
-        found: Mapping[str, Items] = world.evaluate(model.eval())
+        began, before = time.monotonic(), time.process_time()
+        found: Mapping[str, Items] = opened.world.evaluate(model.eval())
+        more = {**more, EVALUATE: time.process_time() - before}
         took = {**seconds, "evaluate": time.monotonic() - began}
-        for figure, cell in self._cells(job, sparsity, world, mark).items():
+        for figure, cell in self._cells(job, sparsity, opened).items():
             items = found[figure]
             score = sum(items.each) / len(items.each)
             done = replace(
@@ -285,6 +318,19 @@ def open_worlds(grid: RealGrid, cache: Path, only: Sequence[str] = ()) -> dict[s
     return {name: opener(module) for name, module in grid.models.items() if not only or name in only}
 
 
+def chosen_tiers(grid: RealGrid, tiers: Sequence[str], *, short: bool) -> Sequence[Tier]:
+    """Return the tiers of these names; without names the whole, which leaves out what lies beyond it, or the cut.
+
+    Raises:
+        MultiflowError: no tier has this name.
+    """
+    named = {tier.name: tier for tier in (*grid.tiers, *grid.beyond)}
+    for name in tiers:
+        if name not in named:
+            raise unknown("tier", name, named)
+    return [named[name] for name in tiers] or (grid.short if short else grid.tiers)
+
+
 def run_real(
     cache: Path,
     out: Path,
@@ -292,24 +338,44 @@ def run_real(
     models: Sequence[str] = (),
     tiers: Sequence[str] = (),
     short: bool = False,
+    processes: int = 1,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Compute the grid, or a part of it, into a folder; return how many cells were computed.
+    """Compute the grid, or a part of it, into a folder; return how many cells that gave.
 
     Args:
         cache: with what was fetched.
         out: folder of results.
         models: names; none = all.
-        tiers: names; none = all.
+        tiers: names, also of those beyond the whole; none = the whole.
         short: the cut instead.
-        say: takes lines on what goes on.
+        processes: how many compute side by side, with one thread each where they are several.
+        say: takes lines on what goes on; those of other processes are printed.
     """
     grid = read_real_grid()
-    for name in tiers:
-        if name not in {tier.name for tier in grid.tiers}:
-            raise unknown("tier", name, [tier.name for tier in grid.tiers])
-    chosen = grid.short if short else [tier for tier in grid.tiers if not tiers or tier.name in tiers]
+    chosen, worlds = chosen_tiers(grid, tiers, short=short), open_worlds(grid, cache, models)
     results = Results(out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / CONFIG, GRID_FILE.read_text(encoding="utf-8"))
-    return Runner(grid, results, say).run(chosen, open_worlds(grid, cache, models))
+    before = len(results.cells())
+    context = get_context("spawn")
+    shares = [Fraction(at, processes) for at in range(1, processes)]
+    given = {"models": models, "tiers": tiers, "short": short}
+    others = [context.Process(target=_share, args=(cache, out, given, at), daemon=True) for at in shares]
+    for other in others:
+        other.start()
+    if others:
+        torch.set_num_threads(1)
+    Runner(grid, results, say).run(chosen, worlds)
+    for other in others:
+        other.join()
+    return len(results.cells()) - before
+
+
+def _share(cache: Path, out: Path, given: Mapping[str, Any], first: Fraction) -> None:
+    """What another process does: the same, from another place on."""
+    torch.set_num_threads(1)
+    grid = read_real_grid()
+    tiers = chosen_tiers(grid, given["tiers"], short=given["short"])
+    worlds = open_worlds(grid, cache, given["models"])
+    Runner(grid, Results(out), partial(print, flush=True)).run(tiers, worlds, first)
