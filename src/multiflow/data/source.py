@@ -27,6 +27,9 @@ from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 DEPTH = 2
 """Folders inside folders that are searched."""
 
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+"""Names of folders that are splits, where all folders that lie side by side have such a name."""
+
 
 def open_data(
     source: str | Path,
@@ -278,7 +281,10 @@ def _of_split(files: list[Path], place: Place) -> tuple[list[Path], str | None]:
 def _open_subfolders(place: Place, depth: int) -> list[AnyData]:
     """Open what lies in the sub-folders; those that lack the split are left out, unless all do."""
     found, lacking = [], []
-    for path in sorted(path for path in place.path.iterdir() if path.is_dir()):
+    folders = sorted(path for path in place.path.iterdir() if path.is_dir())
+    if folders and all(path.name in SPLIT_FOLDERS for path in folders):
+        folders, place = _folder_of_split(folders, place)
+    for path in folders:
         try:
             data = _open(_at(place, path), depth)
         except NoSuchSplit as error:
@@ -289,6 +295,14 @@ def _open_subfolders(place: Place, depth: int) -> list[AnyData]:
     if lacking and not found:
         raise lacking[0]
     return found
+
+
+def _folder_of_split(folders: list[Path], place: Place) -> tuple[list[Path], Place]:
+    """Where each split is a folder of its own, keep that of the wanted one; a lone one is taken unasked."""
+    named = {SPLIT_FOLDERS[path.name]: path for path in folders}
+    wanted = place.split or (next(iter(named)) if len(named) == 1 else None)
+    chosen = named[choose_split(SPLIT_FOLDERS.get(wanted or "", wanted), list(named), f"'{place.path}'")]
+    return [chosen], replace(place, split=None)
 
 
 def _combine(found: list[AnyData], folder: Path, *, joins: bool) -> AnyData | None:

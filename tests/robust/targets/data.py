@@ -88,6 +88,35 @@ def _said_beside(folder: Path) -> None:
         (folder / f"{name}.txt").write_text("one two\n")
 
 
+def _tones_in(folder: Path, *names: str) -> None:
+    from tests.families.automatic.speech import write_tones
+
+    write_tones(folder, dict.fromkeys(names, "x"), subtype="PCM_16")
+    (folder / "metadata.csv").unlink()
+
+
+def _librispeech(folder: Path) -> None:
+    _tones_in(folder / "84" / "121", "84-121-0000.flac", "84-121-0001.flac")
+    (folder / "84" / "121" / "84-121.trans.txt").write_text("84-121-0000 ONE TWO\n84-121-0001 THREE\n")
+
+
+def _common_voice(folder: Path) -> None:
+    _tones_in(folder / "clips", "a.wav", "b.flac")
+    rows = "client_id\tpath\tsentence\tup\n1\ta.wav\tOne, two\t3\n2\tb.flac\tThree\t4\n"
+    (folder / "train.tsv").write_text(rows)
+
+
+def _ljspeech(folder: Path) -> None:
+    _tones_in(folder / "wavs", "LJ-1.wav", "LJ-2.wav")
+    (folder / "metadata.csv").write_text("LJ-1|One, 2|one, two\nLJ-2|Three|three\n")
+
+
+def _kaldi(folder: Path) -> None:
+    _tones_in(folder / "wav", "a.wav", "b.flac")
+    (folder / "wav.scp").write_text("u1 wav/a.wav\nu2 wav/b.flac\n")
+    (folder / "text").write_text("u1 one two\nu2 three\n")
+
+
 def _pictures(folder: Path) -> None:
     write_images(folder, PICTURES)
 
@@ -253,7 +282,14 @@ TARGETS = [
     Target("cifar", _cifar, read_labelled),
     Target("image-folder", _pictures, read_images),
     *(
-        [Target("speech", _said, read_speech), Target("speech-beside", _said_beside, read_speech)]
+        [
+            Target("speech", _said, read_speech),
+            Target("speech-beside", _said_beside, read_speech),
+            Target("librispeech", _librispeech, read_speech),
+            Target("common-voice", _common_voice, read_speech),
+            Target("ljspeech", _ljspeech, read_speech),
+            Target("kaldi", _kaldi, read_speech),
+        ]
         if find_spec("soundfile") and find_spec("soxr")
         else []
     ),

@@ -1,8 +1,8 @@
-"""Image-caption pairs from Hugging Face data sets: folders of ``save_to_disk``, parquet files, names on the Hub."""
+"""Hugging Face data sets of pairs or speech: folders of ``save_to_disk``, parquet files, names on the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import exists
-from multiflow.data.dataset import BrokenItem, Dataset, Pair, Question
+from multiflow.data.audio import Sound, decode_sound, load_sound
+from multiflow.data.dataset import BrokenItem, Clip, Dataset, Known, Pair, Question
 from multiflow.data.images import choose_split, load_image, open_image, refuse_split, split_in_name, texts_of
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 from multiflow.data.tables import turns_of
@@ -18,6 +19,8 @@ from multiflow.data.tables import turns_of
 PREFIX = "hf:"
 IMAGE_NAMES = ("image", "images", "img", "picture", "jpg", "png", "webp")
 TEXT_NAMES = ("caption", "captions", "text", "texts", "txt", "sentence", "sentences", "description")
+AUDIO_NAMES = ("audio", "sound", "speech", "wav", "flac", "mp3")
+SAID_NAMES = ("transcription", "transcript", "sentence", "normalized_text", "text", "raw_transcription", "raw_text")
 ANSWER_NAMES = ("answer", "answers", "multiple_choice_answer", "label")
 TALK_NAMES = ("conversations", "messages", "conversation", "texts")
 SPEECH = (("from", "value"), ("role", "content"))  # who, and what
@@ -177,7 +180,9 @@ def _choose(split: str | None, held: Sequence[str], where: str) -> str:
 
 def _dataset(table: Any, choice: Columns, source: str) -> Dataset[Any]:
     """Take questions with their answers, conversations, or texts, whichever columns there are; the user's own first."""
-    kinds = {name: _kind_of(feature) for name, feature in table.features.items()}
+    kinds = {name: _kind_of(feature, name) for name, feature in table.features.items()}
+    if _is_speech(kinds, choice):
+        return _speech(table, choice, kinds, source)
     image = _column("image", choice.image, IMAGE_NAMES, kinds, table.features, source)
     answer = next((name for name in ANSWER_NAMES if kinds.get(name) in ("text", "answers")), None)
     talk = next((name for name in TALK_NAMES if kinds.get(name) == "talk"), None)
@@ -189,15 +194,44 @@ def _dataset(table: Any, choice: Columns, source: str) -> Dataset[Any]:
     else:
         columns = [image, _column("text", choice.text, TEXT_NAMES, kinds, table.features, source)]
         kind, read = "pairs", _read
-    library, feature = _library(), table.features[image]
-    table = table.select_columns(columns)
-    if isinstance(feature, library.Image):
-        table = table.cast_column(image, library.Image(decode=False))  # bytes: a broken image costs itself alone
-    elif (inner := _element(feature)) is not None and isinstance(inner, library.Image):
-        table = table.cast_column(image, type(feature)(library.Image(decode=False)))
+    table = _undecoded(table.select_columns(columns), image)
     if not len(table):
         raise MultiflowError(f"'{source}' holds no rows; expected images with captions")
     return Dataset(kind, "Hugging Face data set", source, len(table), partial(read, table, *columns))  # type: ignore[arg-type]
+
+
+def _undecoded(table: Any, column: str) -> Any:
+    """Let a column give its bytes, so that a broken image or sound costs itself alone."""
+    library, feature = _library(), table.features[column]
+    for type_ in _decoders(library):
+        if isinstance(feature, type_):
+            return table.cast_column(column, type_(decode=False))
+        if (inner := _element(feature)) is not None and isinstance(inner, type_):
+            return table.cast_column(column, type(feature)(type_(decode=False)))
+    return table
+
+
+def _decoders(library: Any) -> list[Any]:
+    return [type_ for name in ("Image", "Audio") if (type_ := getattr(library, name, None)) is not None]
+
+
+def _is_speech(kinds: Mapping[str, str], choice: Columns) -> bool:
+    """Whether sounds are meant: the user's column, or there are sounds and no images."""
+    if choice.image is not None:
+        return kinds.get(choice.image) == "audio"
+    return "audio" in kinds.values() and "image" not in kinds.values()
+
+
+def _speech(table: Any, choice: Columns, kinds: dict[str, str], source: str) -> Dataset[Clip]:
+    """Take sounds with what is said in them, in the usual column that comes first in `SAID_NAMES`."""
+    audio = _column("audio", choice.image, AUDIO_NAMES, kinds, table.features, source)
+    usual = next((name for name in SAID_NAMES if kinds.get(name) == "text"), None)
+    said = _column("text", choice.text or usual, SAID_NAMES, kinds, table.features, source)
+    texts, table = table.select_columns([said]), _undecoded(table.select_columns([audio, said]), audio)
+    if not len(table):
+        raise MultiflowError(f"'{source}' holds no rows; expected sounds with transcripts")
+    read, known = partial(_read_clip, table, audio, said), partial(_known_clip, texts, said)
+    return Dataset("clips", "Hugging Face data set", source, len(table), read, known=known)
 
 
 def _column(
@@ -210,13 +244,21 @@ def _column(
     named = [name for name in able if name.lower() in usual]
     if len(found := able if len(able) == 1 else named) == 1 and kinds[found[0]] == kind:
         return found[0]
+    option = "image" if kind == "audio" else kind
     columns = ", ".join(f"{name} ({_describe(feature)})" for name, feature in features.items())
     problem = f"column '{given}' of '{source}' holds no {kind}" if given else f"'{source}' has no plain {kind} column"
-    raise MultiflowError(f"{problem}; its columns are {columns}; name one with hf:{source},{kind}=COLUMN")
+    raise MultiflowError(f"{problem}; its columns are {columns}; name one with hf:{source},{option}=COLUMN")
 
 
-def _kind_of(feature: Any) -> str:
-    """Return ``image``, ``text`` (also lists of them), ``talk``, ``answers`` or ``other``."""
+def _kind_of(feature: Any, name: str = "") -> str:
+    """Return ``image``, ``audio``, ``text`` (also lists of them), ``talk``, ``answers`` or ``other``.
+
+    Bytes that no type tells are a sound where their column is named like one, else an image.
+    """
+    audio = getattr(_library(), "Audio", None)
+    if audio is not None and isinstance(feature, audio):
+        return "audio"
+    bare = "audio" if name.lower() in AUDIO_NAMES else "image"
     inner = _element(feature)
     if isinstance(inner, dict):
         talks = any(speaker in inner and said in inner for speaker, said in SPEECH) or inner.keys() >= TURN
@@ -226,9 +268,11 @@ def _kind_of(feature: Any) -> str:
     if inner is not None:
         return "text" if getattr(inner, "dtype", "") in TEXT_TYPES else "other"
     if isinstance(feature, dict):
-        return "image" if "bytes" in feature else "other"
-    if isinstance(feature, _library().Image) or getattr(feature, "dtype", "") in BYTE_TYPES:
+        return bare if "bytes" in feature else "other"
+    if isinstance(feature, _library().Image):
         return "image"
+    if getattr(feature, "dtype", "") in BYTE_TYPES:
+        return bare
     return "text" if getattr(feature, "dtype", "") in TEXT_TYPES else "other"
 
 
@@ -236,7 +280,7 @@ def _describe(feature: Any) -> str:
     inner = _element(feature)
     if inner is not None:
         return f"list of {_describe(inner)}"
-    plain = isinstance(feature, dict | list | _library().Image)
+    plain = isinstance(feature, (dict, list, *_decoders(_library())))
     return type(feature).__name__ if plain else str(getattr(feature, "dtype", type(feature).__name__))
 
 
@@ -265,6 +309,33 @@ def _image(given: Any, key: str) -> Any:
     if held.get("path"):
         return load_image(held["path"], key)
     raise BrokenItem(key, "it has no image")
+
+
+def _sound(given: Any, key: str) -> Sound:
+    """Return the sound of a cell: of its bytes, where they are, else of the file that it names."""
+    held = given if isinstance(given, dict) else {"bytes": given}
+    if held.get("bytes"):
+        return decode_sound(held["bytes"], key)
+    if held.get("path"):
+        return load_sound(held["path"], key)
+    raise BrokenItem(key, "it has no sound")
+
+
+def _read_clip(table: Any, audio: str, said: str, index: int) -> Clip:
+    row, key = _row(table, index)
+    text = " ".join(_texts(row[said]))
+    if not text:
+        raise BrokenItem(key, "no transcript")
+    return Clip(_sound(row[audio], key), text, key)
+
+
+def _known_clip(table: Any, said: str, index: int) -> Known | None:
+    """Return what is said in a clip without reading its sound; nothing of a row that cannot be used."""
+    try:
+        texts = _texts(_row(table, index)[0][said])
+    except BrokenItem:
+        return None
+    return Known(None, (" ".join(texts),)) if texts else None
 
 
 def _texts(given: Any) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from typing import Any
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import read_text
-from multiflow.data.audio import Sound, audio_files, is_audio, load_sound
+from multiflow.data.audio import audio_files, is_audio
+from multiflow.data.clips import clips_of_files
 from multiflow.data.dataset import Clip, Dataset, Skip
-from multiflow.data.images import WrongLayout, data_of_files, locate
+from multiflow.data.images import WrongLayout, locate
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place, of_rows
 from multiflow.data.tables import IMAGE_KEYS, TEXT_KEYS, column_of, delimiter_of, rows_of
 
@@ -44,7 +45,7 @@ def _given(place: Place, held: Any) -> str | None:
 def _read_table(place: Place) -> Dataset[Clip]:
     skipped: list[Skip] = []
     records = _of_json(place, skipped) if isinstance(place.content, list) else _of_rows(place, skipped)
-    return _clips(f"audio files with {place.path.name}", place, records, skipped)
+    return _located(f"audio files with {place.path.name}", place, records, skipped)
 
 
 def _of_json(place: Place, skipped: list[Skip]) -> Records:
@@ -118,29 +119,17 @@ def _read_folder(place: Place) -> Dataset[Clip]:
             records.append((name, " ".join(read_text(place.path / _beside(name), "a transcript").split())))
         except MultiflowError:
             skipped.append(Skip(name, f"no readable transcript {_beside(name)}"))
-    return _clips("audio folder with a text beside each file", place, records, skipped)
+    return _located("audio folder with a text beside each file", place, records, skipped)
 
 
-def _clips(layout: str, place: Place, records: Sequence[tuple[str, str]], skipped: Sequence[Skip]) -> Dataset[Clip]:
-    """Make the data set of sounds that have a transcript; the others are noted as skipped."""
-    good = [(name, text.strip()) for name, text in records if text.strip()]
-    skipped = [*skipped, *(Skip(name, "no transcript") for name, text in records if not text.strip())]
-    if not good:
-        first = f"; the first was left out: {skipped[0].key} ({skipped[0].reason})" if skipped else ""
-        raise MultiflowError(
-            f"transcripts are missing: none of the {len(skipped)} sounds in '{place.path}' has one; every sound needs "
-            f"one{first}"
-        )
-    names, texts = [name for name, _ in good], [(text,) for _, text in good]
+def _located(layout: str, place: Place, records: Records, skipped: Sequence[Skip]) -> Dataset[Clip]:
+    """Look where the sounds with a transcript lie."""
+    said = [record for record in records if record[1].strip()]
     folder = place.path if place.is_folder else place.path.parent
-    paths = locate([names], folder, place.images, f"'{place.path}'", "audio files")
-    return data_of_files(
-        *("clips", layout, place.path, paths, names, _make_clip, texts, texts), skipped=skipped, load=load_sound
-    )
-
-
-def _make_clip(sound: Sound, name: str, text: str) -> Clip:
-    return Clip(sound, text, name)
+    paths = locate([[name for name, _ in said]], folder, place.images, f"'{place.path}'", "audio files") if said else []
+    silent = [("", name, "") for name, text in records if not text.strip()]
+    found = [(path, name, text) for path, (name, text) in zip(paths, said, strict=True)]
+    return clips_of_files(layout, place.path, [*found, *silent], skipped)
 
 
 LAYOUTS.add(
