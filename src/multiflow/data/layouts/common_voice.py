@@ -46,7 +46,8 @@ def _read(place: Place) -> Dataset[Clip]:
     else:
         refuse_split(place.split, f"'{place.path}', one table,")
         path = place.path
-    clips, skipped, records = _clips_of(place), [], []
+    clips, records = _clips_of(place), []
+    skipped: list[Skip] = []
     rows = rows_of(read_text(path, "a table of Common Voice").split("\n"), skipped)
     header = [cell.strip() for cell in next(rows)[1]]
     at, said = header.index("path"), header.index("sentence")
