@@ -120,6 +120,7 @@ def test_missing_images_stop_it_before_the_model_is_loaded(run: Run, tiny: Path,
         (("retrieval", "xvlm-shapes", "--data", "x", "--limit", 0), "--limit 0 was given; expected at least 1"),
         (("retrieval", "xvlm-shapes", "--data", "x"), "no data at 'x'"),
         (("retrieval", "xvlm-shapes"), "--data"),
+        (("retreival", "xvlm-shapes"), "did you mean 'retrieval'"),
         (("retrieval", "xvlm-shapes", "--data", "x", "--device", "gpu"), "unknown device 'gpu'"),
     ],
 )

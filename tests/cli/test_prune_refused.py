@@ -174,6 +174,7 @@ def test_infinite_activations_name_layer_and_batch(run: Run, tiny: Path, pairs: 
         ("./tinny", "there is no file or folder './tinny'; did you mean 'tiny'?"),
         ("tinny.pth", "there is no file or folder 'tinny.pth'"),
         ("some/model", "'some/model' is no file or folder here, nor on Hugging Face"),
+        ("tiny/weight.safetensors", "did you mean 'weights.safetensors'?"),
     ],
 )
 def test_a_mistyped_model_is_said_before_data_are_asked_for(
@@ -182,4 +183,5 @@ def test_a_mistyped_model_is_said_before_data_are_asked_for(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "weights.safetensors").touch()
     assert said in run("prune", model, "--method", "wanda").error

@@ -22,7 +22,17 @@ from uuid import uuid4
 import yaml
 from safetensors import SafetensorError
 
-from multiflow.base.errors import MultiflowError
+from multiflow.base.errors import MultiflowError, did_you_mean
+
+
+def beside(path: str | Path) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest name in the folder of a path to nothing, or an empty string."""
+    place = Path(path).expanduser()
+    try:
+        near = did_you_mean(place.name, [one.name for one in place.parent.iterdir()])
+    except (OSError, ValueError):
+        return ""
+    return near
 
 
 def write_atomically(path: str | Path, data: bytes | str | Callable[[Path], object]) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.files import beside
 
 
 def reach_hub(repository: str) -> None:
@@ -44,7 +45,7 @@ def fetch(repository: str, names: Sequence[str], revision: str | None = None, to
     except Exception as error:
         said = " ".join(str(error).split())[:300]
         raise MultiflowError(
-            f"'{repository}' is no file or folder here, nor on Hugging Face ({said}); check the name, the network and, "
+            f"'{repository}' is no file or folder here, nor on Hugging Face ({said}){beside(repository)}; check the name, the network and, "
             "for a private repository, the token"
         ) from error
     finally:

@@ -154,7 +154,7 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
     show(table(title, ["sparsity", "achieved", *groups, "mask file"], rows))
     data = result.get("data")
     if data:
-        read = f"{how['batches']} batches, {data['samples']} {data['kind']}"
+        read = f"{how['batches']} batch{'es' * (how['batches'] != 1)}, {data['samples']} {data['kind']}"
         took = timings.get("calibrate", timings.get("steps", 0.0))
         what = "calibrated" if "calibrate" in timings else "ran in steps"
         show(f"{what} on {read} in {took:.1f} s: {data['source']}")

@@ -222,6 +222,7 @@ def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Se
     except SystemExit as stop:
         if not stop.code:
             return None
+        _check_task(settings, args)
         raise MultiflowError(f"{_complaint(said.getvalue(), prog)}; see '{prog} --help'") from None
     if unknown:
         if not unknown[0].startswith("-"):
@@ -238,6 +239,14 @@ def _check_values(settings: Any, prog: str, args: Sequence[str]) -> None:
     for word, following in pairwise([*args, "--"]):
         if word in several and following.startswith("--"):
             raise MultiflowError(f"'{prog}': Missing value for argument '{word}'; see '{prog} --help'")
+
+
+def _check_task(settings: Any, args: Sequence[str]) -> None:
+    """Refuse a task that nobody knows before anything that is missing behind it."""
+    if fields(settings)[0].name == "task" and args and not args[0].startswith("-") and "--modules" not in args:
+        from multiflow.tasks.task import TASKS
+
+        TASKS[args[0]]  # its error names those that are known
 
 
 def _spread(settings: Any, args: Sequence[str]) -> list[str]:

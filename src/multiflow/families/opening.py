@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
-from multiflow.base.files import check_files, exists, shortened
+from multiflow.base.files import beside, check_files, exists, shortened
 from multiflow.base.hub import reach_hub
 from multiflow.base.offload import without_mapping
 from multiflow.base.packed import FILE as PACKED_FILE
@@ -299,9 +299,7 @@ def find_model(source: str) -> str:
     if did_you_mean(source, bundled) and "/" not in source:
         raise unknown("model", source, [*bundled, "a file, a folder or a Hugging Face id"])
     if looks_like_path(source) or Path(source).suffix.lower() in FILE_SUFFIXES:
-        place = Path(source).expanduser().parent
-        near = did_you_mean(Path(source).name, [path.name for path in place.iterdir()] if place.is_dir() else [])
-        raise MultiflowError(f"there is no file or folder '{source}'{near}; check the path")
+        raise MultiflowError(f"there is no file or folder '{source}'{beside(source)}; check the path")
     return source
 
 
@@ -320,7 +318,7 @@ def check_model(source: str) -> None:
 
 def _not_found(source: str, error: Exception) -> MultiflowError:
     what = "cannot load folder '{}'" if Path(source).is_dir() else "'{}' is no file or folder here, nor on Hugging Face"
-    return MultiflowError(f"{what.format(source)}: {shortened(error)}")
+    return MultiflowError(f"{what.format(source)}: {shortened(error)}{beside(source) if '/' in source else ''}")
 
 
 def open_model(

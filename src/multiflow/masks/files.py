@@ -24,7 +24,7 @@ from torch import Tensor
 
 from multiflow.base.artifacts import read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import write_atomically
+from multiflow.base.files import beside, write_atomically
 from multiflow.base.torch_files import read_torch
 from multiflow.base.types import Layer, Layout, WeightPart, short
 from multiflow.masks.select import pack
@@ -77,7 +77,7 @@ def load(path: Path) -> Stored:
     """
     if not path.is_file():
         raise MultiflowError(
-            f"no mask file at '{path}'; expected a file that masks.save wrote, or one of the original release"
+            f"no mask file at '{path}'; expected a file that masks.save wrote, or one of the original release{beside(path)}"
         )
 
     def layers(header: Mapping[str, Any]) -> list[str]:
