@@ -45,8 +45,8 @@ def fetch(repository: str, names: Sequence[str], revision: str | None = None, to
     except Exception as error:
         said = " ".join(str(error).split())[:300]
         raise MultiflowError(
-            f"'{repository}' is no file or folder here, nor on Hugging Face ({said}){beside(repository)}; check the name, the network and, "
-            "for a private repository, the token"
+            f"'{repository}' is no file or folder here, nor on Hugging Face ({said}); check the name, the network and, "
+            f"for a private repository, the token{beside(repository)}"
         ) from error
     finally:
         logging.set_verbosity(level)

@@ -77,7 +77,8 @@ def load(path: Path) -> Stored:
     """
     if not path.is_file():
         raise MultiflowError(
-            f"no mask file at '{path}'; expected a file that masks.save wrote, or one of the original release{beside(path)}"
+            f"no mask file at '{path}'; expected a file that masks.save wrote, or one of the original release"
+            f"{beside(path)}"
         )
 
     def layers(header: Mapping[str, Any]) -> list[str]:
