@@ -52,6 +52,12 @@ def _no_process_is_left() -> Iterator[None]:
     assert left == []
 
 
+@pytest.fixture(scope="session")
+def forks() -> None:
+    """Processes that the engine ``local`` starts are forked off the one that has imported everything, too."""
+    processes.ready_to_fork()
+
+
 class Ran(NamedTuple):
     """What a command left: its exit code and what it printed."""
 

@@ -1,4 +1,4 @@
-"""What `test_ranks` runs in each of two processes: ``python -m tests.ranks_worker FOLDER``.
+"""What `test_ranks` runs in each of two processes.
 
 Every case returns what it found; all results of a process go to one file. A case that ends with an error leaves its
 sentence, and the cases after it show that the processes are still in step.
@@ -6,7 +6,6 @@ sentence, and the cases after it show that the processes are still in step.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -214,7 +213,3 @@ def main(folder: Path) -> None:
             found[name] = f"{type(error).__name__}: {error}"
     torch.save(found, folder / f"found-{parallel.rank()}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -11,8 +11,8 @@ import torch
 
 import multiflow as mf
 from multiflow.base import parallel
-from tests import golden_data, ranks_pruning
-from tests.processes import PYTHON, ROOT, run_two
+from tests import golden_data, ranks_pruning, ranks_worker
+from tests.processes import fork_two
 from tests.ranks_pruning import FAINT, GROUPED, PRUNED, SHORT, SPARSITIES, TRAINING, kept
 from tests.ranks_worker import CASES, IN_FOLDERS
 from tests.small import ADAPTER, towers_batches, two_towers
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("two")
-    run_two(PYTHON, "-W", "error", "-m", "tests.ranks_worker", folder, cwd=ROOT)
+    fork_two(ranks_worker.main, folder)
     return Found(*(torch.load(folder / f"found-{rank}.pt") for rank in range(2)), folder)
 
 

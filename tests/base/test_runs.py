@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -147,21 +148,17 @@ def test_a_place_that_cannot_be_written(tmp_path, name):
             take(tmp_path / name)
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from multiflow.base.runs import run_folder
-with run_folder(Path(sys.argv[1]), {"a": 1}, resume=False, keep=["run.json"], record="run.json"):
-    print("in", flush=True)
-    time.sleep(60)
-"""
+def hold(out: Path, told: Any) -> None:
+    with run_folder(out, {"a": 1}, resume=False, keep=["run.json"], record="run.json"):
+        told.send("in")
+        time.sleep(60)
 
 
 def test_a_folder_at_work_is_locked_and_one_that_was_killed_is_not(tmp_path):
     out = tmp_path / "run"
-    with processes.start(processes.PYTHON, "-c", HOLD, out, stdout=PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "in\n"
+    ours, its = Pipe()
+    with processes.fork(hold, out, its):
+        assert ours.recv() == "in"
         for resume in (False, True):
             with pytest.raises(MultiflowError, match="another process is at work in output folder"):
                 end(out, {"a": 1}, resume=resume)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from multiflow.bench.config import read_grid
 from multiflow.bench.grid import expand
 from multiflow.bench.records import Cell, Results
 from multiflow.bench.run import RunOptions, prepare, run_grid, spread
+from multiflow.cli import main
 from tests import processes
 from tests.bench.conftest import compute, config, write_config
 
@@ -194,45 +197,28 @@ def test_data_are_made_when_missing(small: dict[str, Any], tmp_path: Path, monke
         compute(write_config(tmp_path, small), tmp_path / "r")
 
 
-RUNNERS = """
-import os, signal, sys, time
-from pathlib import Path
-import multiflow.bench.run, multiflow.bench.work, multiflow.cli.bench, multiflow.training.finetune
-from multiflow.cli import main
-
-config, folder, here, go = map(Path, sys.argv[1:])
-
-def start():
-    child = os.fork()
-    if child == 0:
-        os._exit(main(["bench", "run", str(config), "--out", str(folder), "--device", "cpu"]))
-    return child
-
-killed = start()
-while not here.exists():
-    assert os.waitpid(killed, os.WNOHANG) == (0, 0), "it has ended"
-    time.sleep(0.05)
-os.kill(killed, signal.SIGKILL)
-os.waitpid(killed, 0)
-with (folder / "cells.jsonl").open("ab") as file:
-    file.write(b'{"id": "torn')
-print((folder / "cells.jsonl").read_text(), flush=True)
-go.touch()
-both = start(), start()
-assert [os.waitpid(runner, 0)[1] for runner in both] == [0, 0]
-"""
+def run_command(config: Path, folder: Path) -> None:
+    raise SystemExit(main(["bench", "run", str(config), "--out", str(folder), "--device", "cpu"]))
 
 
 def test_killed_in_a_cell_and_two_runners_at_once(small: dict[str, Any], tmp_path: Path) -> None:
-    """The runners are forked off one process, which has imported everything."""
     go, here, folder = tmp_path / "go", tmp_path / "here", tmp_path / "r"
     (tmp_path / "stuck_pruner.py").write_text(SLOW.format(go=go, here=here))
     small["modules"] = [str(tmp_path / "stuck_pruner.py")]
     small["tiers"][0] |= {"pruners": ["dense", "stuck", "magnitude"], "sparsities": [0.5]}
     path = write_config(tmp_path, small)
-    done = processes.run(processes.PYTHON, "-c", RUNNERS, path, folder, here, go, cwd=tmp_path, check=True)
-    before, _, torn = done.stdout.partition('{"id": "torn')
-    assert torn
+    with processes.fork(run_command, path, folder) as killed:
+        while not here.exists():
+            assert killed.process.is_alive(), killed.err.read_text()
+            time.sleep(0.05)
+        killed.process.kill()
+        assert killed.end() == -signal.SIGKILL
+    before = (folder / "cells.jsonl").read_text()
+    with (folder / "cells.jsonl").open("a") as file:
+        file.write('{"id": "torn')
+    go.touch()
+    with processes.fork(run_command, path, folder) as one, processes.fork(run_command, path, folder) as other:
+        assert [one.end(), other.end()] == [0, 0], one.err.read_text() + other.err.read_text()
     assert [json.loads(line)["pruner"] for line in before.splitlines() if '"pruner"' in line] == ["dense"]
     lines = (folder / "cells.jsonl").read_bytes()
     assert lines.startswith(before.encode())

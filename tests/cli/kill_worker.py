@@ -1,4 +1,4 @@
-"""What `test_prune_killed` runs: ``python -m tests.cli.kill_worker MODEL DATA FOLDER``.
+"""What `test_prune_killed` runs in a process of its own.
 
 Every kind of method prunes once undisturbed, into ``FOLDER/CASE-whole``, and once, into ``FOLDER/CASE``, in processes
 that are ended by SIGKILL at random moments until one comes to its end. Processes are forked off this one, in which one
@@ -11,11 +11,8 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
-
-import torch
 
 from multiflow.cli import main
 
@@ -58,10 +55,8 @@ def kill(case: str, model: str, data: str, folder: Path) -> dict[str, int]:
     return counts
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)  # a process with threads cannot be forked
-    place = Path(sys.argv[3])
-    warm = ["prune", sys.argv[1], "--data", sys.argv[2], "--batches", "1", "--device", "cpu"]
-    assert main([*warm, "--out", str(place / "warm")]) == 0
-    found = {case: kill(case, sys.argv[1], sys.argv[2], place) for case in CASES}
-    (place / "killed.json").write_text(json.dumps(found))
+def kill_all(model: Path, data: Path, folder: Path) -> None:
+    warm = ["prune", str(model), "--data", str(data), "--batches", "1", "--device", "cpu"]
+    assert main([*warm, "--out", str(folder / "warm")]) == 0
+    found = {case: kill(case, str(model), str(data), folder) for case in CASES}
+    (folder / "killed.json").write_text(json.dumps(found))

@@ -75,6 +75,7 @@ def test_failed_cells_end_in_exit_code_1(run: Run, grid: Path, tmp_path: Path) -
     assert "2 cells failed; see r/errors" in ran.err
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_worker_of_its_own(run: Run, grid: Path) -> None:
     ran = run("bench", "run", grid, "--out", "r", "--engine", "local", "--workers", 1, "--device", "cpu")
     assert (ran.code, counts(ran.out)) == (0, [["1", "3", "3", "0", "0"]]), ran.err

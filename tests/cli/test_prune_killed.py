@@ -11,16 +11,15 @@ from safetensors.torch import load_file
 
 import multiflow as mf
 from tests.cli.conftest import files
-from tests.cli.kill_worker import CASES
-from tests.processes import LIMIT, PYTHON, ROOT, run
+from tests.cli.kill_worker import CASES, kill_all
+from tests.processes import LIMIT, forked
 
 
 @pytest.fixture(scope="module")
 def killed(tiny_blip: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the worker leaves."""
     folder = tmp_path_factory.mktemp("killed")
-    worker = (PYTHON, "-m", "tests.cli.kill_worker")
-    run(*worker, tiny_blip, pairs, folder, cwd=ROOT, limit=2 * LIMIT, check=True)
+    forked(kill_all, tiny_blip, pairs, folder, limit=2 * LIMIT)
     return folder
 
 

@@ -13,9 +13,8 @@ import multiflow as mf
 from multiflow.base.parallel import world
 from multiflow.cli.settings import own_device, processes
 from tests.cli.conftest import Run
-from tests.cli.ranks_worker import OWN_SEED
-from tests.processes import ROOT, TWO_PROCESSES, free_port
-from tests.processes import run as run_program
+from tests.cli.ranks_worker import OWN_SEED, launch
+from tests.processes import forked, free_port
 
 
 class Said(NamedTuple):
@@ -44,8 +43,7 @@ def said(
     commands = {"pruned": prune, OWN_SEED: prune, "fine-tuned": train, "resumed": [*train, "--resume"]}
     lines = {name: (free_port(), [str(word) for word in words]) for name, words in commands.items()}
     (folder / "commands.json").write_text(json.dumps(lines))
-    worker = Path(__file__).with_name("ranks_worker.py")
-    run_program(*TWO_PROCESSES, worker, folder, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}, check=True)
+    forked(launch, folder)
     return lambda name: [
         Said(*json.loads((folder / name / f"said-{rank}.json").read_text()), folder / name) for rank in range(2)
     ]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-from contextlib import ExitStack
-from subprocess import PIPE
 from typing import Any
 
 import pytest
 import torch
 
-from tests.processes import LIMIT, PYTHON, ROOT, start
+from tests.processes import fork_two
+from tests.recovery import worker
 from tests.recovery.worker import WAYS, recovered
 
 
@@ -18,15 +16,7 @@ from tests.recovery.worker import WAYS, recovered
 def found(tmp_path_factory) -> list[dict[str, Any]]:
     """What both processes found, case by case."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = (PYTHON, "-W", "error", "-m", "tests.recovery.worker")
-    with ExitStack() as stack:
-        both = [stack.enter_context(start(*command, rank, 2, port, folder, cwd=ROOT, stderr=PIPE)) for rank in range(2)]
-        for process in both:
-            said = process.communicate(timeout=LIMIT)[1]
-            assert process.returncode == 0, said
+    fork_two(worker.main, folder)
     return [torch.load(folder / f"found-{rank}.pt") for rank in range(2)]
 
 

@@ -1,8 +1,7 @@
-"""What `test_ranks` runs in each of two processes: ``python -m tests.recovery.worker RANK WORLD PORT FOLDER``."""
+"""What `test_ranks` runs in each of two processes."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -76,9 +75,8 @@ CASES: dict[str, Callable[..., Any]] = {
 }
 
 
-def main(rank: int, world: int, port: str, folder: Path) -> None:
-    place = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world, timeout=timedelta(seconds=100))
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=100))
     found: dict[str, Any] = {}
     for name, case in {**CASES, "goes on": lambda: going_on(folder)}.items():
         parallel.exchange("next", name)
@@ -86,9 +84,5 @@ def main(rank: int, world: int, port: str, folder: Path) -> None:
             found[name] = case()
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
-    torch.save(found, folder / f"found-{rank}.pt")
+    torch.save(found, folder / f"found-{parallel.rank()}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

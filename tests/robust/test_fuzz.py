@@ -15,10 +15,8 @@ from tests.robust.fuzz import FINDINGS, Target, outcome, targets
 
 
 def test_damaged_files_end_in_a_value_or_in_a_sentence(tmp_path: Path) -> None:
-    limits = ("--cases", 500, "--seconds", 30)
-    ran = processes.run(processes.PYTHON, "-m", "tests.robust.fuzz", *limits, "--findings", tmp_path)
-    assert ran.returncode == 0, ran.stdout[-4_000:] + ran.stderr[-2_000:]
-    assert "0 findings" in ran.stdout
+    said = processes.forked(fuzz.main, ["--worker", "--cases", "500", "--seconds", "30", "--findings", str(tmp_path)])
+    assert said.startswith("DONE "), said[-4_000:]
 
 
 @pytest.mark.parametrize("folder", sorted(FINDINGS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -30,19 +28,24 @@ def test_what_was_found_stays_mended(folder: Path) -> None:
 
 def test_a_finding_is_kept_and_told(tmp_path: Path) -> None:
     """The runner itself: a reader that fails is found, its folder is kept, and the exit code says so."""
-    code = (
-        "import sys; from tests.robust import fuzz; from tests.robust.fuzz import Target\n"
-        "def make(folder): folder.mkdir(); (folder / 'a.txt').write_text('whole')\n"
-        "def read(folder):\n"
-        "    text = (folder / 'a.txt').read_bytes()\n"
-        "    if text != b'whole': raise KeyError(len(text))\n"
-        "fuzz.SECONDS = 1; fuzz.targets = lambda: {'a': Target('a', make, read)}\n"
-        "sys.exit(fuzz.main(sys.argv[1:]))"
-    )
-    options = ["--worker", "--cases", "5", "--seconds", "20", "--targets", "a", "--findings", str(tmp_path)]
-    ran = processes.run(processes.PYTHON, "-c", code, *options)
-    assert "KeyError" in ran.stdout
+    said = processes.forked(find_what_fails, tmp_path)
+    assert "KeyError" in said
     assert list(tmp_path.glob("a/*/a.txt"))
+
+
+def find_what_fails(findings: Path) -> None:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "a.txt").write_text("whole")
+
+    def read(folder: Path) -> None:
+        text = (folder / "a.txt").read_bytes()
+        if text != b"whole":
+            raise KeyError(len(text))
+
+    fuzz.targets = lambda: {"a": Target("a", make, read)}  # type: ignore[assignment]
+    options = ["--worker", "--cases", "5", "--seconds", "20", "--targets", "a", "--findings", str(findings)]
+    raise SystemExit(fuzz.main(options))
 
 
 def test_a_reader_that_waits_is_found_and_one_that_is_stopped_meanwhile_is_not(
@@ -65,9 +68,12 @@ def test_who_ended_a_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fuzz, "WAITING", 0.05)
     ends = {"kill -9 $$": "killed by another", "sleep 60": "killed by this runner after 1.0 s without a case"}
     for end, said in ends.items():
-        worker.write_text(f"#!/bin/sh\necho 0 a: bits >&2\n{end}\n")
+        worker.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words\necho 0 a: bits >&2\n{end}\n')
         worker.chmod(0o755)
         assert fuzz.main(["--cases", "1", "--findings", str(tmp_path)]) == 1
         told = capfd.readouterr().out
         assert said in told
     assert "MB the most that a process held" in told
+    words = (tmp_path / "words").read_text().split()
+    assert words[:3] == ["-m", "tests.robust.fuzz", "--worker"]
+    assert words[words.index("--cases") :][:2] == ["--cases", "1"]

@@ -1,8 +1,7 @@
-"""What `test_spread` lets two processes do, all in one launch: ``python -m tests.training.spread_worker FOLDER``."""
+"""What `test_spread` lets two processes do, all in one launch."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,15 +75,10 @@ def run(folder: Path, settings: TrainSettings, stop: int = 0) -> dict[str, torch
     return full_state(model)
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     dist.init_process_group("gloo")
-    folder = Path(sys.argv[1])
     for name, settings in RUNS.items():
         found = {"whole": run(folder / name, settings), "resumed": run(folder / f"{name}-resumed", settings, stop=5)}
         torch.save(found, folder / f"{name}-{dist.get_rank()}.pt")
     dist.destroy_process_group()
     leave()
-
-
-if __name__ == "__main__":
-    main()

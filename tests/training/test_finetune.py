@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import random
 import shutil
+import signal
+import time
 from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing import Pipe
 
 import pytest
 import torch
@@ -89,30 +93,23 @@ def test_zeros_stay_in_weights_optimizer_and_momentum_copies_and_the_rest_trains
     assert any(path.startswith("vision_model_m.") for paths in places.values() for path in paths)
 
 
-KILLED = """
-import os, random, signal, sys, time
-from tests.training.test_finetune import finetune, pretrained, settings_for
-for _ in range(3):
-    ours, its = os.pipe()
-    child = os.fork()
-    if child == 0:
-        model, inputs, masks = pretrained("blip")
-        finetune("retrieval", model, masks, settings_for(sys.argv[1]), sys.argv[2], inputs, resume=True,
-                 progress=lambda p: os.write(its, b"."))
-        os._exit(0)
-    os.close(its)
-    for _ in range(random.randint(1, 9)):  # steps and evaluated batches: fewer in all than the run has
-        assert os.read(ours, 1), "it has ended"
-    time.sleep(random.uniform(0, 0.02))
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-"""
+def fine_tune_and_tell(data, out, told):
+    model, inputs, masks = pretrained("blip")
+    settings = settings_for(data)
+    finetune("retrieval", model, masks, settings, out, inputs, resume=True, progress=lambda p: told.send(p.step))
 
 
 def test_a_run_killed_three_times_at_a_random_moment_ends_with_the_same_weights(sparse, shapes, tmp_path):
-    """The three are forked off one process, which has imported everything."""
     out = tmp_path / "run"
-    processes.run(processes.PYTHON, "-c", KILLED, shapes / "coco", out, cwd=processes.ROOT, check=True)
+    for _ in range(3):
+        ours, its = Pipe()
+        with processes.fork(fine_tune_and_tell, shapes / "coco", out, its) as run:
+            its.close()
+            for _ in range(random.randint(1, 9)):  # steps and evaluated batches: fewer in all than the run has
+                ours.recv()
+            time.sleep(random.uniform(0, 0.02))
+            run.process.kill()
+            assert run.end() == -signal.SIGKILL
     model, inputs, masks = pretrained("blip")
     figures = finetune("retrieval", model, masks, settings_for(shapes / "coco"), out, inputs, resume=True)
     assert figures == sparse[1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -49,20 +50,19 @@ def untimed(run_dir: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in record.items() if k not in ("rate", "seconds")} for record in read_metrics(run_dir)]
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests.training.test_loop import SETTINGS, batch, loss, make_model, train
-train(make_model(), batch, loss, SETTINGS, Path(sys.argv[1]),
-      progress=lambda p: os.kill(os.getpid(), signal.SIGKILL) if p.step == 7 else None)
-"""
+def killed_in_step_7(folder: Path) -> None:
+    def kill(progress: Progress) -> None:
+        if progress.step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(make_model(), batch, loss, SETTINGS, folder, progress=kill)
 
 
 def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bits(tmp_path):
     whole, resumed = make_model(), make_model()
     straight = train(whole, batch, loss, SETTINGS, tmp_path / "whole")
-    killed = processes.run(processes.PYTHON, "-c", KILLED, tmp_path / "killed", cwd=processes.ROOT)
-    assert killed.returncode == -signal.SIGKILL
+    with processes.fork(killed_in_step_7, tmp_path / "killed") as killed:
+        assert killed.end() == -signal.SIGKILL
     assert [c.name for c in checkpoints(tmp_path / "killed")] == ["step-00000005"]
     assert [record["step"] for record in read_metrics(tmp_path / "killed")] == [2, 4, 5, 6]
 

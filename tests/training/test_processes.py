@@ -10,7 +10,8 @@ import torch
 from multiflow.base.errors import MultiflowError
 from multiflow.training.loop import train
 from multiflow.training.tracking import read_metrics
-from tests.processes import PYTHON, ROOT, run_two
+from tests.processes import fork_two
+from tests.training import spread_worker
 from tests.training.spread_worker import PLAIN, RUNS, batch, loss, make_masks, make_model, run
 
 runs = pytest.mark.parametrize("name", RUNS)
@@ -20,7 +21,7 @@ runs = pytest.mark.parametrize("name", RUNS)
 def two(tmp_path_factory):
     """Folder of what the two processes left."""
     folder = tmp_path_factory.mktemp("two")
-    run_two(PYTHON, "-m", "tests.training.spread_worker", folder, cwd=ROOT)
+    fork_two(spread_worker.main, folder)
     return folder
 
 

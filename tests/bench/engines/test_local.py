@@ -9,6 +9,8 @@ import pytest
 from multiflow.base.errors import MultiflowError
 from multiflow.bench.engines import EngineOptions, Job, find_engine, here, local
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 
 def work(job: Job) -> None:
     """Note the process; then do what the name of the cell says."""
