@@ -79,6 +79,25 @@ def test_damage_is_broken_and_named(tmp_path):
             decode_sound(data, "a.flac")
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au", "a.flac", "a.ogg"])
+def test_a_file_that_is_cut_off_is_broken(name, tmp_path):
+    data = written(tmp_path / name, tone(1.5)).read_bytes()
+    assert decode_sound(data, name).seconds == pytest.approx(1.5, abs=0.05)
+    with pytest.raises(BrokenItem, match="cut off|lost sync|malformed"):
+        decode_sound(data[: len(data) // 2], name)
+
+
+def test_sizes_that_a_stream_leaves_open_are_no_damage(tmp_path):
+    data = bytearray(written(tmp_path / "a.wav", tone()).read_bytes())
+    data[4:8] = b"\xff" * 4
+    assert decode_sound(bytes(data), "a.wav").seconds == pytest.approx(0.4)
+
+
+def test_a_rate_that_no_speech_has_is_broken(tmp_path):
+    with pytest.raises(BrokenItem, match="1 a second"):
+        load_sound(written(tmp_path / "a.wav", tone(), 1), "a.wav")
+
+
 def test_samples_that_are_no_numbers_are_broken(tmp_path):
     wave = tone()
     wave[3] = np.nan

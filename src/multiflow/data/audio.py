@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ MOST_BYTES = 2**29
 
 MOST_SAMPLES = 2**27
 """Samples of all channels together at most: decoded they take half a gigabyte."""
+
+LOWEST_RATE, MOST_SECONDS = 1000, 10_800
+"""Samples a second at least, and seconds at most: what a header may say before a sound is resampled."""
 
 LIBRARIES = "soundfile", "soxr"
 
@@ -92,12 +96,36 @@ def decode_sound(data: bytes, key: str) -> Sound:
     except BrokenItem:
         raise
     except Exception as error:  # of altered bytes libsndfile raises anything
-        raise BrokenItem(key, f"not an audio file that can be read ({' '.join(str(error).split())[:120]})") from error
-    if not samples.size or rate < 1:
+        said = re.sub(r"(Error opening )?<_io\.BytesIO[^>]*>: ", "", " ".join(str(error).split()))
+        raise BrokenItem(key, f"not an audio file that can be read ({said[:120]})") from error
+    if _is_cut(data):
+        raise BrokenItem(key, "it is cut off: its header tells of more than there is")
+    if not samples.size:
         raise BrokenItem(key, "it holds no sound")
+    if rate < LOWEST_RATE or len(samples) > MOST_SECONDS * rate:
+        raise BrokenItem(key, f"{len(samples)} samples at {rate} a second are no speech: is its header damaged?")
     if not np.isfinite(samples).all():
         raise BrokenItem(key, "it has samples that are no finite numbers")
     return Sound(np.ascontiguousarray(samples.mean(1)), rate)
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether a file ends before its header says: what is left would not go with its transcript.
+
+    Writers that cannot go back leave a size of all ones or nearly so; some count the header, eight bytes, twice. The
+    last page of an Ogg stream says that it is the last.
+    """
+    kind, said, unknown = data[:4], 0, 0x7FFFF000
+    if kind in (b"RIFF", b"FORM", b"RIFX"):
+        said = int.from_bytes(data[4:8], "little" if kind == b"RIFF" else "big")
+    elif kind == b"RF64":
+        said = int.from_bytes(data[20:28], "little")
+    elif kind == b".snd":
+        said = sum(int.from_bytes(data[at : at + 4], "big") for at in (4, 8))
+    elif kind == b"OggS":
+        flags = data[data.rfind(kind) + 5 :][:1] or b"\0"
+        return not flags[0] & 4
+    return said < unknown and said > len(data)
 
 
 def check_audio() -> None:
