@@ -134,12 +134,12 @@ def _checked(package: Package, archive: Path, accept: bool) -> Fetched:
     version = version_of(package, archive)
     if package.known.get(version) == sha256:
         return Fetched(version, sha256, known=True)
-    if accept:
+    if accept and version not in package.known:
         return Fetched(version, sha256, known=False)
     expected = " or ".join(f"{version} with {hash_[:12]}..." for version, hash_ in package.known.items())
     way = (
         f"say --accept {package.name} if this release of Debian is to be trusted"
-        if package.registry == "debian"
+        if package.registry == "debian" and version not in package.known
         else "delete it, and the right one is fetched"
     )
     raise MultiflowError(

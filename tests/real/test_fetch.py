@@ -108,6 +108,16 @@ def test_a_debian_package_of_another_release_is_taken_when_its_user_accepts_it(p
     assert (record.version, record.known) == ("2:1.0-1", False)
 
 
+def test_a_debian_package_of_a_known_version_that_is_damaged_is_not_accepted(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(PACKAGES, "small-thing", replace(PACKAGES["small-thing"], registry="debian"))
+    monkeypatch.setattr(fetching, "ENDINGS", {"debian": ".zip"})
+    zipped(tmp_path / "downloads" / "small-thing_1.0_all.zip", {"small/data.txt": b"damaged"})
+    lines: list[str] = []
+    for accept in ((), ["small-thing"]):
+        assert fetch(tmp_path, ["small-thing"], accept=accept, say=lines.append)["small-thing"] is None
+        assert "delete it" in lines[-1]
+
+
 def test_a_hash_on_pypi_cannot_be_accepted(package, tmp_path):
     with pytest.raises(MultiflowError, match="--accept"):
         fetch(tmp_path, ["small-thing"], accept=["small-thing"], client=package)
