@@ -16,6 +16,7 @@ from benchmarks.real.fetch import default_cache, fetch
 from multiflow.base.errors import MultiflowError
 
 STEPS = ("fetch", "run", "report")
+ASKED = ("cost",)  # not a step of the whole
 OUT = Path("runs/real")
 MOST = 4
 """Processes that compute side by side, if nothing is said: each holds up to two gigabytes."""
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from benchmarks.real.report import write_real_report
 
             print("\n".join(map(str, write_real_report(out))))
+        if "cost" in steps:
+            _cost(given, out)
     except MultiflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -53,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__)
-    parser.add_argument("step", nargs="?", choices=STEPS, help="only this step; without it all of them")
+    parser.add_argument(
+        "step",
+        nargs="?",
+        choices=STEPS + ASKED,
+        help="only this step; without it all of them but cost, which says how long the grid takes",
+    )
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of archives and files")
     parser.add_argument("--packages", nargs="+", metavar="NAME", help="fetch only these packages")
     parser.add_argument("--accept", nargs="+", default=(), metavar="NAME", help="Debian packages of another release")
@@ -78,6 +86,16 @@ def _fetch(given: argparse.Namespace) -> None:
         print(
             f"{len(missing)} of {len(folders)} packages are missing; what needs them is left out: {', '.join(missing)}"
         )
+
+
+def _cost(given: argparse.Namespace, out: Path) -> None:
+    from benchmarks.real.cost import cost_lines, rates_of
+    from benchmarks.real.grid import chosen_tiers, jobs_of, read_real_grid
+    from multiflow.bench.records import Results
+
+    grid, results = read_real_grid(), Results(out)
+    jobs = list(jobs_of(grid, chosen_tiers(grid, given.tier, short=given.short)))
+    print("\n".join(cost_lines(jobs, rates_of(results.cells().values(), results.prunings().values()))))
 
 
 if __name__ == "__main__":

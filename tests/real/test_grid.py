@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import nn
 
 import multiflow as mf
 from benchmarks.real import grid as real
-from benchmarks.real.grid import RealGrid, Runner, hash_model, jobs_of, open_worlds, read_real_grid
+from benchmarks.real.cost import cost_lines, estimate, rates_of
+from benchmarks.real.grid import (
+    EVALUATE,
+    PRUNE,
+    RealGrid,
+    Runner,
+    chosen_tiers,
+    hash_model,
+    jobs_of,
+    open_worlds,
+    read_real_grid,
+)
 from benchmarks.real.report import write_real_report
 from benchmarks.real.retrieval import both_ways, classified, hits
 from benchmarks.real.world import Items, World
@@ -94,6 +109,76 @@ def test_a_grid_is_computed_once_and_reported(runner):
     assert made.run(GRID.tiers, worlds) == 2
     page, *_ = write_real_report(made.results.folder)
     assert "flow-blocks" in page.read_text()
+
+
+def test_two_that_share_a_folder_do_each_pruning_once(runner):
+    made, _ = runner
+    other = Runner(GRID, Results(made.results.folder), made.say)
+    name = f"small-wanda-0-{hash_model(small_world().model)}"
+    # somebody is at it: the rest comes first, then it is waited for
+    with pytest.MonkeyPatch.context() as patch, made.results.lock(name), pytest.raises(TimeoutError):
+        patch.setattr(Results, "lock", _never_waiting(Results.lock))
+        other.run(GRID.tiers[:1], {"small": small_world}, Fraction(1, 2))
+    done = {(cell.pruner, cell.seed) for cell in made.results.cells().values()}
+    assert done == {("dense", 0), ("magnitude", 0), ("wanda", 1), ("flow-blocks", 0), ("flow-blocks", 1)}
+    assert made.run(GRID.tiers[:1], {"small": small_world}) == 4
+
+
+def _never_waiting(lock):
+    @contextmanager
+    def locked(results, name, *, wait=True):
+        with lock(results, name, wait=False) as got:
+            if wait and not got:
+                raise TimeoutError(name)
+            yield got
+
+    return locked
+
+
+def test_what_refuses_a_model_is_said_and_the_rest_goes_on(runner):
+    made, said = runner
+
+    def lossless() -> World:
+        return replace(small_world(), adapter=mf.Adapter(groups={"vision": "vision", "text": "text"}))
+
+    tiers = [Tier("1", ("snip", "magnitude"), (0.5,), (0,), ("small",))]
+    assert made.run(tiers, {"small": lossless}) == 2
+    assert "snip" in said[0]
+    assert "loss" in said[0]
+
+
+def test_what_lies_beyond_the_whole_is_asked_for_by_name():
+    grid = read_real_grid()
+    assert chosen_tiers(grid, [], short=False) == grid.tiers
+    assert [tier.name for tier in chosen_tiers(grid, ["exchange", "seeds"], short=False)] == ["exchange", "seeds"]
+    with pytest.raises(MultiflowError, match="exchagne"):
+        chosen_tiers(grid, ["exchagne"], short=False)
+
+
+def test_the_whole_holds_what_the_findings_speak_of():
+    grid = read_real_grid()
+    jobs = list(jobs_of(grid, grid.tiers))
+    assert {s for job in jobs for s in job.sparsities} == {0.0, 0.3, 0.5, 0.63, 0.75, 0.9}
+    assert {job.seed for job in jobs if job.model == "aligned"} == {0, 1, 2}
+    assert {job.model for job in jobs if job.pruner.endswith("-blocks")} == {"aligned", "whisper"}
+
+
+def test_the_cost_of_a_grid_is_that_of_its_parts(runner):
+    made, _ = runner
+    made.run(GRID.tiers[:1], {"small": small_world})
+    cells = [
+        replace(cell, figures={**cell.figures, EVALUATE: 2.0, **({PRUNE: 3.0} if PRUNE in cell.figures else {})})
+        for cell in made.results.cells().values()
+        if cell.pruner in ("dense", "magnitude", "wanda")
+    ]
+    rates = rates_of(cells, made.results.prunings().values())
+    tiers, unknown = estimate(list(jobs_of(GRID, GRID.tiers)), rates)
+    assert tiers["2"] == pytest.approx(2.0 + 3.0, abs=0.1)
+    assert tiers["1"] == pytest.approx(2.0 + 3 * 2 * (2.0 + 3.0) + 2 * 2 * 2.0, abs=0.1)
+    assert unknown == ["small flow-blocks"]
+    assert "flow-blocks" in cost_lines(list(jobs_of(GRID, GRID.tiers)), rates)[-1]
+    rates.weights["large"] = 2 * rates.weights["small"]
+    assert rates.of_pruner("large", "wanda") == pytest.approx(6.0, abs=0.1)
 
 
 def test_a_model_is_what_its_weights_are(runner):
