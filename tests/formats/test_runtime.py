@@ -225,3 +225,32 @@ def test_bad_input():
 
 def test_numbers_of_tokens():
     assert [nearest(n) for n in (1, 2, 4, 20, 40, 100, 200, 10**6)] == [1, 1, 8, 8, 64, 64, 256, 256]
+
+
+@pytest.mark.parametrize("values", ["bf16", "int8"])
+def test_large_layers_outside_the_masks_have_a_short_copy_for_few_tokens(always_packed, monkeypatch, values):
+    monkeypatch.setattr("multiflow.formats.runtime.LARGE", 200)
+    model = nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 40), nn.Linear(40, 3))
+    every_but_last = mf.Adapter(groups={"all": r"^0"})
+    zeroed, masks = pruned(model, every_but_last)
+    small = sparse_runtime(model, masks, values=values)
+    inputs = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(small[1].weight, model[1].weight)
+    assert type(small[2]) is nn.Linear
+    with torch.no_grad():
+        for given in (inputs[:1], inputs):
+            torch.testing.assert_close(small(given), zeroed(given), rtol=0.05, atol=0.05)
+        assert not torch.equal(small[1](torch.ones(1, 24)), zeroed[1](torch.ones(1, 24)))  # from the copy
+        assert torch.equal(small[1](torch.ones(500, 24)), zeroed[1](torch.ones(500, 24)))
+    again = copy.deepcopy(small)
+    with torch.no_grad():
+        assert torch.equal(again(inputs[:1]), small(inputs[:1]))
+
+
+def test_autocast_decides_the_dtype_as_for_other_layers(always_packed):
+    model = chain(70, 33)
+    _, masks = pruned(model, every(model))
+    small = sparse_runtime(model, masks)
+    inputs = torch.randn(3, 70)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert small(inputs).dtype == model(inputs).dtype == torch.bfloat16

@@ -38,12 +38,13 @@ using Word = std::uint64_t;
 using Half = std::uint16_t;
 using Byte = std::int8_t;
 
-struct Packed {
+struct Packed {  // as kernels.py fills it
     std::int64_t rows, cols;
     const Word* bits;
     const std::int64_t* starts;
     const void* values;
     const float* scales;  // of int8, else null
+    std::int64_t kind;
     std::int64_t words() const { return (cols + 63) / 64; }
     std::int64_t width() const { return 64 * words(); }
     float scale(std::int64_t row) const { return scales ? scales[row] : 1.0f; }
@@ -89,16 +90,19 @@ inline Floats expand(const Byte* v, unsigned bits) {
 constexpr int LANES = 8;
 using Floats = __m256;
 struct Places {  // for 8 bits: where each of 8 lanes takes its value from, 0x80 = it is zero
-    alignas(64) std::uint8_t bytes[256][8], pairs[256][16];
+    alignas(64) std::uint8_t bytes[257][8];  // one more: 16 bytes are read
+    alignas(64) std::uint8_t pairs[256][16];
+    alignas(64) std::uint8_t fours[256][32];  // a bfloat16 to the upper half of a float
     Places() {
+        std::memset(this, 0x80, sizeof *this);
         for (int bits = 0; bits < 256; ++bits)
-            for (int lane = 0, next = 0; lane < 8; ++lane) {
-                const bool kept = bits >> lane & 1;
-                bytes[bits][lane] = kept ? next : 0x80;
-                pairs[bits][2 * lane] = kept ? 2 * next : 0x80;
-                pairs[bits][2 * lane + 1] = kept ? 2 * next + 1 : 0x80;
-                next += kept;
-            }
+            for (int lane = 0, next = 0; lane < 8; ++lane)
+                if (bits >> lane & 1) {
+                    bytes[bits][lane] = next;
+                    for (int half = 0; half < 2; ++half)
+                        pairs[bits][2 * lane + half] = fours[bits][4 * lane + 2 + half] = 2 * next + half;
+                    ++next;
+                }
     }
 };
 const Places places;
@@ -115,12 +119,21 @@ inline Floats expand(const float* v, unsigned bits) {
     return _mm256_blendv_ps(taken, _mm256_setzero_ps(), _mm256_castsi256_ps(from));
 }
 inline Floats expand(const Half* v, unsigned bits) {
-    const __m128i packed =
-        _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)v), _mm_load_si128((const __m128i*)places.pairs[bits]));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(packed), 16));
+    const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)v));
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(both, _mm256_load_si256((const __m256i*)places.fours[bits])));
 }
-inline __m128i expand_bytes(const Byte* v, unsigned bits) {
-    return _mm_shuffle_epi8(eight(v), eight(places.bytes[bits]));  // the lower half; nobody reads the upper one
+inline __m128i expand_bytes(const Byte* v, unsigned bits) {  // the lower half; nobody reads the upper one
+    return _mm_shuffle_epi8(eight(v), _mm_loadu_si128((const __m128i*)places.bytes[bits]));
+}
+inline __m256i expand_32(const Byte*& v, std::uint32_t bits) {
+    __m128i parts[4];
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) {
+        const unsigned some = bits >> (8 * part) & 255;
+        parts[part] = expand_bytes(v, some);
+        v += count(some);
+    }
+    return _mm256_set_m128i(_mm_unpacklo_epi64(parts[2], parts[3]), _mm_unpacklo_epi64(parts[0], parts[1]));
 }
 inline Floats expand(const Byte* v, unsigned bits) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(expand_bytes(v, bits)));
@@ -181,12 +194,25 @@ const float* padded(const float* x, std::int64_t tokens, std::int64_t cols, std:
 }
 
 // ---- few tokens
+constexpr std::int64_t AHEAD = 1024;  // bytes: what is read from memory but once has to be asked for early
+
+// Asks for what the row that lies AHEAD will read.
+template <class V>
+inline void ask(const Packed& p, std::int64_t r) {
+    const char* bits = (const char*)(p.bits + r * p.words()) + AHEAD;
+    for (std::int64_t at = 0; at < 8 * p.words(); at += 64) __builtin_prefetch(bits + at);
+    const char* values = (const char*)p.row<V>(r) + AHEAD;
+    const std::int64_t size = (p.starts[r + 1] - p.starts[r]) * sizeof(V);
+    for (std::int64_t at = 0; at < size; at += 64) __builtin_prefetch(values + at);
+}
+
 template <class V, int T>
-inline void few_row(const Packed& p, std::int64_t r, const float* x, float* y, const float* bias) {
+[[gnu::always_inline]] inline void few_row(const Packed& p, std::int64_t r, const float* x, float* y, const float* bias) {
     constexpr int CHAINS = T == 1 ? 4 : T == 2 ? 2 : 1;  // sums that do not wait for each other
     Floats sums[T][CHAINS];
     for (auto& of : sums)
         for (Floats& sum : of) sum = none();
+    ask<V>(p, r);
     const Word* bits = p.bits + r * p.words();
     const V* v = p.row<V>(r);
     const std::int64_t width = p.width();
@@ -228,14 +254,18 @@ void few(const Packed& p, const float* x, std::int64_t tokens, const float* bias
 #if WIDE
 using Input = std::uint8_t;  // moved up by 128: the instruction multiplies unsigned with signed bytes
 constexpr int MOVED = 128;
+#elif NARROW
+using Input = std::int8_t;
+constexpr int MOVED = 0;
 #else
 using Input = std::int16_t;
 constexpr int MOVED = 0;
 #endif
 
 template <int T>
-inline void few8_row(const Packed& p, std::int64_t r, const Input* x, const float* scales, float* y,
+[[gnu::always_inline]] inline void few8_row(const Packed& p, std::int64_t r, const Input* x, const float* scales, float* y,
                      const float* bias) {
+    ask<Byte>(p, r);
     const Word* bits = p.bits + r * p.words();
     const Byte* v = p.row<Byte>(r);
     const std::int64_t width = p.width();
@@ -257,25 +287,32 @@ inline void few8_row(const Packed& p, std::int64_t r, const Input* x, const floa
         for (std::int32_t one : at) sums[t] += one;
     }
 #elif NARROW
+    // |input| times the weight with the input's sign: pairs of products of up to 127 x 127 fit into 16 bits
     __m256i lanes[T];
     for (__m256i& lane : lanes) lane = _mm256_setzero_si256();
+    const __m256i ones = _mm256_set1_epi16(1);
     for (std::int64_t w = 0; w < p.words(); ++w)
-#pragma GCC unroll 4
-        for (int part = 0; part < 4; ++part) {
-            const unsigned low = unsigned(bits[w] >> (16 * part)) & 255, high = unsigned(bits[w] >> (16 * part + 8)) & 255;
-            const __m128i first = expand_bytes(v, low);
-            v += count(low);
-            const __m256i weights = _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(first, expand_bytes(v, high)));
-            v += count(high);
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; ++part) {
+            const std::uint32_t some = std::uint32_t(bits[w] >> (32 * part));
+            __m256i weights;
+            if (__builtin_expect(some == ~0u, 0)) {  // nothing is dropped: a dense layer
+                weights = _mm256_loadu_si256((const __m256i*)v);
+                v += 32;
+            } else {
+                weights = expand_32(v, some);
+            }
             for (int t = 0; t < T; ++t) {
-                const __m256i in = _mm256_loadu_si256((const __m256i*)(x + t * width + 64 * w + 16 * part));
-                lanes[t] = _mm256_add_epi32(lanes[t], _mm256_madd_epi16(weights, in));
+                const __m256i in = _mm256_load_si256((const __m256i*)(x + t * width + 64 * w + 32 * part));
+                const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(in), _mm256_sign_epi8(weights, in));
+                lanes[t] = _mm256_add_epi32(lanes[t], _mm256_madd_epi16(pairs, ones));
             }
         }
     for (int t = 0; t < T; ++t) {
-        std::int32_t at[8];
-        _mm256_storeu_si256((__m256i*)at, lanes[t]);
-        for (std::int32_t one : at) sums[t] += one;
+        const __m256i low = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(lanes[t]));
+        const __m256i four = _mm256_add_epi64(low, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(lanes[t], 1)));
+        const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+        sums[t] = _mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1);
     }
 #else
     for (std::int64_t w = 0; w < p.words(); ++w)
@@ -290,16 +327,37 @@ inline void few8_row(const Packed& p, std::int64_t r, const Input* x, const floa
 // Rounds a token to -127..127 times its scale; one that is not finite has the scale NaN.
 float shorten(const float* x, std::int64_t cols, std::int64_t width, Input* out) {
     float most = 0.0f, zero = 0.0f;
-    for (std::int64_t c = 0; c < cols; ++c) {
+    std::int64_t c = 0;
+#if NARROW
+    __m256 mosts = _mm256_setzero_ps(), zeros = mosts;
+    for (; c + 8 <= cols; c += 8) {
+        const __m256 in = _mm256_loadu_ps(x + c);
+        mosts = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), in), mosts);
+        zeros = _mm256_fmadd_ps(in, _mm256_setzero_ps(), zeros);
+    }
+    float at[8];
+    _mm256_storeu_ps(at, mosts);
+    for (float one : at) most = one > most ? one : most;
+    zero = total(zeros);
+#endif
+    for (; c < cols; ++c) {
         most = std::fabs(x[c]) > most ? std::fabs(x[c]) : most;
         zero += x[c] * 0.0f;
     }
     const bool finite = zero == 0.0f;
     const float scale = most / 127.0f, by = finite && scale > 0.0f ? 1.0f / scale : 0.0f;
     const bool tiny = !(by <= std::numeric_limits<float>::max());  // most is so small that its inverse is infinite
-    for (std::int64_t c = 0; c < cols; ++c)
-        out[c] = Input((finite && !tiny ? int(std::nearbyint(x[c] * by)) : 0) + MOVED);
-    for (std::int64_t c = cols; c < width; ++c) out[c] = Input(MOVED);
+    c = 0;
+#if NARROW
+    const __m256 by_all = _mm256_set1_ps(finite && !tiny ? by : 0.0f);
+    for (; finite && c + 8 <= cols; c += 8) {
+        const __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + c), by_all));
+        const __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+        _mm_storel_epi64((__m128i*)(out + c), _mm_packs_epi16(pairs, pairs));
+    }
+#endif
+    for (; c < cols; ++c) out[c] = Input((finite && !tiny ? int(std::nearbyint(x[c] * by)) : 0) + MOVED);
+    for (; c < width; ++c) out[c] = Input(MOVED);
     return finite ? (tiny ? 0.0f : scale) : std::numeric_limits<float>::quiet_NaN();
 }
 
@@ -307,9 +365,9 @@ void few8(const Packed& p, const float* x, std::int64_t tokens, const float* bia
     static thread_local std::vector<Input> room;
     static thread_local std::vector<float> scale_room;
     const std::int64_t width = p.width();
-    room.resize(tokens * width);
+    room.resize(tokens * width + 64);
     scale_room.resize(tokens);
-    Input* in = room.data();
+    Input* in = room.data() + (64 - std::uintptr_t(room.data()) % 64) % 64 / sizeof(Input);
     float* scales = scale_room.data();
     for (std::int64_t t = 0; t < tokens; ++t) scales[t] = shorten(x + t * p.cols, p.cols, width, in + t * width);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -322,28 +380,90 @@ void few8(const Packed& p, const float* x, std::int64_t tokens, const float* bia
     }
 }
 
-// ---- many tokens: columns in blocks whose inputs stay in the first cache, tokens side by side
-constexpr int BLOCK = 2;  // words: 128 columns x 64 tokens are 32 KB
+// ---- many tokens: they lie side by side in tiles; columns in blocks whose inputs stay in the first cache, rows in
+// blocks whose sums stay in the second
+constexpr std::int64_t MOST = 64;   // tokens of a tile; those of the 64 columns of a word are 16 KB
+constexpr std::int64_t ROWS = 256;  // their sums are 64 KB
+
+// 8 rows of 8 numbers become columns.
+inline void turn(const float* from, std::int64_t step, float* to, std::int64_t apart) {
+#if NARROW
+    __m256 row[8], two[8], four[8];
+    for (int i = 0; i < 8; ++i) row[i] = _mm256_loadu_ps(from + i * step);
+    for (int i = 0; i < 8; i += 2) {
+        two[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        two[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            four[i + 2 * j] = _mm256_shuffle_ps(two[i + j], two[i + 2 + j], 0x44);
+            four[i + 2 * j + 1] = _mm256_shuffle_ps(two[i + j], two[i + 2 + j], 0xee);
+        }
+    for (int i = 0; i < 4; ++i) {
+        _mm256_storeu_ps(to + i * apart, _mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
+        _mm256_storeu_ps(to + (i + 4) * apart, _mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
+    }
+#else
+    for (int i = 0; i < 8; ++i)
+        for (int j = 0; j < 8; ++j) to[i * apart + j] = from[j * step + i];
+#endif
+}
+
+// Tokens side by side: (cols, TILE) from (tokens, cols), zeros behind the tokens.
+template <int TILE>
+void lay(const float* x, std::int64_t tokens, std::int64_t cols, std::int64_t first, std::int64_t last, float* side) {
+    for (std::int64_t t = 0; t < TILE; t += 8)
+        for (std::int64_t c = first; c < last; c += 8) {
+            if (t + 8 <= tokens && c + 8 <= last) {
+                turn(x + t * cols + c, cols, side + c * TILE + t, TILE);
+                continue;
+            }
+            for (std::int64_t i = c; i < c + 8 && i < last; ++i)
+                for (std::int64_t one = t; one < t + 8; ++one)
+                    side[i * TILE + one] = one < tokens ? x[one * cols + i] : 0.0f;
+        }
+}
 
 template <class V, int N>  // N vectors of tokens
 void walk_rows(const Packed& p, std::int64_t first, std::int64_t last, const float* side, float* sums) {
     constexpr int TILE = N * LANES;
-    std::vector<const V*> next(last - first);
+    const V* next[ROWS];
     for (std::int64_t r = first; r < last; ++r) next[r - first] = p.row<V>(r);
-    for (std::int64_t w = 0; w < p.words(); w += BLOCK)
+    for (std::int64_t w = 0; w < p.words(); ++w)
         for (std::int64_t r = first; r < last; ++r) {
             Floats sum[N];
             float* at = sums + (r - first) * TILE;
             for (int n = 0; n < N; ++n) sum[n] = w ? load(at + n * LANES) : none();
             const V* v = next[r - first];
-            for (std::int64_t one = w; one < p.words() && one < w + BLOCK; ++one)
-                for (Word word = p.bits[r * p.words() + one]; word; word &= word - 1) {
-                    const Floats weight = spread(number(*v++));
-                    const float* in = side + (64 * one + __builtin_ctzll(word)) * TILE;
-                    for (int n = 0; n < N; ++n) sum[n] = fma(weight, load(in + n * LANES), sum[n]);
-                }
+            for (Word word = p.bits[r * p.words() + w]; word; word &= word - 1) {
+                const Floats weight = spread(number(*v++));
+                const float* in = side + (64 * w + __builtin_ctzll(word)) * TILE;
+                for (int n = 0; n < N; ++n) sum[n] = fma(weight, load(in + n * LANES), sum[n]);
+            }
             next[r - first] = v;
             for (int n = 0; n < N; ++n) store(at + n * LANES, sum[n]);
+        }
+}
+
+// Sums (rows, TILE) times scales, bias added, to outputs (tokens, rows).
+template <int TILE>
+void give(const Packed& p, std::int64_t first, std::int64_t last, std::int64_t tokens, const float* sums,
+          const float* bias, float* y) {
+    for (std::int64_t r = first; r < last; ++r) {
+        const Floats scale = spread(p.scale(r)), more = spread(bias ? bias[r] : 0.0f);
+        float* at = const_cast<float*>(sums) + (r - first) * TILE;
+        for (int n = 0; n < TILE; n += LANES) store(at + n, fma(load(at + n), scale, more));
+    }
+    for (std::int64_t r = first; r < last; r += 8)
+        for (std::int64_t t = 0; t < tokens; t += 8) {
+            const float* from = sums + (r - first) * TILE + t;
+            if (r + 8 <= last && t + 8 <= tokens) {
+                turn(from, TILE, y + t * p.rows + r, p.rows);
+                continue;
+            }
+            for (std::int64_t one = 0; one < 8 && t + one < tokens; ++one)
+                for (std::int64_t i = 0; i < 8 && r + i < last; ++i)
+                    y[(t + one) * p.rows + r + i] = from[i * TILE + one];
         }
 }
 
@@ -351,41 +471,38 @@ template <class V, int N>
 void walk_tile(const Packed& p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
     constexpr int TILE = N * LANES;
     static thread_local std::vector<float> room;
-    room.resize(p.cols * TILE);
-    float* side = room.data();
-    const std::int64_t parts = threads > 1 ? threads : 1;
+    room.resize(p.cols * TILE + 16);
+    float* side = room.data() + (64 - std::uintptr_t(room.data()) % 64) % 64 / 4;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(static)
-        for (std::int64_t c = 0; c < p.cols; c += 16)
-            for (std::int64_t t = 0; t < TILE; ++t)
-                for (std::int64_t i = c; i < c + 16 && i < p.cols; ++i)
-                    side[i * TILE + t] = t < tokens ? x[t * p.cols + i] : 0.0f;
-#pragma omp for schedule(static)
-        for (std::int64_t part = 0; part < parts; ++part) {
-            static thread_local std::vector<float> sums;
-            const std::int64_t first = p.rows * part / parts, last = p.rows * (part + 1) / parts;
-            sums.resize((last - first) * TILE);
-            if (p.cols == 0) std::fill(sums.begin(), sums.end(), 0.0f);
-            walk_rows<V, N>(p, first, last, side, sums.data());
-            for (std::int64_t r = first; r < last; ++r)
-                for (std::int64_t t = 0; t < tokens; ++t)
-                    y[t * p.rows + r] =
-                        sums[(r - first) * TILE + t] * p.scale(r) + (bias ? bias[r] : 0.0f);
+        for (std::int64_t c = 0; c < p.cols; c += 128)
+            lay<TILE>(x, tokens, p.cols, c, c + 128 < p.cols ? c + 128 : p.cols, side);
+#pragma omp for schedule(dynamic)
+        for (std::int64_t first = 0; first < p.rows; first += ROWS) {
+            alignas(64) float sums[ROWS * TILE];
+            const std::int64_t last = first + ROWS < p.rows ? first + ROWS : p.rows;
+            if (p.cols == 0) std::memset(sums, 0, sizeof sums);
+            walk_rows<V, N>(p, first, last, side, sums);
+            give<TILE>(p, first, last, tokens, sums, bias, y);
         }
     }
 }
 
+// Takes the tile of N vectors into which the tokens fit.
+template <class V, int N>
+void walk_fitting(const Packed& p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    if constexpr (N > 1)
+        if (tokens <= (N - 1) * LANES) return walk_fitting<V, N - 1>(p, x, tokens, bias, y, threads);
+    walk_tile<V, N>(p, x, tokens, bias, y, threads);
+}
+
 template <class V>
 void walk(const Packed& p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
-    constexpr int MOST = 64 / LANES;
-    for (std::int64_t t = 0; t < tokens; t += 64) {
-        const std::int64_t left = tokens - t < 64 ? tokens - t : 64;
-        const float* in = x + t * p.cols;
-        float* out = y + t * p.rows;
-        if (left > 32) walk_tile<V, MOST>(p, in, left, bias, out, threads);
-        else if (left > 16) walk_tile<V, MOST / 2>(p, in, left, bias, out, threads);
-        else walk_tile<V, MOST / 4>(p, in, left, bias, out, threads);
+    const std::int64_t tiles = (tokens + MOST - 1) / MOST;
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        const std::int64_t first = tokens * tile / tiles, next = tokens * (tile + 1) / tiles;
+        walk_fitting<V, MOST / LANES>(p, x + first * p.cols, next - first, bias, y + first * p.rows, threads);
     }
 }
 
@@ -468,36 +585,27 @@ int multiflow_threads() {
 #endif
 }
 
-#define PACKED const Packed p { rows, cols, static_cast<const Word*>(bits), starts, values, scales }
-#define ARGUMENTS                                                                                                  \
-    std::int64_t rows, std::int64_t cols, const void *bits, const std::int64_t *starts, const void *values,       \
-        const float *scales, int kind
-
-void multiflow_few(ARGUMENTS, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
-    PACKED;
-    if (kind == FLOAT) few<float>(p, x, tokens, bias, y, threads);
-    else if (kind == HALF) few<Half>(p, x, tokens, bias, y, threads);
-    else few<Byte>(p, x, tokens, bias, y, threads);
+void multiflow_few(const Packed* p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    if (p->kind == FLOAT) few<float>(*p, x, tokens, bias, y, threads);
+    else if (p->kind == HALF) few<Half>(*p, x, tokens, bias, y, threads);
+    else few<Byte>(*p, x, tokens, bias, y, threads);
 }
 
-void multiflow_few8(ARGUMENTS, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
-    PACKED;
-    if (kind == BYTE) few8(p, x, tokens, bias, y, threads);
+void multiflow_few8(const Packed* p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    if (p->kind == BYTE) few8(*p, x, tokens, bias, y, threads);
 }
 
-void multiflow_walk(ARGUMENTS, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
-    PACKED;
-    if (kind == FLOAT) walk<float>(p, x, tokens, bias, y, threads);
-    else if (kind == HALF) walk<Half>(p, x, tokens, bias, y, threads);
-    else walk<Byte>(p, x, tokens, bias, y, threads);
+void multiflow_walk(const Packed* p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    if (p->kind == FLOAT) walk<float>(*p, x, tokens, bias, y, threads);
+    else if (p->kind == HALF) walk<Half>(*p, x, tokens, bias, y, threads);
+    else walk<Byte>(*p, x, tokens, bias, y, threads);
 }
 
-void multiflow_unpack(ARGUMENTS, void* out, int halves, int threads) {
-    PACKED;
-    if (halves && kind == HALF) unpack_halves(p, static_cast<Half*>(out), threads);
-    else if (kind == FLOAT) unpack<float>(p, static_cast<float*>(out), threads);
-    else if (kind == HALF) unpack<Half>(p, static_cast<float*>(out), threads);
-    else unpack<Byte>(p, static_cast<float*>(out), threads);
+void multiflow_unpack(const Packed* p, void* out, int halves, int threads) {
+    if (halves && p->kind == HALF) unpack_halves(*p, static_cast<Half*>(out), threads);
+    else if (p->kind == FLOAT) unpack<float>(*p, static_cast<float*>(out), threads);
+    else if (p->kind == HALF) unpack<Half>(*p, static_cast<float*>(out), threads);
+    else unpack<Byte>(*p, static_cast<float*>(out), threads);
 }
 
 }  // extern "C"

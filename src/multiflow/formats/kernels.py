@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -20,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +38,14 @@ KIND_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 MOST_COLUMNS = 1_000_000  # of a product in whole numbers, whose sums are 32 bits wide
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_PACKED = (_LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _INT)
+
+
+class Arguments(ctypes.Structure):
+    """Sizes and addresses of a packed matrix, as the kernels read them."""
+
+    rows: int
+    cols: int
+    _fields_ = tuple((name, _LONG) for name in ("rows", "cols", "bits", "starts", "values", "scales", "kind"))
 
 
 class NoKernelsError(MultiflowError):
@@ -72,28 +79,22 @@ class PackedMatrix:
         return sum(t.nbytes for t in (self.bits, self.starts, self.values, self.scales) if t is not None)
 
     @property
-    def arguments(self) -> tuple[Any, ...]:
-        """What the kernels are given of it."""
-        return arguments(self.rows, self.cols, self.bits, self.starts, self.values, self.scales, self.values.dtype)
+    def arguments(self) -> Arguments:
+        """What the kernels are given of it; its tensors must outlive the call."""
+        return Arguments(self.rows, self.cols, *self.addresses, KIND_NUMBERS[self.values.dtype])
 
-
-def arguments(
-    rows: int, cols: int, bits: Tensor, starts: Tensor, values: Tensor, scales: Tensor | None, kind: torch.dtype
-) -> tuple[Any, ...]:
-    """Return what the kernels are given of a packed matrix; its tensors must outlive the call.
-
-    Args:
-        kind: of the values, whose bits may lie in a tensor of whole numbers. For the rest see `PackedMatrix`.
-    """
-    scaled = 0 if scales is None else scales.data_ptr()
-    return (rows, cols, bits.data_ptr(), starts.data_ptr(), values.data_ptr(), scaled, KIND_NUMBERS[kind])
+    @property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """Where bits, starts, values and scales lie; 0 for scales that are None."""
+        scaled = 0 if self.scales is None else self.scales.data_ptr()
+        return self.bits.data_ptr(), self.starts.data_ptr(), self.values.data_ptr(), scaled
 
 
 class Kernels:
-    """The compiled kernels; each is a function of the `arguments` of a packed matrix on the CPU.
+    """The compiled kernels; each is a function of the `Arguments` of a packed matrix on the CPU.
 
-    ``few``, ``few8`` and ``walk`` take inputs ``(tokens, cols)``, float32 and contiguous, and a bias ``(rows,)``,
-    float32, or None; they give ``(tokens, rows)``. ``few8`` is for int8 values and rounds the inputs to 8 bits.
+    ``few``, ``few8`` and ``walk`` take inputs ``(..., cols)``, float32 and contiguous, and a bias ``(rows,)``,
+    float32, or None; they give ``(..., rows)``. ``few8`` is for int8 values and rounds the inputs to 8 bits.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,25 +102,27 @@ class Kernels:
         self.path = path
         self.level: int = library.multiflow_level()
         self.has_threads = bool(library.multiflow_threads())
-        product = (*_PACKED, _POINTER, _LONG, _POINTER, _POINTER, _INT)
+        product = (_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT)
         self._products = {name: getattr(library, f"multiflow_{name}") for name in ("few", "few8", "walk")}
         for function in self._products.values():
             function.argtypes, function.restype = product, None
         self._unpack = library.multiflow_unpack
-        self._unpack.argtypes, self._unpack.restype = (*_PACKED, _POINTER, _INT, _INT), None
+        self._unpack.argtypes, self._unpack.restype = (_POINTER, _POINTER, _INT, _INT), None
 
-    def product(self, name: str, matrix: tuple[Any, ...], inputs: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, name: str, matrix: Arguments, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply: ``few``, ``few8`` or ``walk``."""
-        tokens = inputs.shape[0]
-        out = torch.empty(tokens, matrix[0])
+        *before, cols = inputs.shape
+        out = torch.empty(*before, matrix.rows)
+        tokens = inputs.numel() // cols if cols else math.prod(before)
         there = 0 if bias is None else bias.data_ptr()
-        self._products[name](*matrix, inputs.data_ptr(), tokens, there, out.data_ptr(), torch.get_num_threads())
+        where = ctypes.addressof(matrix)
+        self._products[name](where, inputs.data_ptr(), tokens, there, out.data_ptr(), torch.get_num_threads())
         return out
 
-    def unpack(self, matrix: tuple[Any, ...], halves: bool = False) -> Tensor:
+    def unpack(self, matrix: Arguments, halves: bool = False) -> Tensor:
         """Return the dense matrix, float32; ``halves`` gives bfloat16 and is for bfloat16 values."""
-        out = torch.empty(matrix[0], matrix[1], dtype=torch.bfloat16 if halves else torch.float32)
-        self._unpack(*matrix, out.data_ptr(), int(halves), torch.get_num_threads())
+        out = torch.empty(matrix.rows, matrix.cols, dtype=torch.bfloat16 if halves else torch.float32)
+        self._unpack(ctypes.addressof(matrix), out.data_ptr(), int(halves), torch.get_num_threads())
         return out
 
 
@@ -242,12 +245,13 @@ def _checked(path: Path) -> Kernels:
     return found
 
 
-def pack_matrix(dense: Tensor, kind: torch.dtype) -> PackedMatrix:
+def pack_matrix(dense: Tensor, kind: torch.dtype, *, whole: bool = False) -> PackedMatrix:
     """Pack a matrix; entries that are zero are dropped.
 
     Args:
         dense: floating point ``(rows, cols)``.
         kind: of the values: float32, bfloat16 (rounded to nearest) or int8 (one scale a row).
+        whole: whether zeros are kept as well: a dense matrix, for the sake of its short values.
     """
     rows, cols = dense.shape
     dense = dense.detach().cpu().float()
@@ -257,7 +261,7 @@ def pack_matrix(dense: Tensor, kind: torch.dtype) -> PackedMatrix:
         rounded = (dense / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round().clamp(-127, 127)
     else:
         rounded = dense.to(kind)
-    kept = rounded != 0
+    kept = torch.ones_like(rounded, dtype=torch.bool) if whole else rounded != 0
     room = np.zeros((rows, -(-cols // 64) * 64), bool)
     room[:, :cols] = kept.numpy()
     bits = torch.from_numpy(np.packbits(room, axis=1, bitorder="little").view("<i8"))

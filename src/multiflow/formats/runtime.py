@@ -25,7 +25,7 @@ from multiflow.base.guards import exclusively
 from multiflow.base.types import Layout, is_hooked
 from multiflow.formats import kernels as native
 from multiflow.formats.semi_structured import semi_structured
-from multiflow.formats.sparse_linear import TOKENS, SparseLinear, multiply, ways_of
+from multiflow.formats.sparse_linear import TOKENS, FewLinear, SparseLinear, multiply, ways_of
 from multiflow.formats.timing import in_turns
 from multiflow.masks import Masks
 
@@ -34,6 +34,7 @@ RUNTIME_VALUES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.i
 
 TURNS = 5
 MOST_FLUSH = 48 << 20  # bytes: more than caches hold
+LARGE = 1 << 19  # weights of a layer outside the masks that gets a short copy
 DENSE = "dense"
 
 
@@ -53,7 +54,9 @@ def sparse_runtime(
         model: on one device; it is not changed, whether the masks are applied already or not.
         masks: of this model.
         values: how kept weights are held: ``bf16`` (exact for a model in bfloat16, else rounded), ``fp32`` (exact), or
-            ``int8`` with one scale a row; then inputs are rounded to 8 bits as well where that is faster.
+            ``int8`` with one scale a row; then inputs are rounded to 8 bits as well where that is faster. Large
+            linear layers that no mask covers, such as the one that gives the words, get a copy in ``bf16`` or ``int8``
+            for few tokens, where that is faster.
         weights: layer name -> the weight that a method changed, ``result.weights[sparsity]``; None = the model's own.
 
     Raises:
@@ -114,8 +117,24 @@ def sparse_runtime(
                 bias.requires_grad_(False)
             replacement = SparseLinear(matrix, bias, ways).train(modules[path].training)
             result.set_submodule(path, replacement)
+    # 3. large layers that no mask covers, such as the one that gives the words, are read from memory token by token
+    if values != "fp32":
+        covered = {layer.module(path) for layer in masks.layout.layers for path in layer.paths}
+        _add_short_copies(result, covered, RUNTIME_VALUES[values], choose)
     choose.save()
     return result
+
+
+def _add_short_copies(result: nn.Module, covered: set[str], kind: torch.dtype, choose: _Chooser) -> None:
+    """Give large dense layers a copy in the kind of the kept values, where one is faster for few tokens."""
+    for path, module in list(result.named_modules()):
+        if type(module) is not nn.Linear or path in covered or module.weight.numel() < LARGE:
+            continue
+        matrix = native.pack_matrix(module.weight, kind, whole=True)
+        most = choose.most_tokens(matrix, module.weight.detach())
+        if most:
+            few = SparseLinear(matrix, module.bias, dict.fromkeys(TOKENS, "few8" if kind == torch.int8 else "few"))
+            result.set_submodule(path, FewLinear(module, few, most).train(module.training))
 
 
 def _is_conv1d(module: nn.Module | None) -> bool:
@@ -151,16 +170,30 @@ class _Chooser:
         """Return number of tokens -> way, or None where the dense product is always faster."""
         if self.reason or not matrix.rows * matrix.cols:
             return {}
+        ways = self._measured(matrix, dense)
+        if all(way.startswith(DENSE) for way in ways.values()):
+            return None
+        return {tokens: way.rpartition(" ")[2] for tokens, way in ways.items()}
+
+    def most_tokens(self, matrix: native.PackedMatrix, dense: Tensor) -> int:
+        """Return up to how many tokens ``few`` or ``few8`` is faster than the dense product; 0 = never."""
+        if self.reason:
+            return 0
+        most = 0
+        for tokens, way in self._measured(matrix, dense).items():
+            if not way.startswith("few"):
+                break
+            most = tokens
+        return most
+
+    def _measured(self, matrix: native.PackedMatrix, dense: Tensor) -> dict[int, str]:
         kept = int(matrix.starts[-1]) / (matrix.rows * matrix.cols)
         words = (matrix.rows, matrix.cols, matrix.values.dtype, dense.dtype, round(20 * kept), self.flush >> 20)
         key = _key(*words, torch.get_num_threads(), native.kernels().path.name)
         if key not in self.known:
             self.known[key] = [_fastest(matrix, dense, tokens, self.flush) for tokens in TOKENS]
             self.new = True
-        ways = dict(zip(TOKENS, self.known[key], strict=True))
-        if all(way.startswith(DENSE) for way in ways.values()):
-            return None
-        return {tokens: way.rpartition(" ")[2] for tokens, way in ways.items()}
+        return dict(zip(TOKENS, self.known[key], strict=True))
 
     def save(self) -> None:
         """Write what was measured, if anything was; a cache that cannot be written is no loss."""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from itertools import pairwise
-from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multiflow.formats.kernels import MOST_COLUMNS, NoKernelsError, PackedMatrix, arguments, kernels
+from multiflow.formats.kernels import MOST_COLUMNS, Arguments, Kernels, NoKernelsError, PackedMatrix, kernels
 
 TOKENS = (1, 8, 64, 256)
 """Numbers of tokens at which kernels are compared; a call takes the kernel of the nearest one, by their ratio."""
 
-BETWEEN = tuple(sqrt(few * more) for few, more in pairwise(TOKENS))
+BETWEEN = tuple(math.sqrt(few * more) for few, more in pairwise(TOKENS))
 
 STORED_AS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.int8: torch.int8}
 """Values are kept as whole numbers of their size, which ``model.to(dtype)`` leaves alone."""
@@ -42,6 +42,10 @@ class SparseLinear(nn.Module):
     scales: Tensor | None
     bias: nn.Parameter | None
     kind: torch.dtype
+    _given: Arguments
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_given"} | {"_known": ()}
 
     def __init__(self, matrix: PackedMatrix, bias: nn.Parameter | None, ways: Mapping[int, str]) -> None:
         super().__init__()
@@ -53,6 +57,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("values", matrix.values.view(STORED_AS[self.kind]))
         self.register_buffer("scales", None if matrix.scales is None else matrix.scales.view(torch.int32))
         self.register_parameter("bias", bias)
+        self._known: tuple[int, ...] = ()
 
     @property
     def matrix(self) -> PackedMatrix:
@@ -69,20 +74,22 @@ class SparseLinear(nn.Module):
         return unpacked(self.matrix).to(dtype if self.bias is None else self.bias.dtype)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Multiply ``(..., in)``; the result has the dtype of the inputs."""
-        if not self._has_kernels(inputs):
-            return F.linear(inputs, unpacked(self.matrix).to(inputs.dtype), self.bias)
-        if inputs.shape[-1] != self.in_features:
-            raise RuntimeError(f"inputs {tuple(inputs.shape)} do not end in the {self.in_features} inputs of the layer")
-        flat = inputs if inputs.dim() == 2 else inputs.reshape(-1, self.in_features)
-        if not flat.shape[0]:
-            return inputs.new_zeros(*inputs.shape[:-1], self.out_features)
-        packed = arguments(
-            self.out_features, self.in_features, self.bits, self.starts, self.values, self.scales, self.kind
-        )
-        out = multiply(self.ways.get(nearest(flat.shape[0]), "unpack"), packed, flat, self.bias)
-        out = out if out.dtype == inputs.dtype else out.to(inputs.dtype)
-        return out if inputs.dim() == 2 else out.view(*inputs.shape[:-1], self.out_features)
+        """Multiply ``(..., in)``; the result has the dtype of the inputs, or the one that autocast asks for."""
+        bias = self._parameters["bias"]
+        found = self._kernels(inputs, bias)
+        if found is None:
+            return F.linear(inputs, unpacked(self.matrix).to(inputs.dtype), bias)
+        cols = self.in_features
+        if inputs.shape[-1:] != (cols,):
+            raise RuntimeError(f"inputs {tuple(inputs.shape)} do not end in the {cols} inputs of the layer")
+        tokens = inputs.numel() // cols if cols else math.prod(inputs.shape[:-1])
+        if not tokens:
+            out = inputs.new_zeros(*inputs.shape[:-1], self.out_features)
+        else:
+            way = self.ways.get(nearest(tokens), "unpack")
+            out = multiply(way, self._arguments(), inputs, bias, found)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
+        return out if out.dtype == dtype else out.to(dtype)
 
     def extra_repr(self) -> str:
         """Say the sizes, the share of zeros and the kernels, for ``print(model)``."""
@@ -91,16 +98,47 @@ class SparseLinear(nn.Module):
         ways = ", ".join(f"{tokens}: {way}" for tokens, way in self.ways.items())
         return f"{self.in_features}, {self.out_features}, {zeros:.0%} zeros, {self.kind}, {{{ways}}}"
 
-    def _has_kernels(self, inputs: Tensor) -> bool:
-        if inputs.device.type != "cpu" or self.bits.device.type != "cpu" or not inputs.is_floating_point():
-            return False
-        if torch.is_grad_enabled() and (inputs.requires_grad or (self.bias is not None and self.bias.requires_grad)):
-            return False
+    def _arguments(self) -> Arguments:
+        """Say what the kernels are given, anew only when a tensor has moved."""
+        there = self._buffers
+        bits, starts, values, scales = there["bits"], there["starts"], there["values"], there["scales"]
+        scaled = 0 if scales is None else scales.data_ptr()
+        addresses = (bits.data_ptr(), starts.data_ptr(), values.data_ptr(), scaled)  # type: ignore[union-attr]
+        if addresses != self._known:
+            self._known, self._given = addresses, self.matrix.arguments
+        return self._given
+
+    def _kernels(self, inputs: Tensor, bias: Tensor | None) -> Kernels | None:
+        if not inputs.is_cpu or not inputs.is_floating_point() or not self._buffers["bits"].is_cpu:  # type: ignore[union-attr]
+            return None
+        if torch.is_grad_enabled() and (inputs.requires_grad or (bias is not None and bias.requires_grad)):
+            return None
         try:
-            kernels()
+            return kernels()
         except NoKernelsError:
-            return False
-        return True
+            return None
+
+
+class FewLinear(nn.Module):
+    """A dense linear layer that takes its weights from a packed copy, in fewer bytes, where tokens are few.
+
+    Args:
+        linear: the layer; its weight stays, which may be another layer's as well.
+        few: the same weight packed, without a bias of its own.
+        most: number of tokens up to which the packed one is faster.
+    """
+
+    def __init__(self, linear: nn.Linear, few: SparseLinear, most: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.few, self.most = few, most
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Multiply ``(..., in)``."""
+        if inputs.numel() <= self.most * self.in_features and not torch.is_grad_enabled():
+            return self.few(inputs)
+        return F.linear(inputs, self.weight, self.bias)
 
 
 def nearest(tokens: int) -> int:
@@ -119,28 +157,30 @@ def ways_of(kind: torch.dtype, cols: int) -> tuple[str, ...]:
     return ("few", "walk", "unpack", "unpack-bf16") if kind == torch.bfloat16 else ("few", "walk", "unpack")
 
 
-def multiply(way: str, packed: tuple[Any, ...], inputs: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply inputs ``(tokens, in)`` by the transposed matrix in one of `WAYS`, on the CPU without gradients.
+def multiply(way: str, packed: Arguments, inputs: Tensor, bias: Tensor | None, native: Kernels | None = None) -> Tensor:
+    """Multiply inputs ``(..., in)`` by the transposed matrix in one of `WAYS`, on the CPU without gradients.
 
     ``few`` and ``walk`` compute in float32, ``few8`` rounds the inputs to 8 bits, ``unpack`` is torch's product in
     float32, and ``unpack-bf16`` its product in bfloat16, to which it rounds the inputs.
 
     Args:
         way: how.
-        packed: the `arguments` of the matrix.
+        packed: the arguments of the matrix.
         inputs: of any floating point dtype.
         bias: ``(out,)`` or None.
+        native: the kernels; None = those of this processor.
 
     Returns:
-        ``(tokens, out)`` in float32, for ``unpack-bf16`` bfloat16.
+        ``(..., out)`` in float32, for ``unpack-bf16`` bfloat16.
     """
+    native = native or kernels()
     if way == "unpack-bf16":
-        dense = kernels().unpack(packed, halves=True)
+        dense = native.unpack(packed, halves=True)
         return F.linear(inputs.bfloat16(), dense, None if bias is None else bias.bfloat16())
     flat, added = _plain(inputs), None if bias is None else _plain(bias)
     if way == "unpack":
-        return F.linear(flat, kernels().unpack(packed), added)
-    return kernels().product(way, packed, flat, added)
+        return F.linear(flat, native.unpack(packed), added)
+    return native.product(way, packed, flat, added)
 
 
 def _plain(tensor: Tensor) -> Tensor:
