@@ -42,6 +42,9 @@ class Cell:
     each: Sequence[float] = ()  # the main figure of each test item, whose mean is `score`
     curve: Sequence[tuple[int, float]] = ()  # (step, main figure on the validation data) on the way
     seconds: Mapping[str, float] = field(default_factory=dict)  # ``finetune`` and ``evaluate``
+    # what the model costs where the cell was computed: seconds of a `forward` and of the dense one (`dense_forward`),
+    # bytes of the weights of both (`memory`, `dense_memory`); nothing where it was not measured
+    cost: Mapping[str, float] = field(default_factory=dict)
     peak_memory: int = 0  # of the process that computed the cell, in bytes
     steps: int = 0  # optimizer steps
     pruning: str | None = None  # id of the pruning; None for the baseline

@@ -28,6 +28,7 @@ from multiflow.bench.records import Cell, Results
 from multiflow.bench.sources import load_beside
 from multiflow.calibration.memory import peak_memory, reset_peak_memory
 from multiflow.families.opening import Preprocessing, find_device, load_model, quiet_transformers
+from multiflow.formats.worth import forward_cost
 from multiflow.masks import Masks
 from multiflow.pruning.plan import versions
 from multiflow.tasks.task import TASKS, Figures
@@ -127,6 +128,7 @@ def compute(order: Order, results: Results, run: Path) -> Cell:
         tuned = model if plan.task.zero_shot else load_model(str(run / MODEL)).to(place)
         figures = evaluate(plan, tuned, beside, options)
         seconds["evaluate"] = time.monotonic() - began
+        cost = forward_cost(tuned)
     main = kind.main_of(figures)
     return replace(
         plan.cell,
@@ -136,6 +138,7 @@ def compute(order: Order, results: Results, run: Path) -> Cell:
         each=list(figures.each),
         curve=[(line["step"], line[f"val/{main}"]) for line in metrics if f"val/{main}" in line],
         seconds=seconds,
+        cost=cost,
         peak_memory=peak_memory(),
         steps=metrics[-1]["step"],
     )

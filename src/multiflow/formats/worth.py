@@ -15,10 +15,11 @@ from torch import nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError
+from multiflow.families import adapter_for
 from multiflow.formats.figures import WHOLE
 from multiflow.formats.kernels import NoKernelsError, kernels
 from multiflow.formats.runtime import sparse_runtime
-from multiflow.formats.speeds import speed
+from multiflow.formats.speeds import speed, zeros_of
 from multiflow.masks import Masks
 
 SAMPLES = 8
@@ -103,3 +104,37 @@ def measure_worth(
             took = timing.median, timing.spread
             worth.append(FormWorth(form, sparsity, found.sizes[name].memory, *took, there, by.get(sparsity, "")))
     return tuple(worth)
+
+
+def forward_cost(model: nn.Module, seconds: float = 1.0) -> dict[str, float]:
+    """Measure a sparse model beside its dense form, briefly, for a record; empty where that is not possible here.
+
+    Times are those that the processor spends on this process: others may work beside it.
+
+    Args:
+        model: with its zeros. One without many is its own dense form.
+        seconds: about how long to measure.
+
+    Returns:
+        ``forward`` and ``dense_forward``, seconds of `SAMPLES` samples in the sparse runtime and dense in float32;
+        ``memory`` and ``dense_memory``, bytes of the weights.
+    """
+    if next(model.parameters()).device.type != "cpu" or sum(p.numel() for p in model.parameters()) > MOST:
+        return {}
+    try:
+        masks = zeros_of(model, adapter_for(model).layout(model))
+        kernels()
+        others = {} if masks is None else {SPARSE: sparse_runtime(model, masks)}
+        how: dict[str, Any] = {"samples": (SAMPLES,), "forms": [DENSE], "files": False, "steps": False, "clock": "cpu"}
+        found = speed(model, others=others, seconds=seconds, progress=False, **how)
+    except MultiflowError:
+        return {}
+    dense, own = (found.find(form, WHOLE, SAMPLES) for form in (DENSE, SPARSE if others else DENSE))
+    if dense is None or own is None:
+        return {}
+    return {
+        "forward": own.median,
+        "dense_forward": dense.median,
+        "memory": found.sizes[SPARSE if others else DENSE].memory,
+        "dense_memory": found.sizes[DENSE].memory,
+    }

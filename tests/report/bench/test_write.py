@@ -57,7 +57,7 @@ def test_the_page_says_on_top_what_is_missing_and_failed(root):
 
 def test_every_section_is_there(root):
     assert [s.get("id") for s in root.iter("section")] == [
-        *("summary", "figures", "quality", "duels", "zeros", "cost", "learning", "making", "reading"),
+        *("summary", "figures", "quality", "duels", "zeros", "cost", "payoff", "learning", "making", "reading"),
     ]
 
 

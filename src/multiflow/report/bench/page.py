@@ -15,6 +15,7 @@ from multiflow.base.files import write_atomically
 from multiflow.bench.records import DENSE, Cell, Pruning
 from multiflow.report.bench.cost import cost_section, total_seconds
 from multiflow.report.bench.learning import learning_section
+from multiflow.report.bench.payoff import payoff_section
 from multiflow.report.bench.quality import (
     columns,
     curves,
@@ -78,6 +79,7 @@ def bench_document(bench: Bench) -> Document:
         duels(bench, styles),
         zeros(bench, styles),
         cost_section(bench, styles),
+        payoff_section(bench, styles),
         learning_section(bench),
         _making(bench),
         Section("reading", "How to read this", [Pairs(TERMS)]),
@@ -372,7 +374,8 @@ def cells_csv(bench: Bench) -> str:
     figures = list(dict.fromkeys(name for cell in bench.cells for name in cell.figures))
     head = [
         *("id", "tier", "model", "pruner", "sparsity", "task", "seed", "state", "error", "metric", "score"),
-        *("items", "steps", "finetune", "evaluate", "peak_memory", "pruning", "git", "machine", "finished", *figures),
+        *("items", "steps", "finetune", "evaluate", "peak_memory", "pruning", "git", "machine", "finished"),
+        *("forward", "dense_forward", "memory", "dense_memory", *figures),
     ]
 
     def line(state: str, cell: Cell) -> list[object]:
@@ -381,6 +384,7 @@ def cells_csv(bench: Bench) -> str:
             *(cell.metric, cell.score, len(cell.each) or None, cell.steps or None),
             *(cell.seconds.get("finetune"), cell.seconds.get("evaluate"), cell.peak_memory or None),
             *(cell.pruning, cell.git, cell.machine, cell.finished),
+            *(cell.cost.get(name) for name in ("forward", "dense_forward", "memory", "dense_memory")),
             *(cell.figures.get(name) for name in figures),
         ]
 
