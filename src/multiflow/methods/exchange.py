@@ -2,16 +2,17 @@
 
 With H the damped second moment of a layer's inputs, the error of its outputs, ``tr (X - W) H (X - W)'``, is a problem
 of its own in every row once the kept set is chosen, and `Supports` holds its exact solution. From a first mask, in
-every row at once, again and again among the inputs that promise most (`Panel`):
+every row at once, again and again (a panel) among the inputs that promise most:
 
-    swap    the pair (u in, k out) with the largest fall of the row's error, all its weights refitted
-    take    u alone, where the fall is above the price of a weight
-    give    k alone, where the rise is below that price
+    forward     4 to 24 weights come in, each the one with the largest fall of the row's error beside those before it
+    backward    weights go, each the cheapest of all that the row holds by then, those that have just come in included
+    accept      where the error, all weights refitted, plus price times weights is smaller than before
 
-The price is the one at which as many weights are given as taken; it is found anew in the first panels, then fixed, so
-that error plus price times weights falls with every step and the search ends. What the budget is off by then is taken
-from where it costs least, or given to where it gains most. Rows where nothing gains drop out. Under a pattern that
-fixes the number in each row, or in each group of N:M, there are swaps alone.
+A chain of several steps finds what single swaps cannot: it goes uphill on the way, and is taken back where that was in
+vain. The price is the one at which as many weights go as come in, over all rows, in the first two panels; so budgets
+move between rows. What they are off by in the end is taken from where it costs least, or given to where it gains most.
+Rows where little gains drop out. Under a pattern that fixes the number in each row, or in each group of N:M, as many go
+as came in.
 
 The first mask comes from 30 steps of operator splitting as in ALPS (arXiv 2406.07831) and Boza (arXiv 2401.02938), but
 from a penalty that is small at first (0.05, 0.15, 0.45, each for ten steps, where G has ones on its diagonal): that is
@@ -19,9 +20,10 @@ cheaper than ALPS (one product a step, three inverses, no eigendecomposition) an
 exact solutions are too dear (wide layers at low sparsity: `affordable`), a refit by conjugate gradients ends it there.
 
 Related: optimal brain surgeon and its greedy form OBC (arXiv 2208.11580) drop weights only; swaps without a refit are
-those of SparseSwaps (arXiv 2512.10922); CoSaMP and subspace pursuit exchange many at once, without a guarantee. Here
-every step is exact and downhill, weights that are gone come back, and budgets move between rows. One calibration pass
-of the dense model serves all sparsities.
+those of SparseSwaps (arXiv 2512.10922); CoSaMP and subspace pursuit exchange many at once, without a guarantee;
+forward-backward selection of variables is old in statistics. Here every step is exact and every chain that is kept
+downhill, weights that are gone come back, and budgets move between rows. One calibration pass of the dense model
+serves all sparsities.
 
 Damping is 0.001 times the mean of the diagonal, a tenth of what ALPS and SparseGPT have: exact solutions bear less.
 """
@@ -31,7 +33,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
@@ -39,14 +41,19 @@ from multiflow.base.types import NofM, Pattern, Unstructured
 from multiflow.methods.costs import CHOOSING, NUMBER, LayerCost, inversion, product, refitting
 from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, Scaled, check_ridge, inverse, no_inverse, refit, scaled
-from multiflow.methods.supports import CHUNK, Panel, Supports
+from multiflow.methods.supports import CHUNK, Chain, Supports
 
 PENALTY = 0.05  # of the first mask's splitting, where G has ones on its diagonal
-FEW, STEPS = 16, 8  # inputs in a panel, and steps among them
-PRICED = 6  # panels in which the price is found anew
-SPARE = 6  # more weights that a row may hold than any does at first
+FEW = 16  # more inputs are looked at than come in
+SHARE, LEAST, DEEPEST = 16, 4, 24  # weights come in before others go: one in 16 of what a row keeps, 4 to 24
+PRICED = 2  # panels in which the price is found anew
+SHARED = 0.8  # of the rows are in a panel, on average
+MORE = 4  # weights more than came in that may go in a row
+SPARE = 4  # more weights that a row may hold than any does at first, beside those of a panel
+PARTS, FEWEST = 2, 48  # parts of rows, which hold about as many weights each, and rows in a part, at least
+STILL = 1e-3  # share of its error by which a row has to gain in a panel, or it is left alone
 SAMPLED = 8  # rows that tell what is typically left of an input
-WORTH = 1e-3  # share of a fall that an exchange must be better by
+WORTH = 1e-3  # share of its falls that a chain must be better by
 HELD = 1 << 25  # numbers of inverses that are held at a time
 DEAREST = 100  # products of the weights with G that the first inverses may cost
 EVERY, GROW = 10, 3.0  # steps of one penalty, and its growth after them
@@ -69,17 +76,22 @@ def cost(rows: int, columns: int, kept: float, start: int, panels: int) -> Layer
     """The first mask, then the inverses of all rows and what is done with them, or the refit of the fast mode."""
     penalties = -(-start // EVERY)
     first = penalties * (inversion(columns) + product(rows, columns)) + start * product(rows, columns, CHOOSING + 12)
-    slots = kept * columns * 1.1 + SPARE
+    some = depth_of(kept * columns)  # come in, at most
+    slots = kept * columns * 1.05 + some + SPARE
     if not panels or kept * columns > MOST or 4 / 3 * (kept * columns) ** 3 > DEAREST * 2 * columns**2:
         return first + refitting(rows, columns, ITERATIONS)
     inverses = 2 * rows * (kept * columns) ** 3 / (1 + kept * columns / 120)  # large ones by halves are faster
     solving = LayerCost(small=inverses, moved=NUMBER * rows * 4 * slots**2) + 8 * product(rows, columns)
-    a_row = 2.1 * slots**2 + 4.5 * slots * FEW * 14 + 8 * columns
-    a_panel = product(rows, columns) + LayerCost(moved=NUMBER * rows * a_row)
-    most = 1.3 * kept * columns + SPARE + 8  # slots, where rows differ
+    few, drops = 0.75 * some + FEW, 0.75 * some + MORE  # on average
+    chain = LayerCost(
+        small=rows * slots * (slots * (few + drops + some) + few**2) / 2,  # products, a few times as fast as inverses
+        moved=NUMBER * rows * (3 * slots**2 + slots * (6 * few + drops * (drops / 2 + 14)) + few * columns),
+    )
+    a_panel = product(rows, columns, 4) + chain
+    most = 1.3 * kept * columns + some + SPARE + 8  # slots, where rows differ
     together = min(rows, max(1, HELD // int(most) ** 2))
-    held = LayerCost(held=NUMBER * (together * (1.6 * most**2 + 8 * FEW * most) + 3 * CHUNK))
-    return first + solving + panels * a_panel + held
+    held = LayerCost(held=NUMBER * (together * (1.6 * most**2 + 5 * (some + FEW) * most) + 3 * CHUNK))
+    return first + solving + panels * SHARED * a_panel + held
 
 
 @fitter(allocation="uniform", check=check, cost=cost)
@@ -98,15 +110,21 @@ def exchange(
     found = None
     if panels and affordable(mask):
         mask = mask.clone()
-        slots = int(mask.sum(1).max()) + SPARE
         found = torch.zeros_like(layer.weight)
-        for rows in torch.arange(len(mask), device=mask.device).split(max(1, HELD // slots**2)):
+        for rows in parts_of(mask.sum(1)):
             done = search(layer, mask[rows], rows, choose.pattern, panels)
             if done is None:
                 raise no_inverse(choose.layer, ridge)
             mask[rows], found[rows] = done
     iterations = ITERATIONS if found is None else FINISH
     return mask, refit(layer.weight, mask, layer.moment, iterations, found).div_(layer.scale)
+
+
+def parts_of(counts: Int[Tensor, " rows"]) -> list[Int[Tensor, " some"]]:
+    """Split the rows into parts of about as many weights each, as few as fit into memory, at least PARTS."""
+    slots = int(counts.max()) + spare_of(counts)
+    number = max(-(-len(counts) * slots**2 // HELD), min(PARTS, len(counts) // FEWEST), 1)
+    return [part.sort().values for part in counts.argsort().tensor_split(min(number, len(counts)))]
 
 
 def search(
@@ -130,7 +148,8 @@ def solve(
 ) -> tuple[Bool[Tensor, "rows in"], Float[Tensor, "rows in"]] | None:
     """The same in one precision; None where it is not enough."""
     try:
-        state = Supports.of(layer.moment.to(dtype), layer.weight[rows].to(dtype), mask, SPARE)
+        spare = spare_of(mask.sum(1))
+        state = Supports.of(layer.moment.to(dtype), layer.weight[rows].to(dtype), mask, spare)
     except torch.linalg.LinAlgError:
         return None
     if not state.accurate:
@@ -178,6 +197,15 @@ def first_mask(layer: Scaled, choose: Choose, steps: int, ridge: float) -> Bool[
     return choose(found.abs())
 
 
+def depth_of(kept: float) -> int:
+    """How many weights come in at once, at most, in rows that keep so many."""
+    return min(DEEPEST, max(LEAST, round(kept / SHARE)))
+
+
+def spare_of(counts: Int[Tensor, " rows"]) -> int:
+    return depth_of(float(counts.double().mean())) + SPARE
+
+
 @dataclass
 class Search:
     """The exchanges of some rows.
@@ -192,85 +220,89 @@ class Search:
     state: Supports
     pattern: Pattern
     excess: int = 0
-    price: Tensor | None = None
+    price: float | None = None
 
     def __post_init__(self) -> None:
         self.room = self.state.left(SAMPLED)
 
     def run(self, panels: int) -> None:
         """Exchange until nothing gains, at most that many panels long; then meet the budget."""
-        active = torch.arange(len(self.state.place), device=self.room.device)
-        opened = 0
-        while len(active) and opened < panels:
-            whole = len(active) == len(self.state.place)
-            some = self.state if whole else self.state.take(active)
-            moved = torch.ones(len(active), dtype=torch.bool, device=active.device)
-            while opened < panels and int(moved.sum()) * 2 >= len(active):
-                moved = self._exchange(some, opened < PRICED)
-                opened += 1
-            if not whole:
-                self.state.put(active, some)
-            active = active[moved]
+        some, at = self.state, torch.arange(len(self.state.place), device=self.room.device)
+        active = torch.ones_like(at, dtype=torch.bool)
+        depth = depth_of(float((~self.state.free).sum(1).double().mean()))
+        for number in range(panels):
+            active &= self._exchange(some, max(LEAST, depth // (1 + number % 2)), number < PRICED)
+            if 2 * int(active.sum()) <= len(at):  # rows are copied when half of them are done
+                if some is not self.state:
+                    self.state.put(at, some)
+                at = at[active]
+                some = self.state.take(at)
+                active = torch.ones_like(at, dtype=torch.bool)
+            if not len(at):
+                break
+        if some is not self.state:
+            self.state.put(at, some)
         self._meet()
 
-    def _exchange(self, rows: Supports, priced: bool) -> Bool[Tensor, " rows"]:
-        """Open a panel, and take steps in it as long as many rows gain; return those that did."""
-        panel = self._open(rows, FEW)
-        moved = torch.zeros(len(rows.place), dtype=torch.bool, device=self.room.device)
-        for _ in range(STEPS):
-            now = self._step(panel, priced)
-            moved |= now
-            if 4 * int(now.sum()) < len(now):
-                break
-        panel.close()
-        return moved
-
-    def _step(self, panel: Panel, priced: bool) -> Bool[Tensor, " rows"]:
-        """Swap, take or give in every row that gains by it, whichever gains most; return those rows."""
-        falls, rises = panel.falls(), panel.rises()
+    def _exchange(self, rows: Supports, depth: int, priced: bool) -> Bool[Tensor, " rows"]:
+        """Let weights in and others go in every row that gains by it; return the rows that gain much."""
+        more = MORE if isinstance(self.pattern, Unstructured) else 0
+        chain = self._open(rows, depth, depth + more)
+        entered = chain.on.sum(1)
         if isinstance(self.pattern, NofM):
-            of = self.pattern.of
-            rises.masked_fill_((panel.rows.place // of)[:, :, None] != (panel.columns // of)[:, None], torch.inf)
-        least, slots = rises.min(1)
-        win, which = (falls * (1 - WORTH) - least).max(1)
-        slot = slots[panel.every, which]
-        enter = leave = win > 0
+            groups = rows.width // self.pattern.of
+            over = entered.new_zeros(len(entered), groups + 1)
+            place = chain.entered.clone()
+            over.scatter_add_(1, chain.inputs // self.pattern.of, chain.on.long())
+            for _ in range(int(entered.max())):
+                group = (place // self.pattern.of).clamp(max=groups)
+                slot = chain.drop(over.gather(1, group) > 0)
+                over[chain.every, group[chain.every, slot]] -= 1
+        else:
+            for _ in range(int(entered.max()) + more):
+                chain.drop()
+        rises = chain.rises[:, : chain.dropped]
+        drops, price = entered, 0.0
         if isinstance(self.pattern, Unstructured):
-            (fall, most), (rise, cheapest) = falls.max(1), panel.costs().min(1)
+            dearest = rises.cummax(1).values
             if priced or self.price is None:
-                level = min(max(1, len(fall) + self.excess // 2), 2 * len(fall))
-                self.price = torch.cat([fall, rise]).kthvalue(level).values
-            least_win = win.clamp(min=WORTH * float(self.price))
-            take = (fall - self.price > least_win) & (panel.rows.free.sum(1) > 1)
-            give = (self.price - rise > torch.maximum(least_win, fall - self.price)) & ~take
-            which, slot = torch.where(take, most, which), torch.where(give, cheapest, slot)
-            enter, leave = (enter | take) & ~give, (enter | give) & ~take
-            self.excess += int(take.sum()) - int(give.sum())
-        moved = enter | leave
-        if moved.any():
-            panel.bring_in(which, enter)
-            panel.drop(slot, leave)
-        return moved
+                wanted = min(max(int(entered.sum()) + self.excess, 1), int(dearest.isfinite().sum()))
+                self.price = float(dearest.flatten().kthvalue(wanted).values)
+            price = self.price
+            drops = (dearest <= price).sum(1)
+        done = torch.arange(rises.shape[1], device=drops.device) < drops[:, None]
+        change = torch.where(done, rises, 0.0).sum(1) - chain.falls.sum(1) + price * (entered - drops)
+        good = change < -WORTH * chain.falls.sum(1)
+        before = -(chain.slope * rows.weight).sum(1)
+        chain.keep(drops, good)
+        self.excess += int((entered - drops)[good].sum())
+        return good & (change < -STILL * before)
 
-    def _open(self, rows: Supports, few: int) -> Panel:
-        """Open a panel of the inputs that promise most."""
-        slope = rows.slope()
-        promise = (slope.square() / self.room).masked_fill_(rows.kept, 0.0)
-        columns = promise.topk(min(few, promise.shape[1]), 1).indices
-        return Panel(rows, columns, slope.gather(1, columns))
+    def _open(self, rows: Supports, depth: int, drops: int) -> Chain:
+        """Let in those of the inputs that promise most."""
+        slope = rows.slope().masked_fill_(rows.kept, 0.0)  # of the error, minus its product with w
+        promise, few = slope.square() / self.room, depth + FEW
+        if isinstance(self.pattern, NofM):  # one of the same group has to go
+            least = rows.costs().unflatten(1, (-1, self.pattern.of)).amin(2)
+            promise, few = promise - least.repeat_interleave(self.pattern.of, 1), depth
+        promise.masked_fill_(rows.kept, -torch.inf)
+        few = min(few, promise.shape[1])
+        columns = promise.topk(few, 1).indices
+        return Chain(rows, columns, slope, min(depth, few), drops)
 
     def _meet(self) -> None:
         """Give back what is above the budget where it costs least, or fill it up where it gains most."""
         while self.excess:
-            panel = self._open(self.state, FEW if self.excess < 0 else 1)
-            value, which = panel.falls().max(1) if self.excess < 0 else panel.costs().neg_().max(1)
-            able = (panel.rows.free.any(1) if self.excess < 0 else value > -torch.inf).nonzero().flatten()
+            chain = self._open(self.state, int(self.excess < 0), int(self.excess > 0))
+            if self.excess < 0:
+                able = chain.on.any(1).nonzero().flatten()
+                value = chain.falls.sum(1)
+            else:
+                chain.drop()
+                able = chain.rises[:, 0].isfinite().nonzero().flatten()
+                value = -chain.rises[:, 0]
             number = min(abs(self.excess), max(1, len(able) // 4))
             on = torch.zeros(len(value), dtype=torch.bool, device=value.device)
             on[able[value[able].topk(number).indices]] = True
-            if self.excess < 0:
-                panel.bring_in(which, on)
-            else:
-                panel.drop(which, on)
-            panel.close()
+            chain.keep(on.long() * int(self.excess > 0), on)
             self.excess += number if self.excess < 0 else -number

@@ -1,14 +1,15 @@
 """Exact least squares on a support in every row of a layer, kept up to date as weights come and go.
 
 With G the second moment of a layer's inputs, S what a row keeps and A = (G_SS)^-1, each row holds A and its weights
-``v = A (G w)_S``, the best on S. With g = (v - w) G, which is zero on S, and r = A G_Su,
+``v = A (G w)_S``, the best on S. With g = (v - w) G, which is zero on S, and, for inputs C, ``r = A G_SC`` and
+``R = G_CC - G_CS r``,
 
-    bringing u in lowers the row's error by    g_u^2 / R_u,    R_u = G_uu - G_uS r
-    dropping k from S raises it by             v_k^2 / A_kk
-    dropping k from S + u raises it by         (v_k + r_k g_u / R_u)^2 / (A_kk + r_k^2 / R_u)
+    bringing u in lowers the row's error by    g_u^2 / R_uu,  and leaves  g - g_u R_.u / R_uu,  R - R_.u R_u. / R_uu
+    inputs E together change A and v by        r R^-1 r'  and  r R^-1 g_E,  with -1 in r where a weight itself stands
+    dropping k raises the error by             v_k^2 / A_kk,  and leaves  A - A_.k A_k. / A_kk,  v - A_.k v_k / A_kk
 
-when all weights of the row are refitted. Either changes A by a matrix of rank one. All rows go together, and a `Panel`
-does several steps among a few inputs of each row before A itself is touched.
+when all weights of the row are refitted. All rows go together; a `Chain` tells what several steps are worth before A
+itself is touched.
 A row has slots for the weights that it keeps and some free ones, whose rows and columns of A are zero.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 CHUNK = 1 << 19  # numbers that are inverted at a time: they stay in the cache
+TINY = 1e-30
 SMALL = 48  # matrices up to this size are inverted by the library
 WIDE = 8  # numbers that a processor takes at once: products of sizes that it divides are up to twice as fast
 LEAST = 1e-4  # of its unit that an input must have left beside what a row keeps, to be told apart from it
@@ -60,7 +62,7 @@ class Supports:
         counts, order = mask.sum(1).sort()
         for some in order.split(max(1, CHUNK // slots**2)):  # of about as many weights each
             own = max(1, int(counts[order == some[-1]]))
-            block = padded[place[some, :own, None], place[some, None, :own]]
+            block = gathered(padded, place[some, :own])
             free = (place[some, :own] == width).to(moment)
             block.diagonal(dim1=1, dim2=2).add_(free)
             block = invert(block)
@@ -91,6 +93,12 @@ class Supports:
         """The weights by input, zero where none is kept."""
         zeros = self.values.new_zeros(len(self.values), self.width + 1)
         return zeros.scatter_(1, self.place, self.values)[:, :-1]
+
+    def costs(self) -> Float[Tensor, "rows in"]:
+        """By how much the error of a row rises when a weight goes, by input; infinite where none is kept."""
+        costs = self.values.square() / self.solved.diagonal(dim1=1, dim2=2).clamp(min=TINY)
+        endless = costs.new_full((len(costs), self.width + 1), torch.inf)
+        return endless.scatter_(1, self.place, costs.masked_fill_(self.free, torch.inf))[:, :-1]
 
     def slope(self) -> Float[Tensor, "rows in"]:
         """g, by input."""
@@ -126,83 +134,124 @@ class Supports:
         return (left.clamp(min=10 * LEAST).log() * out).sum(0).div_(out.sum(0)).exp_()
 
 
-class Panel:
-    """Steps among a few inputs of every row, and what follows from them for these alone until `close`.
+class Chain:
+    """Weights that come in and others that go, one after the other, in every row: their worth before it is done.
 
     Args:
-        rows: changed in place.
-        columns: the inputs.
-        slope: g there.
+        rows: changed by `keep` alone.
+        columns: the inputs that may come in.
+        slope: g of all inputs.
+        most: how many come in at most; fewer where nothing is gained or no slot is free.
+        drops: how many may go, at most.
     """
 
-    def __init__(self, rows: Supports, columns: Int[Tensor, "rows few"], slope: Float[Tensor, "rows few"]) -> None:
-        self.rows, self.columns, self.slope = rows, columns, slope
+    def __init__(
+        self,
+        rows: Supports,
+        columns: Int[Tensor, "rows few"],
+        slope: Float[Tensor, "rows in"],
+        most: int,
+        drops: int,
+    ) -> None:
+        self.rows, self.slope = rows, slope
+        slope = slope.gather(1, columns)
         self.every = torch.arange(len(columns), device=columns.device)
-        between = rows.moment[rows.place[:, :, None], columns[:, None, :]]  # G_SC
-        self.rest = multiply(rows.solved, between)  # r of each
-        self.room = rows.moment[columns[:, :, None], columns[:, None, :]] - between.mT @ self.rest  # R, with pairs
-        self.diagonal = rows.solved.diagonal(dim1=1, dim2=2).clone()
-        self.steps: list[tuple[Tensor, Tensor]] = []
+        between = rows.moment[columns].gather(2, rows.place[:, None].expand(-1, columns.shape[1], -1))  # G_CS
+        rest = between @ rows.solved  # r of each, (rows, few, slots)
+        room = rows.moment[columns[:, :, None], columns[:, None, :]] - rest @ between.mT  # R, with pairs
+        chosen, self.on, self.falls = forward(room, slope, rows.free.sum(1), most)
+        picked = chosen[:, :, None]
+        own = room.gather(1, picked.expand(-1, -1, room.shape[2])).gather(2, picked.mT.expand(-1, most, -1))
+        both = self.on[:, :, None] & self.on[:, None]
+        own = own * both + torch.diag_embed((~self.on).to(own))
+        slots = rows.free.to(torch.uint8).topk(most, 1).indices
+        self.rest = rest.gather(1, picked.expand(-1, -1, rest.shape[2])) * self.on[:, :, None]
+        self.rest.scatter_(2, slots[:, :, None], -self.on.to(own)[:, :, None])
+        self.bent = inverse_of_few(own) @ self.rest  # R^-1 r
+        self.values = rows.values + ((slope.gather(1, chosen) * self.on)[:, None] @ self.bent)[:, 0]
+        self.diagonal = rows.solved.diagonal(dim1=1, dim2=2) + (self.bent * self.rest).sum(1)
+        self.inputs = columns.gather(1, chosen)
+        entered = torch.where(self.on, self.inputs, rows.place.gather(1, slots))
+        self.entered = rows.place.scatter(1, slots, entered)
+        self.place = self.entered.clone()
+        self.dropped = 0
+        self.gone = chosen.new_zeros(len(chosen), drops)  # slots
+        self.rises = own.new_zeros(len(chosen), drops)
+        self.parts = own.new_empty(len(chosen), drops, rows.place.shape[1])  # of A that go with them
+        self.shares = own.new_zeros(len(chosen), drops)  # of them in the values
 
-    def falls(self) -> Float[Tensor, "rows few"]:
-        """By how much the errors fall when an input comes in; 0 where it is in, or not to be told from what is."""
-        own = self.room.diagonal(dim1=1, dim2=2)
-        return torch.where(own > LEAST, self.slope.square() / own, 0.0)
+    def drop(self, may: Bool[Tensor, "rows slots"] | None = None) -> Int[Tensor, " rows"]:
+        """Let go the cheapest weight of every row, of those that may; return its slot."""
+        costs = self.values.square() / self.diagonal.clamp(min=TINY)
+        free = self.place == self.rows.width
+        rise, slot = costs.masked_fill_(free if may is None else free | ~may, torch.inf).min(1)
+        part = self.rows.solved[self.every, slot] + (self.rest[self.every, :, slot][:, None] @ self.bent)[:, 0]
+        if self.dropped:
+            before = self.parts[:, : self.dropped]
+            part -= (before[self.every, :, slot][:, None] @ before)[:, 0]
+        part /= part[self.every, slot].clamp(min=TINY).sqrt()[:, None]
+        part.masked_fill_(rise.isinf()[:, None], 0.0)  # nothing is left to go
+        share = self.values[self.every, slot] / part[self.every, slot].clamp(min=TINY)
+        self.values -= part * share[:, None]
+        self.diagonal -= part.square()
+        self.place[self.every, slot] = self.rows.width
+        for of, one in ((self.gone, slot), (self.rises, rise), (self.parts, part), (self.shares, share)):
+            of[:, self.dropped] = one
+        self.dropped += 1
+        return slot
 
-    def costs(self) -> Float[Tensor, "rows slots"]:
-        """By how much the errors rise when the weight in a slot goes; infinite where the slot is free."""
-        return torch.where(self.rows.free, torch.inf, self.rows.values.square() / self.diagonal.clamp(min=1e-30))
+    def keep(self, drops: Int[Tensor, " rows"], good: Bool[Tensor, " rows"]) -> None:
+        """Do it in the rows that are good, with the first ``drops`` of what was let go, and leave the others alone."""
+        rows = self.rows
+        parts, gone = self.parts[:, : self.dropped], self.gone[:, : self.dropped]
+        done = torch.arange(self.dropped, device=drops.device) < drops[:, None]
+        undone = self.shares[:, : self.dropped] * ~done
+        values = self.values + (undone[:, None] @ parts)[:, 0]
+        dropped = torch.zeros_like(rows.place).scatter_add_(1, gone, done.long()) > 0
+        place = self.entered.masked_fill(dropped, rows.width)
+        rows.values = torch.where(good[:, None], values.masked_fill_(dropped, 0.0), rows.values)
+        rows.place = torch.where(good[:, None], place, rows.place)
+        left = torch.cat([self.bent, -parts * done[:, :, None]], 1) * good[:, None, None]
+        rows.solved.baddbmm_(left.mT, torch.cat([self.rest, parts], 1))
+        row, slot = (dropped & good[:, None]).nonzero(as_tuple=True)
+        rows.solved[row, slot] = 0.0
+        rows.solved[row, :, slot] = 0.0
 
-    def rises(self) -> Float[Tensor, "rows slots few"]:
-        """The same, once one of the inputs is in."""
-        own = self.room.diagonal(dim1=1, dim2=2).clamp(min=LEAST)
-        rises = torch.addcmul(self.rows.values[:, :, None], self.rest, (self.slope / own)[:, None]).square_()
-        rises /= torch.addcmul(self.diagonal[:, :, None], self.rest, self.rest / own[:, None]).clamp_(min=1e-30)
-        return rises.masked_fill_(self.rows.free[:, :, None], torch.inf)
 
-    def bring_in(self, which: Int[Tensor, " rows"], on: Bool[Tensor, " rows"]) -> None:
-        """Keep one more weight, of the given one of the inputs, in those rows that are on."""
-        slot = self.rows.free.to(torch.uint8).argmax(1)
-        rest = self.rest[self.every, :, which].index_put_((self.every, slot), self.rest.new_tensor(-1.0))
-        cross = self.room[self.every, which].clone()
-        factor = torch.where(on, 1 / cross[self.every, which].clamp(min=LEAST), 0.0)
-        self._bend(rest, factor, self.slope[self.every, which], cross, -1.0)
-        self.rows.place[self.every[on], slot[on]] = self.columns[self.every, which][on]
+def forward(
+    room: Float[Tensor, "rows few few"], slope: Float[Tensor, "rows few"], free: Int[Tensor, " rows"], most: int
+) -> tuple[Int[Tensor, "rows most"], Bool[Tensor, "rows most"], Float[Tensor, "rows most"]]:
+    """Choose inputs one after the other, each with the largest fall beside those before it.
 
-    def drop(self, slot: Int[Tensor, " rows"], on: Bool[Tensor, " rows"]) -> None:
-        """Keep one weight fewer in those rows that are on."""
-        rest = self.rows.solved[self.every, slot]
-        for other, factor in self.steps:
-            rest = rest.addcmul_(other, (factor * other[self.every, slot])[:, None])
-        factor = torch.where(on, -1 / rest[self.every, slot].clamp(min=1e-30), 0.0)
-        self._bend(rest, factor, self.rows.values[self.every, slot], self.rest[self.every, slot].clone(), 1.0)
-        every, slot = self.every[on], slot[on]
-        self.rest[every, slot] = 0.0
-        self.rows.values[every, slot] = 0.0
-        self.rows.place[every, slot] = self.rows.width
+    Returns:
+        The inputs, whether each comes in, and by how much the errors fall then.
+    """
+    room, slope = room.clone(), slope.clone()
+    every = torch.arange(len(room), device=room.device)
+    chosen = [free.new_zeros(len(room), 0)]
+    falls = [room.new_zeros(len(room), 0)]
+    for number in range(most):
+        own = room.diagonal(dim1=1, dim2=2)
+        fall, which = torch.where(own > LEAST, slope.square() / own.clamp(min=TINY), 0.0).max(1)
+        fall = torch.where(free > number, fall, 0.0)
+        chosen.append(which[:, None])
+        falls.append(fall[:, None])
+        cross = room[every, which]
+        share = torch.where(fall > 0, 1 / cross[every, which].clamp(min=LEAST), 0.0)[:, None]
+        slope = slope - cross * share * slope.gather(1, which[:, None])
+        room = room - (cross * share)[:, :, None] * cross[:, None]
+        room[every, which, which] = 0.0
+    found = torch.cat(falls, 1)
+    return torch.cat(chosen, 1), found > 0, found
 
-    def _bend(self, rest: Tensor, factor: Tensor, part: Tensor, cross: Tensor, sign: float) -> None:
-        """Add ``factor rest rest'`` to A and ``factor part rest`` to v, and what follows for the inputs."""
-        scaled, crossed = rest * factor[:, None], cross * factor[:, None]
-        self.steps.append((rest, factor))
-        self.rows.values.addcmul_(scaled, part[:, None])
-        self.diagonal.addcmul_(scaled, rest)
-        self.rest.addcmul_(scaled[:, :, None], cross[:, None, :], value=sign)
-        self.room.addcmul_(crossed[:, :, None], cross[:, None, :], value=-1.0)
-        self.slope.addcmul_(crossed, part[:, None], value=sign)
 
-    def close(self) -> None:
-        """Bring A up to date."""
-        if self.steps:
-            none = [torch.zeros_like(part) for part in self.steps[0]]
-            steps = self.steps + [none] * (-len(self.steps) % WIDE)
-            rests = torch.stack([rest for rest, _ in steps], 2)
-            factors = torch.stack([factor for _, factor in steps], 1)
-            self.rows.solved.baddbmm_(rests, (rests * factors[:, None]).mT)
-            free = self.rows.free.nonzero(as_tuple=True)
-            self.rows.solved[free] = 0.0
-            self.rows.solved.mT[free] = 0.0
-        self.steps = []
+def inverse_of_few(matrices: Float[Tensor, "rows few few"]) -> Float[Tensor, "rows few few"]:
+    return torch.cholesky_inverse(torch.linalg.cholesky_ex(matrices).L)
+
+
+def gathered(matrix: Float[Tensor, "width width"], place: Int[Tensor, "rows n"]) -> Float[Tensor, "rows n n"]:
+    """Take rows and columns of a matrix, the same ones: in two steps, which is twice as fast as in one."""
+    return torch.stack([matrix.index_select(0, one).index_select(1, one) for one in place])
 
 
 def multiply(matrices: Float[Tensor, "rows n n"], vectors: Float[Tensor, "rows n few"]) -> Float[Tensor, "rows n few"]:
