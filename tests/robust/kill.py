@@ -98,23 +98,23 @@ def call(words: list[str], after: float | None, how: signal.Signals, out: Path) 
         os.dup2(1, 2)
         os._exit(main(words))
     start, begun, spent = time.monotonic(), None, 0.0
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+    while not (ended := os.wait4(child, os.WNOHANG))[0]:
         spent = int(Path(f"/proc/{child}/schedstat").read_text().split()[0]) / 1e9
         if begun is None and out.exists():
             begun = spent
         if (after is not None and spent > after) or time.monotonic() - start > SECONDS:
             os.kill(child, how)
-            ended = os.waitpid(child, 0)
+            ended = os.wait4(child, 0)
             break
         time.sleep(0.002)
-    code = os.waitstatus_to_exitcode(ended[1])
+    code, used = os.waitstatus_to_exitcode(ended[1]), ended[2]
     if after is not None and code == -how:
         return None, 0, 0
     if code and b"already holds a finished run" in said.read_bytes():  # killed after its last file was written
         code = 0
     if code:
         print(said.read_text())
-    return code, begun or 0.0, spent
+    return code, begun or 0.0, used.ru_utime + used.ru_stime
 
 
 def left(folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """How a model is walked: one block at a time in memory, on after a kill, and what is refused."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -73,6 +74,35 @@ def test_a_killed_run_goes_on_with_the_block_it_was_at(method, sequential, tmp_p
     vision = [name for name in names if "vision_tower.encoder.layers.0.mlp" in name]
     assert bool(vision) == sequential  # of the second sparsity
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_run_that_is_killed_after_every_block_goes_on(sequential, tmp_path, monkeypatch):
+    """Once behind each block, also behind the last one, when records have lost their bytes; and while they lose them."""
+    _, model, batches = opened("llava", tmp_path)
+    wanted = mf.prune_streamed(model, "wanda", 0.5, batches, folder=tmp_path / "whole", sequential=sequential)
+    truncate, kills = os.truncate, 0
+
+    def die(*_):
+        raise Killed
+
+    def die_behind(*how):
+        truncate(*how)
+        raise Killed
+
+    while True:
+        if kills % 2:
+            monkeypatch.setattr(os, "truncate", die_behind)
+        try:
+            found = mf.prune_streamed(
+                model, "wanda", 0.5, batches, folder=tmp_path / "run", sequential=sequential, progress=die
+            )
+            break
+        except Killed:
+            kills += 1
+            monkeypatch.setattr(os, "truncate", truncate)
+    assert kills >= 4
+    check_same(found, wanted)
 
 
 def test_a_run_goes_on_with_its_own_settings_alone(tmp_path):

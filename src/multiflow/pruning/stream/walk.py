@@ -110,6 +110,7 @@ class _Item:
     records: dict[str, Path] = field(default_factory=dict)
     waits_for: Unit | None = None
     idle: set[Path] = field(default_factory=set)
+    ended: bool = False  # the model ran to its end with it: its records may have lost their bytes
 
 
 class Walk:
@@ -167,7 +168,8 @@ class Walk:
         with self._stage.calls_go_to(self._called), evaluating(self._model), torch.no_grad():
             self._resume()
             for item in self._items:
-                self._run(item)
+                if not item.ended:
+                    self._run(item)
             self._stage.forget()
             prunable = [unit for unit in self._units if unit.layers]
             while waiting := [item.waits_for for item in self._items if item.waits_for]:
@@ -193,19 +195,24 @@ class Walk:
     # what is written down
 
     def _write_down(self) -> None:
-        state = {"settings": self._settings, "done": self._done}
+        ended = [number for number, item in enumerate(self._items) if item.ended]
+        state = {"settings": self._settings, "done": self._done, "ended": ended}
         write_facts(self._folder / JOURNAL, state)
 
     def _resume(self) -> None:
         """Take over what was written down, and the records of the turns that were over; or begin."""
         place = self._folder / JOURNAL
         if place.is_file():
-            state = _read_json(place, settings=dict, done=list)
+            state = _read_json(place, settings=dict, done=list, ended=list)
             fix = "use the same ones, or delete it to begin afresh"
             check_same(f"'{self._folder}'", state["settings"], self._settings, fix=fix)
             self._done = state["done"]
             if not set(self._done) <= {unit.number for unit in self._units}:
                 raise _damaged(place, "it names other blocks than the model's")
+            for number in state["ended"]:
+                if not 0 <= number < len(self._items):
+                    raise _damaged(place, "it names other parts of batches than there are")
+                self._items[number].ended = True
         for item in self._items:
             for path in sorted(item.folder.glob("*")):
                 found = RECORD.fullmatch(path.name)
@@ -278,7 +285,7 @@ class Walk:
             self._adapter.forward(self._model, part)
         except _Stop:
             return
-        item.idle = self._reading.opened - {item.part}  # it has come to its end
+        item.idle, item.ended = self._reading.opened - {item.part}, True
 
     def _called(self, unit: Unit, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give what a unit gave before, or run it: light ones at once, a block when its turn has come."""
