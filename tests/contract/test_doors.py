@@ -31,6 +31,10 @@ def never() -> object:
     yield
 
 
+def result_of(masks: mf.Masks) -> mf.Result:
+    return mf.Result({0.5: masks}, None, None, None, {}, {})
+
+
 DOORS: dict[str, Door] = {
     "prune": lambda model, masks: mf.prune(model, "magnitude", 0.5),
     "prune with data": lambda model, masks: mf.prune(model, "snip", 0.5, never()),
@@ -38,6 +42,19 @@ DOORS: dict[str, Door] = {
     "apply_": lambda model, masks: masks.apply_(model),
     "keep_sparse": keep,
     "export": lambda model, masks: mf.export(model, masks, "never-written"),
+    "export without masks": lambda model, masks: mf.export(model, None, "never-written"),
+    "export as a folder without masks": lambda model, masks: mf.export(model, None, "never-written", format="folder"),
+    "compact": lambda model, masks: mf.compact(model, masks),
+    "sparse_runtime": lambda model, masks: mf.sparse_runtime(model, masks),
+    "speed": lambda model, masks: mf.speed(model, masks, seconds=0.01),
+    "speed without masks": lambda model, masks: mf.speed(model, seconds=0.01),
+    "compare_pruners": lambda model, masks: mf.compare_pruners(model, ["magnitude"], 0.5, never()),
+    "search": lambda model, masks: mf.prune(model, "magnitude-layer", 0.5, never(), allocation="search"),
+    "prune_units": lambda model, masks: mf.prune_units(model, "magnitude", 0.5),
+    "estimate": lambda model, masks: mf.estimate(model, "sparsegpt", 0.5),
+    "KeepSparse": lambda model, masks: mf.KeepSparse(masks).on_train_begin(None, None, None, model=model),
+    "is_applied": lambda model, masks: masks.is_applied(model),
+    "apply_ of a result": lambda model, masks: result_of(masks).apply_(model, 0.5),
     "recover": lambda model, masks: mf.recover(model, masks, batches=never()),
     "task_model": lambda model, masks: mf.task_model(model, "retrieval", image_size=24),
     "task_model with masks": lambda model, masks: mf.task_model(model, "retrieval", masks, image_size=24),

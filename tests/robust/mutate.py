@@ -18,6 +18,7 @@ for _ in range(200):
 VALUES = (
     *(None, True, 0, -1, 5, 2**63, 10**30, 1e308, float("nan"), float("inf")),
     *("", " ", "x", "\ud800", "a\0b", "../../x", "/etc/passwd", "{0.__class__}", "{}", "%s", "\x1b[2J", "\U0001f600"),
+    *("<script>x</script>", "a/b\nc: d"),
     *("x" * 5_000, [], {}, [[]], [None], {"": None}, DEEP, ["a", 5], {"a": 5}, [1e30, -1e30, 0, 0]),
 )
 TEXTS = (

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, did_you_mean
@@ -53,6 +53,8 @@ NAMES = {
     torch.bool: "BOOL",
 }
 """Of types, in safetensors files."""
+DAMAGED = (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+"""What a damaged file is read as."""
 PART = 1 << 22  # bytes of a file read at a time
 
 
@@ -163,16 +165,7 @@ def read_tensors(
         if not isinstance(header, dict):
             raise ValueError(f"its header is a {type(header).__name__}, not names with values")
         order = whole(header) if whole else ()
-    except (
-        SafetensorError,
-        OSError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        IndexError,
-        RecursionError,
-    ) as error:
+    except DAMAGED as error:
         raise MultiflowError(f"'{path}' holds no {what}, or is damaged ({_said(error)}); {fix}") from error
     if whole or any(sign in header for sign in SIGNS):
         listed = header.get("tensors", {}) if whole is None else dict.fromkeys(order)
@@ -185,6 +178,20 @@ def read_tensors(
                 raise _altered(f"'{path}'", fix)
             _check_format(f"'{path}'", header)
     return tensors, header
+
+
+def read_foreign(path: str | Path, fix: str = "copy it again") -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file of others, which has no checksum.
+
+    Raises:
+        MultiflowError: it is no regular file, or claims other sizes than it has.
+    """
+    check_regular(path, "safetensors file")
+    try:
+        _check_claims(Path(path))
+        return load_file(path)
+    except DAMAGED as error:
+        raise MultiflowError(f"'{path}' is not a complete safetensors file ({_said(error)}); {fix}") from error
 
 
 def checksum_of(path: str | Path) -> str:
@@ -253,7 +260,8 @@ def next_line(value: Mapping[str, Any], before: str = "") -> str:
 def read_lines(text: str, called: str, fix: str) -> list[dict[str, Any]]:
     """Read lines that `next_line` wrote, or such without checksums of older versions.
 
-    A last line that a kill has torn is left out; that lines are missing at the end cannot be seen.
+    A last line that a kill has torn is left out; that lines are missing at the end is for another file to say, see
+    `describe_file`.
 
     Args:
         text: all of the file.

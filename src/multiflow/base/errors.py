@@ -86,7 +86,7 @@ def did_you_mean(given: str, choices: Iterable[object]) -> str:
     "; did you mean 'CIDEr'?"
     """
     names = {str(choice).lower(): choice for choice in choices}
-    close = get_close_matches(given.lower(), names, n=1, cutoff=0.6)
+    close = get_close_matches(str(given).lower(), names, n=1, cutoff=0.6)
     return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 

@@ -66,6 +66,12 @@ def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
+MOST_TEXT = 2**20
+"""Bytes of a caption, a transcript or a page of templates at most."""
+
+MOST_TABLE = 2**32
+"""Bytes of a table or a JSON file at most."""
+
 MOST_YAML = 2**18
 """Bytes of a YAML file at most: it is written by hand, and the parser is slow."""
 
@@ -170,7 +176,7 @@ def read_json(path: Path) -> Any:
     Raises:
         MultiflowError: it cannot be read; the error has line and column.
     """
-    text = read_text(path, "a JSON file")
+    text = read_text(path, "a JSON file", MOST_TABLE)
     try:
         if path.suffix != ".jsonl":
             return parse_json(text, f"'{path}'")

@@ -41,6 +41,7 @@ VALUES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 
 STANDS_FOR = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 UNSIGNED: dict[int, Any] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+FEW, MOST_TIMES = 2**26, 2**10  # bytes that any file may claim, and how much more than it has: more is a bomb
 LEVEL = 6  # of zlib; of zstd 3, as its authors suggest
 
 
@@ -165,7 +166,7 @@ def read_packed(path: Path) -> dict[str, Tensor]:
             if coding.values == "int8":
                 parts["scales"] = stored.pop(f"{name}.scales")
             tensors[name] = decode(coding, parts)
-        except (KeyError, ValueError, RuntimeError, MultiflowError) as error:
+        except (KeyError, ValueError, RuntimeError, zlib.error, MultiflowError) as error:
             raise MultiflowError(f"'{name}' of packed file '{path}' is damaged ({error}); export it again") from error
     return {**stored, **tensors}
 
@@ -197,7 +198,7 @@ def packed_parts(path: Path) -> list[PackedPart]:
     found: dict[str, list[int]] = {part: [0, 0, 0] for part in ("bitmap", "values", "scales", "dense")}
     for name, tensor in stored.items():
         of, _, part = name.rpartition(".")
-        coding = codings.get(of)
+        coding = codings.get(of) if part in found else None
         size = tensor.numel() * tensor.element_size()
         unpacked = size
         if coding:
@@ -218,19 +219,24 @@ def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:
         )
     if not isinstance(listed := header.get("codings"), dict):
         raise MultiflowError(f"the header of packed file '{path}' is damaged; {AGAIN}")
-    codings = {}
+    codings, claimed = {}, 0
     for name, fields in listed.items():
         try:
             coding = Coding(**{**fields, "shape": tuple(fields["shape"])})
             dtype = getattr(torch, coding.dtype, None)
             whole = all(type(number) is int and number >= 0 for number in (*coding.shape, coding.count))
             fine = whole and coding.values in VALUES and isinstance(dtype, torch.dtype)
-            fine = fine and coding.count <= math.prod(coding.shape)
+            fine = fine and coding.count <= math.prod(coding.shape) and coding.compress in ("none", "zlib", "zstd")
         except (TypeError, KeyError) as error:
             raise MultiflowError(f"the header of packed file '{path}' is damaged at '{name}' ({error})") from error
         if not fine:
             raise MultiflowError(f"the header of packed file '{path}' is damaged at '{name}'; {AGAIN}")
         codings[name] = coding
+        claimed += math.prod(coding.shape) * dtype.itemsize  # type: ignore[union-attr]
+    if claimed > max(FEW, MOST_TIMES * (size := path.stat().st_size)):
+        raise MultiflowError(
+            f"packed file '{path}' claims {claimed} bytes of weights in {size}, more than zeros can be; export it again"
+        )
     return codings
 
 

@@ -5,7 +5,6 @@ Data that a grid makes itself when they are missing are Shapes and handwritten d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.files import read_json
 from multiflow.base.runs import locked
 from multiflow.base.strict import build, changed
 from multiflow.bench.config import ModelEntry
@@ -102,7 +102,9 @@ def _check_there(kind: str, how: Mapping[str, Any]) -> None:
     path = folder_of(how) / "dataset.json"
     if kind != "shapes" or not path.exists():
         return
-    there, asked = json.loads(path.read_text(encoding="utf-8")), vars(ShapesData(**how))
+    there, asked = read_json(path), vars(ShapesData(**how))
+    if not isinstance(there, dict):
+        raise MultiflowError(f"'{path}' does not say what the data are; delete the folder, or choose another")
     for name, value in asked.items():
         if name != "out" and there.get(name) != value:
             raise MultiflowError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ import torch
 from safetensors import safe_open
 from tyro.conf import Positional, arg
 
-from multiflow.base.artifacts import check_regular
+from multiflow.base.artifacts import check_regular, read_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.registry import import_modules
@@ -169,9 +168,9 @@ def command_of(settings: ApplySettings) -> str:
 def data_of(mask_file: Path) -> str:
     """Return what masks were made on, where the record of their run lies beside them and says so."""
     try:
-        found = json.loads((mask_file.parent / RESULT_FILE).read_text(encoding="utf-8"))
+        found = read_facts(mask_file.parent / RESULT_FILE, "result of a run", "run the command again")
         return str(found["run"].get("data") or "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (MultiflowError, KeyError, TypeError, AttributeError):
         return ""
 
 

@@ -70,10 +70,10 @@ def show(*lines: object) -> None:
 
 def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     cells = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
-    made = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=str(title) if title else None, box=box.SIMPLE_HEAD, pad_edge=False)
     for number, header in enumerate(headers):
         numbers = bool(cells) and all(NUMBER.fullmatch(row[number].plain) for row in cells)
-        made.add_column(header, justify="right" if numbers else "left", overflow="fold")
+        made.add_column(str(header), justify="right" if numbers else "left", overflow="fold")
     for row in cells:
         made.add_row(*row)
     return made
@@ -204,6 +204,10 @@ def print_demo(demo: Mapping[str, Any], folder: Path) -> None:
 
 
 def print_figures(figures: Mapping[str, float], folder: Path) -> None:
+    from multiflow.training.tracking import SEAL, read_metrics
+
+    for seal in sorted(folder.glob(f"*/{SEAL}")):
+        read_metrics(seal.parent)
     rows = [(name, f"{value:.0f}" if name == "step" else f"{value:.1f}") for name, value in figures.items()]
     data = "the validation data" if "step" in figures else "held-out scenes"
     show(table(f"{folder / 'model'} on {data}, in percent", ["figure", "value"], rows))

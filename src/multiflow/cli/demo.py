@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import arg
 
-from multiflow.base.artifacts import write_facts
+from multiflow.base.artifacts import read_facts, write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import write_atomically
 from multiflow.base.runs import whole_folder
@@ -91,9 +90,9 @@ def check_replaceable(place: Path, out: Path) -> None:
     if place.exists() and not place.is_dir():
         raise MultiflowError(f"output folder '{out}' is a file; choose another one with --out DIR")
     try:
-        listed = json.loads((place / DEMO_FILE).read_text(encoding="utf-8"))["files"]
-        wrote = {DEMO_FILE, REPORT_FILE, *listed}
-    except (OSError, ValueError, KeyError, TypeError):
+        listed = read_facts(place / DEMO_FILE, "record of a demo", "choose another folder")["files"]
+        wrote = {DEMO_FILE, REPORT_FILE, *map(str, listed)}
+    except (MultiflowError, KeyError, TypeError):
         wrote = set()
     there = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if not path.is_dir())
     foreign = next((path for path in there if path not in wrote), None)

@@ -17,7 +17,9 @@ from torch import nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.guards import check_module, check_values
 from multiflow.base.registry import Registry, resolve
+from multiflow.base.types import LiveWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -212,6 +214,20 @@ def adapter_for(
         groups=groups or own.groups,
         streams={**(streams or {}), **own.streams},
     )
+
+
+def check_fit(model: nn.Module, adapter: Adapter | None = None) -> None:
+    """Refuse what could not be pruned at a door that was given no masks, in the words in which the others say it.
+
+    A model with a part that cannot be placed, such as a quantised tower, is let in with values: it works all the same.
+    """
+    check_module(model)
+    try:
+        found = adapter or adapter_for(model)
+    except MultiflowError:
+        check_values({name.removesuffix(".weight"): weight for name, weight in model.named_parameters()})
+        return
+    check_values(LiveWeights(model, found.layout(model)))
 
 
 def original_names(model: nn.Module) -> dict[str, str]:

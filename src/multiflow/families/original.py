@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from multiflow.base.artifacts import read_foreign
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import exists, read_json, read_yaml
 from multiflow.base.torch_files import read_torch
@@ -121,7 +120,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         MultiflowError: the file is truncated, holds objects other than tensors, or no tensors at all.
     """
     if path.suffix == ".safetensors":
-        content: Any = _read_safetensors(path)
+        content: Any = read_foreign(path)
     else:
         content = read_torch(path, called=f"'{path}'", wanted="state dict")
     while isinstance(content, Mapping):
@@ -137,13 +136,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): value for name, value in content.items()}
     return dict(content)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise MultiflowError(f"'{path}' is not a complete safetensors file ({error}); copy it again") from error
 
 
 def read_config(

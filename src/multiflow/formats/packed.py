@@ -14,15 +14,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from multiflow.base.adapter import Adapter
+from multiflow.base.artifacts import read_foreign
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.guards import exclusively
+from multiflow.base.guards import check_module, exclusively
 from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
 from multiflow.base.runs import whole_folder
 from multiflow.base.structure import write_structure
+from multiflow.families.family import check_fit
 from multiflow.formats.onnx import write_onnx
 from multiflow.formats.open_clip import write_open_clip
 from multiflow.formats.smaller import compact as without_dead_units
@@ -65,7 +67,8 @@ def export(
         adapter: for that, of a model that the library does not know.
 
     Raises:
-        MultiflowError: the masks are those of another model, or a name is unknown.
+        MultiflowError: the masks are those of another model, the model cannot be pruned (one list of guards for all
+            doors), or a name is unknown.
 
     >>> mf.export(model, result.masks[0.75], "small")      # doctest: +SKIP
     >>> mf.load_model("small")                             # doctest: +SKIP
@@ -76,8 +79,13 @@ def export(
             raise unknown(kind, given, known)
     if compress not in COMPRESSIONS:
         raise unknown("compression", compress, COMPRESSIONS)
+    check_module(model)
     if not hasattr(model, "save_pretrained"):
         raise MultiflowError(f"a {type(model).__name__} has no save_pretrained; export takes models of transformers")
+    if masks is None:
+        check_fit(model, adapter)
+    else:
+        masks.find_weights(model)
     with TemporaryDirectory() as place:
         folder = Path(place) / "model"
         if compact and masks is not None:
@@ -119,7 +127,7 @@ def pack_folder(source: str | Path, path: str | Path, *, values: str = "bf16", c
         raise MultiflowError(f"'{source}' holds no *.safetensors; give a folder that save_pretrained or apply wrote")
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors |= load_file(file)
+        tensors |= read_foreign(file)
     with whole_folder(path) as out:
         for file in source.iterdir():
             if file.is_file() and file not in files and not file.name.endswith(".index.json"):

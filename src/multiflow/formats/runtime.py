@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.files import write_atomically
+from multiflow.base.files import read_json, write_atomically
 from multiflow.base.guards import exclusively
 from multiflow.base.types import Layout, is_hooked
 from multiflow.formats import kernels as native
@@ -229,8 +229,8 @@ def _key(*words: object) -> str:
 def _read(place: Path) -> dict[str, list[str]]:
     """Read the choices of before; a file that is not one of ours counts as none."""
     try:
-        given = json.loads(place.read_text())
-    except (OSError, ValueError):
+        given = read_json(place)
+    except MultiflowError:
         return {}
     known = {f"{start}{way}" for start in ("", f"{DENSE} ") for way in ("few", "few8", "walk", "unpack", "unpack-bf16")}
     return {

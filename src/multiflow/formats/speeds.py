@@ -22,6 +22,7 @@ from torch import nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.guards import check_module, check_values, exclusively
 from multiflow.base.steps import Watch, watched
 from multiflow.base.types import Layout, LiveWeights
 from multiflow.calibration import evaluating
@@ -47,6 +48,7 @@ FORMS = (*DENSE_FORMS, "dense int8", "sparse fp32", "sparse bf16", "sparse int8"
 
 
 @watched
+@exclusively("speed")
 def speed(
     model: nn.Module,
     masks: Masks | None = None,
@@ -95,8 +97,10 @@ def speed(
         raise unknown("clock", clock, CLOCKS)
     if not samples or min(samples) < 1:
         raise MultiflowError(f"samples is {list(samples)}; expected whole numbers of at least 1")
+    check_module(model)
     found = adapter or adapter_for(model)
     layout = found.layout(model)
+    check_values(LiveWeights(model, layout))
     masks = zeros_of(model, layout) if masks is None else masks
     if masks is None:
         wanted = [form for form in wanted if form.startswith("dense")]

@@ -5,6 +5,8 @@ A card is the README.md of a repository on the Hub, or of the folder of a pruned
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from zlib import crc32
 
@@ -13,6 +15,8 @@ from multiflow.base.types import short
 from multiflow.masks.masks import Masks
 
 PLAIN = (str, int, float, bool)
+NAMED = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""A model on the Hub."""
 
 
 def mask_card(masks: Mapping[float, Masks], repository: str, files: Sequence[str] = ()) -> str:
@@ -29,7 +33,7 @@ def mask_card(masks: Mapping[float, Masks], repository: str, files: Sequence[str
     return "\n".join(
         [
             *_header(base, ["pruning", "sparsity", "multiflow"]),
-            f"# Masks of {base or 'a model'}, pruned by {first.settings.get('method', 'an unknown method')}",
+            f"# Masks of {_cell(base or 'a model')}, pruned by {_method(first)}",
             "",
             "One bit a weight says which weights of the prunable layers are kept. The model itself is not in here.",
             "",
@@ -40,7 +44,8 @@ def mask_card(masks: Mapping[float, Masks], repository: str, files: Sequence[str
             "```python",
             "import multiflow as mf",
             "",
-            f'model = mf.load_model("{base or "the model that was pruned"}", masks="{repository}", sparsity={asked})',
+            f"model = mf.load_model({_quoted(base or 'the model that was pruned')}, masks={_quoted(repository)}, "
+            f"sparsity={asked})",
             "```",
             "",
             *_weights_note(first),
@@ -63,10 +68,10 @@ def model_card(masks: Masks, model: str, command: str = "", data: str = "") -> s
     return "\n".join(
         [
             *_header(model, ["pruning", "sparsity", "multiflow"]),
-            f"# {model}, {percent(masks.sparsity)} of its prunable weights zero",
+            f"# {_cell(model)}, {percent(masks.sparsity)} of its prunable weights zero",
             "",
             "An ordinary folder of transformers: the weights that were pruned by "
-            f"{masks.settings.get('method', 'an unknown method')} are stored as zeros. Zeros alone make a model "
+            f"{_method(masks)} are stored as zeros. Zeros alone make a model "
             "neither smaller nor faster; `multiflow export` and `multiflow speed` say what they can buy.",
             "",
             *zeros_table({float(asked): masks}),
@@ -123,8 +128,17 @@ def _weights_note(masks: Masks) -> list[str]:
 
 def _header(base: str, tags: Sequence[str]) -> list[str]:
     """The block of YAML that the Hub reads; a base model is named where it can be one of the Hub's."""
-    named = [f"base_model: {base}"] if base.count("/") == 1 and not base.startswith((".", "/", "~")) else []
+    named = [f"base_model: {base}"] if NAMED.fullmatch(base) else []
     return ["---", "library_name: multiflow", *named, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
+
+
+def _method(masks: Masks) -> str:
+    return _cell(masks.settings.get("method") or "an unknown method")
+
+
+def _quoted(text: str) -> str:
+    """A text as it stands in a line of Python, without what would end the line or the block that it is in."""
+    return json.dumps(" ".join(text.split())).replace("`", "'")
 
 
 def _cell(value: object) -> str:

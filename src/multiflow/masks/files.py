@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +56,16 @@ class Stored(NamedTuple):
     names: Mapping[str, str] = {}
 
 
+LOOKED_AT_SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "sparsity": lambda value: isinstance(value, int | float) and type(value) is not bool and 0 <= value <= 1,
+    "method": lambda value: value is None or isinstance(value, str),
+    "changes_weights": lambda value: type(value) is bool,
+    "weights_checksum": lambda value: isinstance(value, str),
+    "recovered": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+}
+"""Settings of masks that are looked at -> whether a value can be one."""
+
+
 def save(stored: Stored, path: Path) -> Path:
     """Write masks in our own format, whole or not at all."""
     header = {
@@ -95,6 +105,10 @@ def load(path: Path) -> Stored:
     try:
         layout = Layout(tuple(_layer(fields) for fields in header["layers"]))
         rest = [dict(header.get(name, {})) for name in ("weights", "settings", "names")]
+        _check_settings(rest[1])
+        for name, texts in (("weights", rest[0]), ("names", rest[2])):
+            if not all(isinstance(text, str) for text in texts.values()):
+                raise ValueError(f"{name} that are no texts")
     except (KeyError, TypeError, ValueError) as error:
         raise MultiflowError(f"the header of mask file '{path}' is damaged ({error!r}); {AGAIN}") from error
     packed = {name: tensors[name].numpy() for name in layout}
@@ -104,6 +118,15 @@ def load(path: Path) -> Stored:
                 f"mask file '{path}' was altered: the bits of layer '{name}' are not those of {layer.shape}; {AGAIN}"
             )
     return Stored(layout, packed, *rest)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that this library looks at where they are of another kind; others may say what they want."""
+    for name, fits in LOOKED_AT_SETTINGS.items():
+        if name in settings and not fits(settings[name]):
+            raise ValueError(f"{name} {settings[name]!r:.80}")
+    if settings.get("changes_weights") and "sparsity" not in settings:
+        raise ValueError("changed weights at no sparsity")
 
 
 def _fields(layer: Layer) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, of_families
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.guards import check_device
+from multiflow.base.guards import check_device, check_module
 from multiflow.base.offload import check_readable, stored_value, working_device
 from multiflow.base.parallel import world
 from multiflow.base.steps import Step
@@ -401,6 +401,7 @@ def takes_gradients(asked: Request) -> bool:
 
 
 def find_adapter(model: nn.Module, given: Adapter | None) -> Adapter:
+    check_module(model)
     if given is not None and not isinstance(given, Adapter):
         raise MultiflowError(f"adapter is a {type(given).__name__}; expected an mf.Adapter(groups={{...}})")
     return given or of_families("family:adapter_for")(model)

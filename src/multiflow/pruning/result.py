@@ -253,7 +253,7 @@ def changed_weights(mask_path: Path, masks: Masks) -> dict[str, Tensor] | None:
     path = mask_path.with_name(weights_file(sparsity))
     if not path.is_file():
         raise MultiflowError(
-            f"masks of '{masks.settings['method']}' belong to changed weights, which cannot be read from '{path}' "
+            f"masks of '{masks.settings.get('method')}' belong to changed weights, which cannot be read from '{path}' "
             "(there is no such file); keep the two files side by side"
         )
     weights, header = read_tensors(path, "changed weights", "prune again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
-from multiflow.base.guards import check_values, exclusively
-from multiflow.base.types import Layer, Layout, LiveWeights
-from multiflow.families.family import Places, adapter_for
+from multiflow.base.guards import exclusively
+from multiflow.base.types import Layer, Layout
+from multiflow.families.family import Places, adapter_for, check_fit
 from multiflow.masks import Masks
 from multiflow.tasks.task import TASKS
 
@@ -46,21 +45,12 @@ def task_model(model: nn.Module, task: str, masks: Masks | None = None, **option
             raise MultiflowError(f"masks is a {type(masks).__name__}; expected mf.Masks, such as mf.Masks.load(file)")
         masks.find_weights(model)
     else:  # the same guards: nothing unfit goes on into a task
-        check_values(_weights(model))
+        check_fit(model)
     built, places = build_task_model(model, task, **options)
     if masks is not None:
         task_masks(masks, places, built).apply_(built)
         _zero_buffers(masks, places, built)
     return built
-
-
-def _weights(model: nn.Module) -> Mapping[str, Tensor]:
-    """The weights that could be pruned, or all of a model with a part that cannot: it does its tasks all the same."""
-    try:
-        adapter = adapter_for(model)
-    except MultiflowError:
-        return {name.removesuffix(".weight"): weight for name, weight in model.named_parameters()}
-    return LiveWeights(model, adapter.layout(model))
 
 
 def build_task_model(model: nn.Module, task: str, **options: Any) -> tuple[PreTrainedModel, Places]:

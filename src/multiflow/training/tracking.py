@@ -13,12 +13,14 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from multiflow.base.artifacts import next_line, read_lines
+from multiflow.base.artifacts import describe_file, is_described, next_line, read_facts, read_lines, write_facts
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import read_text, write_atomically
 
 FILE = "metrics.jsonl"
-MOST_BYTES = 2**30  # of that file
+SEAL = "metrics.jsonl.end"
+"""Size and CRC-32 of that file once a run has ended: lines that it loses at its end are noticed from then on."""
+MOST_BYTES = 2**30  # of the lines
 WANDB_RUN = "wandb-run.txt"
 
 
@@ -55,23 +57,30 @@ class Meter:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the records of a run in order; a last line torn by a kill is left out."""
-    path = run_dir / FILE
+    """Return the records of a run in order; of one that was killed, a torn last line is left out.
+
+    Raises:
+        MultiflowError: a line was altered or is missing; of a run that has ended, also at the end.
+    """
+    path, seal = run_dir / FILE, run_dir / SEAL
+    fix = f"delete it and '{seal.name}', and the run goes on without these records"
+    if seal.exists():
+        described = str(read_facts(seal, "word on the metrics of a run", fix).get(FILE))
+        if not is_described(path, described):
+            raise MultiflowError(
+                f"'{path}' was altered since the run ended, or has lost lines at its end: it had {described}; {fix}"
+            )
     if not path.exists():
         return []
-    return read_lines(
-        read_text(path, "lines of JSON", MOST_BYTES),
-        f"'{path}'",
-        "delete the file, and the run goes on without these records",
-    )
+    return read_lines(read_text(path, "lines of JSON", MOST_BYTES), f"'{path}'", fix)
 
 
 @contextmanager
 def track_metrics(run_dir: Path, start: int, *, write: bool = True, wandb: str | None = None) -> Iterator[Track]:
     """Yield a function that appends a record to ``metrics.jsonl``, TensorBoard and a project of Weights & Biases.
 
-    Records of steps after ``start`` are dropped first: the resumed run writes them again. Of several processes one
-    alone may ``write``.
+    Records of steps after ``start`` are dropped first: the resumed run writes them again. What ends without an error is
+    sealed. Of several processes one alone may ``write``.
 
     Raises:
         MultiflowError: the file of an earlier part of the run was altered, or ``wandb`` names a project, and the
@@ -87,6 +96,7 @@ def track_metrics(run_dir: Path, start: int, *, write: bool = True, wandb: str |
             if record["step"] <= start:
                 lines.append(next_line(record, lines[-1]))
         last, path = lines[-1], write_atomically(run_dir / FILE, "".join(lines))
+        (run_dir / SEAL).unlink(missing_ok=True)
         file = stack.enter_context(path.open("a"))
 
         def track(step: int, metrics: Mapping[str, float]) -> None:
@@ -98,6 +108,7 @@ def track_metrics(run_dir: Path, start: int, *, write: bool = True, wandb: str |
                 board(step, metrics)
 
         yield track
+        write_facts(run_dir / SEAL, {FILE: describe_file(path)})  # the run has come to its end
 
 
 def _tensorboard(run_dir: Path, start: int, stack: ExitStack) -> Track:

@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on_with_the_block_it_was_at(method, sequential, tmp_p
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_a_run_that_is_killed_after_every_block_goes_on(sequential, tmp_path, monkeypatch):
-    """Once behind each block, also behind the last one, when records have lost their bytes; and while they lose them."""
+    """Once behind each block, also behind the last one, when records lost their bytes; and while they lose them."""
     _, model, batches = opened("llava", tmp_path)
     wanted = mf.prune_streamed(model, "wanda", 0.5, batches, folder=tmp_path / "whole", sequential=sequential)
     truncate, kills = os.truncate, 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -175,18 +174,16 @@ def _walk(folder: Path) -> None:
 def _neighbours(folder: Path) -> None:
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps({"run": {"data": "pairs"}}))
-    (folder / "demo.json").write_text(json.dumps({"files": ["a.html"]}))
+    (folder / "demo").mkdir()
+    (folder / "demo" / "demo.json").write_text(json.dumps({"files": ["a.html"]}))
     (folder / "names.json").write_text(json.dumps({"n01440764": "tench"}))
     (folder / "templates.txt").write_text("a photo of a {}.\nthe {}\n")
-    (folder / "a.html").write_text("a")
+    (folder / "demo" / "a.html").write_text("a")
 
 
 def read_neighbours(folder: Path) -> Any:
     """Read what lies beside what a command was given."""
     said = data_of(folder / "mask-0.5.safetensors")
-    (folder / "demo").mkdir()
-    if os.path.lexists(folder / "demo.json"):
-        (folder / "demo.json").rename(folder / "demo" / "demo.json")
     check_replaceable(folder / "demo", folder / "demo")
     words = class_words(["n01440764", "a_b"], folder / "names.json")
     return said, words, sentence_templates([str(folder / "templates.txt")])

@@ -19,13 +19,12 @@ import msgspec
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import open_regular, parse_json
+from multiflow.base.files import MOST_TEXT, open_regular, parse_json
 from multiflow.data.dataset import BrokenItem, Dataset, Pair, Skip
 from multiflow.data.images import IMAGE_SUFFIXES, MOST_BYTES, open_image
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place, of_files
 
 BLOCK = 512  # a tar is made of blocks of so many bytes
-MOST_TEXT = 2**20  # bytes of a caption, of its JSON, or of a name that is too long for its header
 PACKED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.files import read_text
+from multiflow.base.files import MOST_TEXT, read_text
 from multiflow.data.audio import audio_files, is_audio
 from multiflow.data.clips import clips_of_files
 from multiflow.data.dataset import Clip, Dataset, Skip
@@ -116,7 +116,7 @@ def _read_folder(place: Place) -> Dataset[Clip]:
     records, skipped = [], []
     for name in audio_files(place.path):
         try:
-            records.append((name, " ".join(read_text(place.path / _beside(name), "a transcript").split())))
+            records.append((name, " ".join(read_text(place.path / _beside(name), "a transcript", MOST_TEXT).split())))
         except MultiflowError:
             skipped.append(Skip(name, f"no readable transcript {_beside(name)}"))
     return _located("audio folder with a text beside each file", place, records, skipped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import read_text
+from multiflow.base.files import MOST_TEXT, read_text
 from multiflow.data.dataset import Dataset, Pair, Skip
 from multiflow.data.images import image_files, pairs_of_files, texts_of
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
@@ -20,7 +20,7 @@ def _read(place: Place) -> Dataset[Pair]:
     skipped = []
     for name in image_files(place.path):
         try:
-            text = read_text(place.path / _beside(name), "captions")
+            text = read_text(place.path / _beside(name), "captions", MOST_TEXT)
         except MultiflowError:
             skipped.append(Skip(name, f"no readable caption file {_beside(name)}"))
             continue

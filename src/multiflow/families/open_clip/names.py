@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from msgspec import Meta, Struct, ValidationError, convert
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
@@ -130,6 +131,25 @@ def model_config(config: Any) -> dict[str, Any]:
     }
 
 
+Count = Annotated[int, Meta(ge=1, le=2**20)]
+
+
+class _Vision(Struct, frozen=True):
+    head_width: Count = HEAD
+
+
+class _Text(Struct, frozen=True):
+    heads: Count | None = None
+
+
+class _Sizes(Struct, frozen=True):
+    """What is read of ``open_clip_config.json``."""
+
+    quick_gelu: bool | None = None
+    vision_cfg: _Vision = _Vision()
+    text_cfg: _Text = _Text()
+
+
 def build_clip(sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> CLIPModel:
     """Build a CLIP model of transformers for the tensors of a file, under either names.
 
@@ -143,7 +163,10 @@ def build_clip(sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> CLIPMod
     """
     from transformers import CLIPConfig, CLIPModel, initialization
 
-    sizes = sizes.get("model_cfg", sizes)
+    try:
+        said = convert(sizes.get("model_cfg", sizes), _Sizes)
+    except ValidationError as error:
+        raise MultiflowError(f"the sizes of the model are not those of open_clip ({error}); give its config") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in of_transformers(state).items()}
     lacking = [name for name, theirs in {**SINGLE, **TRANSPOSED}.items() if theirs not in shapes]
     if lacking:
@@ -151,22 +174,21 @@ def build_clip(sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> CLIPMod
             f"the file has no tensor '{lacking[0]}', which every CLIP of open_clip with a vision transformer has; give "
             "such a file, or a Hugging Face id or folder"
         )
-    said_vision, said_text = sizes.get("vision_cfg") or {}, sizes.get("text_cfg") or {}
-    act = "quick_gelu" if sizes.get("quick_gelu") else "gelu"
+    act = "quick_gelu" if said.quick_gelu else "gelu"
     patch, width = shapes[SINGLE["visual.conv1.weight"]][-1], shapes[SINGLE["visual.class_embedding"]][0]
     side = round((shapes[SINGLE["visual.positional_embedding"]][0] - 1) ** 0.5)
     vocabulary, text_width = shapes[SINGLE["token_embedding.weight"]]
     ends = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": 0}
     vision = {
         **_tower("vision_model", shapes, width),
-        "num_attention_heads": width // said_vision.get("head_width", HEAD) or 1,
+        "num_attention_heads": _heads("vision", width, width // said.vision_cfg.head_width or 1),
         "image_size": side * patch,
         "patch_size": patch,
         "hidden_act": act,
     }
     text = {
         **_tower("text_model", shapes, text_width),
-        "num_attention_heads": said_text.get("heads") or text_width // HEAD or 1,
+        "num_attention_heads": _heads("text", text_width, said.text_cfg.heads or text_width // HEAD or 1),
         "vocab_size": vocabulary,
         "max_position_embeddings": shapes[SINGLE["positional_embedding"]][0],
         "hidden_act": act,
@@ -179,6 +201,15 @@ def build_clip(sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> CLIPMod
     }
     with torch.device("cpu"), initialization.no_init_weights():  # its buffers of positions are in no file
         return CLIPModel(CLIPConfig(**towers, projection_dim=dim))
+
+
+def _heads(tower: str, width: int, heads: int) -> int:
+    if width % heads:
+        raise MultiflowError(
+            f"the {tower} tower is {width} wide, which {heads} heads cannot share; give the sizes of the model with "
+            "vision_cfg.head_width and text_cfg.heads"
+        )
+    return heads
 
 
 def _tower(name: str, shapes: Mapping[str, tuple[int, ...]], width: int) -> dict[str, int]:

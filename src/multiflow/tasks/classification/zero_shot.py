@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import read_json, read_text, write_atomically
+from multiflow.base.files import MOST_TEXT, read_json, read_text, write_atomically
 from multiflow.calibration import evaluating
 from multiflow.data.items import TaskData
 from multiflow.families.automatic.reading import Reader
@@ -120,7 +120,7 @@ def sentence_templates(given: Sequence[str] | None) -> Sequence[str]:
         return TEMPLATES
     lines = list(given)
     if len(lines) == 1 and "{}" not in lines[0] and Path(lines[0]).is_file():
-        text = read_text(Path(lines[0]), "a file with a template on every line")
+        text = read_text(Path(lines[0]), "a file with a template on every line", MOST_TEXT)
         lines = [line.strip() for line in text.split("\n") if line.strip()]
     for line in lines:
         if line.count("{}") != 1 or line.count("{") != 1:
