@@ -219,7 +219,7 @@ def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:
         )
     if not isinstance(listed := header.get("codings"), dict):
         raise MultiflowError(f"the header of packed file '{path}' is damaged; {AGAIN}")
-    codings, claimed = {}, 0
+    codings, claimed, size = {}, 0, path.stat().st_size
     for name, fields in listed.items():
         try:
             coding = Coding(**{**fields, "shape": tuple(fields["shape"])})
@@ -233,10 +233,11 @@ def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:
             raise MultiflowError(f"the header of packed file '{path}' is damaged at '{name}'; {AGAIN}")
         codings[name] = coding
         claimed += math.prod(coding.shape) * dtype.itemsize  # type: ignore[union-attr]
-    if claimed > max(FEW, MOST_TIMES * (size := path.stat().st_size)):
-        raise MultiflowError(
-            f"packed file '{path}' claims {claimed} bytes of weights in {size}, more than zeros can be; export it again"
-        )
+        if claimed > max(FEW, MOST_TIMES * size):
+            raise MultiflowError(
+                f"packed file '{path}' of {size} bytes claims weights of {claimed} up to '{name}', more than zeros "
+                f"can be; {AGAIN}"
+            )
     return codings
 
 

@@ -154,3 +154,22 @@ def test_a_file_brings_no_processor(theirs, tmp_path, run, vlm):
         "brings no processor; name one with --processor"
         in run("evaluate", "retrieval", tmp_path / "clip.pt", *how).error
     )
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"vision_cfg": 0.5},
+        {"vision_cfg": {"head_width": []}},
+        {"vision_cfg": {"head_width": 0}},
+        {"text_cfg": {"heads": 1.5}},
+        {"text_cfg": {"heads": 10**30}},
+        {"text_cfg": {"heads": 5}},
+        {"quick_gelu": "yes"},
+        {"model_cfg": 5},
+    ],
+)
+def test_sizes_that_cannot_be(theirs, tmp_path, sizes):
+    torch.save(theirs.state_dict(), tmp_path / "clip.pt")
+    with pytest.raises(mf.MultiflowError, match=r"sizes of the model"):
+        mf.load_model(tmp_path / "clip.pt", family="open_clip", config=sizes)
