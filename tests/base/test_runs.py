@@ -91,6 +91,7 @@ def test_a_run_goes_on_with_resume_alone(tmp_path):
 def test_what_a_kill_left_half_written_goes_be_it_a_file_or_a_folder(tmp_path):
     out = tmp_path / "out"
     begin(out, "sums-1", ".sums-2.tmp")
+    (out / ".tmpbtGHJr").touch()  # as safetensors calls what it is writing
     (out / ".model.tmp").mkdir()
     (out / ".model.tmp" / "model.safetensors").touch()
     (tmp_path / "elsewhere").mkdir()

@@ -29,7 +29,8 @@ from multiflow.base.errors import MultiflowError
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
-HALF_WRITTEN = ".*.tmp"  # left by a process that was killed while it wrote
+HALF_WRITTEN = (".*.tmp", ".tmp*")
+"""Left by a process that was killed while it wrote: our own names, and those that safetensors gives beside a file."""
 
 
 def identity(settings: Mapping[str, Any], digits: int = 8) -> str:
@@ -103,7 +104,7 @@ def run_folder(
         going_on = (path / record).is_file() and not (ended and (path / ended).is_file())
         if going_on:
             _check_run(path, record, given, resume, free)
-            _remove(path, [HALF_WRITTEN])
+            _remove(path, HALF_WRITTEN)
         else:
             fresh_folder(path, ended or record, allow)
         try:
