@@ -21,6 +21,7 @@ from multiflow.training.finetune import finetune
 from multiflow.training.settings import Finetuning
 from multiflow.worlds.digits.vit import write_digits
 from tests.conftest import Run
+from tests.house import tree
 from tests.small import ADAPTER, towers_batches, two_towers
 
 FOLDERS = Path(__file__).parent / "extending"
@@ -153,7 +154,7 @@ def test_a_family_in_a_folder_from_the_command_line(run: Run, digit_images: Path
 def mentions(path: Path, folder: str, names: set[str]) -> list[int]:
     """Lines of a file that import from the folder of a family, or hold its name or a type of its models as a string."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""

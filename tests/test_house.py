@@ -7,7 +7,6 @@ import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -15,17 +14,13 @@ import grimp
 import pytest
 
 import multiflow as mf
+from tests.house import tree
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "multiflow"
 MODULES = sorted(SOURCE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LONGEST = 500  # lines of a file
-
-
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
 
 
 @pytest.mark.parametrize("package", [path for path in SOURCE.iterdir() if (path / "__init__.py").exists()], ids=str)

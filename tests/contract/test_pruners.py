@@ -18,7 +18,6 @@ from tests.small import ADAPTER, QUICK, towers_batches, two_towers
 from tests.tiny import FAMILIES, TOKENIZER
 
 
-
 def pretrained(family):
     """A model of few layers: what costs time here is how often something is done, not how large it is."""
     return shapes_model(FAMILIES[family], len(TOKENIZER)).eval()
