@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,9 +18,9 @@ from multiflow.data.images import decode
 from multiflow.data.items import TaskData
 from multiflow.data.sampling import Stream, random_at
 from multiflow.families.automatic.reading import Reader
-from multiflow.families.automatic.tasks import pairs_loss
+from multiflow.families.automatic.tasks import pairs_loss, text_features
 from multiflow.tasks.inputs import CROP, leaving_none_out, make_samples, samples_at
-from multiflow.tasks.task import Batch
+from multiflow.tasks.task import Batch, Figures, Task
 
 Progress = Callable[[int, int], None]
 
@@ -68,6 +69,18 @@ def read_loss(model: nn.Module, batch: Batch, position: int) -> tuple[Tensor, Ma
     return pairs_loss(getattr(model, "module", model), batch), {}
 
 
+def by_processor(task: Task, evaluate: Callable[..., Figures], **changes: Any) -> Task:
+    """Return a task as models do it that are read through their own processor: with data and figures of the same kind.
+
+    Args:
+        task: as models of our own families do it.
+        evaluate: with such a model, see `Task.evaluate`.
+        changes: of what else is different.
+    """
+    own: dict[str, Any] = {"inputs": read_inputs, "batch": pair_samples, "loss": read_loss, **changes}
+    return replace(task, evaluate=evaluate, **own)
+
+
 @torch.no_grad()
 def write_texts(
     model: Any,
@@ -113,6 +126,12 @@ def in_images(
         yield items, images
         if progress is not None:
             progress(first + len(items), len(data))
+
+
+def text_vectors(model: Any, reader: Reader, texts: Sequence[str], batch_size: int) -> Float[Tensor, "texts dim"]:
+    """Return the unit vector of each text, a batch of them at a time."""
+    parts = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
+    return torch.cat([text_features(model, reader.texts(part)).cpu() for part in parts])
 
 
 def on_device(batch: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from multiflow.data.items import TaskData, open_items
+from multiflow.data.items import TaskData
 from multiflow.families.automatic.reading import Reader
 from multiflow.families.automatic.tasks import refuse_unable
-from multiflow.tasks.captioning.task import BEAMS, check_metrics, score_captions, tokenizer_kind
-from multiflow.tasks.read import Progress, pair_samples, read_inputs, read_loss, write_texts
-from multiflow.tasks.task import Figures, Task
+from multiflow.tasks.captioning.task import BEAMS, TASK, check_metrics, score_captions, tokenizer_kind
+from multiflow.tasks.read import Progress, by_processor, write_texts
+from multiflow.tasks.task import Figures
 
 LONGEST = 30  # tokens of a caption
 
@@ -47,16 +46,4 @@ def evaluate_captions(
     return score_captions(said, data, kind, metrics, save)
 
 
-GENERATIVE = Task(
-    name="captioning",
-    open=partial(open_items, "captioning", "pairs"),
-    options=lambda data: {},
-    inputs=read_inputs,
-    batch=pair_samples,
-    loss=read_loss,
-    evaluate=evaluate_captions,
-    main="CIDEr",
-    best="CIDEr",
-    epoch=lambda data: data.pairs,
-    check=lambda data, val_data, metrics=None, **options: check_metrics(metrics),
-)
+GENERATIVE = by_processor(TASK, evaluate_captions)

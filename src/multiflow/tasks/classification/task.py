@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,21 +115,38 @@ def evaluate_classification(
         MultiflowError: the model has another number of classes.
     """
     inputs = image_inputs(model, **how)
-    labels = class_numbers(model, data)
+    numbers = class_numbers(model, data)
     logits, keys = [], []
     with evaluating(model):
         for items, pixels in in_batches(model, data, inputs, batch_size, progress):
             logits.append(model(pixel_values=pixels).logits.float().cpu())
             keys += [item.key for item in items]
-    said = torch.cat(logits)
+    return class_figures(torch.cat(logits), numbers, keys, data, save)
+
+
+def class_figures(
+    logits: Float[Tensor, "images classes"],
+    numbers: Mapping[str, int],
+    keys: Sequence[str],
+    data: TaskData,
+    save: str | Path | None,
+) -> Figures:
+    """Return the top-1 accuracy of a model, and write the class that it gives each image where a folder is given.
+
+    Args:
+        logits: of the images of the data, in order.
+        numbers: class -> its number in the logits.
+        keys: names of the images.
+        data: labelled images.
+        save: the folder.
+    """
+    names, best = {number: name for name, number in numbers.items()}, logits.argmax(1)
+    said = [names.get(at, str(at)) for at in best.tolist()]  # a class that the data do not have, by its number
     if save is not None:
-        known = {number: name for name, number in labels.items()}
-        found = [{"image": k, "class": known.get(i)} for k, i in zip(keys, said.argmax(1).tolist(), strict=True)]
+        found = [{"image": key, "class": name} for key, name in zip(keys, said, strict=True)]
         write_atomically(Path(save) / RESULTS, json.dumps(found, indent=1) + "\n")
-    truth = torch.tensor([labels[name] for (name,) in data.texts])
-    names = {number: name for name, number in labels.items()}
-    classes = [names.get(number, str(number)) for number in said.argmax(1).tolist()]
-    return Figures({"top-1": top1(said, truth)}, (100 * (said.argmax(1) == truth)).tolist(), classes)
+    truth = torch.tensor([numbers[name] for (name,) in data.texts])
+    return Figures({"top-1": top1(logits, truth)}, (100 * (best == truth)).tolist(), said)
 
 
 def top1(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:

@@ -7,7 +7,6 @@ classes of its own is asked for these, through its processor.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import MOST_TEXT, read_json, read_text, write_atomically
+from multiflow.base.files import MOST_TEXT, read_json, read_text
 from multiflow.calibration import evaluating
 from multiflow.data.items import TaskData
 from multiflow.families.automatic.reading import Reader
-from multiflow.families.automatic.tasks import image_features, refuse_unable, text_features
-from multiflow.tasks.classification.task import RESULTS, class_numbers, open_classes, top1
-from multiflow.tasks.read import Progress, in_images, on_device, pair_samples, read_inputs, read_loss
-from multiflow.tasks.task import Figures, Task
+from multiflow.families.automatic.tasks import image_features, refuse_unable
+from multiflow.tasks.classification.task import TASK, class_figures, class_numbers
+from multiflow.tasks.read import Progress, by_processor, in_images, on_device, text_vectors
+from multiflow.tasks.task import Figures
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -74,34 +73,29 @@ def evaluate_zero_shot(
         MultiflowError: a template without ``{}``, or a model that can do neither.
     """
     refuse_unable(model, "classification")
+    scores, keys = [], []
     with torch.no_grad(), evaluating(model):
         if reader.manner == "images":
             numbers = class_numbers(model, data)
-            scores = [
-                model(**on_device(reader.images(images), model)).logits.float().cpu()
-                for _, images in in_images(data, batch_size, progress)
-            ]
         else:
             numbers = {name: number for number, name in enumerate(data.choices)}
             called = class_words(data.choices, class_names)
             classes = class_vectors(model, reader, called, sentence_templates(templates), batch_size)
-            scores = [
-                image_features(model, reader.images(images)).cpu() @ classes.T
-                for _, images in in_images(data, batch_size, progress)
-            ]
+        for items, images in in_images(data, batch_size, progress):
+            keys += [item.key for item in items]
+            if reader.manner == "images":
+                scores.append(model(**on_device(reader.images(images), model)).logits.float().cpu())
+            else:
+                scores.append(image_features(model, reader.images(images)).cpu() @ classes.T)
     logits, truth = torch.cat(scores), torch.tensor([numbers[name] for (name,) in data.texts])
-    names = {number: name for name, number in numbers.items()}
-    said = [names.get(number, str(number)) for number in logits.argmax(1).tolist()]
-    if save is not None:
-        found = [{"image": data[i].key, "class": name} for i, name in enumerate(said)]
-        write_atomically(Path(save) / RESULTS, json.dumps(found, indent=1) + "\n")
-    right = (logits.argmax(1) == truth).double()
-    figures = {"top-1": top1(logits, truth)}
+    found = class_figures(logits, numbers, keys, data, save)
+    figures = dict(found)
     if logits.shape[1] > FIRST:
         within = (logits.topk(FIRST).indices == truth[:, None]).any(1)
         figures[f"top-{FIRST}"] = 100 * within.double().mean().item()
+    right = (logits.argmax(1) == truth).double()
     figures["mean per class"] = 100 * torch.stack([right[truth == n].mean() for n in truth.unique()]).mean().item()
-    return Figures(figures, (100 * right).tolist(), said)
+    return Figures(figures, found.each, found.said)
 
 
 def class_vectors(
@@ -109,8 +103,7 @@ def class_vectors(
 ) -> Float[Tensor, "classes dim"]:
     """Return the unit vector of each class: the mean of those of its sentences, of length 1 again."""
     sentences = [template.format(name) for name in names for template in templates]
-    parts = [sentences[first : first + batch_size] for first in range(0, len(sentences), batch_size)]
-    vectors = torch.cat([text_features(model, reader.texts(part)).cpu() for part in parts])
+    vectors = text_vectors(model, reader, sentences, batch_size)
     return F.normalize(vectors.unflatten(0, (len(names), len(templates))).mean(1), dim=-1)
 
 
@@ -143,14 +136,4 @@ def class_words(classes: Sequence[str], given: str | Path | Mapping[str, str] | 
     return [names.get(name, name.replace("_", " ")) for name in classes]
 
 
-ZERO_SHOT = Task(
-    name="classification",
-    open=open_classes,
-    options=lambda data: {},
-    inputs=read_inputs,
-    batch=pair_samples,
-    loss=read_loss,
-    evaluate=evaluate_zero_shot,
-    main="top-1",
-    best="top-1",
-)
+ZERO_SHOT = by_processor(TASK, evaluate_zero_shot, options=lambda data: {}, finish=lambda model, data: None)

@@ -6,7 +6,6 @@ makes them. Equal similarities go by the order of the data.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ import torch
 from torch import Tensor
 
 from multiflow.calibration import evaluating
-from multiflow.data.items import TaskData, open_items
+from multiflow.data.items import TaskData
 from multiflow.families.automatic.reading import Reader
-from multiflow.families.automatic.tasks import image_features, refuse_unable, text_features
-from multiflow.tasks.read import Progress, in_images, pair_samples, read_inputs, read_loss
+from multiflow.families.automatic.tasks import image_features, refuse_unable
+from multiflow.tasks.read import Progress, by_processor, in_images, text_vectors
 from multiflow.tasks.retrieval.rerank import Recall, RetrievalResult, recall
-from multiflow.tasks.retrieval.task import retrieval_figures, write_lists
-from multiflow.tasks.task import Figures, Task
+from multiflow.tasks.retrieval.task import TASK, retrieval_figures, write_lists
+from multiflow.tasks.task import Figures
 
 SHOWN = 10  # candidates a query that are kept
 ROWS = 512  # queries compared at once
@@ -54,8 +53,7 @@ def evaluate_dual_encoder(
         images = torch.cat(
             [image_features(model, reader.images(part)).cpu() for _, part in in_images(data, batch_size, progress)]
         )
-        parts = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
-        captions = torch.cat([text_features(model, reader.texts(part)).cpu() for part in parts])
+        captions = text_vectors(model, reader, texts, batch_size)
     counts = torch.tensor([len(several) for several in data.texts])
     owner = torch.arange(len(counts)).repeat_interleave(counts)
     text_ranks, top_texts = _search(images, captions, torch.arange(len(images)), owner)
@@ -86,15 +84,4 @@ def _search(queries: Tensor, answers: Tensor, of_query: Tensor, of_answer: Tenso
     return torch.cat(ranks), torch.cat(tops)
 
 
-DUAL_ENCODER = Task(
-    name="retrieval",
-    open=partial(open_items, "retrieval", "pairs"),
-    options=lambda data: {},
-    inputs=read_inputs,
-    batch=pair_samples,
-    loss=read_loss,
-    evaluate=evaluate_dual_encoder,
-    main="mean R@1",
-    best="mean recall",
-    epoch=lambda data: data.pairs,
-)
+DUAL_ENCODER = by_processor(TASK, evaluate_dual_encoder)

@@ -7,9 +7,9 @@ official accuracy is not defined, a prediction is right if it equals that answer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from multiflow.base.errors import MultiflowError
@@ -19,12 +19,12 @@ from multiflow.data.sampling import Stream, random_at
 from multiflow.families.automatic.reading import Reader
 from multiflow.families.automatic.tasks import refuse_unable
 from multiflow.tasks.inputs import make_samples, samples_at
-from multiflow.tasks.read import Progress, ReadInputs, read_inputs, read_loss, training_sample, write_texts
-from multiflow.tasks.task import Figures, Task
-from multiflow.tasks.vqa.metric import normalised, vqa_accuracy, write_vqa_results
+from multiflow.tasks.read import Progress, ReadInputs, by_processor, training_sample, write_texts
+from multiflow.tasks.task import Figures
+from multiflow.tasks.vqa.metric import normalised, vqa_accuracy
+from multiflow.tasks.vqa.task import TASK, check_purpose, vqa_figures
 
 LONGEST = 16  # tokens of an answer
-RESULTS = "vqa_results.json"
 ASKED = {
     "chat": "{}\nAnswer the question using a single word or phrase.",
     "suffix": "answer en {}",
@@ -61,11 +61,7 @@ def evaluate_open_ended(
         MultiflowError: the model writes no texts, or there are neither answers nor ``save``.
     """
     refuse_unable(model, "vqa")
-    answered = all(data.texts)
-    if not answered and save is None:
-        raise MultiflowError(
-            f"{data} have no answers to compare with; give {{save=DIR}} to write the file for EvalAI", field="save"
-        )
+    check_purpose(data, save)
     longest = max_new_tokens or LONGEST
     found = write_texts(
         model,
@@ -76,16 +72,10 @@ def evaluate_open_ended(
         longest=longest,
         progress=progress,
     )
-    said = [text.split("\n")[0].strip() for _, text in found]
-    if save is not None:
-        write_vqa_results(Path(save) / RESULTS, dict(zip([key for key, _ in found], said, strict=True)))
-    if not answered:
-        return Figures({}, said=said)
-    right = [accuracy(text, answers) for text, answers in zip(said, data.texts, strict=True)]
-    return Figures({"accuracy": fmean(right)}, right, said)
+    return vqa_figures([(key, text.split("\n")[0].strip()) for key, text in found], data, save, accuracy)
 
 
-def accuracy(said: str, answers: tuple[str, ...]) -> float:
+def accuracy(said: str, answers: Sequence[str]) -> float:
     """Return the official accuracy in percent; of a single answer, whether it is met.
 
     >>> accuracy("A dog.", ("dog",))
@@ -115,15 +105,10 @@ def check_answered(data: TaskData, val_data: TaskData, **options: Any) -> None:
             )
 
 
-OPEN_ENDED = Task(
-    name="vqa",
+OPEN_ENDED = by_processor(
+    TASK,
+    evaluate_open_ended,
     open=partial(open_items, "vqa", "questions"),
-    options=lambda data: {},
-    inputs=read_inputs,
     batch=question_samples,
-    loss=read_loss,
-    evaluate=evaluate_open_ended,
-    main="accuracy",
-    best="accuracy",
     check=check_answered,
 )

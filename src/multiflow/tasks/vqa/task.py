@@ -8,7 +8,7 @@ counts by the share of people who gave it, with X-VLM half as much where the que
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -199,23 +199,53 @@ def evaluate_vqa(
     Raises:
         MultiflowError: there are neither answers nor ``save``, or a question has one answer alone.
     """
+    if check_purpose(data, save):
+        check_comparable(data)
+    found = answer_questions(model, tokenizer, data, batch_size=batch_size, top=top, progress=progress, **how)
+    figures = vqa_figures(found, data, save, vqa_accuracy)
+    if not figures:
+        return figures
+    listed, best = frozenset(data.choices), []
+    for answers in data.texts:
+        best.append(max((vqa_accuracy(answer, answers) for answer in {*answers} & listed), default=0.0))
+    return Figures({**figures, "listed": fmean(best)}, figures.each, figures.said)
+
+
+def check_purpose(data: TaskData, save: str | Path | None) -> bool:
+    """Return whether there are answers to compare with.
+
+    Raises:
+        MultiflowError: there are neither answers nor a folder for what the model says.
+    """
     answered = all(data.texts)
     if not answered and save is None:
         raise MultiflowError(
             f"{data} have no answers to compare with; give {{save=DIR}} to write the file for EvalAI", field="save"
         )
-    if answered:
-        check_comparable(data)
-    said = answer_questions(model, tokenizer, data, batch_size=batch_size, top=top, progress=progress, **how)
+    return answered
+
+
+def vqa_figures(
+    found: Sequence[tuple[str, str]],
+    data: TaskData,
+    save: str | Path | None,
+    accuracy: Callable[[str, Sequence[str]], float],
+) -> Figures:
+    """Return the accuracy of (id of the question, answer) of every question; no figures where there are no answers.
+
+    Args:
+        found: in the order of the data.
+        data: the questions.
+        save: folder that gets ``vqa_results.json``, the file that EvalAI takes.
+        accuracy: ``accuracy(answer, right answers)`` in percent.
+    """
+    said = [text for _, text in found]
     if save is not None:
-        write_vqa_results(Path(save) / RESULTS, dict(said))
-    if not answered:
-        return Figures({}, said=[text for _, text in said])
-    listed, best = frozenset(data.choices), []
-    for answers in data.texts:
-        best.append(max((vqa_accuracy(answer, answers) for answer in {*answers} & listed), default=0.0))
-    right = [vqa_accuracy(text, answers) for (_, text), answers in zip(said, data.texts, strict=True)]
-    return Figures({"accuracy": fmean(right), "listed": fmean(best)}, right, [text for _, text in said])
+        write_vqa_results(Path(save) / RESULTS, dict(found))
+    if not all(data.texts):
+        return Figures({}, said=said)
+    right = [accuracy(text, answers) for text, answers in zip(said, data.texts, strict=True)]
+    return Figures({"accuracy": fmean(right)}, right, said)
 
 
 TASK = Task(
