@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import re
 import shlex
 from collections.abc import Sequence
@@ -75,6 +76,12 @@ def run_page(page: str, run: Any, languages: Sequence[str] = ("bash", "python"))
             assert done.code == 0, (line, done.err)
             ran += 1
     return ran
+
+
+@pytest.fixture
+def unhurried() -> None:
+    """For a page that takes minutes where it is alone: beside its own limit, none ends the process."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

@@ -80,6 +80,8 @@ def test_a_page_runs_from_top_to_bottom(page: str, run: Any, place: Path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("page", SLOW)
 def test_the_commands_of_a_page_run(page: str, run: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
