@@ -156,7 +156,7 @@ class Dataset(Generic[Item]):
         return map(self.read, range(self.size))
 
     def __str__(self) -> str:
-        return f"{self.size} {self.kind} from {self.source} ({self.layout})"
+        return f"{self.size} {self.kind} from {self.source}" + f" ({self.layout})" * (self.source not in self.layout)
 
     def __repr__(self) -> str:
         return f"Dataset({self})"
