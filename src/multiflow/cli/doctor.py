@@ -25,6 +25,7 @@ EXTRAS = {
     "wandb": "Weights & Biases",
     "ray": "benchmarks on a Ray cluster",
     "slurm": "benchmarks by Slurm",
+    "coreml": "models for Apple's devices (multiflow export --format coreml)",
     "onnx": "models for other runtimes (multiflow export --format onnx)",
     "zstd": "packed files with zstd",
     "vlm": "what some processors need (SmolVLM, Idefics 3)",

@@ -24,7 +24,7 @@ from multiflow.formats import export as write
 from multiflow.masks import Masks
 from multiflow.pruning.result import changed_weights
 
-WEIGHTS = (".safetensors", ".onnx", ".data")  # ends of the names of files that hold weights
+WEIGHTS = (".safetensors", ".onnx", ".data", ".bin")  # ends of the names of files that hold weights
 
 
 @own_first
@@ -36,8 +36,8 @@ class ExportSettings(LayerOptions, ModelOptions):
         model: the model that the mask was made for: a folder, Hugging Face id, checkpoint file or bundled model
         mask: a file that 'multiflow prune' wrote, or one of the original release
         out: folder to write, new or empty; mf.load_model and every command open it like any model
-        format: packed, folder for an ordinary one, open_clip for a CLIP as open_clip and CLIP_benchmark open it, or
-            onnx
+        format: packed, folder for an ordinary one, open_clip for a CLIP as open_clip and CLIP_benchmark open it, onnx,
+            or coreml
         compact: remove the neurons and heads that the mask has killed: a smaller model, faster in any runtime
         values: how kept weights are stored: bf16, fp16, fp32 (exact where the model is of that type) or int8
         compress: zlib, zstd (needs the package zstandard) or none
@@ -76,9 +76,11 @@ def export(settings: ExportSettings) -> None:
             compact=settings.compact,
             adapter=adapter,
         )
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in WEIGHTS)
     dense = 2 * sum(parameter.numel() for parameter in model.parameters())
     speed = f"How fast it is here: multiflow speed {folder}"
+    if settings.format == "coreml":
+        speed = "Its weights were read back and are those of the model; it runs on macOS alone."
     if settings.compact and (folder / STRUCTURE_FILE).is_file():
         speed = f"Its config cannot say its sizes: {STRUCTURE_FILE} does, for mf.load_model and this program. {speed}"
     show(

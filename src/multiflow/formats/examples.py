@@ -99,3 +99,22 @@ def _size(config: Any, name: str, parts: tuple[str, ...]) -> int:
         if isinstance(value, int):
             return value
     return 0
+
+
+class NamedInputs(nn.Module):
+    """A model as a function of tensors by position, which gives a tuple of tensors: what exporters follow.
+
+    Args:
+        model: whose forward takes ``return_dict``.
+        inputs: names of what it is given, in order.
+        outputs: names of what it gives.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.inputs, self.outputs = model, inputs, outputs
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run the model."""
+        out = self.model(**dict(zip(self.inputs, tensors, strict=True)), return_dict=True)
+        return tuple(out[name] for name in self.outputs)

@@ -13,27 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
-from multiflow.formats.examples import cast, example_batch
+from multiflow.formats.examples import NamedInputs, cast, example_batch
 
 ONNX_FILE = "model.onnx"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 CLOSE, CLOSE_INT8 = 1e-3, 0.2  # share of the largest output by which those of the file may differ
-
-
-class _Plain(nn.Module):
-    """A model as a function of tensors by position, which gives a tuple of tensors."""
-
-    def __init__(self, model: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model, self.inputs, self.outputs = model, inputs, outputs
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Run the model."""
-        out = self.model(**dict(zip(self.inputs, tensors, strict=True)), return_dict=True)
-        return tuple(out[name] for name in self.outputs)
 
 
 def write_onnx(model: Any, folder: Path, int8: bool = False, batch: Mapping[str, Tensor] | None = None) -> Path:
@@ -66,7 +53,7 @@ def write_onnx(model: Any, folder: Path, int8: bool = False, batch: Mapping[str,
         try:
             found = model(**given, return_dict=True)
             outputs = tuple(name for name, value in found.items() if isinstance(value, Tensor))
-            plain = _Plain(model, tuple(given), outputs)
+            plain = NamedInputs(model, tuple(given), outputs)
             free = torch.export.Dim("samples", min=1)
             program = torch.onnx.export(
                 plain,

@@ -25,12 +25,13 @@ from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
 from multiflow.base.runs import whole_folder
 from multiflow.base.structure import write_structure
 from multiflow.families.family import check_fit
+from multiflow.formats.coreml import write_coreml
 from multiflow.formats.onnx import write_onnx
 from multiflow.formats.open_clip import write_open_clip
 from multiflow.formats.smaller import compact as without_dead_units
 from multiflow.masks import Masks
 
-FORMATS = ("packed", "folder", "open_clip", "onnx")
+FORMATS = ("packed", "folder", "open_clip", "onnx", "coreml")
 COMPRESSIONS = ("zlib", "zstd", "none")
 
 
@@ -54,11 +55,12 @@ def export(
         model: a model of transformers, or of ours; it is not changed, whether the masks are applied already or not.
         masks: of this model; None = it is written as it is.
         path: folder to write, new or empty.
-        format: ``packed``, ``folder`` for an ordinary one with zeros, ``open_clip`` for a CLIP in open_clip's form, or
-            ``onnx`` (needs onnx, onnxscript and onnxruntime), a file whose zeros are values like any other.
+        format: ``packed``, ``folder`` for an ordinary one with zeros, ``open_clip`` for a CLIP in open_clip's form,
+            ``onnx`` (needs onnx, onnxscript and onnxruntime), a file whose zeros are values like any other, or
+            ``coreml`` (needs coremltools), a package for Apple's devices with a bit for each weight and those kept.
         values: how kept weights are stored: ``bf16``, ``fp16`` and ``fp32`` exactly where the model is in that dtype
             and rounded to it otherwise; ``int8`` with one scale a row. ``onnx`` is in fp32, or with ``int8`` quantised
-            by onnxruntime.
+            by onnxruntime; ``coreml`` in fp32 or ``fp16``.
         compress: ``zlib``, ``zstd`` (needs the package zstandard) or ``none``.
         weights: what a method changed, ``result.weights[sparsity]``: layer or parameter -> values; None = the model's
             own.
@@ -96,11 +98,14 @@ def export(
             with whole_folder(path) as out:
                 write_open_clip(model, state, out, list(beside))
             return Path(path)
-        if format == "onnx":
+        if format in ("onnx", "coreml"):
             sparse = copy.deepcopy(model)
             sparse.load_state_dict(state)
             with whole_folder(path) as out:
-                write_onnx(sparse, out, int8=values == "int8")
+                if format == "onnx":
+                    write_onnx(sparse, out, int8=values == "int8")
+                else:
+                    write_coreml(sparse, out, values)
                 model.config.save_pretrained(out)
                 for file in beside:
                     shutil.copyfile(file, out / file.name)
