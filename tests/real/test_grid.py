@@ -26,6 +26,7 @@ from benchmarks.real.grid import (
 )
 from benchmarks.real.report import write_real_report
 from benchmarks.real.retrieval import both_ways, classified, hits
+from benchmarks.real.speeds import speed_table
 from benchmarks.real.world import Items, World
 from multiflow.base.errors import MultiflowError
 from multiflow.bench.config import PrunerEntry, Tier
@@ -249,3 +250,12 @@ def test_a_model_that_says_the_same_of_everything_finds_nothing():
     broken = torch.full((4, 2), torch.nan)
     assert hits(broken, broken) == [0.0] * 4
     assert classified(broken, torch.eye(2), [0, 0, 1, 1]) == [0.0] * 4
+
+
+def test_the_table_of_speeds_has_a_line_a_form():
+    forms = {
+        "dense fp32": {"file": 2_000_000, "seconds": {"whole x 1": 0.012, "whole x 8": 0.08}},
+        "dense int8": {"file": None, "seconds": {"whole x 1": 0.01}},
+    }
+    lines = speed_table({"small": {"machine": {}, "forms": forms}}).splitlines()
+    assert lines[2:4] == ["| dense fp32 | 2.0 | 12 | 80 |", "| dense int8 | - | 10 | - |"]
