@@ -129,7 +129,7 @@ def size_section(bench: Bench) -> Section | None:
         return None
     rows = [Row([TableCell(model, model), *(_size(of.get(zero)) for zero in zeros)]) for model, of in found.items()]
     columns = [Column("model"), *(Column(nominal(sparsity), "MB at zeros of", class_="number") for sparsity in zeros)]
-    lead = "What a pruned model weighs as it is shipped: a bit a weight, kept values in bfloat16, embeddings included."
+    lead = "What a pruned model weighs packed: a bit a weight, kept values in bfloat16, the rest in float32 as it came."
     return Section("sizes", "Packed sizes", [Table(columns, rows, "packed sizes")], lead)
 
 
