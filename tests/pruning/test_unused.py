@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import multiflow as mf
 from tests.families.automatic import tiny
@@ -108,3 +110,46 @@ def test_units_are_pruned_without_them(model, batches):
     with pytest.warns(UserWarning, match=WARNED):
         result = mf.prune_units(model, "wanda", 0.5, batches)
     assert not idle(result.masks[0.5])
+
+
+@pytest.mark.parametrize("at", [1, 5])
+@pytest.mark.parametrize("how", [list, iter, lambda batches: torch.utils.data.DataLoader(batches, batch_size=None)])
+def test_what_a_later_batch_reaches_is_no_dead_layer(model, batches, at, how):
+    mixed = [batches[0]] * at + [tiny.batch(model, padded=False)] + [batches[0]] * 2
+    result = mf.prune(model, "wanda", 0.5, how(mixed))
+    assert "unused" not in result.settings
+    assert set(idle(result.masks[0.5]))
+    whole = mf.prune(model, "wanda", 0.5, mixed, adapter=replace(mf.adapter_for(model), spares_unused=False))
+    assert result.masks[0.5] == whole.masks[0.5]
+
+
+def test_what_the_last_sample_of_a_batch_reaches_is_no_dead_layer():
+    class Routed(nn.Module):
+        """Texts go one way, images another; no sample goes both."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.texts, self.images = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, is_image):
+            x = self.first(x)
+            return torch.where(is_image[:, None], self.images(x), self.texts(x))[:, :2] * 1.0
+
+    class Hidden(Routed):
+        def forward(self, x, is_image):
+            texts, images = self.texts(self.first(x)), self.images(self.first(x))
+            return images if is_image.all() else texts if not is_image.any() else texts + images
+
+    adapter = mf.Adapter(groups={"all": "."}, spares_unused=True)
+    batch = {"x": torch.randn(3, 4), "is_image": torch.tensor([False, False, True])}
+    for kind in (Routed, Hidden):
+        assert set(mf.prune(kind(), "wanda", 0.5, [batch], adapter=adapter).masks[0.5]) == {"first", "texts", "images"}
+
+
+def test_a_batch_that_cannot_be_made_is_told_and_not_swallowed(model, batches):
+    def broken():
+        yield from batches
+        raise mf.MultiflowError("the third picture is lost")
+
+    with pytest.raises(mf.MultiflowError, match="third picture"), pytest.warns(UserWarning, match=WARNED):
+        mf.prune(model, "wanda", 0.5, broken())

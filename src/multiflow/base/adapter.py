@@ -61,7 +61,7 @@ class Adapter:
             module's own sizes do not tell.
         dense: path of a layer, or name of a parameter, that stays dense -> why, for lists.
         towers: path of a sub-model -> its group, for the share of it that can be pruned.
-        spares_unused: whether layers of which nothing in the output of ``forward`` depends, as a look at one sample
+        spares_unused: whether layers of which nothing in the output of ``forward`` depends, as a look at some samples
             shows, stay dense and out of the budget, which is said.
         name: what lists and reports call it.
 

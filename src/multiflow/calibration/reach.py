@@ -1,4 +1,4 @@
-"""Which layers a model's output depends on, seen in one forward of one sample.
+"""Which layers a model's output depends on, seen in forwards of a few samples.
 
 Every operation is watched as it is dispatched, and it is noted from which tensors each new one was computed, whether or
 not a gradient could go that way: a token that an ``argmax`` has chosen depends on what it was chosen by. Tensors are
@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from multiflow.base.types import Layout, is_hooked
 from multiflow.calibration.state import buffers_restored, evaluating
 
+ENOUGH = 4
+"""Parts to run where all layers that ran are used, and others, such as some experts, did not run."""
 INNER = re.compile(r"hidden_states?|attentions|past_key_values|pooler_output|_outputs?$")
 """Names of what comes with a model's output: states on the way, and the whole outputs of its parts."""
 LIKE = re.compile(r"\w+_like$|new_\w+$")
@@ -42,7 +44,8 @@ def unused_layers(
     Args:
         model: runs in evaluation mode without gradients, and is left as it was.
         layout: the layers to look at.
-        parts: what to run the model on; a layer that none of them reaches is not among those returned.
+        parts: what to run the model on, gone through only as far as there are layers that none has used yet; a layer
+            that none of them reaches is not among those returned.
         forward: ``f(model, part)``, which returns the model's output. Of a mapping, states on the way
             (``hidden_states``, ``vision_outputs``) count only if there is nothing else.
 
@@ -58,9 +61,12 @@ def unused_layers(
             held.setdefault(around, []).append(layer.name)
     try:
         with buffers_restored(model), evaluating(model), torch.no_grad():
-            for part in parts:
-                for path, alive in _reached(model, {path: modules[path] for path in held}, part, forward).items():
+            for number, part in enumerate(parts, start=1):
+                asked = {path: modules[path] for path in held if not found.get(path)}
+                for path, alive in _reached(model, asked, part, forward).items():
                     found[path] = alive or found.get(path, False)
+                if all(found.values()) and (len(found) == len(held) or number >= ENOUGH):
+                    break
     except Exception:  # whatever it is, the run proper meets it too and says it as it should be said
         return ()
     used = {name for path, alive in found.items() if alive for name in held[path]}

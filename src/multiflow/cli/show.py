@@ -163,7 +163,7 @@ def used_layers(model: nn.Module, place: str, adapter: Adapter, *, trust: bool) 
     except MultiflowError as error:
         return adapter, f"{unseen}: {error}"
     layout = adapter.layout(model)
-    return left_out(model, adapter, layout, find_unused(model, adapter, layout, sample)), ""
+    return left_out(model, adapter, layout, find_unused(model, adapter, layout, [sample])), ""
 
 
 PACKED_PARTS = {
