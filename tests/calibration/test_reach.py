@@ -139,3 +139,24 @@ def test_nothing_of_the_model_changes():
 
 def test_a_forward_that_fails_says_nothing_here():
     assert unused(Branch(lambda used, other: used @ torch.zeros(3, 3))) == ()
+
+
+def test_the_last_state_is_an_answer_of_a_model_without_head():
+    def forward(model, x):
+        last, image = model.used(x), model.other(x)
+        return {"last_hidden_state": last, "image_embeds": image, "vision_outputs": last, "hidden_states": (last,)}
+
+    assert unused(Branch(lambda used, other: used), forward=forward) == ()
+
+
+def test_what_is_gone_is_not_taken_for_what_has_its_place_in_memory():
+    class Chain(Branch):
+        def forward(self, x):
+            out = self.used(x)
+            for _ in range(40):  # tensors that come and go, and those that torch makes without being watched
+                self.other(x)
+                out = out + torch.tensor([0.0])
+            return out
+
+    for _ in range(5):
+        assert unused(Chain(None)) == ("other",)

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from multiflow.base.types import Layout, is_hooked
@@ -29,6 +30,8 @@ ENOUGH = 4
 """Parts to run where all layers that ran are used, and others, such as some experts, did not run."""
 INNER = re.compile(r"hidden_states?|attentions|past_key_values|pooler_output|_outputs?$")
 """Names of what comes with a model's output: states on the way, and the whole outputs of its parts."""
+LAST = ("last_hidden_state", "pooler_output")
+"""What a model without a head gives: its last state, and what it makes of that."""
 LIKE = re.compile(r"\w+_like$|new_\w+$")
 """Operations that take no more than the form of a tensor."""
 READS = ("_local_scalar_dense", "item", "is_nonzero")
@@ -93,13 +96,14 @@ def _reached(
 
 
 class _Flow(TorchDispatchMode):
-    """Notes of every tensor which others it was computed from."""
+    """Notes of every tensor which others it was computed from; of one that is gone nothing but that is held."""
 
     def __init__(self) -> None:
         super().__init__()
         self.marks: dict[str, list[int]] = {}  # module -> what it gave
         self._sources: list[tuple[int, ...]] = [()]  # the first stands for all that comes from no module
         self._at: dict[int, int] = {}  # storage -> what it holds by now
+        self._known: dict[int, StorageWeakRef] = {}  # so that no storage takes the address of one that is gone
         self._read: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -114,20 +118,19 @@ class _Flow(TorchDispatchMode):
             for spec, value in _named(func._schema, args, kwargs):
                 if spec.alias_info is not None and spec.alias_info.is_write:
                     for tensor in _tensors(value):
-                        self._at[_storage(tensor)] = self._new(sources)
+                        self._put(tensor, self._new(sources))
         for tensor in _tensors(out):
-            if (storage := _storage(tensor)) not in taken:  # else a view, or what was written to
-                self._at[storage] = self._new(sources)
+            if _storage(tensor) not in taken:  # else a view, or what was written to
+                self._put(tensor, self._new(sources))
         return out
 
     def mark(self, path: str, given: Any) -> None:
         """Note what a module gives."""
         for tensor in _tensors(given):
-            storage = _storage(tensor)
-            before = self._at.get(storage, 0)
+            before = self._at.get(_storage(tensor), 0)
             self._sources.append((before,) if before else ())
-            self._at[storage] = len(self._sources) - 1
-            self.marks.setdefault(path, []).append(self._at[storage])
+            self._put(tensor, len(self._sources) - 1)
+            self.marks.setdefault(path, []).append(len(self._sources) - 1)
 
     def upstream(self, out: Iterable[Tensor]) -> bytearray:
         """Return, of all that was noted, whether the output depends on it."""
@@ -139,6 +142,12 @@ class _Flow(TorchDispatchMode):
                 for source in self._sources[at]:
                     alive[source] = True
         return alive
+
+    def _put(self, tensor: Tensor, at: int) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._known:
+            self._known[storage._cdata] = StorageWeakRef(storage)
+        self._at[storage._cdata] = at
 
     def _new(self, sources: tuple[int, ...]) -> int:
         if len(sources) < 2:  # the same as what it comes from
@@ -176,7 +185,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _answer(out: Any) -> list[Tensor]:
     """Return what a model is run for."""
     if isinstance(out, Mapping):
-        out = {name: value for name, value in out.items() if not INNER.search(str(name))} or out
+        last = LAST if LAST[0] in out else ()
+        out = {name: value for name, value in out.items() if name in last or not INNER.search(str(name))} or out
     return list(_tensors(out))
 
 

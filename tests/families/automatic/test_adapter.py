@@ -395,3 +395,20 @@ def test_a_batch_of_another_processor_is_said_in_a_sentence():
             mf.MultiflowError, match=r"batch 1 does not fit a LlavaForConditionalGeneration .*processor"
         ):
             mf.prune(model, method, 0.5, [batch])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "groups"),
+    [
+        ("mllama", "MllamaModel", {"vision": 24, "text": 7, "fusion": 7, "connector": 1}),
+        ("kosmos-2", "Kosmos2Model", {"vision": 12, "text": 12, "connector": 5}),
+        ("janus", "JanusModel", {"vision": 12, "text": 14, "connector": 2}),
+        ("groupvit", "GroupViTModel", {"vision": 102, "text": 12}),
+        ("modernvbert", "ModernVBertModel", {"vision": 12, "text": 8, "connector": 1}),
+    ],
+)
+def test_models_without_a_head_have_the_groups_of_those_with_one(kind, name, groups):
+    model = tiny.build(kind, name)
+    result = mf.prune(model, "wanda", 0.5, [tiny.batch(model)])
+    assert {group: len(layers) for group, layers in result.masks[0.5].layout.groups.items()} == groups
+    assert "unused" not in result.settings

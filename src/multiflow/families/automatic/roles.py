@@ -232,10 +232,10 @@ class _Place:
         self._embeddings = {id(m.weight): path for path, m in modules.items() if isinstance(m, nn.Embedding)}
         output = model.get_output_embeddings()
         self._output = id(output) if isinstance(output, nn.Module) else None
-        import inspect
-
-        parameters = inspect.signature(model.forward).parameters
-        self._dual = "labels" not in parameters and VISION in towers.values()
+        shared = sum(bool(SHARED_SPACE.fullmatch(name)) for name, _ in model.named_children())
+        inner = (model, *model.children())  # a head may stand around what compares
+        compares = shared > 1 or any(hasattr(of, name) for of in inner for name in ("logit_scale", "get_text_features"))
+        self._dual = compares and VISION in towers.values()
         self.stack = self._lone_stack(model)
         self._unused = dict(_unused_vision_layers(model, modules, towers))
 
@@ -255,7 +255,7 @@ class _Place:
     def _lone_stack(self, model: Any) -> str:
         """The group of numbered blocks outside of towers that attend to nothing but themselves."""
         roles = set(self._towers.values())
-        declared = _modalities(model) or {"text"}
+        declared = _modalities(model) or {"image" if model.main_input_name == "pixel_values" else "text"}
         kinds = {MODALITIES[kind] for kind in declared if kind in MODALITIES}
         if len(kinds) == 1:
             return kinds.pop()
@@ -279,7 +279,7 @@ class _Place:
             return "", "looked up by relative positions"
         if "router" in type(module).__name__.lower() or ROUTER.fullmatch(parts[-1]):
             return "", "router of experts"
-        if self._dual and not tower and SHARED_SPACE.fullmatch(parts[-1]):
+        if self._dual and not tower and any(SHARED_SPACE.fullmatch(part) for part in parts):
             return "", "projection into the space that images and texts share"
         if not self._dual and any(GENERATION.fullmatch(part) for part in parts):
             return "", "only makes images"

@@ -144,7 +144,8 @@ def find_token_masks(model: Any, groups: Iterable[str], tokens: str = "all") -> 
     """
     if tokens not in TOKENS:
         raise unknown("tokens", tokens, TOKENS)
-    config, type_ = model.config, getattr(model.config, "model_type", "")
+    config = getattr(model.config, "vlm_config", model.config)  # of retrievers such as ColPali
+    type_ = getattr(config, "model_type", "")
     has_decoder = decoder_path(model) is not None
     merged = has_decoder and not any(CROSS.search(path) for path, _ in model.named_modules())
     of_sound = _sound_rule(model, type_)
@@ -302,10 +303,11 @@ def _image_rule(config: Any, type_: str, batch: Mapping[str, Any]) -> Derive | N
 
 
 def _connector_rule(config: Any, type_: str, batch: Mapping[str, Any]) -> Derive | None:
-    if type_ in ("idefics3", "smolvlm"):  # pixel shuffle: squares of patches become one token
+    factor = getattr(config, "scale_factor", None) or getattr(config, "pixel_shuffle_factor", None)
+    if isinstance(factor, int):  # squares of patches become one token, as in SmolVLM
 
         def shuffled(lead: tuple[int, ...], mask: Tensor) -> Tensor | None:
-            by, side = config.scale_factor, round(mask.shape[1] ** 0.5)
+            by, side = factor, round(mask.shape[1] ** 0.5)
             if side % by or lead != (len(mask), (side // by) ** 2):
                 return None
             return mask.reshape(-1, side // by, by, side // by, by).any(4).any(2).flatten(1)
