@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -69,6 +70,23 @@ def ours(method: str) -> Callable[[Any, list[dict[str, torch.Tensor]]], Any]:
         adapter = mf.adapter_for(model, exclude="lm_head")
         result = mf.prune(model, method, SPARSITY, batches, adapter=adapter)
         result.apply_(model, SPARSITY)
+        return model
+
+    return run
+
+
+def ours_streamed(method: str) -> Callable[[Any, list[dict[str, torch.Tensor]]], Any]:
+    """Return how this library prunes block by block, on what the pruned blocks before give, as llm-compressor does."""
+
+    def run(model: Any, batches: list[dict[str, torch.Tensor]]) -> Any:
+        import multiflow as mf
+
+        with TemporaryDirectory() as place:
+            streamed = mf.open_streamed(model.config._name_or_path, Path(place) / "offload")
+            adapter = mf.adapter_for(streamed, exclude="lm_head")
+            how = {"adapter": adapter, "folder": Path(place) / "run", "sequential": True}
+            result = mf.prune_streamed(streamed, method, SPARSITY, batches, **how)
+            result.apply_(model, SPARSITY)
         return model
 
     return run
@@ -141,6 +159,7 @@ CONTESTANTS: dict[str, tuple[str, Callable[[Any, list[dict[str, torch.Tensor]]],
     "ours: magnitude-layer": ("", ours("magnitude-layer")),
     "nncf: local magnitude": ("nncf", nncf("UNSTRUCTURED_MAGNITUDE_LOCAL")),
     "ours: exchange": ("", ours("exchange")),
+    "ours: sparsegpt, block by block": ("", ours_streamed("sparsegpt")),
 }
 """Name -> its environment ("" for this one) and how it prunes a model in place."""
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import multiflow as mf
+from multiflow.base.types import Budget, Layout
+from multiflow.methods.search import Fitness, search
 from tests import golden_data
 from tests.small import ADAPTER
 
@@ -26,6 +28,12 @@ def faint(adapter: mf.Adapter, factor: float = 1e-6) -> mf.Adapter:
 
 FAINT = faint(ADAPTER)
 
+
+def quick_search(layout: Layout, sparsity: float, *, fitness: Fitness) -> Budget:
+    """Search of a few generations."""
+    return search(layout, [sparsity], fitness=fitness, generations=2, children=3)[0]
+
+
 PRUNED: dict[str, tuple[str, str, int, dict[str, Any]]] = {  # case -> model, method, batches, settings
     "forward": ("xvlm", "wanda", 4, {}),
     "forward, odd": ("xvlm", "multiflow", 5, {}),
@@ -37,6 +45,7 @@ PRUNED: dict[str, tuple[str, str, int, dict[str, Any]]] = {  # case -> model, me
     "rows": ("xvlm", "chita", 5, {"batches_per_step": 5}),
     "rows, in steps": ("dino", "chita++", 4, SHORT),
     "data-free": ("xvlm", "lamp", 0, {}),
+    "budgets searched": ("dino", "magnitude-layer", 3, {"allocation": quick_search}),
 }
 GROUPED: dict[str, tuple[str, int, dict[str, Any]]] = {  # case -> method, batches of BLIP, settings
     "queue": ("snip", 4, {}),

@@ -250,3 +250,14 @@ def test_what_is_gone_stays_gone(pattern):
 def test_rounds_below_one_are_refused():
     with pytest.raises(mf.MultiflowError, match="rounds 0 was given; expected at least 1"):
         find_pruner("lobs").settings({"rounds": 0})
+
+
+@pytest.mark.parametrize("ridge", [1e-8, 1e-6, 1e-4])
+def test_few_tokens_and_hardly_any_damping_leave_no_nan(ridge):
+    """Ten tokens say nothing of 54 of 64 inputs; rounding makes some directions curve the wrong way."""
+    inputs = torch.randn(10, 64, generator=torch.Generator().manual_seed(1))
+    weight, moment = torch.randn(30, 64, generator=torch.Generator().manual_seed(2)), inputs.T @ inputs / 10
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(3)) > 0.7
+    found = refit(weight, mask, damped(moment, ridge), 20)
+    assert found.isfinite().all()
+    assert error(weight, found, moment) < 0.1 * error(weight, weight * mask, moment)

@@ -98,7 +98,8 @@ def refit(
     slope = (residual * ahead).sum(1, keepdim=True)
     for _ in range(iterations):
         bent = (ahead @ moment).mul_(mask)
-        step = slope / (ahead * bent).sum(1, keepdim=True).clamp(min=tiny)  # 0 in a row that is done or empty
+        curve = (ahead * bent).sum(1, keepdim=True)
+        step = torch.where(curve > 0, slope / curve.clamp(min=tiny), 0.0)  # 0 in a row that is done, empty or rounded
         found += step * ahead
         residual -= step * bent
         towards = residual * scale

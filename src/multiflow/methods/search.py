@@ -10,17 +10,19 @@ batches, the best of them and their parent on all, and the better one is the nex
 Differences from the published code: levels are whole numbers of weights, so that layers of different sizes can trade;
 moves between groups; the loss is that of recovery (hidden states, in-batch similarities, logits), not that of a
 language model alone; and the random numbers are a function of seed and generation, so that a search that is ended goes
-on. Where every row of a layer drops equally many, budgets are rounded to that in the end.
+on. Several processes share the children out. Where every row of a layer drops equally many, budgets are rounded to
+that before they are judged, with the total as near as rows allow.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.parallel import exchange, rank, world
 from multiflow.base.types import Budget, Layer, Layout
 from multiflow.methods.budgets import allocation
 
@@ -82,7 +84,7 @@ def evolve(layout: Layout, sparsity: float, fitness: Fitness, generations: int, 
     for generation in range(first + 1, generations + 1):
         generator = random.Random(fitness.seed * 1_000_003 + generation)
         made = [child for _ in range(children) if (child := mutated(layout, sparsity, parent, units, generator))]
-        losses = [_judged(fitness, layout, sparsity, child, units, whole=False) for child in made]
+        losses = _shared_out(lambda child: _judged(fitness, layout, sparsity, child, units, whole=False), made)
         if generation == 1 and len(set(losses)) == 1 and len(made) > 1:
             raise MultiflowError(
                 f"the loss is {losses[0]:g} whatever the budgets of {len(made)} trials, so that there is nothing to "
@@ -90,10 +92,11 @@ def evolve(layout: Layout, sparsity: float, fitness: Fitness, generations: int, 
                 "allocation='uniform'"
             )
         ranked = sorted(zip(losses, range(len(made)), strict=True))
-        for _, number in ranked[:FINALISTS]:
-            loss = _judged(fitness, layout, sparsity, made[number], units, whole=True)
+        finalists = [made[number] for _, number in ranked[:FINALISTS]]
+        wholes = _shared_out(lambda child: _judged(fitness, layout, sparsity, child, units, whole=True), finalists)
+        for child, loss in zip(finalists, wholes, strict=True):
             if loss < best:
-                parent, best = made[number], loss
+                parent, best = child, loss
         fitness.save(sparsity, generation, generations, parent, best)
     return budget_of(layout, sparsity, parent, units)
 
@@ -160,6 +163,13 @@ def _may(layer: Layer, sparsity: float, levels: Levels, units: Mapping[str, int]
     level = levels[layer.name] + by
     count = round(sparsity * layer.size) + level * units[layer.name]
     return abs(level) <= MOST and 0 <= count < layer.size
+
+
+def _shared_out(judge: Callable[[Levels], float], children: Sequence[Levels]) -> list[float]:
+    """Judge children, each in one of the processes; all of them know the losses then."""
+    mine = {n: judge(child) for n, child in enumerate(children) if n % world() == rank()}
+    everyone = {n: loss for of in exchange("children", mine) for n, loss in of.items()}
+    return [everyone[n] for n in range(len(children))]
 
 
 def _judged(

@@ -185,12 +185,6 @@ def _check_search(asked: Request) -> None:
             f"'{pruner.name}' does not; leave {{allocation}} out, or take one of: {fit}",
             field=field,
         )
-    if world() > 1:
-        raise MultiflowError(
-            f"allocation '{name}' works in one process, and there are {world()}; start one, or choose another "
-            "{allocation}",
-            field=field,
-        )
     if asked.until_stable is not None:
         raise MultiflowError(
             f"{{until_stable}} makes masks at every doubling, and allocation '{name}' would search anew for each; "
