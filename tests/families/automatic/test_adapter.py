@@ -139,12 +139,31 @@ def test_the_user_overrides_one_piece_at_a_time():
 
 
 def test_parts_that_cannot_be_placed_are_all_named_with_one_regex():
-    evolla = tiny.build("evolla", "EvollaForProteinText2Text")
+    pi0 = tiny.build("pi0", "PI0ForConditionalGeneration")  # which moves a robot's arm
     with pytest.raises(mf.MultiflowError) as caught:
-        mf.adapter_for(evolla)
+        mf.adapter_for(pi0)
     regex = re.search(r"exclude=r'(\S+)'", str(caught.value))[1]
-    assert "EvollaSaProtProteinEncoder" in str(caught.value)
-    assert "text" in mf.adapter_for(evolla, exclude=regex).layout(evolla).groups
+    assert "'model.dit' (GemmaModel)" in str(caught.value)
+    assert "text" in mf.adapter_for(pi0, exclude=regex).layout(pi0).groups
+
+
+def test_what_stands_in_the_place_of_an_image_has_a_group_and_padding_of_its_own():
+    model = tiny.build("evolla", "EvollaForProteinText2Text")
+    batch = tiny.batch(model)
+    adapter = mf.adapter_for(model)
+    counts = mf.calibrate(model, [batch], adapter=adapter).counts["input_norm"]
+    found = {group: {counts[layer.name] for layer in of} for group, of in adapter.layout(model).groups.items()}
+    parts, latents = int(batch["protein_attention_mask"].sum()), 2 * model.config.resampler_num_latents
+    words = int(batch["attention_mask"].sum())
+    assert found == {"protein": {parts}, "connector": {latents, latents + parts}, "text": {words, latents}}
+
+
+def test_more_learnt_queries_than_patches_are_all_real():
+    model = built("idefics2")
+    model.config.perceiver_config.resampler_n_latents = 40  # of 16 patches
+    connector = mf.adapter_for(model).token_masks(tiny.batch(model))["connector"]
+    assert connector("q_proj", torch.ones(2, 40, 8)).all()
+    assert connector("k_proj", torch.ones(2, 56, 8)).sum() == 2 * 40 + 24
 
 
 def test_stacks_that_nobody_tells_apart_are_refused():

@@ -267,6 +267,9 @@ def batch(model: Any, *, padded: bool = True) -> dict[str, torch.Tensor]:
     if "qformer_input_ids" in parameters:
         found["qformer_input_ids"] = torch.tensor([[BEGIN, 5, 6, END], [BEGIN, END, PAD, PAD]])
         found["qformer_attention_mask"] = (found["qformer_input_ids"] != PAD).long()
+    if "protein_input_ids" in parameters:
+        found["protein_input_ids"] = torch.tensor([[4, 5, 6, 7, 8, 9, 10], [4, 8, 6, 11, PAD, PAD, PAD]])
+        found["protein_attention_mask"] = (found["protein_input_ids"] != PAD).long()
     if "image_embeds_position_mask" in parameters:
         found["image_embeds_position_mask"] = torch.zeros_like(ids)
         found["image_embeds_position_mask"][:, 1 : 1 + model.config.latent_query_num] = 1

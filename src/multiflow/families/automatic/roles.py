@@ -5,8 +5,9 @@ the entry of the config that it was built from (``vision_config``), by what it t
 the model's ``get_encoder(modality=...)`` and ``get_decoder()``. A linear layer belongs to its innermost tower; outside
 of towers, numbered blocks and projectors are told apart by how they are held and by their names.
 
-Groups: ``vision``, ``text``, ``audio``, ``connector`` (from tower to tower) and ``fusion`` (layers that see both, by
-cross-attention to the image or as joint encoders). What is no layer to prune stays dense, each with its reason.
+Groups: ``vision``, ``text``, ``audio``, ``protein`` (Evolla's), ``connector`` (from tower to tower) and ``fusion``
+(layers that see both, by cross-attention to the image or as joint encoders). What is no layer to prune stays dense,
+each with its reason.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from multiflow.base.guards import NO_PROJECTION, STAYS_DENSE
 from multiflow.base.types import weights_of
 
 VISION, TEXT, AUDIO, CONNECTOR, FUSION = "vision", "text", "audio", "connector", "fusion"
+PROTEIN = "protein"  # what Evolla reads in the place of an image
 MODALITIES = {"image": VISION, "video": VISION, "text": TEXT, "audio": AUDIO}
 ENTRIES = {  # of a config, by what their name says
     r"vq|codebook": "image tokens are made, not read, with it",
     r"vision|image|visual|video": VISION,
     r"audio|speech": AUDIO,
+    r"protein": PROTEIN,
     r"qformer|perceiver|resampler|adapter|projector|connector": CONNECTOR,
     r"text|llm|language": TEXT,
 }
@@ -102,7 +105,7 @@ def find_roles(model: Any) -> Roles:
         unknown.update({path: type(modules[path]).__name__ for path in stacks})
         under = tuple(f"{path}." for path in stacks)
         groups = {group: [path for path in paths if not path.startswith(under)] for group, paths in groups.items()}
-    known = {path: role for path, role in towers.items() if role in MODALITIES.values() or role == CONNECTOR}
+    known = {path: role for path, role in towers.items() if role in (*MODALITIES.values(), PROTEIN, CONNECTOR)}
     return Roles({group: tuple(paths) for group, paths in groups.items() if paths}, dense, unknown, known)
 
 
@@ -267,7 +270,7 @@ class _Place:
         tower = self.tower(path)
         role = self._towers.get(tower, "")
         inner = path[len(tower) :].lstrip(".").split(".") if tower else parts
-        if role not in ("", UNKNOWN, VISION, TEXT, AUDIO, CONNECTOR):
+        if role not in ("", UNKNOWN, VISION, TEXT, AUDIO, PROTEIN, CONNECTOR):
             return "", role
         if id(module) == self._output:
             return "", "output embeddings"

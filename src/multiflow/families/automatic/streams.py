@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.families.automatic.roles import AUDIO, CONNECTOR, CROSS, FUSION, TEXT, VISION, Roles
+from multiflow.families.automatic.roles import AUDIO, CONNECTOR, CROSS, FUSION, PROTEIN, TEXT, VISION, Roles
 
 SOURCE = re.compile(r"(^|_)(k|v|kv|key|value)(_|$)|^(to_kv|wk|wv|c_attn)$", re.I)
-STREAMS = ("text", "decoder", "source", "image", "connector", "audio")
+STREAMS = ("text", "decoder", "source", "image", "connector", "audio", PROTEIN)
 TOKENS = ("all", "text", "image")
 IMAGE_FIRST = ("git", "flava")  # the image's tokens stand before the text's in one sequence
 TEXT_FIRST = ("visual_bert", "layoutlmv3")  # the other way round
@@ -32,6 +32,15 @@ TEXT_BETWEEN = re.compile(r"(^|\.)text_to_\w+$")
 """Projections of the text into what sees both."""
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "image_token", "im_patch_id")
 AUDIO_MASKS = ("input_features_mask", "feature_attention_mask", "audio_input_ids_mask", "input_values_mask")
+
+
+LATENTS: dict[str, Callable[[Any, int], int | None]] = {
+    "idefics2": lambda config, patches: config.perceiver_config.resampler_n_latents,
+    "aria": lambda config, patches: config.projector_patch_to_query_dict.get(patches),
+    "kosmos-2.5": lambda config, patches: config.latent_query_num,
+    "evolla": lambda config, patches: config.resampler_num_latents,
+}
+"""Type -> how many learnt queries look at so many patches (or parts of a protein)."""
 
 
 Derive = Callable[[tuple[int, ...], Tensor], Tensor | None]
@@ -61,12 +70,12 @@ def decoder_path(model: Any) -> str | None:
 def _stream(path: str, group: str, decoder: str | None) -> str:
     if group in (TEXT, FUSION):
         *before, leaf = path.split(".")
-        if any(CROSS.search(part) for part in before) and SOURCE.search(leaf):
+        if (any(CROSS.search(part) for part in before) or leaf.endswith(f"_{PROTEIN}")) and SOURCE.search(leaf):
             return "source"
         return "decoder" if decoder and path.startswith(f"{decoder}.") else "text"
     if group == CONNECTOR and TEXT_BETWEEN.search(path):
         return "text"
-    return {VISION: "image", CONNECTOR: "connector", AUDIO: "audio"}.get(group, "text")
+    return {VISION: "image", CONNECTOR: "connector", AUDIO: "audio", PROTEIN: PROTEIN}.get(group, "text")
 
 
 class Choice:
@@ -159,9 +168,11 @@ def find_token_masks(model: Any, groups: Iterable[str], tokens: str = "all") -> 
         text = None if "flattened_patches" in batch and "input_ids" not in batch else _text_mask(config, batch, tokens)
         joint = _joint_rule(config, type_, batch, tokens)
         of_decoder = [_decoder_mask(config, batch), text if merged else None] if has_decoder else [text]
-        between = [*image, *sounds, batch.get("qformer_attention_mask"), None if TEXT in groups else text]
+        protein = batch.get("protein_attention_mask")
+        between = [*image, *sounds, protein, batch.get("qformer_attention_mask"), None if TEXT in groups else text]
         return {
             "text": Choice("text", [text, *(image if type_ in SIDE_BY_SIDE else ())], joint),
+            PROTEIN: Choice(PROTEIN, [protein]),
             "decoder": Choice("decoder", of_decoder),
             "source": Choice("source", sounds or ([text] if encodes_text else image), of_sound if sounds else joint),
             "image": Choice("image", image, _image_rule(config, type_, batch)),
@@ -313,8 +324,8 @@ def _connector_rule(config: Any, type_: str, batch: Mapping[str, Any]) -> Derive
             return mask.reshape(-1, side // by, by, side // by, by).any(4).any(2).flatten(1)
 
         return shuffled
-    if type_ in ("idefics2", "aria", "kosmos-2.5"):  # latents beside the patches, or alone
-        return lambda lead, mask: _with_queries(lead, mask, after=True)
+    if type_ in LATENTS:  # beside the patches, or alone
+        return lambda lead, mask: _with_queries(lead, mask, after=True, queries=LATENTS[type_](config, mask.shape[1]))
     if type_ in ("blip-2", "instructblip", "instructblipvideo"):
         return lambda lead, mask: _with_queries(lead, mask, queries=config.num_query_tokens)
     if type_ in ("lfm2_vl", "gemma4"):  # padding is dropped before
