@@ -34,7 +34,7 @@ def unpack(coding: dict, part) -> np.ndarray:
     raw = (lambda name: zlib.decompress(part(name))) if coding["compress"] == "zlib" else part
     shape, values, width = coding["shape"], coding["values"], WIDTH[coding["values"]]
     size = int(np.prod(shape))
-    kept = np.unpackbits(np.frombuffer(raw("bitmap"), "u1"), count=size).astype(bool)
+    kept = np.flatnonzero(np.unpackbits(np.frombuffer(raw("bitmap"), "u1"), count=size).view(bool))
     planes = np.frombuffer(raw("values"), "u1").reshape(width, -1)
     bits = np.ascontiguousarray(planes.T).view({1: "i1", 2: "<u2", 4: "<u4"}[width]).ravel()
     if values == "int8":

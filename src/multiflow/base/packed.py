@@ -111,16 +111,25 @@ def decode(coding: Coding, parts: Mapping[str, Tensor]) -> Tensor:
         sizes["scales"] = 4 * _rows(coding.shape)[0]
     expand = _expander(coding.compress)
     raw = {name: expand(parts[name].numpy().tobytes(), length) for name, length in sizes.items()}
-    kept = np.flatnonzero(np.unpackbits(raw["bitmap"]))
+    kept = np.flatnonzero(np.unpackbits(raw["bitmap"]).view(bool))  # of booleans: many times faster than of bytes
     if len(kept) != coding.count or (len(kept) and kept[-1] >= size):
         raise MultiflowError(f"a bitmap of {size} entries does not mark the {coding.count} that are stored")
     flat = np.zeros(size, UNSIGNED[width])
-    flat[kept] = np.ascontiguousarray(raw["values"].reshape(width, -1).T).view(UNSIGNED[width]).ravel()
+    flat[kept] = _joined(raw["values"].reshape(width, -1))
     stored = torch.from_numpy(flat.view(f"<i{width}")).view(VALUES[coding.values])
     if coding.values == "int8":
         scales = torch.from_numpy(raw["scales"].view("<f4").copy())
         stored = (stored.float().view(*_rows(coding.shape)) * scales[:, None]).flatten()
     return stored.to(getattr(torch, coding.dtype)).view(coding.shape)
+
+
+def _joined(planes: np.ndarray) -> np.ndarray:
+    """Return numbers from the planes of their bytes, the lowest first."""
+    found: np.ndarray = planes[-1].astype(UNSIGNED[len(planes)])
+    for plane in planes[-2::-1]:
+        found <<= 8
+        found |= plane
+    return found
 
 
 def write_packed(path: Path, tensors: Mapping[str, Tensor], values: str, compress: str, least: float = 0.2) -> Path:
