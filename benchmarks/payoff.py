@@ -4,6 +4,8 @@
     python benchmarks/payoff.py sizes                packed files: the prunable part against dense bfloat16
     python benchmarks/payoff.py speed xvlm-base      a model in every form, as mf.speed measures it
     python benchmarks/payoff.py quality xvlm-shapes  what a smaller or sparser model still finds, and its time
+    python benchmarks/payoff.py forms xvlm-shapes    keeps these models in a file, and
+    python benchmarks/payoff.py times xvlm-shapes    times them anew, in seconds when the machine is quiet
 
 Each adds its figures to benchmarks/results/payoff.json, of which ``python docs/generate.py`` makes the tables of the
 documents. Times are CPU seconds of one thread, in turns, medians: the machine had other work to do.
@@ -171,6 +173,27 @@ def quality(name: str, seeds: list[int], scenes: int) -> dict[str, Any]:
     return runs
 
 
+def keep_forms(name: str, place: Path) -> None:
+    """Keep the models of `quality`, of the first seed, and a batch in a file."""
+    model = load(name)
+    batches = list(mf.calibration_batches(model, batches=16, batch_size=64, seed=0))
+    batch = {k: v[:8] for k, v in batches[0].items() if k in ("pixel_values", "input_ids", "attention_mask")}
+    torch.save((variants(model, batches), batch), place)
+
+
+def retimed(name: str, place: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """Time kept models, and return the known figures of `quality` with these times and the bytes."""
+    forms, batch = torch.load(place, weights_only=False)
+    forward = mf.adapter_for(forms["dense fp32"]).forward
+    with torch.inference_mode():
+        timed = in_turns({n: partial(forward, m, batch) for n, m in forms.items()}, 15, clock=CPU)
+    for form, runs in known[name].items():
+        for run in runs:
+            run |= {"seconds": timed[form].median, "bytes": memory_of_weights(forms[form])}
+        print(name, form, f"{1000 * timed[form].median:.1f} ms", flush=True)
+    return known
+
+
 def variants(model: Any, batches: list[Mapping[str, Any]]) -> dict[str, nn.Module]:
     """The dense model and what pruning makes of it."""
     forms: dict[str, nn.Module] = {"dense fp32": model, "dense int8": quantised(model)}
@@ -199,7 +222,7 @@ def load(name: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["layers", "sizes", "speed", "quality"])
+    parser.add_argument("what", choices=["layers", "sizes", "speed", "quality", "forms", "times"])
     parser.add_argument("models", nargs="*", default=["xvlm-shapes"])
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 8])
@@ -208,6 +231,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--forms-file", type=Path, default=Path(tempfile.gettempdir()) / "payoff-forms.pt")
     parser.add_argument("--json", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -217,15 +241,22 @@ def main() -> None:
         found = layers(given.turns)
     elif given.what == "sizes":
         found = sizes(given.models)
+    known = json.loads(given.json.read_text()) if given.json.exists() else {}
     for name in given.models:
-        if given.what == "speed":
+        if given.what == "forms":
+            keep_forms(name, given.forms_file)
+        elif given.what == "times":
+            known["quality"] = retimed(name, given.forms_file, known["quality"])
+        elif given.what == "speed":
             found[name] = speed(name, given.samples, given.seconds, given.sparsities, given.forms)
         elif given.what == "quality":
             found[name] = quality(name, given.seeds, given.scenes)
-    known = json.loads(given.json.read_text()) if given.json.exists() else {}
+    if given.what == "forms":
+        return
+    given.what = given.what.replace("times", "quality")
     merged = {**known.get(given.what, {}), **found, "machine": about}
     given.json.write_text(json.dumps({**known, given.what: merged}, indent=1) + "\n")
-    if given.what == "quality":
+    if given.what == "quality" and found:
         for name in given.models:
             for form, runs in found[name].items():
                 print(name, form, *(f"{key} {statistics.fmean(run[key] for run in runs):.4g}" for key in runs[0]))

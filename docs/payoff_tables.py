@@ -70,8 +70,48 @@ def speeds(name: str, tables: dict[str, dict[str, Any]]) -> str:
     return f"| {name} | MB | {head} |\n|---|---:|{'---:|' * len(columns)}\n" + "\n".join(lines)
 
 
-def about(machine: dict[str, Any]) -> str:
-    return f"{machine['cpu']}, {machine['kernels']}, torch {machine['torch']}, one thread, CPU time"
+def base(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Return what was measured at base size."""
+    text = []
+    if "step" in found:
+        lines = []
+        for name, times in found["step"].items():
+            for form, seconds in times.items():
+                fp32, int8 = times["dense fp32"] / seconds, times["dense int8"] / seconds
+                lines.append(f"| {name} | {form} | {1000 * seconds:.1f} | {fp32:.2f} | {int8:.2f} |")
+        head = (
+            "| decoding step, one image | form, 75 % zeros | ms | over fp32 | over int8 |\n|---|---|---:|---:|---:|\n"
+        )
+        text.append(head + "\n".join(lines))
+    if "tower" in found:
+        lines = []
+        for name, times in found["tower"].items():
+            for form, seconds in times.items():
+                faster = times["dense fp32"] / seconds
+                lines.append(f"| {name} | {form} | {1000 * seconds:.0f} | {faster:.2f} |")
+        text.append("| a forward, one image | form | ms | over fp32 |\n|---|---|---:|---:|\n" + "\n".join(lines))
+    if "mlp" in found:
+        times = found["mlp"]["MLPs"]
+        lines = []
+        for name in dict.fromkeys(key.rpartition(", ")[0] for key in times):
+            whole, half = times[f"{name}, whole"], times[f"{name}, half"]
+            lines.append(f"| {name} | {1000 * whole:.2f} | {1000 * half:.2f} | {whole / half:.2f} |")
+        head = "| MLPs in plain torch | ms | ms with half of the neurons | times faster |\n|---|---:|---:|---:|\n"
+        text.append(head + "\n".join(lines))
+    if "load" in found:
+        lines = []
+        for name, values in found["load"].items():
+            for what, value in values.items():
+                kind, _, which = what.partition(", ")
+                shown = f"{value:.2f} s" if kind == "load" else f"{value:.2f} GB/s"
+                called = f"loading it {which}" if kind == "load" else f"decoding by {which}"
+                lines.append(f"| {name} | {called} | {shown} |")
+        text.append("| packed at 75 % zeros, bfloat16 | what | |\n|---|---|---:|\n" + "\n".join(lines))
+    return text
+
+
+def about(machine: dict[str, Any], clock: str = "CPU time") -> str:
+    return f"{machine['cpu']}, {machine['kernels']}, torch {machine['torch']}, one thread, {clock}"
 
 
 def parts() -> dict[str, str]:
@@ -91,6 +131,14 @@ def parts() -> dict[str, str]:
             f"A forward and a decoding step, milliseconds for 1 and 8 samples ({about(machine)}); zeros are by "
             "magnitude, the same share in every layer:",
             *(speeds(name, tables) for name, tables in found["speed"].items()),
+        ]
+    if "base" in found:
+        machine = found["base"]["step"]["machine"]
+        parts_ = {what: {k: v for k, v in of.items() if k != "machine"} for what, of in found["base"].items()}
+        where = about(machine, "wall time, nothing beside it")
+        text += [
+            f"At base size, random weights, zeros by magnitude, the same share in every layer ({where}):",
+            *base(parts_),
         ]
     if "sizes" in found:
         text += [

@@ -111,7 +111,7 @@ def speed(
         if not made:
             raise MultiflowError("there is nothing to measure: " + "; ".join(left_out.values()))
         sizes = {form: FormSize(memory_of_weights(one)) for form, one in made.items()}
-        writer = _decoder(model, masks) if steps else None
+        writer = task_decoder(model, masks) if steps else None
         writers = {} if writer is None else _forms(*writer, None, wanted, {})
         jobs = len(samples) * (2 if writers else 1)
         cells: list[SpeedCell] = []
@@ -122,7 +122,7 @@ def speed(
             cells += _forwards(made, found, layout, inputs, count, seconds / jobs, left_out, CLOCKS[clock])
             if writers and inputs is not None:
                 own = writer is not None and writer[0] is model
-                cells += _steps(writers, inputs, count, seconds / jobs, own, CLOCKS[clock])
+                cells += token_steps(writers, inputs, count, seconds / jobs, own, CLOCKS[clock])
             if progress:
                 progress("measure", number + 1, len(samples))
             if not count:
@@ -281,7 +281,7 @@ def parts_of(layout: Layout) -> dict[str, str]:
     return {block: max(of, key=lambda group: of[group]) for block, of in shares.items()}
 
 
-def _decoder(model: nn.Module, masks: Masks | None) -> tuple[nn.Module, Masks | None] | None:
+def task_decoder(model: nn.Module, masks: Masks | None) -> tuple[nn.Module, Masks | None] | None:
     """Return the model that writes, with its masks: this one, or the captioning model that is built from it."""
     from multiflow.tasks.task_model import build_task_model, task_masks
 
@@ -294,7 +294,7 @@ def _decoder(model: nn.Module, masks: Masks | None) -> tuple[nn.Module, Masks | 
         return None
 
 
-def _steps(
+def token_steps(
     writers: Mapping[str, nn.Module],
     inputs: Any,
     samples: int,
