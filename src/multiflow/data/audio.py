@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import read_regular
+from multiflow.base.files import files_in, read_regular
 from multiflow.data.dataset import BrokenItem
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"})
@@ -62,7 +62,7 @@ def is_audio(name: str) -> bool:
 
 def audio_files(folder: Path) -> list[str]:
     """Return the names of the audio files in a folder, in order."""
-    return sorted(name for name in os.listdir(folder) if is_audio(name) and not os.path.isdir(folder / name))
+    return sorted(files_in(folder, is_audio))
 
 
 def load_sound(path: str | Path, key: str) -> Sound:

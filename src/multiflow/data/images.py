@@ -19,7 +19,7 @@ from msgspec import Meta, Struct, ValidationError, convert
 from PIL import Image, ImageOps
 
 from multiflow.base.errors import MultiflowError, did_you_mean
-from multiflow.base.files import exists, read_json, read_regular
+from multiflow.base.files import exists, files_in, read_json, read_regular
 from multiflow.data.dataset import BrokenItem, Dataset, Item, Kind, Known, Pair, Skip
 
 Picture: TypeAlias = "Image.Image | np.ndarray | bytes"
@@ -80,7 +80,7 @@ def is_image(name: str) -> bool:
 
 
 def image_files(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if is_image(name) and not os.path.isdir(folder / name))
+    return sorted(files_in(folder, is_image))
 
 
 def decode(picture: Picture, key: str = "image") -> Image.Image | np.ndarray:

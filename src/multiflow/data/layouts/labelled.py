@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import read_regular
+from multiflow.base.files import files_in, read_regular
 from multiflow.data.dataset import Dataset, Known, Pair
-from multiflow.data.images import choose_split, data_of_files, image_files, refuse_split
+from multiflow.data.images import choose_split, data_of_files, image_files, is_image, refuse_split
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
 from multiflow.data.matlab import read_numbers
 
@@ -63,7 +63,8 @@ def _splits(folder: Path) -> dict[str, Path]:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    return tuple(path.name for path in sorted(folder.iterdir()) if path.is_dir() and image_files(path))
+    inner = (path for path in sorted(folder.iterdir()) if path.is_dir())
+    return tuple(path.name for path in inner if any(True for _ in files_in(path, is_image)))
 
 
 def _is_classes(place: Place) -> bool:
