@@ -214,3 +214,12 @@ def test_show_tells_the_size_of_a_packed_folder_by_part(values, run: Run, tiny: 
     for part in parts:
         assert part.part in shown
     assert f"{FILE} by part" in shown
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.bool, torch.complex64])
+def test_types_that_are_not_packed_are_stored_as_they_are(tmp_path, dtype):
+    from multiflow.base.packed import read_packed, write_packed
+
+    tensor = torch.zeros(4, 6).to(dtype)
+    found = read_packed(write_packed(tmp_path / "packed.safetensors", {"a": tensor}, "bf16", "none"))["a"]
+    assert (found.dtype, found.shape) == (dtype, tensor.shape)

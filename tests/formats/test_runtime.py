@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -254,3 +255,16 @@ def test_autocast_decides_the_dtype_as_for_other_layers(always_packed):
     inputs = torch.randn(3, 70)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert small(inputs).dtype == model(inputs).dtype == torch.bfloat16
+
+
+def test_computations_that_are_recorded_or_mapped(always_packed):
+    """A trace that saw nothing of the kernels would give the same numbers for all inputs."""
+    model = chain(12, 7)
+    zeroed, masks = pruned(model, every(model))
+    small = sparse_runtime(model, masks, values="fp32")
+    inputs = torch.randn(3, 2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.vmap(small)(inputs), zeroed(inputs), **EXACT)
+    with warnings.catch_warnings(), pytest.raises(mf.MultiflowError, match="cannot be traced"):
+        warnings.simplefilter("ignore")  # torch's tracer is deprecated
+        torch.jit.trace(small, inputs)

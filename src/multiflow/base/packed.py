@@ -123,6 +123,13 @@ def decode(coding: Coding, parts: Mapping[str, Tensor]) -> Tensor:
     return stored.to(getattr(torch, coding.dtype)).view(coding.shape)
 
 
+def _is_sparse(tensor: Tensor, least: float) -> bool:
+    """Whether it is of a type that can be packed, which those of 8 bits are not, and has enough zeros."""
+    if tensor.dtype not in (torch.float64, *STANDS_FOR):
+        return False
+    return tensor.numel() - int(tensor.count_nonzero()) >= least * tensor.numel()
+
+
 def _joined(planes: np.ndarray) -> np.ndarray:
     """Return numbers from the planes of their bytes, the lowest first."""
     found: np.ndarray = planes[-1].astype(UNSIGNED[len(planes)])
@@ -145,8 +152,7 @@ def write_packed(path: Path, tensors: Mapping[str, Tensor], values: str, compres
     stored: dict[str, Tensor] = {}
     codings: dict[str, Coding] = {}
     for name, tensor in tensors.items():
-        zeros = tensor.numel() - int(tensor.count_nonzero())
-        if tensor.ndim < 2 or not tensor.is_floating_point() or zeros < least * tensor.numel() or not tensor.numel():
+        if tensor.ndim < 2 or not tensor.numel() or not _is_sparse(tensor, least):
             stored[name] = tensor.detach().cpu().contiguous().clone()
             continue
         try:

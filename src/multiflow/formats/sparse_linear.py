@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multiflow.base.errors import MultiflowError
 from multiflow.formats.kernels import MOST_COLUMNS, Arguments, Kernels, NoKernelsError, PackedMatrix, kernels
 
 TOKENS = (1, 8, 64, 256)
@@ -111,6 +112,12 @@ class SparseLinear(nn.Module):
     def _kernels(self, inputs: Tensor, bias: Tensor | None) -> Kernels | None:
         if not inputs.is_cpu or not inputs.is_floating_point() or not self._buffers["bits"].is_cpu:  # type: ignore[union-attr]
             return None
+        if torch.jit.is_tracing():
+            raise MultiflowError(
+                "the sparse runtime cannot be traced; trace or export the model with its masks applied"
+            )
+        if type(inputs) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(inputs):
+            return None  # without memory of its own
         if torch.is_grad_enabled() and (inputs.requires_grad or (bias is not None and bias.requires_grad)):
             return None
         try:
@@ -124,7 +131,7 @@ class FewLinear(nn.Module):
 
     Args:
         linear: the layer; its weight stays, which may be another layer's as well.
-        few: the same weight packed, without a bias of its own.
+        few: the same weight packed, with the same bias.
         most: number of tokens up to which the packed one is faster.
     """
 
