@@ -177,8 +177,8 @@ def data_of(mask_file: Path) -> str:
 def check_zeros(folder: Path, model: Any, masks: Masks) -> None:
     """Read a model back from its folder and make sure that it holds the weights of the pruned one, bit for bit."""
     with quiet_transformers():
-        told = not (folder / STRUCTURE_FILE).is_file()
-        again: Any = type(model).from_pretrained(folder, dtype=model.dtype) if told else load_model(folder)
+        sizes_in_config = not (folder / STRUCTURE_FILE).is_file()
+        again: Any = type(model).from_pretrained(folder, dtype=model.dtype) if sizes_in_config else load_model(folder)
     written = masks.find_weights(again)
     for name, weights in masks.find_weights(model).items():
         for ours, theirs in zip(weights, written[name], strict=True):

@@ -102,7 +102,7 @@ class ModelOptions:
     ] = False
 
     def open(self, place: str, device: str = "cpu", dtype: str = "auto") -> Any:
-        """Load the model at a place that `find_model` has told, as these options say; see `open_model`."""
+        """Load the model at a place that `find_model` has resolved, as these options say; see `open_model`."""
         return open_model(place, self.family, self.config, device, dtype, self.trust_remote_code)
 
 

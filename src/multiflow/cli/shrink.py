@@ -105,7 +105,7 @@ def shrink(settings: ShrinkSettings) -> None:
             beside = model_files(place, TOKENIZER_FILES + PROCESSOR_FILES)
             export(small, None, out / MODEL, format="folder", beside=beside)
         result.save(out / RUN)
-        told = not (out / MODEL / STRUCTURE_FILE).is_file()
+        sizes_in_config = not (out / MODEL / STRUCTURE_FILE).is_file()
     rows = [
         (stack.name, stack.kind, stack.group, before.count, stack.count)
         for before, stack in zip(
@@ -115,5 +115,5 @@ def shrink(settings: ShrinkSettings) -> None:
     ]
     before, after = (sum(p.numel() for p in one.parameters()) for one in (model, small))
     show(table("", ["layers", "units", "group", "before", "after"], rows))
-    says = "its config says so" if told else f"{STRUCTURE_FILE} says so, for mf.load_model and this program"
+    says = "its config says so" if sizes_in_config else f"{STRUCTURE_FILE} says so, for mf.load_model and this program"
     show(f"{Path(settings.out) / MODEL}: {after:,} of {before:,} weights ({percent(after / before)}); {says}")

@@ -26,22 +26,22 @@ def example_batch(model: Any, samples: int) -> dict[str, Tensor]:
     Raises:
         MultiflowError: the model takes neither, or its config has no sizes.
     """
-    taken = signature(model.forward).parameters
+    accepted = signature(model.forward).parameters
     config = getattr(model, "config", None)
     generator = torch.Generator().manual_seed(0)
     batch: dict[str, Tensor] = {}
-    if "pixel_values" in taken:
+    if "pixel_values" in accepted:
         size = _size(config, "image_size", ("vision_config", "vision"))
         channels = _size(config, "num_channels", ("vision_config", "vision")) or 3
         if size:
             batch["pixel_values"] = torch.randn(samples, channels, size, size, generator=generator)
-    if "input_ids" in taken:
+    if "input_ids" in accepted:
         words = _size(config, "vocab_size", ("text_config", "text"))
         longest = _size(config, "max_position_embeddings", ("text_config", "text")) or TOKENS
         if words:
             ids = torch.randint(words // 2, words, (samples, min(TOKENS, longest)), generator=generator)
             batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    batch |= _sounds(taken, config, samples, generator)
+    batch |= _sounds(accepted, config, samples, generator)
     if not batch:
         raise MultiflowError(
             f"no example inputs can be made for a {type(model).__name__}: it takes no pixel_values and input_ids whose "
@@ -50,17 +50,17 @@ def example_batch(model: Any, samples: int) -> dict[str, Tensor]:
     return batch
 
 
-def _sounds(taken: Mapping[str, Any], config: Any, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _sounds(accepted: Mapping[str, Any], config: Any, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Return random sounds and what a decoder reads, for a model that takes them; empty for another."""
     batch: dict[str, Tensor] = {}
-    if "input_features" in taken and (bins := _size(config, "num_mel_bins", ())):  # Whisper: (bins, frames)
+    if "input_features" in accepted and (bins := _size(config, "num_mel_bins", ())):  # Whisper: (bins, frames)
         frames = 2 * _size(config, "max_source_positions", ()) or FRAMES
         batch["input_features"] = torch.randn(samples, bins, frames, generator=generator)
-    elif "input_features" in taken and (bins := _size(config, "input_feat_per_channel", ())):  # (frames, bins)
+    elif "input_features" in accepted and (bins := _size(config, "input_feat_per_channel", ())):  # (frames, bins)
         batch["input_features"] = torch.randn(samples, FRAMES, bins, generator=generator)
-    elif "input_values" in taken:
+    elif "input_values" in accepted:
         batch["input_values"] = torch.randn(samples, SAMPLES, generator=generator)
-    if batch and "decoder_input_ids" in taken and (words := _size(config, "vocab_size", ())):
+    if batch and "decoder_input_ids" in accepted and (words := _size(config, "vocab_size", ())):
         batch["decoder_input_ids"] = torch.randint(words // 2, words, (samples, TOKENS), generator=generator)
     return batch
 

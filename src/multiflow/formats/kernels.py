@@ -196,8 +196,10 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
     except OSError:
         lines = []
-    told = [line for line in lines if line.split("\t")[0].strip() in ("model name", "flags", "Features", "CPU part")]
-    return "\n".join([platform.machine(), platform.processor(), *told])
+    described = [
+        line for line in lines if line.split("\t")[0].strip() in ("model name", "flags", "Features", "CPU part")
+    ]
+    return "\n".join([platform.machine(), platform.processor(), *described])
 
 
 def _compile(command: list[str], flags: list[str], place: Path) -> str:

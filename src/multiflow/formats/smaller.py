@@ -249,9 +249,9 @@ def _tell_config(model: Any) -> None:
     if plain is None or _shapes(plain) == (ours := _shapes(model)):
         return
     before = model.config
-    told = copy.deepcopy(before)
-    model.config = told
-    for holder, key in list(_entries(told)):
+    config = copy.deepcopy(before)
+    model.config = config
+    for holder, key in list(_entries(config)):
         old, dense = _get(holder, key), _shapes(described(model) or plain)
         _set(holder, key, old + PROBE)
         probe = described(model)
@@ -269,7 +269,7 @@ def _tell_config(model: Any) -> None:
     for module in model.modules():  # parts of a model hold the config, or a part of it
         for name, value in list(vars(module).items()):
             if value is before:
-                setattr(module, name, told)
+                setattr(module, name, config)
 
 
 def _entries(config: Any, depth: int = 3) -> Iterator[tuple[Any, str]]:

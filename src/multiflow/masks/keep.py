@@ -95,7 +95,7 @@ def keep_sparse(
     settled = False  # whether the optimizer holds nothing for dropped weights
     filled = False  # whether the squares that it divides by are 1 there
     turn = 0
-    told = False  # whether somebody knows that a layer is gone
+    gone_is_known = False  # whether somebody knows that a layer is gone
 
     @torch.no_grad()
     def zero_weights(*_: Any) -> None:
@@ -179,9 +179,9 @@ def keep_sparse(
         return None
 
     def check() -> None:
-        nonlocal told
+        nonlocal gone_is_known
         if said := lost():
-            told = True
+            gone_is_known = True
             raise MultiflowError(said)
         with torch.no_grad():
             for place, weight in _distinct(places):
@@ -230,7 +230,7 @@ def keep_sparse(
         mask_factors(model, {key: place.kept for key, place in by_module.items()}, stack)
         stack.callback(zero_weights)
         yield check
-        if not told and (said := lost()):
+        if not gone_is_known and (said := lost()):
             warnings.warn(f"{said}; its new weights were not kept sparse", stacklevel=3)
 
 

@@ -85,10 +85,10 @@ def looks(pruners: Iterable[str]) -> dict[str, Look]:
             marker = LOOKS[name].marker if name in LOOKS else MARKERS[len(found) % len(MARKERS)]
             found[name] = Look(free.pop(0), marker)
             continue
-        taken = {DENSE_LOOK, *found.values()}
+        used = {DENSE_LOOK, *found.values()}
         spare = (Look(c, m) for m in MARKERS for c in COLOURS)
         fixed = LOOKS.get(name)
-        found[name] = fixed if fixed and fixed not in taken else next((s for s in spare if s not in taken), DENSE_LOOK)
+        found[name] = fixed if fixed and fixed not in used else next((s for s in spare if s not in used), DENSE_LOOK)
     return {name: found[name] for name in names}
 
 

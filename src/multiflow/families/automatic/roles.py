@@ -95,9 +95,9 @@ def find_roles(model: Any) -> Roles:
                 groups.setdefault(group, []).append(name)
                 if not place.tower(name) and group not in (CONNECTOR, place.cross(name)):
                     stacks.setdefault(_block(name).rpartition(".")[0])
-    told = {path: _told(path) for path in stacks}
-    if len(stacks) > 1 and None not in told.values() and len({*told.values()}) == len(told):
-        for path, role in told.items():
+    roles = {path: _told(path) for path in stacks}
+    if len(stacks) > 1 and None not in roles.values() and len({*roles.values()}) == len(roles):
+        for path, role in roles.items():
             moved = [layer for layer in groups[place.stack] if layer.startswith(f"{path}.")]
             groups[place.stack] = [layer for layer in groups[place.stack] if layer not in moved]
             groups.setdefault(str(role), []).extend(moved)
