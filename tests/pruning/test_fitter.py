@@ -16,7 +16,7 @@ from multiflow.calibration import sums_size
 from multiflow.methods import find_pruner
 from multiflow.pruning import fitter
 from multiflow.pruning.fitter import work_size
-from tests.small import ADAPTER, chain, every, towers_batches, two_towers
+from tests.small import ADAPTER, QUICK, chain, every, towers_batches, two_towers
 
 
 def prune(method, sparsity, **options):
@@ -312,7 +312,7 @@ def test_fewer_layers_side_by_side_where_memory_is_scarce(two_threads, monkeypat
     ):
         caplog.clear()
         monkeypatch.setattr(fitter, "free_memory", lambda device, free=free: free)
-        mf.prune(two_towers(), "lobs", 0.5, stats, adapter=ADAPTER)
+        mf.prune(two_towers(), "lobs", 0.5, stats, adapter=ADAPTER, **QUICK["lobs"])
         size = new + sizes[0] + (sizes[1] if said[0] == "2" else 0)
         assert caplog.messages[0] == f"lobs holds new weights and {said} with: {size / 1e6:.1f} MB"
 
