@@ -38,6 +38,7 @@ SECONDS = 10
 WAITING = 6  # times as long a reader may take that does not compute, but waits
 MEMORY = 2 * 2**30
 TURN = 0.2  # seconds between two looks at a process
+SHOWN = 60  # seconds between two words on how far it is
 FINDINGS = Path(__file__).parent / "findings"
 
 
@@ -250,13 +251,17 @@ def _watch(process: subprocess.Popen[bytes], log: Any) -> tuple[str, int]:
 
     Turns of waiting are counted, not seconds: where both processes are stopped for a while, nothing hangs.
     """
-    size, turns, held = -1, 0, 0
+    size, turns, held, shown = -1, 0, 0, time.monotonic()
     while process.poll() is None:
         time.sleep(TURN)
         held = max(held, _most_held(process.pid))
         log.seek(0, 2)
         turns = turns + 1 if log.tell() == size else 0
         size = log.tell()
+        if time.monotonic() - shown > SHOWN:
+            shown = time.monotonic()
+            log.seek(max(0, size - 5_000))
+            print(f"{time.strftime('%H:%M:%S')} at case {log.read().splitlines()[-1][:100]}", flush=True)
         limit = 2 * WAITING * SECONDS if size > 0 else 300
         if turns * TURN > limit:
             process.kill()

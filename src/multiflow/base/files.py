@@ -141,7 +141,7 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
             raise OSError(f"its {size} bytes do not fit into memory") from error
 
 
-def read_text(path: Path, wanted: str, most: int | None = None) -> str:
+def read_text(path: Path, wanted: str, most: int = MOST_TABLE) -> str:
     """Return the text of a UTF-8 file, without its byte order mark.
 
     Raises:
@@ -190,7 +190,7 @@ def read_json(path: Path) -> Any:
     Raises:
         MultiflowError: it cannot be read; the error has line and column.
     """
-    text = read_text(path, "a JSON file", MOST_TABLE)
+    text = read_text(path, "a JSON file")
     try:
         if path.suffix != ".jsonl":
             return parse_json(text, f"'{path}'")

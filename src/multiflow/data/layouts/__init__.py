@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from multiflow.base.files import MOST_TABLE, read_json, read_text
+from multiflow.base.files import read_json, read_text
 from multiflow.base.registry import Registry
 from multiflow.data.dataset import AnyData
 from multiflow.data.images import WrongLayout
@@ -50,7 +50,7 @@ class Place:
     @cached_property
     def lines(self) -> list[str]:
         """The lines of a text file, such as a table."""
-        return re.sub("\r\n?", "\n", read_text(self.path, "a table of images and texts", MOST_TABLE)).split("\n")
+        return re.sub("\r\n?", "\n", read_text(self.path, "a table of images and texts")).split("\n")
 
     def as_(self, schema: type[Schema], content: Any = None, path: Path | None = None) -> Schema:
         """Return the content of the file as a schema wants it, or other content, read from another path.
