@@ -118,21 +118,27 @@ class Case:
     wrong: str | None
 
 
-def run_cases(seed: int, numbers: range, names: list[str], work: Path) -> Iterator[Case]:
-    """Run cases by their numbers."""
+def read_valid(name: str, work: Path) -> Any:
+    """Make what is valid of a target, and read it: that must be possible."""
+    folder = work / f"valid-{name}"
+    targets()[name].make(folder)
+    return targets()[name].read(folder)
+
+
+def run_cases(
+    seed: int, numbers: range, names: list[str], work: Path, values: dict[str, Any] | None = None
+) -> Iterator[Case]:
+    """Run cases by their numbers; ``values`` are those of `read_valid`, which is called for the others."""
     chosen = [targets()[name] for name in names]
-    valid: dict[str, Path] = {}
-    values: dict[str, Any] = {}
+    values = {} if values is None else values
     for number in numbers:
         random = Random(f"{seed}-{number}")
         target = random.choices(chosen, [target.weight for target in chosen])[0]
-        if target.name not in valid:
-            valid[target.name] = work / f"valid-{target.name}"
-            target.make(valid[target.name])
-            values[target.name] = target.read(valid[target.name])  # what is valid must be read
+        if target.name not in values:
+            values[target.name] = read_valid(target.name, work)
         folder = work / "case"
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(valid[target.name], folder)
+        shutil.copytree(work / f"valid-{target.name}", folder)
         done = damage(folder, random)
         print(f"{number} {target.name}: {done}", file=sys.stderr, flush=True)
         yield Case(number, target, done, folder, outcome(target, folder, values[target.name]))
@@ -147,16 +153,15 @@ def work(arguments: argparse.Namespace) -> int:
     warnings.simplefilter("ignore")
     faulthandler.enable()
     with tempfile.TemporaryDirectory() as place:
-        for target in map(targets().__getitem__, names):  # imports count as the process itself
-            target.make(Path(place) / target.name)
-            target.read(Path(place) / target.name)
-            shutil.rmtree(Path(place) / target.name)
-            print(f"ready: {target.name}", file=sys.stderr, flush=True)  # whoever watches sees that it goes on
+        values = {}
+        for name in names:  # imports count as the process itself
+            values[name] = read_valid(name, Path(place))
+            print(f"ready: {name}", file=sys.stderr, flush=True)  # whoever watches sees that it goes on
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         end, ran = time.monotonic() + arguments.seconds, 0
         numbers = range(arguments.first, arguments.first + arguments.cases)
-        for case in run_cases(arguments.seed, numbers, names, Path(place)):
+        for case in run_cases(arguments.seed, numbers, names, Path(place), values):
             ran += 1
             if case.wrong:
                 keep(case, arguments.findings)

@@ -45,6 +45,7 @@ TIMES = (
     "machine",
     "when",
     "started",
+    "forward",
 )
 COSTS = ("/calibration", "/selection", "/finished")  # of records of a benchmark
 
