@@ -101,6 +101,18 @@ def test_what_a_kill_left_half_written_goes_be_it_a_file_or_a_folder(tmp_path):
     assert (tmp_path / "elsewhere").is_dir()
 
 
+def test_a_run_that_was_killed_while_it_cleared_up_is_cleared_up(tmp_path):
+    out = tmp_path / "out"
+    begin(out, "sums-0", resume=False)
+    (out / "result.json").touch()
+    for _ in range(2):
+        with pytest.raises(MultiflowError, match="already holds a finished run"), run_folder(
+            out, GIVEN, resume=True, **ENDED
+        ):
+            pass
+        assert names(out) == ["result.json"]
+
+
 def test_a_resumed_run_that_fails_loses_nothing(tmp_path):
     begin(tmp_path, "sums")
     (tmp_path / "sums").unlink()  # killed before its first checkpoint

@@ -6,26 +6,35 @@ Exit code 2, one sentence that names the place or what is short, nothing half-wr
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import resource
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from PIL import Image
+from torch import nn
 
 import multiflow as mf
 from multiflow.cli import COMMANDS as mf_commands
 from multiflow.cli import main
+from multiflow.report import bench as bench_report
 from multiflow.worlds.shapes import write
 from tests import processes
 from tests.bench.conftest import config
 from tests.cli.conftest import files
 from tests.conftest import Run
 from tests.robust.commands import COMMANDS, READ_ALONE, Place, Setting
+
+CAPABILITIES, WRITE_EVERYWHERE = 0x20080522, 1
+"""Of Linux: the version of its interface, and the number of the right."""
 
 
 def mounted(folder: Path, options: str) -> bool:
@@ -48,14 +57,38 @@ def setting(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     return Setting(tiny, world, root / "pruned" / "mask-0.5.safetensors", root / "grid.yaml", root / "grid")
 
 
-@pytest.fixture(params=["full", "read-only"])
+@pytest.fixture(params=["full", "read-only", "of somebody else"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """A folder on a disk of its own that takes 4 kB, or nothing."""
+    """A folder on a disk of its own that takes 4 kB, or nothing, or one where only somebody else may write."""
     disk, kind = tmp_path / "disk", request.param
+    if kind == "of somebody else":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give the right to write everywhere away")
+        disk.mkdir(mode=0o755)
+        os.chown(disk, 65534, 65534)
+        with without_right_to_write_everywhere():
+            yield Place(disk, kind)
+        return
     if not mounted(disk, "size=4k" if kind == "full" else "size=1m,ro"):
         pytest.skip("only root may mount")
     yield Place(disk, kind)
     processes.run("umount", "-l", disk, check=True)
+
+
+@contextmanager
+def without_right_to_write_everywhere() -> Iterator[None]:
+    """Take root's right to write in folders of others from this thread, and those that it starts, inside the block."""
+    header, sets = (ctypes.c_uint32 * 2)(CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, sets) == 0
+    had = sets[0]
+    sets[0] = had & ~(1 << WRITE_EVERYWHERE)
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = had
+        assert libc.capset(header, sets) == 0
 
 
 def is_whole(path: Path) -> bool:
@@ -92,7 +125,19 @@ def test_every_command_of_the_program_is_tried():
 
 
 SOMEWHERE = Setting(*[Path("somewhere")] * len(Setting._fields))
-THEIRS = ("prune", "apply", "shapes")
+SHORTAGES = (
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("could not create a primitive"),
+)
+ALLOCATE: tuple[tuple[object, str], ...] = (
+    (nn.functional, "linear"),
+    (torch.Tensor, "masked_fill_"),
+    (torch, "where"),
+    (Image.Image, "save"),
+    (bench_report, "write_report"),
+)
+"""What every command that writes calls at least one of."""
 NARROW = ("prune-lobs", "apply", "finetune")
 MEGABYTES = 64  # that are left to a command when everything is imported
 
@@ -105,56 +150,61 @@ def forked(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask = mf.prune(bundled, "magnitude-layer", sparsity=0.5).masks[0.5].save(root / "mask-0.5.safetensors")
     big = setting._replace(model=Path("xvlm-shapes"), mask=mask)
     orders = {}
-    for name in THEIRS:
-        folder = root / f"theirs-{name}"
-        folder.mkdir(mode=0o755)
-        if is_root():
-            os.chown(folder, 65534, 65534)
-        orders[folder.name] = COMMANDS[name](setting, folder / "out"), str(root), None
     for name in NARROW:
         folder = root / f"narrow-{name}"
         folder.mkdir()
-        orders[folder.name] = COMMANDS[name](big, folder / "out"), str(folder), MEGABYTES
+        orders[folder.name] = COMMANDS[name](big, folder / "out"), str(folder)
     for name, order in orders.items():
         with processes.fork(narrow, *order) as one:
             (root / f"{name}.json").write_text(json.dumps([one.end(), one.err.read_text()]))
     return root
 
 
-def narrow(words: list[str], folder: str, megabytes: int | None) -> None:
-    """Run a command without root's right to write everywhere, in so much memory more than there is in use."""
+def narrow(words: list[str], folder: str) -> None:
+    """Run a command in a little more memory than there is in use."""
     os.chdir(folder)
     warnings.simplefilter("default")
-    header, sets = (ctypes.c_uint32 * 2)(CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
-    libc = ctypes.CDLL(None)
-    assert libc.capget(header, sets) == 0
-    for number in range(3):  # effective, permitted, inheritable
-        sets[number] &= ~DAC_OVERRIDE
-    assert libc.capset(header, sets) == 0
-    if megabytes is not None:
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + megabytes * 2**20,) * 2)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEGABYTES * 2**20,) * 2)
     raise SystemExit(main(words))
 
 
-CAPABILITIES, DAC_OVERRIDE = 0x20080522, 1 << 1  # of Linux: the version of its sets, and the right
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_memory_that_ends_on_the_way(
+    run: Run, setting: Setting, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """What the allocator says comes at the second of the calls that need memory, or at the first if there is one."""
+    error = SHORTAGES[list(COMMANDS).index(name) % len(SHORTAGES)]
+    for allowed in (1, 0):
+        calls = itertools.count()
+        with monkeypatch.context() as patched:
+            for home, function in ALLOCATE:
+                patched.setattr(home, function, failing(getattr(home, function), calls, allowed, error))
+            out = tmp_path / f"out{allowed}"
+            said = run(*COMMANDS[name](setting, out))
+        if said.code:
+            break
+    assert "Traceback" not in said.err
+    if name == "bench run":  # a cell that failed is told, and the others go on
+        assert said.code == 1
+        assert all("memory" in path.read_text() for path in (out / "errors").iterdir())
+        return
+    assert said.code == 2, said
+    last = said.err.strip().splitlines()[-1]
+    assert last.startswith("multiflow: error: ")
+    assert "memory" in last
+    left = [path for path in files(out) if not path.endswith(Place(out, "").may_stay)] if out.exists() else []
+    assert {path for path in left if not is_whole(out / path)} == set(), "nothing half-written"
 
 
-def is_root() -> bool:
-    return os.geteuid() == 0
+def failing(function: Callable[..., object], calls: Iterator[int], allowed: int, error: Exception) -> object:
+    def call(*args: object, **options: object) -> object:
+        if next(calls) >= allowed:
+            raise error
+        return function(*args, **options)
 
-
-@pytest.mark.skipif(not is_root(), reason="only root can give that right away")
-@pytest.mark.parametrize("name", THEIRS)
-def test_a_folder_of_somebody_else(forked: Path, name: str):
-    """In a process that has lost root's right to write everywhere."""
-    code, said = json.loads((forked / f"theirs-{name}.json").read_text())
-    folder = forked / f"theirs-{name}"
-    assert code == 2, said
-    assert "multiflow: error: " in said
-    assert str(folder) in said
-    assert "Traceback" not in said
-    assert files(folder) == []
+    return call
 
 
 @pytest.mark.parametrize("name", NARROW)

@@ -306,6 +306,13 @@ def _running_eagerly() -> Iterator[None]:
                 _stance.__exit__(None, None, None)
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error is an allocator's word that there is no more memory: no reason to go another way."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(
+        isinstance(error, RuntimeError | OSError) and NO_MEMORY.search(str(error))
+    )
+
+
 @contextmanager
 def naming_shortages(what: str) -> Iterator[None]:
     """Turn what allocators and disks say when they have no more into a sentence that says what was being done."""
@@ -313,7 +320,7 @@ def naming_shortages(what: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(said):
+        if is_shortage(error):
             raise MultiflowError(
                 f"{what} ran out of memory ({said}); free some, take smaller batches, fewer layers or sparsities at a "
                 "time, or use a machine with more"

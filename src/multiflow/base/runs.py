@@ -101,7 +101,10 @@ def run_folder(
     if not path.is_dir():
         fresh_folder(path, ended or record, allow)
     with _alone(path):
-        going_on = (path / record).is_file() and not (ended and (path / ended).is_file())
+        has_ended = ended is not None and (path / ended).is_file()
+        going_on = (path / record).is_file() and not has_ended
+        if has_ended and resume and (path / record).is_file():  # it was killed while it cleared up
+            _remove(path, [*HALF_WRITTEN, *passing])
         if going_on:
             _check_run(path, record, given, resume, free)
             _remove(path, HALF_WRITTEN)

@@ -18,6 +18,7 @@ from torch import nn
 
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.files import beside, check_files, exists, shortened
+from multiflow.base.guards import is_shortage
 from multiflow.base.hub import reach_hub
 from multiflow.base.offload import without_mapping
 from multiflow.base.packed import FILE as PACKED_FILE
@@ -242,6 +243,8 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
     except MultiflowError:
         raise
     except Exception as error:  # what can go wrong here is transformers' and the hub's, in many classes
+        if is_shortage(error):
+            raise
         raise _not_found(source, error) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

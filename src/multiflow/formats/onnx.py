@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
+from multiflow.base.guards import is_shortage
 from multiflow.formats.examples import NamedInputs, cast, example_batch
 
 ONNX_FILE = "model.onnx"
@@ -65,6 +66,8 @@ def write_onnx(model: Any, folder: Path, int8: bool = False, batch: Mapping[str,
             )
             program.save(path)  # type: ignore[union-attr]
         except Exception as error:  # what the exporter cannot follow, it says in many classes
+            if is_shortage(error):
+                raise
             said = " ".join(str(error).split())[:200]
             raise MultiflowError(f"a {type(model).__name__} cannot be exported to ONNX ({said})") from error
         finally:

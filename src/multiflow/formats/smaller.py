@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError
-from multiflow.base.guards import exclusively
+from multiflow.base.guards import exclusively, is_shortage
 from multiflow.base.structure import HEAD_COUNTS, SIZED_BY_HEADS, described, matrix_of, resize_, set_attributes_
 from multiflow.base.types import Layout
 from multiflow.calibration import evaluating
@@ -85,6 +85,8 @@ def compact(
         try:
             truth = _outputs(sparse, found, stacks, inputs)
         except Exception as error:  # what a model raises that wants other inputs is open
+            if is_shortage(error):
+                raise
             if batch is not None:
                 raise MultiflowError(
                     f"the model does not run on the batch ({' '.join(str(error).split())[:200]})"
@@ -104,6 +106,8 @@ def compact(
             if not _same(truth, _outputs(fewer, found, stacks, inputs), sparse):
                 raise ValueError("it computes something else")
         except Exception as error:  # what an attention raises that takes its sizes from elsewhere is open
+            if is_shortage(error):
+                raise
             stuck[kind] = f"it does not compute with fewer heads ({' '.join(str(error).split())[:100]})"
         else:
             small, taken = fewer, [*taken, *of]

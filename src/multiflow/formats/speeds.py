@@ -22,7 +22,7 @@ from torch import nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.guards import check_module, check_values, exclusively
+from multiflow.base.guards import check_module, check_values, exclusively, is_shortage
 from multiflow.base.steps import Watch, watched
 from multiflow.base.types import Layout, LiveWeights
 from multiflow.calibration import evaluating
@@ -161,7 +161,7 @@ def _forms(
             else:
                 made[form] = copy.deepcopy(model).to({"fp32": torch.float32, "bf16": torch.bfloat16}[values])
         except Exception as error:  # what torch's quantisation or a model's copy may raise is open
-            if isinstance(error, MultiflowError) and kind == "sparse":
+            if (isinstance(error, MultiflowError) and kind == "sparse") or is_shortage(error):
                 raise
             left_out[form] = f"cannot be made ({' '.join(str(error).split())[:200]})"
     return made
@@ -214,6 +214,8 @@ def _forwards(
         try:
             run()
         except Exception as error:  # a form that does not run is left out, whatever it raises
+            if is_shortage(error):
+                raise
             if form == next(iter(made)):
                 raise MultiflowError(
                     f"the model does not run on its example inputs ({' '.join(str(error).split())[:200]}); give a batch"
@@ -323,7 +325,9 @@ def token_steps(
             runs[f"{form}/{new}"] = run
     try:
         timed = in_turns(runs, TURNS, most=seconds, clock=clock)
-    except Exception:  # whatever it is that this model wants, it does not write from such inputs
+    except Exception as error:  # whatever it is that this model wants, it does not write from such inputs
+        if is_shortage(error):
+            raise
         return []
     cells = []
     for form in writers:

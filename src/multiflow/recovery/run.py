@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.guards import exclusively
+from multiflow.base.guards import exclusively, is_shortage
 from multiflow.base.parallel import agree, exchange, rank, together, world
 from multiflow.base.steps import Watch, watched
 from multiflow.calibration import (
@@ -266,6 +266,8 @@ def make_student(model: nn.Module, masks: Masks, weights: Mapping[str, Tensor] |
     try:
         student = deepcopy(model)
     except Exception as error:
+        if is_shortage(error):
+            raise
         raise MultiflowError(
             f"a {type(model).__name__} cannot be copied ({type(error).__name__}: {error}), which recovery needs; take "
             "out of it what cannot be copied"

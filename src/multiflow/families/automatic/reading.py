@@ -30,6 +30,7 @@ from torch import Tensor
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import naming_damage
+from multiflow.base.guards import is_shortage
 from multiflow.data.examples import ExampleBatches, Sample, examples_of
 from multiflow.data.source import is_labelled, label_classes, open_data, open_images, open_labelled
 from multiflow.families.automatic.listening import hears, listener_of, made_up_sound, refuse_other, refuse_prompt
@@ -287,6 +288,8 @@ class Reader:
                 warnings.simplefilter("ignore")  # of how transformers itself is written
                 made = how(return_tensors="pt", **given)
         except Exception as error:  # of what does not suit them processors raise anything
+            if is_shortage(error):
+                raise
             raise MultiflowError(
                 f"the {type(how).__name__} of the model makes no batch of {count} examples: "
                 f"{' '.join(str(error).split())[:300]}; give the processor of the model's release with "
