@@ -106,8 +106,9 @@ def test_a_run_that_was_killed_while_it_cleared_up_is_cleared_up(tmp_path):
     begin(out, "sums-0", resume=False)
     (out / "result.json").touch()
     for _ in range(2):
-        with pytest.raises(MultiflowError, match="already holds a finished run"), run_folder(
-            out, GIVEN, resume=True, **ENDED
+        with (
+            pytest.raises(MultiflowError, match="already holds a finished run"),
+            run_folder(out, GIVEN, resume=True, **ENDED),
         ):
             pass
         assert names(out) == ["result.json"]

@@ -160,7 +160,7 @@ def _prune(settings: PruneSettings, *, first: bool) -> None:
 @contextmanager
 def own_folder(out: Path, what: Mapping[str, Any], resume: bool) -> Iterator[None]:
     """Claim the output folder; whoever interrupts a run that can go on is told so."""
-    passing = CHECKPOINTS, RUN_FILE
+    passing = CHECKPOINTS, WORK, RUN_FILE  # in this order: a kill on the way leaves the record, by which it goes on
     try:
         with run_folder(
             out, what, resume=resume, record=RUN_FILE, ended=RESULT_FILE, keep=[CHECKPOINTS, BEGUN], passing=passing
