@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import importlib
+import os
 import pkgutil
 import resource
 import shutil
@@ -23,7 +24,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -37,6 +38,7 @@ from tests.robust.mutate import damage
 SECONDS = 10
 WAITING = 6  # times as long a reader may take that does not compute, but waits
 MEMORY = 2 * 2**30
+HELD = 2**30  # more than before, of what a reader may have in memory: no valid file here has a thousandth of that
 TURN = 0.2  # seconds between two looks at a process
 SHOWN = 60  # seconds between two words on how far it is
 FINDINGS = Path(__file__).parent / "findings"
@@ -163,6 +165,10 @@ def work(arguments: argparse.Namespace) -> int:
         numbers = range(arguments.first, arguments.first + arguments.cases)
         for case in run_cases(arguments.seed, numbers, names, Path(place), values):
             ran += 1
+            if (held := _most_held(os.getpid())) > used + HELD:
+                case = replace(case, wrong=case.wrong or f"it held {held >> 20} MB")
+            if held > used + HELD // 2:
+                Path("/proc/self/clear_refs").write_text("5")  # the most that is held is counted anew
             if case.wrong:
                 keep(case, arguments.findings)
                 print(f"FOUND {case.number} {case.target.name}: {case.damage}: {case.wrong}", flush=True)

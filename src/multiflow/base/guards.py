@@ -24,8 +24,8 @@ from torch.nn.parameter import UninitializedParameter
 from multiflow.base.errors import MultiflowError
 
 NO_MEMORY = re.compile(
-    "not enough memory|can't allocate memory|out of memory|could not create a primitive(?! desc)"
-)  # oneDNN's
+    "not enough memory|can(?:'t|not) allocate memory|out of memory|could not create a primitive(?! desc)", re.I
+)  # the last one is oneDNN's
 NO_ROOM = re.compile("No space left|Read-only file system|quota exceeded", re.I)
 NO_PLACE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 """Of a disk that takes no more, takes nothing, or not from this user."""

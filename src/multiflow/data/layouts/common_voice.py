@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import islice
+import re
 from pathlib import Path
 
-from multiflow.base.files import read_text
+from multiflow.base.files import MOST_TEXT, open_regular, read_text
 from multiflow.data.clips import choose_part, clips_of_files, inside
 from multiflow.data.dataset import Clip, Dataset, Skip
 from multiflow.data.images import refuse_split
@@ -28,9 +28,12 @@ def _tables(folder: Path) -> dict[str, Path]:
 
 
 def _is_table(path: Path) -> bool:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        header = next(islice((line.rstrip("\r\n").split("\t") for line in file), 1), [])
-    return set(NAMED) <= set(header)
+    try:
+        with open_regular(path) as file:  # of a first line without an end no more is read
+            begin = file.read(MOST_TEXT).decode("utf-8-sig", errors="replace")
+    except OSError:
+        return False
+    return set(NAMED) <= set(re.split("[\r\n]", begin, maxsplit=1)[0].split("\t"))
 
 
 def _clips_of(place: Place) -> Path:
