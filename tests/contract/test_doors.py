@@ -385,3 +385,11 @@ def test_an_offloaded_model_that_computes_on_mps_is_refused(masks):
     for door in ("prune", "calibrate"):
         with pytest.raises(mf.MultiflowError, match=f"'{name}' is on device 'mps'"):
             DOORS[door](model, masks)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_what_runs_inside_a_transform_of_torch_func_cannot_be_measured(method):
+    model = chain(4, 4)
+    adapter = every(model, forward=lambda model, batch: torch.vmap(model)(batch))
+    with pytest.raises(mf.MultiflowError, match="layer '0' runs inside a transform of torch.func"):
+        mf.prune(model, method, 0.5, [torch.randn(3, 2, 4)], adapter=adapter)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import multiflow as mf
 from multiflow.methods import PRUNERS
+from tests.small import ADAPTER, two_towers
 
 SHAPES = [(1, 1), (3, 5), (7, 4)]
 
@@ -57,6 +59,13 @@ def test_equals_the_formula(name, shape):
 def test_every_pruner_but_random_has_its_formula_here():
     assert set(SCORERS) - set(FORMULAS) == {"random", "snip", "itersnip"}  # snip: test_the_score_of_snip
     assert PRUNERS["itersnip"].function is PRUNERS["snip"].function
+
+
+def test_lamp_of_a_weight_that_is_no_number_is_told():
+    model = two_towers()
+    model.text[0].weight.data[3, 4] = torch.nan
+    with pytest.raises(mf.MultiflowError, match=r"'lamp' gave NaN or Inf scores for layer 'text.0'"):
+        mf.prune(model, "lamp", 0.5, adapter=ADAPTER)
 
 
 def test_lamp_gives_equal_weights_equal_scores():

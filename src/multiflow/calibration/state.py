@@ -39,7 +39,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _hook(path: str, observe: Observer) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        observe(path, args[0] if args else next(iter(kwargs.values())))
+        given = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(given, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(given):
+            raise MultiflowError(
+                f"layer '{path}' runs inside a transform of torch.func, such as vmap, where nothing can be measured; "
+                "give an Adapter(forward=...) that runs the model on whole batches"
+            )
+        observe(path, given)
 
     return hook
 

@@ -21,6 +21,6 @@ def lamp(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     squares, order = weight.double().square().flatten().sort()
     at_least = squares.flip(0).cumsum(0).flip(0)
     # equal squares share the sum of the first of them in ascending order, which holds them all
-    first = torch.searchsorted(squares, squares, right=False)
+    first = torch.searchsorted(squares, squares, right=False).clamp(max=len(squares) - 1)  # beyond the end for NaN
     scores = torch.where(squares > 0, squares / at_least[first], 0.0)
     return torch.empty_like(scores).scatter_(0, order, scores).view_as(weight).to(weight.dtype)
