@@ -89,6 +89,18 @@ def test_what_is_trained_besides_layers_is_in_the_result_and_in_its_files(tmp_pa
     assert start == pytest.approx(result.settings["recovery"][0]["distillation"]["after"], rel=1e-4)
 
 
+def test_what_has_been_recovered_is_recovered_again_with_a_temperature_that_is_one_number():
+    model = two_towers()
+    model.temperature = nn.Parameter(torch.tensor(0.5))
+    model.register_forward_hook(lambda module, given, output: output * module.temperature)
+    once = mf.recover(model, mf.prune(model, "magnitude", 0.8, adapter=ADAPTER), 0.8, BATCHES, "scale", adapter=ADAPTER)
+    assert once.weights[0.8]["temperature"].shape == ()
+    twice = mf.recover(model, once, 0.8, BATCHES, "distill", adapter=ADAPTER, epochs=3)
+    losses = [report["distillation"] for report in twice.settings["recovery"]]
+    assert losses[1]["before"] == pytest.approx(losses[0]["after"])
+    assert losses[1]["after"] < losses[1]["before"]
+
+
 def test_changed_parameters_of_another_model_are_refused(tmp_path):
     result = recover("scale", epochs=1)
     other = two_towers()

@@ -382,7 +382,7 @@ class Masks(Mapping[str, Tensor]):
 
 def hash_weight(weight: Tensor) -> str:
     """Hash the bytes of a weight: 8 hexadecimal digits of CRC-32, which tells weights apart in one fast pass."""
-    return f"{zlib.crc32(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data):08x}"
+    return f"{zlib.crc32(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data):08x}"
 
 
 def _places(modules: Mapping[str, tuple[nn.Module, ...]], layer: Layer) -> tuple[WeightPlace, ...]:

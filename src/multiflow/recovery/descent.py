@@ -2,7 +2,9 @@
 
 Adam (arXiv 1412.6980), the learning rate along a cosine. A step takes a fixed number of batches, whatever the number of
 processes: each takes the gradients of its own ones, and they are added up. After every pass over the data the loss on
-the batches held out is taken; the best parameters are kept, those from before included.
+the batches held out is taken; the best parameters are kept, those from before included. A pass that ends worse than
+where all began is taken back, and the rates are a fifth from then on: what suits weights that have lost everything is
+too much for those that are nearly there.
 
 This is not the loop that trains for a task (`multiflow.training`): it has no labels, ends by itself, and goes through
 batches that are in memory.
@@ -25,6 +27,8 @@ BETTER = 1e-3
 """A loss is better if it is smaller by more than this share."""
 HELD_OUT = 8
 """Of so many batches one is held out."""
+LESS = 0.2
+"""Of the rates that is left after a pass that was taken back."""
 WARMUP = 0.05  # of all steps
 CLIP = 1.0
 
@@ -130,10 +134,11 @@ def descend(
     # 1. where it stands
     if saved is None:
         before = best = held_out()
-        kept, bad, first = [p.detach().clone() for p in parameters], 0, 0
+        kept, bad, first, share_left = [p.detach().clone() for p in parameters], 0, 0, 1.0
     else:
         kept = _restore(parameters, optimizer, saved[0])
         before, best, bad, first = (saved[1][name] for name in ("before", "best", "bad", "epoch"))
+        share_left = saved[1].get("share_left", 1.0)
 
     epoch = first
     for epoch in range(first + 1, how.epochs + 1):
@@ -153,7 +158,7 @@ def descend(
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             sum_over_ranks_([p.grad for p in parameters if p.grad is not None])
             nn.utils.clip_grad_norm_(parameters, CLIP)
-            share = rate((epoch - 1) * steps + step, how.epochs * steps)
+            share = share_left * rate((epoch - 1) * steps + step, how.epochs * steps)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * share
             optimizer.step()
@@ -166,12 +171,13 @@ def descend(
         if found < best:
             best = found
             kept = [p.detach().clone() for p in parameters]
+        elif found > before:
+            share_left *= LESS
+            _put(parameters, kept)
         if after_epoch is not None:
-            facts = {"epoch": epoch, "before": before, "best": best, "bad": bad}
+            facts = {"epoch": epoch, "before": before, "best": best, "bad": bad, "share_left": share_left}
             after_epoch(_state(parameters, optimizer, kept), facts)
-    with torch.no_grad():
-        for p, value_of in zip(parameters, kept, strict=True):
-            p.copy_(value_of)
+    _put(parameters, kept)
     return Descended(before, best, epoch)
 
 
@@ -185,6 +191,12 @@ def rate(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return (1 + math.cos(math.pi * (step - warmup + 0.5) / (steps - warmup))) / 2
+
+
+@torch.no_grad()
+def _put(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for p, value in zip(parameters, values, strict=True):
+        p.copy_(value)
 
 
 def _state(
