@@ -22,7 +22,7 @@ from multiflow.cli import main
 from tests import processes
 from tests.bench.conftest import compute, config, write_config
 
-CHANGING = ("seconds", "peak_memory", "finished")
+CHANGING = ("seconds", "cost", "peak_memory", "finished")
 SLOW = """
 import time
 from pathlib import Path
@@ -72,6 +72,7 @@ def test_a_grid_leaves_its_cells(ran: tuple[Path, Path, list[Cell]]) -> None:
     assert dense.score == pytest.approx(sum(dense.each) / len(dense.each))
     assert [step for step, _ in dense.curve] == [1, 2]
     assert set(dense.seconds) == {"finetune", "evaluate"}
+    assert set(dense.cost) == {"forward", "dense_forward", "memory", "dense_memory"}
     assert 1e8 < dense.peak_memory < 1e11
     assert dense.versions["torch"] == torch.__version__
     assert "threads" in dense.machine
