@@ -123,8 +123,10 @@ def forward_cost(model: nn.Module, seconds: float = 1.0) -> dict[str, float]:
         return {}
     try:
         masks = zeros_of(model, adapter_for(model).layout(model))
-        kernels()
-        others = {} if masks is None else {SPARSE: sparse_runtime(model, masks)}
+        others: dict[str, nn.Module] = {}
+        if masks is not None:
+            kernels()  # without a compiler the sparse runtime is no runtime
+            others[SPARSE] = sparse_runtime(model, masks)
         how: dict[str, Any] = {"samples": (SAMPLES,), "forms": [DENSE], "files": False, "steps": False, "clock": "cpu"}
         found = speed(model, others=others, seconds=seconds, progress=False, **how)
     except MultiflowError:
