@@ -153,3 +153,21 @@ def test_zero_shot_cells_have_the_figures_of_the_pruned_model_itself(small: dict
     beside, kind = load_preprocessing(None, source, model), TASKS["retrieval"]
     figures = kind.evaluate(model, beside.tokenizer, kind.open(task["data"], "test"), **beside.pixels, k_test=2)
     assert dict(figures) == next(cell.figures for cell in cells if cell.sparsity == 0.75)
+
+
+def test_zero_shot_cells_need_no_data_to_train_on(small: dict[str, Any], tmp_path: Path) -> None:
+    task = small["tasks"].pop("retrieval")
+    listed = json.loads((Path(task["data"]) / "dataset_coco.json").read_text())
+    listed["images"] = [one for one in listed["images"] if one["split"] == "test"]
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "dataset_coco.json").write_text(json.dumps(listed))
+    small["tasks"] = {
+        "zero-shot": {
+            "kind": "retrieval", "zero_shot": True, "data": str(tmp_path / "alone"), "images": str(Path(task["data"]).parent / "images"),
+            "finetune": task["finetune"],
+        }
+    }  # fmt: skip
+    small["models"]["tiny"]["tasks"] = ["zero-shot"]
+    small["tiers"] = [{"name": "1", "pruners": ["dense"], "sparsities": [0.75]}]
+    cells = compute(write_config(tmp_path, small), tmp_path / "r")
+    assert [(cell.error, cell.task) for cell in cells] == [(None, "zero-shot")]

@@ -123,7 +123,8 @@ def check_data(plans: Iterable[Plan], make: Mapping[str, Mapping[str, Any]] = Ma
     for (name, _), task in tasks.items():
         with named(f"task '{name}'"):
             how = {"images": task.images, "skip_missing": task.skip_missing}
-            for split in (task.training().train_split, task.test_split):
+            trains = () if task.zero_shot else (task.training().train_split,)
+            for split in (*trains, task.test_split):
                 TASKS[task.kind or name].open(task.data, split, **how)
     for name, plan in models.items():
         with named(f"calibration of model '{name}'"):
