@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, did_you_mean
-from multiflow.base.files import plain, read_regular, write_atomically
+from multiflow.base.files import exists, is_regular, plain, read_regular, write_atomically
 from multiflow.base.parallel import in_parallel
 
 KEY = "multiflow"
@@ -377,8 +377,8 @@ def check_tensors(
 
 def check_regular(path: str | Path, what: str) -> None:
     """Refuse what is no regular file: a missing one, a folder, a pipe that would be waited for."""
-    if not Path(path).is_file():
-        there = "it is a folder, pipe or device" if Path(path).exists() else "there is no such file"
+    if not is_regular(path):
+        there = "it is a folder, pipe or device" if exists(path) else "there is no such file"
         raise MultiflowError(f"'{path}' holds no {what} that can be read ({there}); give the path of a file")
 
 

@@ -105,6 +105,14 @@ def files_in(folder: Path, wanted: Callable[[str], bool]) -> Iterator[str]:
                 yield entry.name
 
 
+def is_regular(path: str | Path) -> bool:
+    """Whether there is a regular file at a path, be its name one that no file system takes."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def open_regular(path: str | Path) -> io.FileIO:
     """Open a regular file to read it, without a buffer; a pipe, a device or a folder does not block.
 

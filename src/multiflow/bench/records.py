@@ -91,7 +91,7 @@ def read_record(kind: type[Cell] | type[Pruning], line: Mapping[str, Any]) -> An
         if isinstance(record, Pruning):
             _check_zeros(record)
         return record
-    except (msgspec.ValidationError, OverflowError) as error:
+    except (msgspec.ValidationError, OverflowError, UnicodeEncodeError) as error:
         said = str(error).replace("`", "'")
         raise MultiflowError(
             f"a line of results is not a {kind.__name__.lower()} as this version writes it ({said}); "

@@ -140,12 +140,14 @@ def show_run(folder: Path) -> None:
 
 def print_result(result: Mapping[str, Any], folder: Path) -> None:
     """Print the result of ``multiflow prune`` as a table, and in lines below it how it came about."""
+    from multiflow.base.files import is_regular
+
     how, masks, timings = result["settings"], result["masks"], result["timings"]
     groups = list(dict.fromkeys(group for entry in masks.values() for group in entry["groups"]))
     rows = []
     for asked, entry in masks.items():
         file = folder / entry["file"]
-        size = megabytes(file.stat().st_size) if file.is_file() else "missing"
+        size = megabytes(file.stat().st_size) if is_regular(file) else "missing"
         shares = [percent(entry["groups"][group]) for group in groups]
         rows.append((asked, percent(entry["sparsity"]), *shares, size))
     options = {"allocation": how["allocation"], **how["hyper"], "seed": how["seed"]}

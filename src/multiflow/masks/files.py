@@ -24,7 +24,7 @@ from torch import Tensor
 
 from multiflow.base.artifacts import read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import beside, write_atomically
+from multiflow.base.files import beside, is_regular, write_atomically
 from multiflow.base.torch_files import read_torch
 from multiflow.base.types import Layer, Layout, WeightPart, short
 from multiflow.masks.select import pack
@@ -85,7 +85,7 @@ def load(path: Path) -> Stored:
     Raises:
         MultiflowError: no such file, a damaged or an altered one, or one of another format.
     """
-    if not path.is_file():
+    if not is_regular(path):
         raise MultiflowError(
             f"no mask file at '{path}'; expected a file that masks.save wrote, or one of the original release"
             f"{beside(path)}"
@@ -252,7 +252,7 @@ def _shares_in(name: str) -> Iterator[tuple[str, float]]:
 
 def _head(path: Path, size: int) -> bytes:
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not is_regular(path):  # a pipe would be waited for
             return b""
         with path.open("rb") as file:
             return file.read(size)

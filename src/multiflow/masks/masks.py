@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -306,7 +307,7 @@ class Masks(Mapping[str, Tensor]):
             MultiflowError: no such file, a damaged one, or masks that drop another share than was said.
         """
         path = Path(path)
-        if path.is_dir() and (there := files.mask_files(path)):
+        if os.path.isdir(path) and (there := files.mask_files(path)):
             listed = ", ".join(str(file) for file in there.values())
             raise MultiflowError(f"'{path}' is a folder; name one of the mask files in it: {listed}")
         published = files.is_torch_file(path)

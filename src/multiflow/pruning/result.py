@@ -22,7 +22,7 @@ from multiflow.base.artifacts import (
 )
 from multiflow.base.display import bar, html_table, percent
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import write_atomically
+from multiflow.base.files import is_regular, write_atomically
 from multiflow.base.hub import fetch, publish
 from multiflow.base.registry import resolve
 from multiflow.base.runs import fresh_folder
@@ -251,7 +251,7 @@ def changed_weights(mask_path: Path, masks: Masks) -> dict[str, Tensor] | None:
         return None
     sparsity = masks.settings["sparsity"]
     path = mask_path.with_name(weights_file(sparsity))
-    if not path.is_file():
+    if not is_regular(path):
         raise MultiflowError(
             f"masks of '{masks.settings.get('method')}' belong to changed weights, which cannot be read from '{path}' "
             "(there is no such file); keep the two files side by side"
