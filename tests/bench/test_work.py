@@ -163,8 +163,8 @@ def test_zero_shot_cells_need_no_data_to_train_on(small: dict[str, Any], tmp_pat
     (tmp_path / "alone" / "dataset_coco.json").write_text(json.dumps(listed))
     small["tasks"] = {
         "zero-shot": {
-            "kind": "retrieval", "zero_shot": True, "data": str(tmp_path / "alone"), "images": str(Path(task["data"]).parent / "images"),
-            "finetune": task["finetune"],
+            "kind": "retrieval", "zero_shot": True, "finetune": task["finetune"],
+            "data": str(tmp_path / "alone"), "images": str(Path(task["data"]).parent / "images"),
         }
     }  # fmt: skip
     small["models"]["tiny"]["tasks"] = ["zero-shot"]

@@ -80,8 +80,10 @@ class DataLayout:
     # whether it holds labelled images, which are opened for classification alone
     labelled: bool = field(default=False, kw_only=True)
     prefix: str | None = field(default=None, kw_only=True)  # what a source that is no path begins with
-    # endings of the files that it can be; other files, and folders, are not asked. Without any all are
+    # endings of the files that it can be, and names in the folders that it can be; other files and folders are not
+    # asked. Without either all are
     suffixes: Sequence[str] = field(default=(), kw_only=True)
+    inside: Sequence[str] = field(default=(), kw_only=True)
     # the lower, the earlier it is asked; from 10 on only where no file of a folder is recognised
     order: int = field(default=5, kw_only=True)
 
@@ -92,8 +94,12 @@ class DataLayout:
 
     def holds(self, place: Place) -> bool:
         """Whether a place is in this layout."""
-        may = not self.suffixes or (not place.is_folder and place.path.suffix.lower() in self.suffixes)
-        return may and self.recognise(place)
+        if self.suffixes or self.inside:
+            if place.is_folder and not any((place.path / name).exists() for name in self.inside):
+                return False
+            if not place.is_folder and place.path.suffix.lower() not in self.suffixes:
+                return False
+        return self.recognise(place)
 
 
 LAYOUTS: Registry[DataLayout] = Registry("layout", __name__, order=lambda name, layout: layout.order)

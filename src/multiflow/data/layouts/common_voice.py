@@ -73,6 +73,8 @@ LAYOUTS.add(
         _recognise,
         _read,
         splits=True,
+        suffixes=(SUFFIX,),
+        inside=(CLIPS,),
         order=4,
     ),
 )

@@ -16,7 +16,7 @@ SOUNDS, SAID, SEGMENTS = "wav.scp", "text", "segments"
 
 
 def _recognise(place: Place) -> bool:
-    return place.is_folder and all((place.path / name).is_file() for name in (SOUNDS, SAID))
+    return all((place.path / name).is_file() for name in (SOUNDS, SAID))
 
 
 def _read(place: Place) -> Dataset[Clip]:
@@ -50,4 +50,4 @@ def _file(place: Place, name: str) -> Path | None:
     return found
 
 
-LAYOUTS.add("kaldi", DataLayout("a Kaldi data folder (wav.scp and text)", _recognise, _read, order=4))
+LAYOUTS.add("kaldi", DataLayout("a Kaldi data folder (wav.scp and text)", _recognise, _read, inside=(SOUNDS,), order=4))

@@ -19,8 +19,6 @@ BETWEEN = "|"
 
 
 def _recognise(place: Place) -> bool:
-    if place.is_folder or place.path.suffix.lower() not in (*TABLES, ".txt"):
-        return False
     first = next((line for line in place.lines[:5] if line.strip()), "")
     cells = first.split(BETWEEN)
     return len(cells) in (2, 3) and _sound(_folders(place), cells[0].strip()) is not None
@@ -55,5 +53,11 @@ def _read(place: Place) -> Dataset[Clip]:
 
 LAYOUTS.add(
     "ljspeech",
-    DataLayout("LJSpeech (metadata.csv: ID|as written|as spoken, beside wavs/)", _recognise, _read, order=4),
+    DataLayout(
+        "LJSpeech (metadata.csv: ID|as written|as spoken, beside wavs/)",
+        _recognise,
+        _read,
+        suffixes=(*TABLES, ".txt"),
+        order=4,
+    ),
 )
