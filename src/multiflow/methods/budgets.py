@@ -74,7 +74,7 @@ class Allocation:
         return [check_budget(budget, layout, self.name) for budget in found]
 
 
-ALLOCATIONS: Registry[Allocation] = Registry("allocation", "multiflow.methods")
+ALLOCATIONS: Registry[Allocation] = Registry("allocation", "multiflow.methods", order=lambda name, _: name)
 
 
 def allocation(name: str) -> Callable[[Callable[..., list[Budget]]], Callable[..., list[Budget]]]:
