@@ -126,7 +126,7 @@ def _open_cifar(place: Place) -> Dataset[Pair]:
         fit = isinstance(some, list) and all(type(i) is int and 0 <= i < len(classes) for i in some)
         if not fit or len(some) != len(pixels):
             raise MultiflowError(f"the labels in '{folder / file}' do not fit its {len(pixels)} images; fetch it again")
-        arrays.append(pixels.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1))
+        arrays.append(pixels.view("|u1").reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1))
         labels += some
     texts = [(classes[i],) for i in labels]
     read, known = partial(_read_array, np.concatenate(arrays), texts), partial(_known_class, texts)
