@@ -83,7 +83,7 @@ def test_a_wrong_budget_names_the_layer(budget, message):
 
 
 def test_an_unknown_name_is_told_with_the_known_ones():
-    with pytest.raises(MultiflowError, match="known: global, uniform, .*; did you mean 'global'"):
+    with pytest.raises(MultiflowError, match="known: alpha, .*uniform; did you mean 'global'"):
         find_allocation("globl")
     assert set(ALLOCATIONS) == {"global", "uniform", "owl", "dlp", "alpha", "atp", "ecoflap", "multimodal", "search"}
 
