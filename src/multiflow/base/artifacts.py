@@ -196,8 +196,8 @@ def read_foreign(path: str | Path, fix: str = "copy it again") -> dict[str, Tens
 
 def checksum_of(path: str | Path) -> str:
     """Return the checksum in the header of what `write_tensors` wrote, for another file to vouch for it."""
-    with safe_open(path, "pt", backend="pread") as file:  # the header alone, nothing is mapped
-        return str(json.loads(file.metadata()[KEY])["checksum"])
+    metadata = _check_claims(Path(path))["__metadata__"]  # safetensors itself would map the file to read its header
+    return str(json.loads(metadata[KEY])["checksum"])
 
 
 def write_facts(path: str | Path, value: Mapping[str, Any]) -> Path:
@@ -382,8 +382,8 @@ def check_regular(path: str | Path, what: str) -> None:
         raise MultiflowError(f"'{path}' holds no {what} that can be read ({there}); give the path of a file")
 
 
-def _check_claims(path: Path) -> None:
-    """Compare what the header of a safetensors file claims with its size, before the file is mapped.
+def _check_claims(path: Path) -> dict[str, Any]:
+    """Compare what the header of a safetensors file claims with its size, before the file is mapped; return the header.
 
     Raises:
         ValueError: they differ, or the header is none; or what JSON raises of it.
@@ -397,6 +397,7 @@ def _check_claims(path: Path) -> None:
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if max(ends, default=0) != size - 8 - length:
         raise ValueError(f"its tensors claim {max(ends, default=0)} bytes of {size - 8 - length}")
+    return dict(header)
 
 
 def _checksum(header: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> str:
