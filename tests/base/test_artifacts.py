@@ -23,6 +23,7 @@ from multiflow.base.artifacts import (
     next_line,
     read_facts,
     read_lines,
+    read_one,
     read_tensors,
     write_facts,
     write_tensors,
@@ -395,3 +396,14 @@ def test_lines_in_another_order_twice_or_of_another_file_are_noticed():
 def test_a_text_as_long_as_a_checksum_is_none(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"source": "x/" * 32}))
     assert read_facts(tmp_path / "a.json", "it", "fix") == {"source": "x/" * 32}
+
+
+def test_one_tensor_is_read_as_it_was_written(tmp_path):
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.bfloat16), "c": torch.zeros(0, 4)}
+    path = write_tensors(tmp_path / "t.safetensors", tensors, {"is": "a test"})
+    for name, tensor in tensors.items():
+        read = read_one(path, name)
+        assert read.dtype == tensor.dtype
+        assert torch.equal(read, tensor)
+    with pytest.raises(KeyError):
+        read_one(path, "d")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, did_you_mean
@@ -192,6 +192,23 @@ def read_foreign(path: str | Path, fix: str = "copy it again") -> dict[str, Tens
         return load_file(path)
     except DAMAGED as error:
         raise MultiflowError(f"'{path}' is not a complete safetensors file ({_said(error)}); {fix}") from error
+
+
+def read_one(path: str | Path, name: str) -> Tensor:
+    """Read one tensor of a safetensors file without mapping the file, which may be larger than the memory allowed.
+
+    Raises:
+        KeyError: it holds no such tensor.
+        ValueError: its header claims other sizes than it has.
+    """
+    entry = _check_claims(Path(path))[name]
+    first, last = entry["data_offsets"]
+    with Path(path).open("rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(begin + first)
+        data = file.read(last - first)
+    alone = json.dumps({name: {**entry, "data_offsets": [0, last - first]}}).encode()
+    return load(len(alone).to_bytes(8, "little") + alone + data)[name]
 
 
 def checksum_of(path: str | Path) -> str:

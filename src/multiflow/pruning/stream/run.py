@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, prunable_shares
-from multiflow.base.artifacts import read_tensors, write_tensors
+from multiflow.base.artifacts import read_one, read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import plain
 from multiflow.base.guards import exclusively
@@ -400,8 +399,7 @@ class WeightsOnDisk(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._files if isinstance(self._files, Path) else self._files[name]
-        with safe_open(place, "pt", backend="pread") as file:  # nothing is mapped
-            return file.get_tensor(f"{self._before}{name}")
+        return read_one(place, f"{self._before}{name}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
