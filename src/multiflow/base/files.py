@@ -29,10 +29,9 @@ def beside(path: str | Path) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest name in the folder of a path to nothing, or an empty string."""
     place = Path(path).expanduser()
     try:
-        near = did_you_mean(place.name, [one.name for one in place.parent.iterdir()])
+        return did_you_mean(place.name, [one.name for one in place.parent.iterdir()])
     except (OSError, ValueError):
         return ""
-    return near
 
 
 def write_atomically(path: str | Path, data: bytes | str | Callable[[Path], object]) -> Path:

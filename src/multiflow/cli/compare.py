@@ -11,7 +11,6 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.artifacts import write_facts
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import write_atomically
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
 from multiflow.base.steps import step_progress
@@ -38,7 +37,7 @@ from multiflow.report.compare import (
     comparison_values,
     comparison_worth,
 )
-from multiflow.report.document import markdown, page
+from multiflow.report.document import write_document
 
 METHODS = ("magnitude", "wanda", "ria", "multiflow")
 
@@ -119,8 +118,8 @@ def compare(settings: CompareSettings) -> None:
         # 4. what is written and printed
         data = f"{some} batches of {settings.batch_size} to calibrate and {held} to compare, from {batches.source}"
         document = comparison_document(found, settings.model, data, worth)
-        write_atomically(folder / "compare.html", page(document))
-        write_atomically(folder / "compare.md", markdown(document))
+        write_document(document, folder / "compare.html")
+        write_document(document, folder / "compare.md")
         write_facts(folder / "compare.json", {**comparison_values(found), "worth": [asdict(one) for one in worth]})
         for one in found.pruners:
             one.result.save(folder / one.method)

@@ -48,7 +48,7 @@ def apply_to_shards(model: nn.Module, masks: Masks, changed: Mapping[str, Tensor
             "one by one; apply the masks without --stream"
         )
     for file in files:
-        with safe_open(file, "pt", backend="pread") as source:  # nothing is mapped
+        with safe_open(file, "pt", backend="pread") as source:  # nothing stays mapped
             slices = {key: source.get_slice(key) for key in source.keys()}  # noqa: SIM118
             kinds = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
 
