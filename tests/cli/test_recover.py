@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,6 @@ def test_a_mask_file_becomes_another_with_weights_beside_it(run: Run, tiny: Path
     assert "error of each sub-block on what was held out" in ran.out
     assert "distillation loss on 1 of 3 batches, held out" in ran.out
     assert files(tmp_path / "rec") == ["mask-0.75.safetensors", "result.json", "weights-0.75.safetensors"]
-    assert run("show", "rec").code == 0
     masks = mf.Masks.load(tmp_path / "rec/mask-0.75.safetensors")
     assert masks == mf.Masks.load(mask_file)
     assert masks.settings["recovered"] == ["blocks", "scale"]
@@ -44,6 +44,31 @@ def test_a_mask_file_becomes_another_with_weights_beside_it(run: Run, tiny: Path
         assert masks.is_applied(model)
         assert all(torch.equal(model.get_parameter(name), weights[name]) for name in others)
         assert all(torch.equal(model.get_submodule(name).weight, weights[name]) for name in masks)
+
+
+def test_show_tells_what_was_recovered_how_from_what_on_which_data(run: Run, tiny: Path, mask_file, pairs) -> None:
+    words = ("recover", tiny, "--data", pairs, *QUICK)
+    assert run(*words, "--mask", mask_file, "--how", "scale", "--out", "one").code == 0
+    first = run("show", "one").out
+    assert "pruned by magnitude" in first
+    assert "recovered by scale (epochs 2, lr 0.005" in first
+    assert f"from {mask_file}, what it keeps taught by {tiny}" in first
+    assert "on 3 batches, 12 pairs: " in first
+    assert str(pairs) in first
+    before, after = re.search(r"held out: (\S+) before, (\S+) after", first).groups()
+    assert float(after) < float(before)
+    assert "ran in steps" not in first
+
+    # recovered once more: both are told, with the figures that the first one printed
+    assert run(*words, "--mask", "one/mask-0.75.safetensors", "--how", "blocks", "--out", "two").code == 0
+    both = run("show", "two").out
+    assert both.index(f"{before} before, {after} after") < both.index("recovered again by blocks")
+    assert "from one/mask-0.75.safetensors" in both
+    assert "error of each sub-block on what was held out" in both
+
+    # a result saved in Python tells the same, but for the paths that it never had
+    folder = mf.Result.load("two").save("three")
+    assert "recovered again by blocks" in run("show", folder).out
 
 
 def test_finetune_starts_from_what_was_recovered(run: Run, tiny: Path, mask_file, world: Path, pairs, tmp_path) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NUMBER = re.compile(r"[\d.,]+( %| [kMG]B)?")
 FIGURES_FILE, EVALUATION_FILE = "figures.json", "evaluation.json"
+RECOVERED = ("how", "parts", "before", "after", "passes")  # of a way; everything else are its settings
 WIDE = 240  # columns where nobody looks at a terminal: a table is not to be cut
 
 
@@ -154,8 +155,8 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
     listed = ", ".join([how["pattern"], *(f"{name} {value}" for name, value in options.items())])
     title = f"{how['model']} pruned by {how['method']} ({listed})"
     show(table(title, ["sparsity", "achieved", *groups, "mask file"], rows))
-    data = result.get("data")
-    if data:
+    data, recovered = result.get("data"), bool(how.get("recovery"))
+    if data and not recovered:
         read = f"{how['batches']} batch{'es' * (how['batches'] != 1)}, {data['samples']} {data['kind']}"
         took = timings.get("calibrate", timings.get("steps", 0.0))
         what = "calibrated" if "calibrate" in timings else "ran in steps"
@@ -167,6 +168,8 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         print_curve(result, data["kind"] if data else "samples")
     if "select" in timings:
         show(f"scores, budgets and masks in {timings['select']:.1f} s")
+    if recovered:
+        print_recoveries(result)
     if how.get("changes_weights"):
         show("the kept weights have changed: they lie beside the masks, where multiflow apply finds them")
     if "prunable" in how:
@@ -190,6 +193,63 @@ def print_curve(result: Mapping[str, Any], kind: str) -> None:
         show(f"stable: at least {asked} agree at every sparsity")
     else:
         show(f"not stable: the data ended before at least {asked} agreed at every sparsity; give more to be sure")
+
+
+def print_recovery(report: Mapping[str, Any]) -> None:
+    """Print what one recovery was worth: the error of each sub-block or the loss of each way, and of the whole."""
+    for way in report["ways"]:
+        rows = [(name, *map(digits, of)) for name, of in way.get("parts", {}).items()]
+        if rows:
+            show(
+                table(f"{way['how']}: error of each sub-block on what was held out", ["part", "before", "after"], rows)
+            )
+        else:
+            before, after = digits(way["before"]), digits(way["after"])
+            show(f"{way['how']}: loss {before} before, {after} after {way['passes']} passes")
+    whole = report["distillation"]
+    if whole["before"] is not None:
+        gained = f" ({percent(whole['after'] / whole['before'])} is left)" if whole["before"] else ""
+        show(
+            f"distillation loss on {report['held_out']} of {report['batches']} batches, held out: "
+            f"{digits(whole['before'])} before, {digits(whole['after'])} after{gained}"
+        )
+
+
+def print_recoveries(result: Mapping[str, Any]) -> None:
+    """Print all recoveries that a result has been through, the first one first: how, of what, on which data."""
+    reports = result["settings"]["recovery"]
+    for number, report in enumerate(reports):
+        ways = ", then ".join(
+            f"{way['how']} ({', '.join(f'{name} {value}' for name, value in way.items() if name not in RECOVERED)})"
+            for way in report["ways"]
+        )
+        show("", f"{'recovered' if not number else 'recovered again'} by {ways}")
+        if "mask" in report:
+            show(f"from {report['mask']}, what it keeps taught by {report['model']}")
+        data = report.get("data")
+        if data:
+            show(f"on {report['batches']} batches, {data['samples']} {data['kind']}: {data['source']}")
+            if data["skipped"]:
+                names = ", ".join(f"{name} ({why})" for name, why in data["skips"])
+                show(f"{data['skipped']} of {data['looked_at']} items skipped: {names}")
+        print_recovery(report)
+    if "recovery" in result["timings"]:
+        show(f"recovered in {result['timings']['recovery']:.1f} s")
+
+
+def print_recovered(result: Mapping[str, Any], folder: Path) -> None:
+    """Print what the latest recovery of a result was worth, and where it lies."""
+    print_recovery(result["settings"]["recovery"][-1])
+    show(f"in {folder}: {', '.join(entry['file'] for entry in result['masks'].values())}, weights beside")
+
+
+def digits(value: float | None) -> str:
+    """Write a loss.
+
+    >>> digits(0.123456), digits(None)
+    ('0.1235', '-')
+    """
+    return "-" if value is None else f"{value:.4g}"
 
 
 def print_demo(demo: Mapping[str, Any], folder: Path) -> None:

@@ -12,12 +12,13 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.artifacts import read_facts
 from multiflow.base.errors import MultiflowError
+from multiflow.base.files import is_regular
 from multiflow.base.parallel import agree, rank
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import identity, run_folder
 from multiflow.base.steps import step_progress
 from multiflow.calibration import Checkpoint
-from multiflow.cli.console import announcements, say, show, table
+from multiflow.cli.console import announcements, print_recovered, say
 from multiflow.cli.masks import fitted
 from multiflow.cli.settings import (
     DataOptions,
@@ -109,7 +110,7 @@ def _recover(settings: RecoverSettings, *, first: bool) -> None:
         raise MultiflowError("recovery needs calibration data and none were given; name some with --data SOURCE")
     place, file = find_model(settings.model), Path(settings.mask)
     masks = Masks.load(file)  # what is wrong with it is said before the model is loaded
-    weights = changed_weights(file, masks)
+    weights, past = changed_weights(file, masks), earlier_recoveries(file)
     what = run_settings(settings, FREE_TO_CHANGE)
     out = Path(settings.out or f"runs/recover-{'-'.join(ways)}-{identity(what)}")
     agree({name: value for name, value in asdict(settings).items() if name != "device"})
@@ -126,7 +127,7 @@ def _recover(settings: RecoverSettings, *, first: bool) -> None:
             with step_progress() if first else nullcontext() as step:
                 result = recover_model(
                     model,
-                    as_result(masks, weights),
+                    as_result(masks, weights, past),
                     None,
                     batches,
                     ways,
@@ -142,40 +143,33 @@ def _recover(settings: RecoverSettings, *, first: bool) -> None:
             raise
         data = batches.summary()
         if first:
-            result.save(out, run=what, data=data)
+            told(result, mask=settings.mask, model=settings.model, data=data).save(out, run=what, data=data)
     if first:
-        print_recovery(read_facts(out / RESULT_FILE, "result of a run", "run the command again"), out)
+        print_recovered(read_facts(out / RESULT_FILE, "result of a run", "run the command again"), out)
 
 
-def as_result(masks: Masks, weights: Mapping[str, Any] | None) -> Result:
+def told(result: Result, **facts: Any) -> Result:
+    """Return a result whose latest recovery also says what it was made of, as plain values."""
+    *past, report = result.settings["recovery"]
+    return replace(result, settings={**result.settings, "recovery": [*past, {**report, **facts}]})
+
+
+def earlier_recoveries(file: Path) -> list[Any]:
+    """Return the recoveries that the result beside a mask file says it has been through; none where there is none."""
+    place = file.with_name(RESULT_FILE)
+    if not is_regular(place):
+        return []
+    said = read_facts(place, "result of a run", "run the command again")
+    try:
+        ours = any(entry["file"] == file.name for entry in said["masks"].values())
+        return list(said["settings"].get("recovery", [])) if ours else []
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MultiflowError(f"'{place}' is damaged ({error!r}); run the command again") from error
+
+
+def as_result(masks: Masks, weights: Mapping[str, Any] | None, past: list[Any]) -> Result:
     """Wrap what two files hold; masks of other programs are at the sparsity that they have."""
     sparsity = masks.settings.get("sparsity", masks.sparsity)
     settings = {"hyper": {}, "pattern": "unknown", "allocation": "unknown", "seed": 0, **masks.settings}
-    settings = {"method": "unknown", "model": "unknown", "batches": 0, **settings}
+    settings = {"method": "unknown", "model": "unknown", "batches": 0, **settings, "recovery": past}
     return Result({sparsity: masks}, None if weights is None else {sparsity: weights}, None, None, settings, {})
-
-
-def print_recovery(result: Mapping[str, Any], folder: Path) -> None:
-    """Print what the latest recovery of a result was worth."""
-    report = result["settings"]["recovery"][-1]
-    for way in report["ways"]:
-        rows = [(name, *map(digits, of)) for name, of in way.get("parts", {}).items()]
-        if rows:
-            show(
-                table(f"{way['how']}: error of each sub-block on what was held out", ["part", "before", "after"], rows)
-            )
-        else:
-            before, after = digits(way["before"]), digits(way["after"])
-            show(f"{way['how']}: loss {before} before, {after} after {way['passes']} passes")
-    whole = report["distillation"]
-    if whole["before"] is not None:
-        show(
-            f"distillation loss on {report['held_out']} of {report['batches']} batches, held out: "
-            f"{digits(whole['before'])} before, {digits(whole['after'])} after"
-        )
-    show(f"in {folder}: {', '.join(entry['file'] for entry in result['masks'].values())}, weights beside")
-
-
-def digits(value: float | None) -> str:
-    """Write a loss."""
-    return "-" if value is None else f"{value:.4g}"
