@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 from multiflow.calibration import STATISTICS
@@ -37,10 +38,18 @@ def methods() -> str:
     )
 
 
+def filled(page: str, name: str, text: str) -> str:
+    """Return a page with a part between its marks."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    return re.sub(rf"{begin}.*?{end}", lambda _: f"{begin}{text}\n{end}", page, flags=re.S)
+
+
 if __name__ == "__main__":
     (FOLDER / "methods.md").write_text(methods())
+    import model_tables
     import payoff_tables
 
-    for _name, _text in payoff_tables.parts().items():
-        _page = payoff_tables.PLACES[_name]
-        _page.write_text(payoff_tables.filled(_page.read_text(), _name, _text))
+    for _tables in (payoff_tables, model_tables):
+        for _name, _text in _tables.parts().items():
+            _page = _tables.PLACES[_name]
+            _page.write_text(filled(_page.read_text(), _name, _text))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -152,9 +151,3 @@ def parts() -> dict[str, str]:
     ]
     first = next(iter(models.values()))
     return {"payoff": "\n\n".join(text), "payoff-short": first}
-
-
-def filled(page: str, name: str, text: str) -> str:
-    """Return a page with a part between its marks."""
-    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    return re.sub(rf"{begin}.*?{end}", lambda _: f"{begin}{text}\n{end}", page, flags=re.S)

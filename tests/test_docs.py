@@ -23,8 +23,9 @@ def test_generated_pages_are_fresh():
     assert (ROOT / "docs/methods.md").read_text() == methods(), "run make docs"
 
 
-def test_figures_of_what_zeros_buy_are_those_of_the_benchmark():
-    tables = runpy.run_path(str(ROOT / "docs/payoff_tables.py"))
+@pytest.mark.parametrize("tables", ["payoff_tables", "model_tables"])
+def test_generated_tables_are_those_of_their_sources(tables):
+    tables = runpy.run_path(str(ROOT / f"docs/{tables}.py"))
     for name, text in tables["parts"]().items():
         page = tables["PLACES"][name].read_text()
         assert f"<!-- {name} -->\n{text}\n<!-- /{name} -->" in page, "run make docs"

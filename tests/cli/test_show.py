@@ -43,6 +43,7 @@ def test_a_pruner_from_outside_is_listed(run: Run) -> None:
 def test_models_and_tasks(run: Run) -> None:
     models = cells(run("show", "models").out)
     assert {"xvlm", "vit", "dinov2", "dino"} <= {row[0] for row in models if row}
+    assert "read from the model" in [row[1] for row in models if len(row) > 1]
     tasks = cells(run("show", "tasks").out)
     assert ["retrieval"] in [row[:1] for row in tasks]
 

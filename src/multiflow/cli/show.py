@@ -132,6 +132,9 @@ def list_models() -> list[object]:
         if family.release
     ]
     rows += [(name, "bundled", "inside this package: name it like a model") for name in bundled_models()]
+    rows.append(
+        ("any other of transformers", "read from the model", "a Hugging Face id or folder: CLIP, LLaVA, Qwen-VL, ...")
+    )
     return [table("", ["model", "kind", "how to name it"], rows)]
 
 
