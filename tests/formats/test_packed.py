@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -19,6 +20,7 @@ import multiflow as mf
 from multiflow.base.artifacts import write_tensors
 from multiflow.base.packed import FILE, VALUES, decode, encode, packed_parts, read_packed, write_packed
 from multiflow.formats import export, unpack
+from multiflow.formats.packed import pack_folder
 from tests.conftest import Run
 
 ROOT = Path(__file__).parents[2]
@@ -223,3 +225,14 @@ def test_types_that_are_not_packed_are_stored_as_they_are(tmp_path, dtype):
     tensor = torch.zeros(4, 6).to(dtype)
     found = read_packed(write_packed(tmp_path / "packed.safetensors", {"a": tensor}, "bf16", "none"))["a"]
     assert (found.dtype, found.shape) == (dtype, tensor.shape)
+
+
+def test_what_lies_beside_weights_is_copied_only_if_it_can_be_a_config(tmp_path: Path) -> None:
+    source = tmp_path / "sparse"
+    source.mkdir()
+    save_file({"weight": torch.zeros(4, 4)}, source / "model.safetensors")
+    with (source / "config.json").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(mf.MultiflowError, match=r"config\.json' has 8\.6 GB"):
+        pack_folder(source, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()

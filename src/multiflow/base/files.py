@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -70,6 +71,9 @@ MOST_TEXT = 2**20
 
 MOST_TABLE = 2**32
 """Bytes of a table or a JSON file at most."""
+
+MOST_BESIDE = 2**30
+"""Bytes at most of a file that is copied with a model: its config, tokenizer, card."""
 
 MOST_YAML = 2**18
 """Bytes of a YAML file at most: it is written by hand, and the parser is slow."""
@@ -146,6 +150,23 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
             return file.readall()
         except MemoryError as error:
             raise OSError(f"its {size} bytes do not fit into memory") from error
+
+
+def copy_files(files: Iterable[Path], folder: Path) -> None:
+    """Copy files that lie beside the weights of a model (config, tokenizer, processor, card) into a folder.
+
+    Raises:
+        MultiflowError: one is no regular file, or larger than any of these is.
+    """
+    for file in files:
+        size = file.stat().st_size
+        if not file.is_file() or size > MOST_BESIDE:
+            found = f"has {size / 1e9:.1f} GB" if file.is_file() else "is no regular file"
+            raise MultiflowError(
+                f"'{file}' {found}; files beside the weights of a model, which are copied with it, have at most "
+                f"{MOST_BESIDE / 1e9:.0f} GB: put it elsewhere"
+            )
+        shutil.copyfile(file, folder / file.name)
 
 
 def read_text(path: Path, wanted: str, most: int = MOST_TABLE) -> str:

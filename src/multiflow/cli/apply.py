@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.artifacts import check_regular, read_facts
 from multiflow.base.errors import MultiflowError
+from multiflow.base.files import copy_files
 from multiflow.base.packed import FILE as PACKED_FILE
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import whole_folder
@@ -89,8 +90,7 @@ def apply(settings: ApplySettings) -> None:
         _write_card(folder, settings, masks)
         for path in folder.glob("*.safetensors"):  # safetensors makes its files readable by their owner alone
             shutil.copymode(folder / "config.json", path)
-        for path in model_files(place, TOKENIZER_FILES + PROCESSOR_FILES):
-            shutil.copyfile(path, folder / path.name)
+        copy_files(model_files(place, TOKENIZER_FILES + PROCESSOR_FILES), folder)
         check_zeros(folder, model, masks)
     show(_described(settings, model, masks) + ", read back and checked")
 

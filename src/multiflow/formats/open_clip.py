@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from multiflow.base.files import copy_files
 from multiflow.data.images import CLIP_MEAN, CLIP_STD, read_statistics
 from multiflow.families.open_clip.names import model_config, of_open_clip
 
@@ -35,7 +35,7 @@ def write_open_clip(model: Any, state: Mapping[str, Tensor], folder: Path, besid
     for file in beside:
         if file.name == PIXELS:
             statistics |= read_statistics(file)
-        shutil.copyfile(file, folder / file.name)
+    copy_files(beside, folder)
     config = {"model_cfg": model_config(model.config), "preprocess_cfg": statistics}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

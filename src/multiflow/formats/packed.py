@@ -20,6 +20,7 @@ from torch import Tensor
 from multiflow.base.adapter import Adapter
 from multiflow.base.artifacts import read_foreign
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.files import copy_files
 from multiflow.base.guards import check_module, exclusively
 from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
 from multiflow.base.runs import whole_folder
@@ -107,13 +108,11 @@ def export(
                 else:
                     write_coreml(sparse, out, values)
                 model.config.save_pretrained(out)
-                for file in beside:
-                    shutil.copyfile(file, out / file.name)
+                copy_files(beside, out)
             return Path(path)
         model.save_pretrained(folder, state_dict=state)
         write_structure(model, folder)
-        for file in beside:
-            shutil.copyfile(file, folder / file.name)
+        copy_files(beside, folder)
         if format == "packed":
             return pack_folder(folder, path, values=values, compress=compress)
         with whole_folder(path) as out:
@@ -134,9 +133,8 @@ def pack_folder(source: str | Path, path: str | Path, *, values: str = "bf16", c
     for file in files:
         tensors |= read_foreign(file)
     with whole_folder(path) as out:
-        for file in source.iterdir():
-            if file.is_file() and file not in files and not file.name.endswith(".index.json"):
-                shutil.copyfile(file, out / file.name)
+        others = (file for file in source.iterdir() if file.is_file() and file not in files)
+        copy_files((file for file in others if not file.name.endswith(".index.json")), out)
         write_packed(out / FILE, tensors, values, compress)
     return Path(path)
 
@@ -152,9 +150,7 @@ def unpack(path: str | Path, out: str | Path) -> Path:
         raise MultiflowError(f"'{source}' holds no {FILE}; give a folder that mf.export or 'multiflow export' wrote")
     tensors = read_packed(source / FILE)  # all of it is checked before anything is written
     with whole_folder(out) as folder:
-        for file in source.iterdir():
-            if file.is_file() and file.name != FILE:
-                shutil.copyfile(file, folder / file.name)
+        copy_files((file for file in source.iterdir() if file.is_file() and file.name != FILE), folder)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return Path(out)
 

@@ -6,7 +6,6 @@ touch is anything but a copy. Shards, names, types and the rest of the folder st
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from multiflow.base.artifacts import write_lazily
 from multiflow.base.errors import MultiflowError
+from multiflow.base.files import copy_files
 from multiflow.base.offload import stored_value, weight_places
 from multiflow.base.types import Layer, Layout, place_of
 from multiflow.masks import Masks
@@ -47,6 +47,8 @@ def apply_to_shards(model: nn.Module, masks: Masks, changed: Mapping[str, Tensor
             f"the weight '{moved}' is stored in another form than the model has it in, so that shards cannot be pruned "
             "one by one; apply the masks without --stream"
         )
+    others = (path for path in files[0].parent.iterdir() if path.is_file() and not path.name.startswith("."))
+    copy_files((path for path in others if path.suffix not in WEIGHTS), folder)
     for file in files:
         with safe_open(file, "pt", backend="pread") as source:  # nothing stays mapped
             slices = {key: source.get_slice(key) for key in source.keys()}  # noqa: SIM118
@@ -60,9 +62,6 @@ def apply_to_shards(model: nn.Module, masks: Masks, changed: Mapping[str, Tensor
                 return _pruned(model, name, wanted[name], masks, changed).to(value.dtype)
 
             write_lazily(folder / file.name, kinds, load, source.metadata() or {})
-    for path in files[0].parent.iterdir():
-        if path.is_file() and not path.name.startswith(".") and path.suffix not in WEIGHTS:
-            shutil.copyfile(path, folder / path.name)
 
 
 def _by_parameter(model: nn.Module, layout: Layout) -> dict[str, list[Layer]]:

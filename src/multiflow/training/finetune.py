@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from multiflow.base.artifacts import read_facts, write_facts
+from multiflow.base.files import copy_files
 from multiflow.base.parallel import agree, exchange, rank, world
 from multiflow.base.progress import Report, paced
 from multiflow.base.runs import run_folder
@@ -228,8 +229,7 @@ def _write_model(
     write_structure(model, partial)
     if hasattr(preprocessing.tokenizer, "save_pretrained"):
         preprocessing.tokenizer.save_pretrained(partial)
-    for path in preprocessing.files:
-        shutil.copyfile(path, partial / path.name)
+    copy_files(preprocessing.files, partial)
     write_facts(partial / VALIDATION, figures)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
