@@ -186,10 +186,22 @@ def read_foreign(path: str | Path, fix: str = "copy it again") -> dict[str, Tens
     Raises:
         MultiflowError: it is no regular file, or claims other sizes than it has.
     """
+    check_foreign(path, fix)
+    try:
+        return load_file(path)
+    except DAMAGED as error:
+        raise MultiflowError(f"'{path}' is not a complete safetensors file ({_said(error)}); {fix}") from error
+
+
+def check_foreign(path: str | Path, fix: str = "copy it again") -> None:
+    """Look at a safetensors file of others before a library maps it.
+
+    Raises:
+        MultiflowError: it is no regular file, or claims other sizes than it has.
+    """
     check_regular(path, "safetensors file")
     try:
         _check_claims(Path(path))
-        return load_file(path)
     except DAMAGED as error:
         raise MultiflowError(f"'{path}' is not a complete safetensors file ({_said(error)}); {fix}") from error
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from multiflow.base.artifacts import check_foreign
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
 from multiflow.base.files import beside, check_files, exists, shortened
 from multiflow.base.guards import is_shortage
@@ -212,6 +213,11 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
             "and its family"
         )
     check_files(source, ("config.json", "generation_config.json"), "model")
+    try:
+        for file in sorted(Path(source).glob("*.safetensors")):
+            check_foreign(file)
+    except MultiflowError as error:
+        raise MultiflowError(f"cannot load folder '{source}': {error}") from error
     try:
         config = _read_config(source)
         if family is not None:
