@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
@@ -71,6 +72,77 @@ def test_the_reader_in_the_documents_agrees(tmp_path, values, compress):
     theirs = runpy.run_path(str(ROOT / "docs/packed_reader.py"))["read"](str(path))
     assert set(theirs) == {"w", "b"}
     assert np.array_equal(theirs["w"].astype(np.float32), read_packed(path)["w"].float().numpy())
+
+
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_what_came_in_two_bytes_is_stored_in_two_and_comes_back_wide(tmp_path, kind, wide):
+    """As in a model whose file is in float16, which is computed with in float32."""
+    of = torch.finfo(HALVES[kind])
+    short = torch.tensor([1 + of.eps, -0.0, math.inf, of.smallest_normal]).to(HALVES[kind])
+    tensors = {"norm": short.to(wide), "whole": torch.arange(4), "w": sparse((8, 8), HALVES[kind]).to(wide)}
+    path = write_packed(tmp_path / "p.safetensors", tensors, "fp32", "zlib")
+    assert load_torch(path)["norm"].dtype == HALVES[kind]
+    for name, again in read_packed(path).items():
+        assert (again.dtype, bits(again)) == (tensors[name].dtype, bits(tensors[name]))
+    dense = next(part for part in packed_parts(path) if part.part == "dense")
+    assert dict(dense.types) == {kind: 8, "int64": 32}
+    assert dense.dense == 4 * wide.itemsize + 32
+    theirs = runpy.run_path(str(ROOT / "docs/packed_reader.py"))["read"](str(path))["norm"]
+    assert np.array_equal(theirs, short.to(wide).numpy())
+    assert theirs.dtype.itemsize == wide.itemsize
+
+
+def test_float32_stays_unless_told(tmp_path):
+    norm, far = torch.randn(64), torch.tensor([1e6, 1.0])
+    tensors = {"norm": norm, "far": far, "w": sparse((8, 8), torch.float32)}
+    same = write_packed(tmp_path / "same", tensors, "bf16", "zlib")
+    assert (load_torch(same)["norm"].dtype, bits(read_packed(same)["norm"])) == (torch.float32, bits(norm))
+    for rest, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        path = write_packed(tmp_path / rest, tensors, "bf16", "zlib", rest=rest)
+        assert load_torch(path)["norm"].dtype == kind
+        assert torch.equal(read_packed(path)["norm"], norm.to(kind).float())
+        assert read_packed(path)["norm"].dtype == torch.float32
+    assert torch.equal(read_packed(path)["far"], far)  # float16 does not hold it: it stays as it is
+
+
+@pytest.mark.parametrize("narrowed", [5, {"b": "int8"}, {"b": ["float32"]}, {"w": "float32"}, {"b": "float32"}])
+def test_headers_that_widen_what_is_not_there_or_not_short(tmp_path, narrowed):
+    coding = {"shape": [2, 2], "dtype": "bfloat16", "values": "bf16", "count": 0, "compress": "none"}
+    stored = {"w.bitmap": torch.zeros(1, dtype=torch.uint8), "w.values": torch.zeros(0, dtype=torch.uint8)}
+    path = tmp_path / "p.safetensors"
+    header = {"packed": 1, "codings": {"w": coding}, "narrowed": narrowed}
+    write_tensors(path, {**stored, "b": torch.ones(3)}, header)
+    with pytest.raises(mf.MultiflowError, match="damaged"):
+        read_packed(path)
+
+
+def test_a_packed_folder_of_a_model_in_two_bytes_is_smaller_than_the_dense_one(run: Run, tiny: Path, tmp_path: Path):
+    model = mf.load_model(tiny).half()
+    model.save_pretrained(tmp_path / "dense")
+    masks = mf.prune(model, "magnitude-layer", 0.5).masks[0.5]
+    masks.save(tmp_path / "mask.safetensors")
+    masks.apply_(model)
+    wide = mf.load_model(tmp_path / "dense").float()  # as a user computes with it on a CPU
+    one = export(wide, masks, tmp_path / "one", values="fp16", compress="none")
+    written = sum(part.size for part in packed_parts(one / FILE) if part.part != "header")  # most, of one so tiny
+    assert written < 0.8 * sum(weight.nbytes for weight in model.parameters())
+    for (name, ours), theirs in zip(mf.load_model(one).named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs.to(ours.dtype)), name
+    # one in float32 says what would halve the rest, and does it when told
+    out = run("export", tiny, "--mask", "mask.safetensors", "--out", "wide")
+    told = run("export", tiny, "--mask", "mask.safetensors", "--out", "short", "--rest", "bf16")
+    assert "--rest bf16" in out.out
+    assert "--rest bf16" not in told.out
+    assert "--rest bf16" in run("show", "wide").out
+    assert "tensors with few zeros: bfloat16" in run("show", "short").out
+    assert (tmp_path / "short" / FILE).stat().st_size < (tmp_path / "wide" / FILE).stat().st_size
+    assert "bf15" in run("export", tiny, "--mask", "mask.safetensors", "--out", "x", "--rest", "bf15").error
+    refused = run("export", tiny, "--mask", "mask.safetensors", "--out", "x", "--rest", "bf16", "--format", "folder")
+    assert "--rest" in refused.error
 
 
 def test_what_has_few_zeros_is_stored_as_it_is(tmp_path):

@@ -8,9 +8,11 @@ A packed file is a safetensors file. A tensor NAME that is packed becomes, as on
   come first, then all second bytes and so on (byte planes, which compress better); as ``int8`` one byte each.
 - ``NAME.scales``: for ``int8`` alone, one little-endian float32 a row: an entry is int8 times the scale of its row.
 
-Each of these parts may be compressed by itself (zlib or zstd). Other tensors are stored as they are. It is an artifact
-like all of ours (`multiflow.base.artifacts`), whose header says beside the checksums: the version of the packing, and
-the shape, dtype and coding of each packed tensor. The whole is specified in docs/formats.md.
+Each of these parts may be compressed by itself (zlib or zstd). Other tensors are stored as they are; those whose
+numbers all fit into a shorter type, or that are to be rounded to one, in that type: ``narrowed`` in the header says
+what they are read back as. It is an artifact like all of ours (`multiflow.base.artifacts`), whose header says beside
+the checksums: the version of the packing, and the shape, dtype and coding of each packed tensor. docs/formats.md
+specifies the whole.
 """
 
 from __future__ import annotations
@@ -35,9 +37,16 @@ FILE = "packed.safetensors"
 
 KEY = "packed"
 """Of the header, under which the version of the packing stands."""
+NARROWED = "narrowed"
+"""Of the header: name of a tensor that is stored in a shorter type -> the dtype that it is read back as."""
+SAME = "same"
+"""What the rest of the tensors is stored in, if nothing else is said: they come back bit for bit."""
 AGAIN = "export the model again"
 VALUES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
 """How entries are stored -> the dtype of what is stored."""
+
+REST = (SAME, "bf16", "fp16", "fp32")
+"""What tensors that are not packed can be stored in."""
 
 STANDS_FOR = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 UNSIGNED: dict[int, Any] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
@@ -93,7 +102,7 @@ def encode(tensor: Tensor, values: str, compress: str) -> tuple[Coding, dict[str
     chosen = _bits(stored)[kept]
     parts["bitmap"] = np.packbits(kept)
     parts["values"] = chosen.view("u1").reshape(-1, stored.element_size()).T.ravel()
-    coding = Coding(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), values, len(chosen), compress)
+    coding = Coding(tuple(tensor.shape), _named(tensor.dtype), values, len(chosen), compress)
     press = _compressor(compress)
     return coding, {name: torch.from_numpy(np.frombuffer(press(part), "u1").copy()) for name, part in parts.items()}
 
@@ -139,7 +148,33 @@ def _joined(planes: np.ndarray) -> np.ndarray:
     return found
 
 
-def write_packed(path: Path, tensors: Mapping[str, Tensor], values: str, compress: str, least: float = 0.2) -> Path:
+def narrow(tensors: Mapping[str, Tensor], rest: str) -> dict[str, Tensor]:
+    """Return the tensors that can be stored in a shorter type, in that type.
+
+    Args:
+        tensors: floating point numbers or not.
+        rest: a name of `REST`. ``same``: the type that the model came in, if that was of two bytes: one that holds at
+            least half of all the numbers, and then every tensor that it holds, bit for bit. A named one: rounded to
+            it, but for a tensor with a number that it cannot hold, such as 1e6 in fp16.
+    """
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype in (torch.float64, *STANDS_FOR)}
+    size = sum(tensor.numel() for tensor in floats.values())
+    for kind in (torch.float16, torch.bfloat16, torch.float32) if rest == SAME else (VALUES[rest],):
+        found = {}
+        for name, tensor in floats.items():
+            if kind.itemsize < tensor.itemsize:
+                short = tensor.to(kind)
+                exact = torch.equal(_words(short.to(tensor.dtype)), _words(tensor))
+                if exact or (rest != SAME and torch.equal(short.isfinite(), tensor.isfinite())):
+                    found[name] = short
+        if rest != SAME or 2 * sum(short.numel() for short in found.values()) >= size:
+            return found
+    return {}
+
+
+def write_packed(
+    path: Path, tensors: Mapping[str, Tensor], values: str, compress: str, least: float = 0.2, rest: str = SAME
+) -> Path:
     """Write tensors to a packed file, whole or not at all; return its path.
 
     Args:
@@ -148,12 +183,14 @@ def write_packed(path: Path, tensors: Mapping[str, Tensor], values: str, compres
         values: how the entries of packed tensors are stored, a name of `VALUES`.
         compress: ``none``, ``zlib`` or ``zstd``.
         least: share of zeros from which a tensor of floating point numbers with two or more dimensions is packed.
+        rest: what the others are stored in, a name of `REST`; ``same`` = so that they come back bit for bit.
     """
     stored: dict[str, Tensor] = {}
+    packed: dict[str, Tensor] = {}
     codings: dict[str, Coding] = {}
     for name, tensor in tensors.items():
         if tensor.ndim < 2 or not tensor.numel() or not _is_sparse(tensor, least):
-            stored[name] = tensor.detach().cpu().contiguous().clone()
+            stored[name] = tensor.detach().cpu().contiguous()
             continue
         try:
             codings[name], parts = encode(tensor, values, compress)
@@ -161,9 +198,12 @@ def write_packed(path: Path, tensors: Mapping[str, Tensor], values: str, compres
             raise MultiflowError(
                 f"'{name}' cannot be packed: {error}; choose other values, or mend the weights"
             ) from error
-        stored.update({f"{name}.{part}": bits for part, bits in parts.items()})
+        packed.update({f"{name}.{part}": bits for part, bits in parts.items()})
+    short = narrow(stored, rest)
     header = {KEY: FORMAT, "codings": {name: asdict(coding) for name, coding in codings.items()}}
-    return write_tensors(path, stored, header)
+    header |= {NARROWED: {name: _named(stored[name].dtype) for name in short}} if short else {}
+    whole = {name: tensor.clone() for name, tensor in stored.items() if name not in short}
+    return write_tensors(path, {**whole, **short, **packed}, header)
 
 
 def read_packed(path: Path) -> dict[str, Tensor]:
@@ -174,6 +214,8 @@ def read_packed(path: Path) -> dict[str, Tensor]:
     """
     stored, header = read_tensors(path, "packed weights", AGAIN)
     codings = _codings(path, header)
+    for name, dtype in _narrowed(path, header, stored).items():
+        stored[name] = stored[name].to(dtype)
     tensors: dict[str, Tensor] = {}
     for name, coding in codings.items():
         try:
@@ -194,12 +236,14 @@ class PackedPart(NamedTuple):
         tensors: how many tensors have it.
         size: bytes in the file.
         dense: bytes that these tensors take unpacked, in the dtype that they are read back as; 0 for the header.
+        types: dtype in which tensors that are not packed are stored -> bytes.
     """
 
     part: str
     tensors: int
     size: int
     dense: int
+    types: Mapping[str, int]
 
 
 def packed_parts(path: Path) -> list[PackedPart]:
@@ -210,19 +254,41 @@ def packed_parts(path: Path) -> list[PackedPart]:
     """
     stored, header = read_tensors(path, "packed weights", AGAIN)
     codings = _codings(path, header)
+    narrowed, types = _narrowed(path, header, stored), dict[str, int]()
     found: dict[str, list[int]] = {part: [0, 0, 0] for part in ("bitmap", "values", "scales", "dense")}
     for name, tensor in stored.items():
         of, _, part = name.rpartition(".")
         coding = codings.get(of) if part in found else None
         size = tensor.numel() * tensor.element_size()
-        unpacked = size
         if coding:
             itemsize: int = getattr(torch, coding.dtype).itemsize
             unpacked = math.prod(coding.shape) * itemsize if part == "values" else 0
+        else:
+            unpacked = tensor.numel() * narrowed.get(name, tensor.dtype).itemsize
+            types[_named(tensor.dtype)] = types.get(_named(tensor.dtype), 0) + size
         for at, more in enumerate((1, size, unpacked)):
             found[part if coding else "dense"][at] += more
-    listed = [PackedPart(part, *numbers) for part, numbers in found.items() if numbers[0]]
-    return [*listed, PackedPart("header", 0, path.stat().st_size - sum(part.size for part in listed), 0)]
+    listed = [
+        PackedPart(part, *numbers, types if part == "dense" else {}) for part, numbers in found.items() if numbers[0]
+    ]
+    return [*listed, PackedPart("header", 0, path.stat().st_size - sum(part.size for part in listed), 0, {})]
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _narrowed(path: Path, header: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """Return name -> dtype of the tensors that were stored in a shorter one."""
+    listed = header.get(NARROWED, {})
+    found: dict[str, torch.dtype] = {}
+    for name, said in listed.items() if isinstance(listed, dict) else [("narrowed", listed)]:
+        wide = {_named(kind): kind for kind in (torch.float32, torch.float64)}.get(str(said))
+        short = stored[name].dtype if name in stored else None
+        if wide is None or short not in STANDS_FOR or short.itemsize >= wide.itemsize:
+            raise MultiflowError(f"the header of packed file '{path}' is damaged at '{name}'; {AGAIN}")
+        found[name] = wide
+    return found
 
 
 def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:
@@ -258,6 +324,11 @@ def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:
 
 def _rows(shape: tuple[int, ...]) -> tuple[int, int]:
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """Return the bits of the entries as whole numbers of their size: what is equal here is equal bit for bit."""
+    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

@@ -20,6 +20,7 @@ from multiflow.base import display
 from multiflow.base.errors import MultiflowError
 
 if TYPE_CHECKING:
+    from multiflow.base.packed import PackedPart
     from multiflow.cli import Command
 
 NUMBER = re.compile(r"[\d.,]+( %| [kMG]B)?")
@@ -96,6 +97,18 @@ def megabytes(size: int) -> str:
     '22.9 MB'
     """
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def wide_rest(parts: Sequence[PackedPart]) -> str:
+    """Say what halves a packed file of which much is in float32; empty where that is little."""
+    whole = sum(part.size for part in parts)
+    wide = sum(part.types.get(name, 0) for part in parts for name in ("float32", "float64"))
+    if wide < 0.2 * whole:
+        return ""
+    return (
+        f"{megabytes(wide)} of it ({percent(wide / whole)}) is what is not pruned, in float32: --rest bf16 of "
+        "'multiflow export' stores it in half, rounded"
+    )
 
 
 def print_help(commands: Iterable[Command]) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from multiflow.base.packed import FILE, SAME, packed_parts
 from multiflow.base.registry import import_modules
 from multiflow.base.structure import STRUCTURE_FILE
-from multiflow.cli.console import one_line_warnings, percent, show
+from multiflow.cli.console import one_line_warnings, percent, show, wide_rest
 from multiflow.cli.masks import fitted
 from multiflow.cli.settings import LayerOptions, MaskSparsity, ModelOptions, Modules, chosen_adapter, own_first
 from multiflow.families.opening import (
@@ -40,6 +41,8 @@ class ExportSettings(LayerOptions, ModelOptions):
             or coreml
         compact: remove the neurons and heads that the mask has killed: a smaller model, faster in any runtime
         values: how kept weights are stored: bf16, fp16, fp32 (exact where the model is of that type) or int8
+        rest: packed: how what is not pruned is stored: same (bit for bit, in two bytes where nothing is lost by it), or
+            bf16, fp16 or fp32, rounded to that
         compress: zlib, zstd (needs the package zstandard) or none
     """
 
@@ -49,6 +52,7 @@ class ExportSettings(LayerOptions, ModelOptions):
     sparsity: MaskSparsity = None
     format: Annotated[str, arg(metavar="NAME")] = "packed"
     values: Annotated[str, arg(metavar="TYPE")] = "bf16"
+    rest: Annotated[str, arg(metavar="TYPE")] = SAME
     compress: Annotated[str, arg(metavar="NAME")] = "zlib"
     compact: Annotated[bool, arg(help_behavior_hint="")] = False
     modules: Modules = ()
@@ -75,6 +79,7 @@ def export(settings: ExportSettings) -> None:
             beside,
             compact=settings.compact,
             adapter=adapter,
+            rest=settings.rest,
         )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in WEIGHTS)
     dense = 2 * sum(parameter.numel() for parameter in model.parameters())
@@ -87,3 +92,5 @@ def export(settings: ExportSettings) -> None:
         f"{folder}: {type(model).__name__} with {percent(masks.sparsity)} of the prunable weights zero, "
         f"{size / 1e6:.1f} MB; dense in bfloat16 {dense / 1e6:.1f} MB. {speed}"
     )
+    if settings.format == "packed" and (hint := wide_rest(packed_parts(folder / FILE))):
+        show(hint)

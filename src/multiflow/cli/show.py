@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -18,11 +18,11 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.adapter import Adapter, prunable_shares
 from multiflow.base.errors import MultiflowError, did_you_mean, unknown
-from multiflow.base.packed import FILE, packed_parts
+from multiflow.base.packed import FILE, PackedPart, packed_parts
 from multiflow.base.registry import import_modules
 from multiflow.base.types import Layer, Layout, LiveWeights
 from multiflow.cli import COMMANDS
-from multiflow.cli.console import find_run, megabytes, percent, show_run, table
+from multiflow.cli.console import find_run, megabytes, percent, show_run, table, wide_rest
 from multiflow.cli.console import show as put
 from multiflow.cli.masks import compare_masks, is_mask_file, show_masks
 from multiflow.cli.settings import LayerOptions, ModelOptions, Modules, chosen_adapter, own_first, parse
@@ -94,7 +94,10 @@ def show(settings: ShowSettings) -> None:
             if unseen:
                 put(unseen)
             if (packed := Path(place) / FILE).is_file():
-                put(packed_table(packed))
+                parts = packed_parts(packed)
+                put(packed_table(packed, parts))
+                if hint := wide_rest(parts):
+                    put(hint)
         case given:
             raise MultiflowError(f"'multiflow show' got {len(given)} names; expected {WHAT}")
 
@@ -173,22 +176,37 @@ PACKED_PARTS = {
     "bitmap": "which weights are kept: a bit each",
     "values": "the weights that are kept",
     "scales": "a number a row of int8",
-    "dense": "tensors with few zeros, as they are",
+    "dense": "tensors with few zeros",
     "header": "names, checksums",
 }
 """Part of a packed file -> what it holds."""
 
 
-def packed_table(path: Path) -> Table:
+def packed_table(path: Path, parts: Sequence[PackedPart]) -> Table:
     """Lay out what each part of a packed file takes, and what the same tensors take dense."""
-    parts = packed_parts(path)
     whole, dense = sum(part.size for part in parts), sum(part.dense for part in parts)
     rows = [
-        (part.part, PACKED_PARTS[part.part], part.tensors or "-", megabytes(part.size), percent(part.size / whole))
+        (
+            part.part,
+            PACKED_PARTS[part.part] + stored_in(part.types),
+            part.tensors or "-",
+            megabytes(part.size),
+            percent(part.size / whole),
+        )
         for part in parts
     ]
     rows.append(("in all", f"{percent(whole / dense)} of {megabytes(dense)} dense", "-", megabytes(whole), percent(1)))
     return table(f"{path.name} by part", ["part", "holds", "tensors", "size", "of the file"], rows)
+
+
+def stored_in(types: Mapping[str, int]) -> str:
+    """Say in which types tensors are stored, the largest share first.
+
+    >>> stored_in({"int64": 80, "bfloat16": 3_000_000}), stored_in({})
+    (': bfloat16 3.0 MB, int64 0.1 kB', '')
+    """
+    listed = sorted(types.items(), key=lambda of: -of[1])
+    return ": " * bool(types) + ", ".join(f"{name} {megabytes(size)}" for name, size in listed)
 
 
 BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")

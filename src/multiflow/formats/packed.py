@@ -22,7 +22,7 @@ from multiflow.base.artifacts import read_foreign
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import copy_files
 from multiflow.base.guards import check_module, exclusively
-from multiflow.base.packed import FILE, VALUES, read_packed, write_packed
+from multiflow.base.packed import FILE, REST, SAME, VALUES, read_packed, write_packed
 from multiflow.base.runs import whole_folder
 from multiflow.base.structure import write_structure
 from multiflow.families.family import check_fit
@@ -49,6 +49,7 @@ def export(
     *,
     compact: bool = False,
     adapter: Adapter | None = None,
+    rest: str = SAME,
 ) -> Path:
     """Write a sparse model as a folder in which zeros cost one bit, and less where it is compressed; return the folder.
 
@@ -68,6 +69,9 @@ def export(
         beside: files to copy, such as those of the tokenizer.
         compact: whether the neurons and heads that the masks have killed are removed before, see `mf.compact`.
         adapter: for that, of a model that the library does not know.
+        rest: what everything that is not pruned (embeddings, norms, biases) is stored in, in a packed folder: ``same``
+            = so that it comes back bit for bit, in two bytes where that loses nothing, as in a model that came in
+            bfloat16 or float16; or ``bf16``, ``fp16``, ``fp32``, rounded to it. It is read back in its own dtype.
 
     Raises:
         MultiflowError: the masks are those of another model, the model cannot be pruned (one list of guards for all
@@ -77,11 +81,21 @@ def export(
     >>> mf.load_model("small")                             # doctest: +SKIP
     """
     format = {"openclip": "open_clip"}.get(format, format)
-    for kind, given, known in (("format", format, FORMATS), ("coding of values", values, VALUES)):
+    for kind, given, known in (
+        ("format", format, FORMATS),
+        ("coding of values", values, VALUES),
+        ("type of the rest", rest, REST),
+    ):
         if given not in known:
             raise unknown(kind, given, known)
     if compress not in COMPRESSIONS:
         raise unknown("compression", compress, COMPRESSIONS)
+    if rest != SAME and format != "packed":
+        raise MultiflowError(
+            f"{{rest}} '{rest}' is for packed folders, and the format is '{format}'; bring the model into that dtype "
+            "before, or leave it out",
+            field="rest",
+        )
     check_module(model)
     if not hasattr(model, "save_pretrained"):
         raise MultiflowError(f"a {type(model).__name__} has no save_pretrained; export takes models of transformers")
@@ -114,16 +128,18 @@ def export(
         write_structure(model, folder)
         copy_files(beside, folder)
         if format == "packed":
-            return pack_folder(folder, path, values=values, compress=compress)
+            return pack_folder(folder, path, values=values, compress=compress, rest=rest)
         with whole_folder(path) as out:
             shutil.copytree(folder, out, dirs_exist_ok=True)
         return Path(path)
 
 
-def pack_folder(source: str | Path, path: str | Path, *, values: str = "bf16", compress: str = "zlib") -> Path:
+def pack_folder(
+    source: str | Path, path: str | Path, *, values: str = "bf16", compress: str = "zlib", rest: str = SAME
+) -> Path:
     """Write the packed form of an ordinary folder of a sparse model; return its path.
 
-    Tensors in which at least a fifth of the entries is zero are packed, everything else is copied.
+    Tensors in which at least a fifth of the entries is zero are packed, everything else is stored as ``rest`` says.
     """
     source = Path(source)
     files = sorted(source.glob("*.safetensors"))
@@ -135,7 +151,7 @@ def pack_folder(source: str | Path, path: str | Path, *, values: str = "bf16", c
     with whole_folder(path) as out:
         others = (file for file in source.iterdir() if file.is_file() and file not in files)
         copy_files((file for file in others if not file.name.endswith(".index.json")), out)
-        write_packed(out / FILE, tensors, values, compress)
+        write_packed(out / FILE, tensors, values, compress, rest=rest)
     return Path(path)
 
 

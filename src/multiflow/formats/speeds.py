@@ -343,7 +343,7 @@ def _on_disk(model: Any, masks: Masks | None, weights: Any, form: str, memory: i
     with TemporaryDirectory() as place:
         folder, how = Path(place) / "model", FILES[form]
         if isinstance(how, str):
-            export(model, masks, folder, values=how, weights=weights)
+            export(model, masks, folder, values=how, weights=weights, rest="same" if how == "fp32" else "bf16")
         else:
             copy.deepcopy(model).to(how).save_pretrained(folder)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
