@@ -269,7 +269,9 @@ def packed_parts(path: Path) -> list[PackedPart]:
         for at, more in enumerate((1, size, unpacked)):
             found[part if coding else "dense"][at] += more
     listed = [
-        PackedPart(part, *numbers, types if part == "dense" else {}) for part, numbers in found.items() if numbers[0]
+        PackedPart(part, count, size, unpacked, types if part == "dense" else {})
+        for part, (count, size, unpacked) in found.items()
+        if count
     ]
     return [*listed, PackedPart("header", 0, path.stat().st_size - sum(part.size for part in listed), 0, {})]
 
