@@ -110,7 +110,7 @@ def test_missing_images_stop_it_before_the_model_is_loaded(run: Run, tiny: Path,
     assert f"{name} (no such" in error
     ran = run(*words, "--skip-missing")
     assert ran.code == 0
-    assert f"1 items are left out, such as {name}" in ran.err
+    assert f"left out: 1 item, such as {name}" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_what_is_missing_is_left_out_with_a_warning(shapes, tmp_path):
     gone.unlink()
     model, inputs, _ = pretrained("xvlm")
     settings = settings_for(tmp_path / "coco", steps=1, skip_missing=True)
-    with pytest.warns(UserWarning, match=rf"1 items are left out, such as {gone.name} \(no such file\)"):
+    with pytest.warns(UserWarning, match=rf"left out: 1 item, such as {gone.name} \(no such file\)"):
         finetune("retrieval", model, None, settings, tmp_path / "run", inputs)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from multiflow.base.errors import MultiflowError, did_you_mean
+from multiflow.base.errors import MultiflowError, counted, did_you_mean
 from multiflow.base.guards import check_layer, check_overlap, exactly, is_factor
 from multiflow.base.registry import resolve
 from multiflow.base.types import Layer, Layout, LiveWeights, WeightPart, weights_of
@@ -323,7 +323,7 @@ def _empty_group(group: str, regex: str, layers: list[Layer], modules: Mapping[s
     counts: dict[str, int] = {}
     for layer in layers:
         counts[layer.group] = counts.get(layer.group, 0) + 1
-    found = ", ".join(f"{name} ({count} layers)" for name, count in counts.items()) or "none"
+    found = ", ".join(f"{name} ({counted(count, 'layer')})" for name, count in counts.items()) or "none"
     names = dict.fromkeys(part for path in linear for part in [path, *path.split(".")])
     hint = did_you_mean(regex.strip("^$.*\\"), names)
     example = f"; linear layers are called such as '{linear[0]}'" if linear else "; the model has none"

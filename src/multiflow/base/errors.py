@@ -77,6 +77,15 @@ def printable(text: str) -> str:
     return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "layer"), counted(2400, "layer"), counted(0, "batch", "batches")
+    ('1 layer', '2,400 layers', '0 batches')
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def did_you_mean(given: str, choices: Iterable[object]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest choice, or an empty string.
 

@@ -20,7 +20,7 @@ from typing import NewType, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from multiflow.base.errors import MultiflowError
+from multiflow.base.errors import MultiflowError, counted
 
 MOST_BLOCK = 64  # M of the N:M patterns whose sparsities are written short
 Budget = NewType("Budget", dict[str, int])
@@ -117,7 +117,7 @@ class Layout(Mapping[str, Layer]):
 
     def __repr__(self) -> str:
         groups = ", ".join(f"{group} {len(layers)}" for group, layers in self.groups.items())
-        return f"Layout({len(self)} layers, {self.size:,} weights: {groups or 'none'})"
+        return f"Layout({counted(len(self), 'layer')}, {counted(self.size, 'weight')}: {groups or 'none'})"
 
     def __getitem__(self, name: str) -> Layer:
         return self._by_name[name]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.adapter import TokenMask, lay_mask
-from multiflow.base.errors import MultiflowError
+from multiflow.base.errors import MultiflowError, counted
 from multiflow.base.offload import check_readable, input_device, naming_missing, working_device
 from multiflow.base.parallel import exchange
 from multiflow.base.steps import Step
@@ -365,7 +365,7 @@ def check_groups_reached(layout: Layout, reached: Collection[str], batch: int) -
             continue
         if batch > 1:
             raise MultiflowError(
-                f"the {len(layers)} layers of group '{group}' saw nothing in {batch} batches; "
+                f"nothing reached {counted(len(layers), 'layer')} of group '{group}' in {batch} batches; "
                 f"{never_reached(layout, [layer.name for layer in layers])}"
             )
         logging.getLogger("multiflow").warning(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from multiflow.base.artifacts import check_tensors, read_tensors, write_tensors
-from multiflow.base.errors import MultiflowError
+from multiflow.base.errors import MultiflowError, counted
 from multiflow.base.parallel import exchange, sum_over_ranks_
 from multiflow.base.registry import Registry
 from multiflow.calibration.batches import check_some
@@ -88,8 +88,8 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
     unused: tuple[str, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
-        names = ", ".join(f"{name} of {len(layers)} layers" for name, layers in self.sums.items())
-        return f"Stats({names or 'empty'}, {self.batches} batches)"
+        names = ", ".join(f"{name} of {counted(len(layers), 'layer')}" for name, layers in self.sums.items())
+        return f"Stats({names or 'empty'}, {counted(self.batches, 'batch', 'batches')})"
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         return {layer: self.get_layer(name, layer) for layer in self.sums[name]}

@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.errors import MultiflowError, counted, unknown
 from multiflow.base.files import read_yaml
 from multiflow.base.registry import import_modules
 from multiflow.base.steps import clock
@@ -105,7 +105,7 @@ def bench_run(settings: BenchRunSettings) -> int:
     for cell in failed[:SHOWN]:
         say(f"{words(cell)} failed: {cell.error}")
     if failed:
-        say(f"{count(len(failed), 'cell')} failed; see {folder / 'errors'}; the next run tries them again")
+        say(f"{counted(len(failed), 'cell')} failed; see {folder / 'errors'}; the next run tries them again")
     return SOME_FAILED if failed else 0
 
 
@@ -192,15 +192,6 @@ def words(cell: Cell) -> str:
 
 def found(cell: Cell) -> str:
     return "failed" if cell.score is None else f"{cell.score:.1f} ({sum(cell.seconds.values()):.0f} s)"
-
-
-def count(number: int, what: str) -> str:
-    """Write a number of things.
-
-    >>> count(1, "cell"), count(2, "cell")
-    ('1 cell', '2 cells')
-    """
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def summary(title: str, plans: Sequence[Plan], cells: Mapping[str, Cell]) -> Table:

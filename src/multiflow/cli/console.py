@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from multiflow.base import display
-from multiflow.base.errors import MultiflowError
+from multiflow.base.errors import MultiflowError, counted
 
 if TYPE_CHECKING:
     from multiflow.base.packed import PackedPart
@@ -189,7 +189,8 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         towers = ", ".join(f"{name} {percent(share)}" for name, share in how["prunable"].items() if name != "model")
         show(f"prunable: {percent(how['prunable']['model'])} of the model" + (f" ({towers})" if towers else ""))
     if unused := how.get("unused"):
-        show(f"left out, since nothing of the output depends on them: {len(unused)} layers, first '{unused[0]}'")
+        layers = counted(len(unused), "layer")
+        show(f"left out, since nothing of the output depends on them: {layers}, first '{unused[0]}'")
     show(f"in {folder}: {', '.join(entry['file'] for entry in masks.values())}")
 
 

@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 
 from multiflow import __version__
 from multiflow.base.artifacts import describe_file, read_facts, write_facts
-from multiflow.base.errors import MultiflowError
+from multiflow.base.errors import MultiflowError, counted
 from multiflow.base.progress import console_progress, paced
 from multiflow.base.registry import import_modules
 from multiflow.base.runs import fresh_folder
@@ -119,7 +119,7 @@ def evaluate(settings: EvaluateSettings) -> None:
         **{name: column for name, column in columns.items() if column is not None},
     )
     if data.skipped:
-        say(f"{len(data.skipped)} items are left out, such as {data.skipped[0].key} ({data.skipped[0].reason})")
+        say(f"left out: {counted(len(data.skipped), 'item')}, such as {data.skipped[0].key} ({data.skipped[0].reason})")
     model = settings.open(place, settings.device, settings.dtype)
     if reads_by_processor(model):
         task.builder(model)
@@ -220,7 +220,9 @@ def say_what_is_left_out() -> None:
 def report(settings: EvaluateSettings, figures: Figures, data: Any, seconds: float, save: Path | None) -> None:
     """Print the figures, and write them beside what the model said."""
     rows = [(name, f"{value:.2f}") for name, value in figures.items()]
-    title = f"{settings.model} on {settings.task}: {len(data)} items of {data.source}, split {settings.split}"
+    title = (
+        f"{settings.model} on {settings.task}: {counted(len(data), 'item')} of {data.source}, split {settings.split}"
+    )
     show(table(title, [settings.task, "%"], rows) if rows else title)
     if save is None:
         return

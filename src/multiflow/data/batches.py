@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
-from multiflow.base.errors import MultiflowError
+from multiflow.base.errors import MultiflowError, counted
 from multiflow.data.collate import Batch, Inputs, Made, assemble_pairs, assemble_regions, chances, read_pixels
 from multiflow.data.dataset import (
     AnyData,
@@ -231,7 +231,7 @@ class ImageBatches(Repeatable):
         return batches if self.limit is None else min(batches, self.limit)
 
     def __str__(self) -> str:
-        return f"{len(self.data)} images from {self.data.source} ({self.data.layout})"
+        return f"{counted(len(self.data), 'image')} from {self.data.source} ({self.data.layout})"
 
     @property
     def _known_skips(self) -> Iterable[Any]:

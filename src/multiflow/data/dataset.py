@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from PIL import Image
 
-from multiflow.base.errors import MultiflowError
+from multiflow.base.errors import MultiflowError, counted
 
 Box: TypeAlias = "tuple[float, float, float, float]"
 """(x, y, width, height) in pixels of the image as given, the origin at its upper left corner."""
@@ -126,7 +126,7 @@ class SkipReport:
     def __str__(self) -> str:
         listed = ", ".join(f"{skip.key} ({skip.reason})" for skip in self.skips[:5])
         more = f" and {self.count - 5} more" if self.count > 5 else ""
-        return f"{self.count} of {self.seen} items skipped{': ' * bool(listed)}{listed}{more}"
+        return f"{self.count} of {counted(self.seen, 'item')} skipped{': ' * bool(listed)}{listed}{more}"
 
 
 @dataclass(frozen=True)

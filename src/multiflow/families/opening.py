@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from multiflow.base.artifacts import check_foreign
-from multiflow.base.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.errors import MultiflowError, counted, did_you_mean, unknown
 from multiflow.base.files import beside, check_files, exists, shortened
 from multiflow.base.guards import is_shortage
 from multiflow.base.hub import reach_hub
@@ -256,11 +256,11 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
         missing = sorted(report["missing_keys"])
         if offload is not None:
             raise MultiflowError(
-                f"'{source}' lacks {len(missing)} weights of a {type(model).__name__}, first '{missing[0]}', and there "
-                "is nothing to stream them from; load it whole"
+                f"'{source}' lacks {counted(len(missing), 'weight')} of {type(model).__name__}, first '{missing[0]}': "
+                "there is nothing to stream them from; load it whole"
             )
         warnings.warn(
-            f"'{source}' lacks {len(missing)} weights of {type(model).__name__}, which are now random: "
+            f"'{source}' lacks {counted(len(missing), 'weight')} of {type(model).__name__}, now random: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
             stacklevel=3,
         )

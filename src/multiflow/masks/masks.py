@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.display import bar, html_table, percent, shares
-from multiflow.base.errors import MultiflowError, did_you_mean, unknown
+from multiflow.base.errors import MultiflowError, counted, did_you_mean, unknown
 from multiflow.base.guards import alone, check_layer, check_module, check_overlap, check_values
 from multiflow.base.registry import resolve
 from multiflow.base.types import Layer, Layout, WeightPlace, places_of, weights_of
@@ -69,7 +69,7 @@ class Masks(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         method = f"{self.settings['method']}, " if "method" in self.settings else ""
         zeros = f"{percent(self.sparsity)} zeros: {shares(self.group_sparsities())}"
-        return f"Masks({method}{len(self)} layers, {self.layout.size:,} weights, {zeros})"
+        return f"Masks({method}{counted(len(self), 'layer')}, {counted(self.layout.size, 'weight')}, {zeros})"
 
     def _repr_html_(self) -> str:
         zeros = self.group_sparsities()

@@ -21,7 +21,7 @@ from multiflow.base.artifacts import (
     write_tensors,
 )
 from multiflow.base.display import bar, html_table, percent
-from multiflow.base.errors import MultiflowError
+from multiflow.base.errors import MultiflowError, counted
 from multiflow.base.files import is_regular, write_atomically
 from multiflow.base.hub import fetch, publish
 from multiflow.base.registry import resolve
@@ -225,7 +225,7 @@ class Result:
 def layers_text(masks: Mapping[float, Masks]) -> str:
     """Count the layers and weights that masks are for."""
     layout = next(iter(masks.values())).layout if masks else Layout(())
-    return f"{len(layout)} layers, {layout.size:,} weights"
+    return f"{counted(len(layout), 'layer')}, {counted(layout.size, 'weight')}"
 
 
 class BySparsity(dict[float, Value]):

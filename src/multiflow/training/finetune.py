@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from multiflow.base.artifacts import read_facts, write_facts
+from multiflow.base.errors import counted
 from multiflow.base.files import copy_files
 from multiflow.base.parallel import agree, exchange, rank, world
 from multiflow.base.progress import Report, paced
@@ -144,7 +145,7 @@ def _open_data(plan: FinetunePlan) -> tuple[Any, Any]:
     skipped = (*data.skipped, *val_data.skipped)
     if skipped and rank() == 0:
         some = f"{skipped[0].key} ({skipped[0].reason})"
-        warnings.warn(f"{len(skipped)} items are left out, such as {some}", stacklevel=3)
+        warnings.warn(f"left out: {counted(len(skipped), 'item')}, such as {some}", stacklevel=3)
     return data, val_data
 
 
