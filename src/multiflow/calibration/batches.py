@@ -261,5 +261,10 @@ def missing_keys_named(part: Any, batch: int) -> Iterator[None]:
         key = error.args[0] if error.args else None
         if not isinstance(part, Mapping) or key in part:
             raise
+        if not (isinstance(key, str) and key.isidentifier()):  # a table of the model's own, in which something lacks
+            said = " ".join(str(key).split()).rstrip(".")
+            raise MultiflowError(
+                f"the model cannot take batch {batch}: {said}; make it with the processor that belongs to the model"
+            ) from error
         has = ", ".join(map(str, part)) or "nothing"
         raise MultiflowError(f"batch {batch} has no '{key}', which the adapter needs; it has: {has}") from error

@@ -19,7 +19,7 @@ from multiflow.data.source import label_classes, open_images
 from multiflow.families.family import find_family, model_types, type_of
 from multiflow.families.opening import pixel_statistics
 
-COUNTED = ("input_ids", "pixel_values", "input_features", "input_values")  # a row each sample
+COUNTED = ("input_ids", "flattened_patches", "pixel_values", "input_features", "input_values")  # a row each sample
 MOST_BATCHES = 3000  # as published
 SHAPES_BATCHES = 16
 

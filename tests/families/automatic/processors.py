@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, PreTrainedTokenizerFast, VisionEncoderDecoderConfig, ViTConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
@@ -182,6 +183,41 @@ def blip_2(folder: Path) -> Path:
     )
 
 
+def instructblip(folder: Path) -> Path:
+    tokenizer, asking = byte_tokenizer("<image>", begins=True), byte_tokenizer(begins=True, ends=True)
+    config = tiny.build_config("instructblip", "InstructBlipForConditionalGeneration")
+    config.text_config.vocab_size, config.qformer_config.vocab_size = len(tokenizer), len(asking)
+    config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+    model = tiny.build_from(config, "InstructBlipForConditionalGeneration")
+    how, pixels = {"num_query_tokens": config.num_query_tokens}, BlipImageProcessorPil(size=PIXELS)
+    save(folder, model, tokenizer, pixels, "InstructBlipProcessor", **how)
+    asking.save_pretrained(folder / "qformer_tokenizer")
+    return folder
+
+
+def kosmos_2(folder: Path) -> Path:
+    names = [f"<patch_index_{i:04d}>" for i in range(4)]
+    parts = [f"<{end}{name}>" for name in ("image", "phrase", "object") for end in ("", "/")]
+    tokenizer = byte_tokenizer(*parts, "</delimiter_of_multi_objects/>", "<grounding>", *names, begins=True, ends=True)
+    model = sized("kosmos-2", "Kosmos2ForConditionalGeneration", tokenizer)
+    pixels = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=PIXELS)
+    return save(folder, model, tokenizer, pixels, "Kosmos2Processor", num_patch_index_tokens=len(names))
+
+
+def got_ocr2(folder: Path) -> Path:
+    tokenizer = byte_tokenizer("<imgpad>", "<img>", "</img>", "<|im_start|>", "<|im_end|>")
+    model = sized("got_ocr2", "GotOcr2ForConditionalGeneration", tokenizer, image_token_id="<imgpad>")
+    return save(folder, model, tokenizer, GotOcr2ImageProcessorPil(size=PIXELS), "GotOcr2Processor")
+
+
+def pixtral(folder: Path) -> Path:
+    words = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    tokenizer = byte_tokenizer(*words, chat_template=TURNS.replace("IMAGE", "[IMG]"))
+    model = sized("mistral3", "Mistral3ForConditionalGeneration", tokenizer, image_token_index="[IMG]")
+    pixels = PixtralImageProcessorPil(size={"longest_edge": SIDE}, patch_size={"height": PATCH, "width": PATCH})
+    return save(folder, model, tokenizer, pixels, "PixtralProcessor", patch_size=PATCH)
+
+
 def florence2(folder: Path) -> Path:
     tokenizer = byte_tokenizer("<image>", begins=True, ends=True, extra_special_tokens={"image_token": "<image>"})
     model = sized("florence2", "Florence2ForConditionalGeneration", tokenizer, image_token_id="<image>")
@@ -196,9 +232,23 @@ def vision_encoder_decoder(folder: Path) -> Path:
     return save(folder, model, tokenizer, ViTImageProcessorPil(size=PIXELS), "")
 
 
+def vit_gpt2(folder: Path) -> Path:
+    """A decoder whose tokenizer ends no text by itself, and fills up with the token that ends one."""
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    encoder = ViTConfig(image_size=SIDE, patch_size=PATCH, hidden_size=20, num_hidden_layers=1, num_attention_heads=1)
+    decoder = GPT2Config(vocab_size=len(tokenizer), n_embd=24, n_layer=1, n_head=3, n_positions=128)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.pad_token_id, config.decoder_start_token_id = 2, 1
+    model = tiny.build_from(config, "VisionEncoderDecoderModel")
+    return save(folder, model, tokenizer, ViTImageProcessorPil(size=PIXELS), "")
+
+
 def vilt(folder: Path) -> Path:
     tokenizer = byte_tokenizer(begins=True, ends=True)
-    model = sized("vilt", "ViltForQuestionAnswering", tokenizer)
+    config = tiny.build_config("vilt", "ViltForQuestionAnswering")
+    config.vocab_size, config.id2label = len(tokenizer), {0: "end", 1: "two"}
+    model = tiny.build_from(config, "ViltForQuestionAnswering")
     pixels = ViltImageProcessorPil(size={"shortest_edge": SIDE}, size_divisor=PATCH)
     return save(folder, model, tokenizer, pixels, "ViltProcessor")
 
@@ -211,4 +261,7 @@ def siglip_classifier(folder: Path) -> Path:
 
 
 SIX = ("clip", "siglip2", "llava", "qwen2_5_vl", "smolvlm", "paligemma")
-OTHERS = ("siglip", "git", "blip_2", "florence2", "vision_encoder_decoder", "vilt", "internvl", "ovis2")
+OTHERS = (
+    *("siglip", "git", "blip_2", "instructblip", "kosmos_2", "got_ocr2", "florence2", "vision_encoder_decoder"),
+    *("vit_gpt2", "vilt", "internvl", "ovis2"),
+)

@@ -20,7 +20,7 @@ from tests.data.worlds import picture, samples, write_images, write_json, write_
 from tests.families.automatic.processors import OTHERS, SIX
 
 TEXTS = ("a red square", "end", "two blue dots on a green field")  # one that is part of the end of a turn
-ANSWERS = {"clip": None, "siglip": None, "siglip2": None, "vilt": None}
+PAIRS = ("clip", "siglip", "siglip2")
 
 
 @pytest.fixture(params=(*SIX, *OTHERS))
@@ -50,10 +50,13 @@ def test_batches_run_through_the_model_and_their_labels_are_the_texts(vlm, kind,
     (batch,) = batches
     assert (batches.seen, batches.skipped.count) == (3, 0)
     out = model(**batch)
-    if kind in ANSWERS:
+    if kind in PAIRS:
         assert "labels" not in batch
         return
     assert torch.isfinite(out.loss)
+    if kind == "vilt":  # whose first answer is one of the texts
+        assert sorted(batch["labels"].tolist()) == [[0, 0], [0, 0], [1, 0]]
+        return
     tokenizer = load_processor(None, str(vlm(kind)), model).tokenizer
     said = [tokenizer.decode(row[row != -100], skip_special_tokens=True).strip() for row in batch["labels"]]
     assert sorted(said) == sorted(TEXTS)
@@ -63,6 +66,18 @@ def test_batches_run_through_the_model_and_their_labels_are_the_texts(vlm, kind,
         assert not counted[batch["attention_mask"] == 0].any()
         ends = batch["labels"][:, -1] if tokenizer.padding_side == "left" else None
         assert ends is None or (ends != -100).all()
+
+
+def test_labels_end_where_the_text_ends_and_a_question_is_asked_without_its_answer(vlm, table):
+    model, batches = opened(vlm, "vit_gpt2", table, **COLUMNS)
+    (batch,) = batches
+    assert all(row[row != -100][-1] == 2 for row in batch["labels"])
+    write_json(table.parent / "q" / "q.json", [{"image": "0.png", "question": "how many?", "answer": "2"}])
+    write_images(table.parent / "q", ["0.png"])
+    model, batches = opened(vlm, "instructblip", table.parent / "q")
+    (batch,) = batches
+    tokenizer = load_processor(None, str(vlm("instructblip")), model).qformer_tokenizer
+    assert tokenizer.decode(batch["qformer_input_ids"][0]) == "<s>how many?</s>"
 
 
 def test_batches_are_the_same_again_and_in_workers(vlm, table):
@@ -211,6 +226,11 @@ def test_a_package_that_is_missing_is_named(vlm, table, monkeypatch):
     monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
     with pytest.raises(mf.MultiflowError, match=r"needs a package that is not installed: .*num2words"):
         opened(vlm, "smolvlm", table, **COLUMNS)
+
+
+def test_a_processor_class_whose_package_is_missing_is_one_sentence(vlm, table):
+    with pytest.raises(mf.MultiflowError, match=r"needs a package that is not installed: PixtralProcessor"):
+        opened(vlm, "pixtral", table, **COLUMNS)
 
 
 def test_a_processor_of_another_model(vlm, table):

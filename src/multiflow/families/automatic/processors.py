@@ -186,7 +186,8 @@ def _options(source: str, *, trusted: bool) -> dict[str, Any]:
 def _without_videos(source: str, model: Any, options: Mapping[str, Any], why: ImportError) -> Any:
     """Put a processor together that cannot take videos; one that lacks another package is an error that names it."""
     kind = _class_of(source, model, options)
-    if kind is None or not any("video" in name for name in kind.get_attributes()):
+    absent = getattr(kind, "is_dummy", kind is None)  # a class that stands in for one whose packages are missing
+    if absent or not any("video" in name for name in kind.get_attributes()):
         raise _refusal(source, model, why)
     loaders: dict[str, Any] = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
     try:

@@ -20,8 +20,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import cached_property, partial, wraps
+from dataclasses import dataclass
+from functools import cached_property, wraps
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
@@ -31,11 +31,8 @@ from torch import Tensor
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import naming_damage
 from multiflow.base.guards import is_shortage
-from multiflow.data.examples import ExampleBatches, Sample, examples_of
-from multiflow.data.source import is_labelled, label_classes, open_data, open_images, open_labelled
-from multiflow.families.automatic.listening import hears, listener_of, made_up_sound, refuse_other, refuse_prompt
-from multiflow.families.automatic.processors import load_processor, takes
-from multiflow.families.batches import Counted, Source
+from multiflow.data.examples import Sample
+from multiflow.families.automatic.processors import takes
 from multiflow.families.opening import quiet_transformers
 
 Manner: TypeAlias = Literal["pairs", "chat", "suffix", "plain", "sequence", "answers", "images"]
@@ -43,11 +40,11 @@ Manner: TypeAlias = Literal["pairs", "chat", "suffix", "plain", "sequence", "ans
 DESCRIBE = "Describe this image in one sentence."
 PROMPTS = {"suffix": "caption en", "plain": "", "sequence": ""}  # what is asked where data and user say nothing
 TASK_PROMPT = "<CAPTION>"  # of Florence-2
-CLASS_PROMPT = "a photo of a {}."
 OTHER = "\u2042", "\u2021"  # texts that nobody says: where a line differs from that with one of them, the text begins
-ALONE = ("Blip2Processor", "InstructBlipProcessor", "Florence2Processor", "Kosmos2Processor")  # they place images
+ALONE = ("Blip2Processor", "InstructBlipProcessor", "Florence2Processor", "Kosmos2Processor", "FuyuProcessor")
+"""Processors that place images themselves."""
+FUYU_ANSWERS = "<0x04>"  # after it Fuyu answers; its processor puts one behind every text, that of the answer included
 IGNORED = -100
-MADE_UP = 224, 224  # pixels
 RELEASED = "give the processor of the model's release with {processor=DIR_OR_ID}"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -73,7 +70,8 @@ class Reader:
     takes: frozenset[str]  # names of the arguments of the model's forward
     positions: int | None = None  # tokens of a text at most, for models of pairs and decoders
     prompt: str | None = None  # what is asked of an image where the data do not say; None = what suits the manner
-    labels: Mapping[str, int] | None = None  # class -> its number, for models of images that classify
+    image_tokens: int | None = None  # of an image, where the model says so and its processor wants to be told
+    labels: Mapping[str, int] | None = None  # class or answer -> its number, for models that classify
     dtype: torch.dtype = torch.float32  # of the model's weights, to which pixels are cast
 
     @property
@@ -103,7 +101,8 @@ class Reader:
                 return batch
             case "pairs" | "answers":
                 asked = [p or t for p, t in zip(prompts, texts, strict=True)] if self.manner == "answers" else texts
-                return self._called(images=images, text=asked, **self._fitting)
+                batch = self._called(images=images, text=asked, **self._fitting)
+                return batch | self._chosen(texts) if self.manner == "answers" else batch
             case "sequence":
                 batch = self.questions(images, [of.prompt for of in examples])
                 return batch | {"labels": self._written(texts)}
@@ -111,7 +110,11 @@ class Reader:
                 asked = [f"{self._image_token}{prompt}" for prompt in prompts]
                 return self._called(images=images, text=asked, suffix=texts, padding=True)
         whole = [self._line(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        batch = self._in_line(images, [line for line, _ in whole])
+        ended = {"add_eos_token": True} if type(self.processor).__name__ == "Kosmos2Processor" else {}
+        batch = self._in_line(images, [line for line, _ in whole], **ended)
+        if "qformer_input_ids" in batch:  # InstructBLIP's looks at the image with the question, not with the answer
+            asked = self.processor.qformer_tokenizer(prompts, padding=True, return_tensors="pt")
+            batch |= {f"qformer_{name}": asked[name] for name in ("input_ids", "attention_mask")}
         lengths = [self._length_behind(line, start) for line, start in whole]
         return batch | {"labels": _labels(batch, lengths)}
 
@@ -203,7 +206,7 @@ class Reader:
     def _line(self, prompt: str, text: str | None) -> tuple[str, int]:
         """Return image, prompt and text in one line, and where in it the text begins."""
         if self.manner == "plain":
-            before = f"{self._image_token}{prompt}{' ' if prompt and text else ''}"
+            before = self._before(prompt, text)
             end = "" if text is None or self._ends else self.tokenizer.eos_token or ""
             return f"{before}{text or ''}{end}", len(before)
         turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
@@ -214,6 +217,18 @@ class Reader:
             for said in (text, OTHER[text.strip()[:1] == OTHER[0]])
         )
         return line, _same(line, other)
+
+    def _before(self, prompt: str, text: str | None) -> str:
+        """Return what stands before a text in one line with the image and the prompt."""
+        match type(self.processor).__name__:
+            case "FuyuProcessor":
+                return prompt if text is None else f"{prompt}{FUYU_ANSWERS}"
+            case "GotOcr2Processor":  # a chat model without a template
+                how = self.processor
+                start, stop = how.message_start_token, how.message_end_token
+                image = f"{how.img_start_token}{how.image_token}{how.img_end_token}"
+                return f"{start}{how.system_query}{stop}{start}user\n{image}\n{prompt}{stop}{start}assistant\n"
+        return f"{self._image_token}{prompt}{' ' if prompt and text else ''}"
 
     def _render(self, turns: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Write turns as the chat template says; one for texts alone gets the image's token in the text."""
@@ -258,28 +273,45 @@ class Reader:
         if self.manner == "chat" and begin and lines[0].startswith(begin):
             options["add_special_tokens"] = False
         nested: list[Any] = list(images)
-        if self._image_token:
+        if self._image_token and type(self.processor).__name__ != "GotOcr2Processor":  # that takes pages in lists
             nested = [[image] if isinstance(image, Image.Image) else list(image) for image in images]
         if not any(nested):  # texts alone
             return self._called(text=lines, padding=True, **options)
-        return self._called(images=nested, text=lines, padding=True, **options)
+        batch = self._called(images=nested, text=lines, padding=True, **options)
+        if FUYU_ANSWERS in lines[0]:  # the one behind the answers, which are all at the right end
+            last = batch["input_ids"].shape[1] - 1
+            batch = {name: of[:, :last] if of.shape[1] == last + 1 else of for name, of in batch.items()}
+        return batch
 
     def _length_behind(self, line: str, start: int) -> int:
         """Return how many tokens at the end of a line belong to the text, which begins at a character of it."""
-        if start == 0:
-            return len(self.tokenizer(line)["input_ids"])
         whole, before = (self.tokenizer(part)["input_ids"] for part in (line, line[:start]))
         return len(whole) - _same(whole, before)
 
+    def _chosen(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Return which of its answers a classifier of questions is to give; nothing where it knows none of them."""
+        known = self.labels or {}
+        numbers = [known.get(text.strip().lower()) for text in texts]
+        if all(number is None for number in numbers):
+            return {}
+        labels = torch.zeros(len(texts), len(known), dtype=self.dtype)
+        for row, number in enumerate(numbers):
+            if number is not None:
+                labels[row, number] = 1
+        return {"labels": labels}
+
     def _written(self, texts: Sequence[str]) -> Tensor:
-        """Return texts as the labels of a decoder."""
+        """Return texts, each with its end, as the labels of a decoder."""
         most = {"truncation": True, "max_length": self.positions} if self.positions else {}
-        found = self.tokenizer(list(texts), padding=True, return_tensors="pt", **most)
+        end = "" if self._ends else self.tokenizer.eos_token or ""
+        found = self.tokenizer([f"{text}{end}" for text in texts], padding=True, return_tensors="pt", **most)
         return found["input_ids"].masked_fill(found["attention_mask"] == 0, IGNORED)
 
     def _called(self, how: Any = None, **given: Any) -> dict[str, Tensor]:
         """Call the processor, or a part of it; keep what the model takes, in its dtype."""
         given = given | (self._own if how is None and "images" in given else {})
+        if self.image_tokens and how is None and "images" in given:
+            given = given | {"num_image_tokens": self.image_tokens}
         how = how or self.processor
         given = {name: value for name, value in given.items() if value is not None}
         count = len(given["text"] if "text" in given else given["images"])
@@ -296,6 +328,8 @@ class Reader:
                 "{processor=DIR_OR_ID}",
                 field="processor",
             ) from error
+        if "image_patches" in made and "pixel_values" in self.takes:  # what Fuyu's processor calls them still
+            made["pixel_values"] = made.pop("image_patches")
         return {
             name: value.to(self.dtype) if value.is_floating_point() else value
             for name, value in made.items()
@@ -334,12 +368,16 @@ def reader_of(model: Any, processor: Any, *, prompt: str | None = None) -> Reade
         if tokenizer is not None and tokenizer.pad_token is None:  # as of Llama and GPT-2
             processor = deepcopy(processor)
             processor.tokenizer.pad_token = tokenizer.eos_token
+        manner = manner_of(model, processor)
+        answers = (model.config.id2label or {}) if manner == "answers" else {}
         return Reader(
             processor,
-            manner_of(model, processor),
+            manner,
             frozenset(inspect.signature(model.forward).parameters),
             _positions(model.config, tokenizer),
             prompt,
+            _image_tokens(model.config, processor),
+            labels={str(answer).strip().lower(): int(number) for number, answer in answers.items()} or None,
             dtype=model.dtype,
         )
 
@@ -371,74 +409,13 @@ def _positions(config: Any, tokenizer: Any) -> int | None:
     return min((int(value) for value in most if value and value < 1e6), default=None)
 
 
-def calibration_examples(model: Any, place: str, source: Source) -> Counted:
-    """Make calibration batches for any model of transformers."""
-    if source.data is None:
-        raise MultiflowError("there are no data to calibrate on; give some with data= (--data SOURCE)")
-    if hears(model):
-        return _speech(model, place, source)
-    reader = reader_of(
-        model, load_processor(source.processor, place, model, trust=source.trust_remote_code), prompt=source.prompt
-    )
-    if reader.manner == "images":
-        data, classes = open_images(source.data, source.images, source.split)
-        refuse_other(model, data)
-        known = getattr(model.config, "label2id", None) or {}
-        labels = label_classes(classes, known) if classes and "labels" in reader.takes else None
-        make = replace(reader, labels=labels).examples
-    else:
-        data, classes = open_examples(source)
-        refuse_other(model, data)
-        make = partial(_of_classes, reader) if classes and reader.manner == "pairs" else reader.examples
-    batches = ExampleBatches(data, make, augment=source.augment, **source.options)
-    return Counted(batches, "images" if reader.manner == "images" else data.kind, str(data))
-
-
-def made_up_batch(model: Any, place: str, trust: bool = False) -> dict[str, Tensor]:
-    """Return a batch of one picture, or one sound, of noise with a text, made by the model's own processor.
-
-    Args:
-        model: of transformers.
-        place: where it was loaded from.
-        trust: whether Python code that comes with the processor may run.
-
-    Raises:
-        MultiflowError: there is no processor at that place.
-    """
-    processor = load_processor(None, place, model, trust=trust)
-    if hears(model):
-        return listener_of(model, processor).examples([made_up_sound()])
-    reader = reader_of(model, processor)
-    noise = torch.randint(256, (*MADE_UP, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return reader.examples([Sample(Image.fromarray(noise.numpy()), DESCRIBE)])
-
-
-def _speech(model: Any, place: str, source: Source) -> Counted:
-    """Make calibration batches of speech for a model that listens."""
-    refuse_prompt(model, source.prompt)
-    listener = listener_of(model, load_processor(source.processor, place, model, trust=source.trust_remote_code))
-    data = open_examples(source)[0]
-    refuse_other(model, data)
-    if source.augment is not None:
-        raise MultiflowError(
-            f"{{augment={source.augment}}} was given, and it is of images; leave it out for speech", field="augment"
-        )
-    return Counted(ExampleBatches(data, listener.examples, **source.options), data.kind, str(data))
-
-
-def _of_classes(reader: Reader, examples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Return a batch of images with the sentences that CLIP is asked for their classes."""
-    return reader.examples([replace(of, text=CLASS_PROMPT.format(of.text)) for of in examples])
-
-
-def open_examples(source: Source) -> tuple[Any, tuple[str, ...]]:
-    """Open calibration data of any layout, and the names of their classes if they are labelled images."""
-    assert source.data is not None
-    columns = {"image_column": source.image_column, "text_column": source.text_column}
-    try:
-        return examples_of(open_data(source.data, images=source.images, split=source.split, **columns)), ()
-    except MultiflowError:
-        if not is_labelled(source.data):
-            raise
-    data = open_labelled(source.data, source.split)
-    return data, data.classes
+def _image_tokens(config: Any, processor: Any) -> int | None:
+    """Return how many tokens an image has, for processors that take the number of the released models otherwise."""
+    match type(processor).__name__:
+        case "Kosmos2Processor":
+            return int(config.latent_query_num)
+        case "GotOcr2Processor":
+            vision = config.vision_config
+            size, patch = (of if isinstance(of, int) else of[0] for of in (vision.image_size, vision.patch_size))
+            return int(size // patch // 4) ** 2  # behind its tower two convolutions of stride 2
+    return None
