@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -89,3 +90,89 @@ def test_wrong_values_are_refused():
         to_pixels(["a.jpg"], 4)  # type: ignore[list-item]
     with pytest.raises(MultiflowError, match=r"image size 0"):
         to_pixels([noise(4, 4)], 0)
+
+
+def tiff(levels: np.ndarray, bits: int, *, kind: int = 1, black_is_zero: bool = True, planes: bool = False) -> bytes:
+    """An uncompressed TIFF: grey of shape (H, W), or packed as bytes (n,) of a 6 x 10 image, or RGB (H, W, 3)."""
+    height, width = levels.shape[:2] if levels.ndim > 1 else (6, 10)
+    samples = 3 if levels.ndim == 3 else 1
+    data = (np.moveaxis(levels, -1, 0) if planes else levels).tobytes()
+    strips = samples if planes else 1
+    entries = {
+        **{256: [width], 257: [height], 258: [bits] * samples, 259: [1]},
+        **{262: [2 if samples > 1 else int(black_is_zero)], 273: [0] * strips, 277: [samples], 278: [height]},
+        **{279: [len(data) // strips] * strips, 284: [1 + planes], 339: [kind] * samples},
+    }
+    begin = 8 + 2 + 12 * len(entries) + 4
+    long = sum(4 * len(values) for values in entries.values() if len(values) > 1)
+    entries[273] = [begin + long + number * (len(data) // strips) for number in range(strips)]
+    listed, after = b"", b""
+    for tag, values in entries.items():
+        written = struct.pack(f"<{len(values)}I", *values)
+        place = written if len(values) == 1 else struct.pack("<I", begin + len(after))
+        listed += struct.pack("<HHI", tag, 4, len(values)) + place
+        after += written if len(values) > 1 else b""
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + listed + bytes(4) + after + data
+
+
+SHARES = np.linspace(0, 1, 60).reshape(6, 10)
+
+
+@pytest.mark.parametrize("black_is_zero", [True, False])
+@pytest.mark.parametrize(
+    ("white", "dtype", "kind"),
+    [(255, "u1", 1), (65535, "<u2", 1), (32767, "<i2", 2), (1, "<f4", 3), (255, "<f4", 3), (4095, "12 bits", 1)],
+)
+def test_grey_levels_of_a_tiff_count_as_its_tags_say(white, dtype, kind, black_is_zero):
+    levels = SHARES * white if kind == 3 else np.rint(SHARES * white)
+    if dtype == "12 bits":
+        bits = "".join(f"{int(level):012b}" for level in levels.flat)
+        data = tiff(np.frombuffer(int(bits, 2).to_bytes(90, "big"), np.uint8), 12, black_is_zero=black_is_zero)
+    else:
+        bits = 8 * np.dtype(dtype).itemsize
+        data = tiff(levels.astype(dtype), bits, kind=kind, black_is_zero=black_is_zero)
+    if not black_is_zero and dtype in ("<i2", "12 bits"):  # which Pillow does not know
+        with pytest.raises(BrokenItem, match="not an image file"):
+            decode(data)
+        return
+    shares = SHARES if black_is_zero else 1 - SHARES
+    assert np.abs(np.asarray(decode(data))[:, :, 0] - 255 * shares).max() <= 1
+
+
+def test_levels_with_a_sign_are_eight_bits_where_they_fit_and_never_negative():
+    assert np.asarray(decode(tiff(np.full((6, 10), 255, "<i2"), 16, kind=2))).min() == 255
+    for levels, bits in ((np.full((6, 10), -1, "<i2"), 16), (np.full((6, 10), 7, "i1"), 8)):
+        with pytest.raises(BrokenItem, match="grey levels"):
+            decode(tiff(levels, bits, kind=2))
+
+
+def test_planes_of_sixteen_bits_are_refused_and_those_of_eight_read():
+    colours = noise(10, 6)
+    np.testing.assert_array_equal(decode(tiff(colours, 8, planes=True)), colours)
+    np.testing.assert_array_equal(decode(tiff(colours.astype("<u2") * 257, 16)), colours)
+    with pytest.raises(BrokenItem, match="planes of 16 bits"):
+        decode(tiff(colours.astype("<u2") * 257, 16, planes=True))
+
+
+@pytest.mark.parametrize("of", ["opening", "decoding"])
+@pytest.mark.parametrize("there", [True, False])
+def test_memory_that_ends_is_no_broken_image_unless_there_is_enough(of, there, monkeypatch):
+    """A damaged header lets a decoder ask for anything; one that is whole asks for what there must be."""
+
+    def ended(*_, **__):
+        raise MemoryError
+
+    def allocate(size):
+        assert size >= 4 * 6 * 10
+        if not there:
+            raise MemoryError
+
+    data = tiff(noise(10, 6), 8)
+    monkeypatch.setattr("multiflow.base.guards.bytearray", allocate, raising=False)
+    if of == "opening":
+        monkeypatch.setattr(Image, "open", ended)
+    else:
+        monkeypatch.setattr(Image.Image, "convert", ended)
+        monkeypatch.setattr("PIL.TiffImagePlugin.TiffImageFile.load", ended)
+    with pytest.raises(BrokenItem if there else MemoryError):
+        decode(data)

@@ -1,12 +1,14 @@
 """A pruned model written shard by shard is the one that is written whole."""
 
 import json
+import os
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import multiflow as mf
+from multiflow.formats.sharded import apply_to_shards
 from tests.pruning.stream.models import FEW, opened
 
 
@@ -38,3 +40,20 @@ def test_masks_of_another_model_are_refused(tmp_path, run, tiny):
     ran = run("apply", tmp_path / "model", tmp_path / "masks" / "mask-0.5.safetensors", "--out", "out", "--stream")
     assert "the masks are those of another model" in ran.error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "another"])
+def test_a_shard_that_is_lost_meanwhile_is_a_sentence(harm, tmp_path, monkeypatch):
+    _, streamed, batches = opened("llava", tmp_path)
+    result = mf.prune_streamed(streamed, "magnitude", 0.5, batches, folder=tmp_path / "run")
+    path = max((tmp_path / "model").glob("*.safetensors"))
+    if harm == "gone":
+        path.unlink()
+    elif harm == "cut":
+        os.truncate(path, path.stat().st_size - 1)
+    else:
+        path.write_bytes(b"another file")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(mf.MultiflowError, match=path.name):
+        apply_to_shards(streamed, result.masks[0.5], None, tmp_path / "out")
+    assert not (tmp_path / "out" / path.name).exists()

@@ -1,10 +1,13 @@
 """Models that accelerate keeps on a disk or in CPU memory are pruned as they are."""
 
+import dataclasses
+import os
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import disk_offload
 from accelerate.utils.offload import OffloadedWeightsLoader
 from safetensors.torch import save_file
 from torch import nn
@@ -119,3 +122,32 @@ def test_no_file_of_weights_is_mapped_while_a_model_is_streamed(tmp_path):
         assert torch.equal(held.get_tensor("weight"), torch.arange(6.0))
         assert "a.safetensors" not in maps.read_text()
     assert modeling_utils.safe_open is before
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "dat"])
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_files_of_weights_that_are_lost_meanwhile_are_a_sentence(kind, harm, method, tmp_path):
+    plain, model, batches = dispatched("llava", tmp_path, {"": "disk"})
+    if kind == "dat":
+        model = cpu_offload_to(plain, tmp_path / "dat")
+    for path in (tmp_path / "dat" if kind == "dat" else tmp_path).glob(f"*.{kind}"):
+        path.unlink() if harm == "gone" else os.truncate(path, 2)
+    with pytest.raises(mf.MultiflowError, match="cannot be read any more .*; put the files back"):
+        mf.prune(model, method, 0.5, batches)
+
+
+def cpu_offload_to(model, folder):
+    """The model with its weights in accelerate's own files, one each."""
+    return disk_offload(model, str(folder), execution_device=torch.device("cpu"))
+
+
+def test_an_error_of_a_forward_of_the_user_stays_what_it_is(tmp_path):
+    _, model, batches = dispatched("llava", tmp_path, {"": "disk"})
+
+    def forward(model, batch):
+        raise OSError("the disk of the user")
+
+    adapter = mf.adapter_for(model)
+    with pytest.raises(OSError, match="the disk of the user"):
+        mf.prune(model, "wanda", 0.5, batches, adapter=dataclasses.replace(adapter, forward=forward))

@@ -12,10 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from multiflow.base.errors import MultiflowError, did_you_mean
 from multiflow.base.files import exists, is_regular, plain, read_regular, write_atomically
+from multiflow.base.guards import raise_shortage
 from multiflow.base.parallel import in_parallel
 
 KEY = "multiflow"
@@ -166,6 +169,7 @@ def read_tensors(
             raise ValueError(f"its header is a {type(header).__name__}, not names with values")
         order = whole(header) if whole else ()
     except DAMAGED as error:
+        raise_shortage(error)
         raise MultiflowError(f"'{path}' holds no {what}, or is damaged ({_said(error)}); {fix}") from error
     if whole or any(sign in header for sign in SIGNS):
         listed = header.get("tensors", {}) if whole is None else dict.fromkeys(order)
@@ -203,6 +207,7 @@ def check_foreign(path: str | Path, fix: str = "copy it again") -> None:
     try:
         _check_claims(Path(path))
     except DAMAGED as error:
+        raise_shortage(error)
         raise MultiflowError(f"'{path}' is not a complete safetensors file ({_said(error)}); {fix}") from error
 
 
@@ -211,16 +216,43 @@ def read_one(path: str | Path, name: str) -> Tensor:
 
     Raises:
         KeyError: it holds no such tensor.
-        ValueError: its header claims other sizes than it has.
+        MultiflowError: it is gone, damaged, or not as long as its header claims.
     """
-    entry = _check_claims(Path(path))[name]
-    first, last = entry["data_offsets"]
-    with Path(path).open("rb") as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
-        file.seek(begin + first)
-        data = file.read(last - first)
-    alone = json.dumps({name: {**entry, "data_offsets": [0, last - first]}}).encode()
-    return load(len(alone).to_bytes(8, "little") + alone + data)[name]
+    with naming_damaged(path), Path(path).open("rb") as file:
+        entries, begin = _read_claims(file)
+        entry = entries.get(name)
+        if entry is not None:
+            first, last = entry["data_offsets"]
+            file.seek(begin + first)
+            alone = json.dumps({name: {**entry, "data_offsets": [0, last - first]}}).encode()
+            return load(len(alone).to_bytes(8, "little") + alone + file.read(last - first))[name]
+    raise KeyError(name)
+
+
+def read_kinds(path: str | Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
+    """Return type and shape of each tensor of a safetensors file, as `write_lazily` takes them, and its metadata.
+
+    Its header alone is read.
+
+    Raises:
+        MultiflowError: it is gone, damaged, or not as long as its header claims.
+    """
+    with naming_damaged(path):
+        entries = _check_claims(Path(path))
+        metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
+        return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}, metadata
+
+
+@contextmanager
+def naming_damaged(path: str | Path) -> Iterator[None]:
+    """Turn what a reader raises of a file of weights that is gone, cut or damaged by now into a sentence."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise_shortage(error)
+        raise MultiflowError(
+            f"'{path}' is no whole safetensors file, or is one no longer ({_said(error)}); copy it again"
+        ) from error
 
 
 def checksum_of(path: str | Path) -> str:
@@ -417,16 +449,20 @@ def _check_claims(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: they differ, or the header is none; or what JSON raises of it.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, MOST_HEADER):
-            raise ValueError(f"its header claims {length} bytes of {size}")
-        header = json.loads(file.read(length))
+        return _read_claims(file)[0]
+
+
+def _read_claims(file: IO[bytes]) -> tuple[dict[str, Any], int]:
+    """Return the header of an open safetensors file, checked as `_check_claims` does, and where the tensors begin."""
+    size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(size - 8, MOST_HEADER):
+        raise ValueError(f"its header claims {length} bytes of {size}")
+    header = json.loads(file.read(length))
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if max(ends, default=0) != size - 8 - length:
         raise ValueError(f"its tensors claim {max(ends, default=0)} bytes of {size - 8 - length}")
-    return dict(header)
+    return dict(header), 8 + length
 
 
 def _checksum(header: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> str:

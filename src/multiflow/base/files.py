@@ -141,6 +141,7 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
 
     Raises:
         OSError: it cannot be read, is no regular file, or is larger.
+        MemoryError: there is no memory for it, which is no fault of the file.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -149,7 +150,7 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
         try:
             return file.readall()
         except MemoryError as error:
-            raise OSError(f"its {size} bytes do not fit into memory") from error
+            raise MemoryError(f"the {size} bytes of '{path}'") from error
 
 
 def copy_files(files: Iterable[Path], folder: Path) -> None:
@@ -179,13 +180,14 @@ def read_text(path: Path, wanted: str, most: int = MOST_TABLE) -> str:
         return read_regular(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MultiflowError(f"'{path}' is not UTF-8 text (byte {error.start}); expected {wanted}") from error
-    except (OSError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
-        raise MultiflowError(f"cannot read '{path}': {reason}; check the path") from error
+    except OSError as error:
+        raise MultiflowError(f"cannot read '{path}': {error.strerror or error}; check the path") from error
 
 
 def parse_json(text: str, called: str, line: int = 1) -> Any:
     """Parse JSON text; half of a surrogate pair, which is no character, becomes U+FFFD.
+
+    A key that is given twice, with two values, is an error: readers differ in which of them they take.
 
     Args:
         text: the text.
@@ -193,7 +195,9 @@ def parse_json(text: str, called: str, line: int = 1) -> Any:
         line: number of its first line.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_each_key_once)
+    except _TwiceError as error:
+        raise MultiflowError(f"{called} gives {error} twice, with two values; remove one") from error
     except json.JSONDecodeError as error:
         raise MultiflowError(
             f"{called} is not valid JSON: {error.msg} at line {line + error.lineno - 1}, column {error.colno}; "
@@ -212,6 +216,17 @@ def parse_json(text: str, called: str, line: int = 1) -> Any:
     return content
 
 
+class _TwiceError(Exception):
+    """A key of a JSON object is given twice."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs) and (twice := [key for key, value in pairs if found[key] != value]):
+        raise _TwiceError(f"the key '{twice[0]:.80}'")
+    return found
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file, or one with a JSON value on every line (then a list; ``.jsonl`` always is one).
 
@@ -220,7 +235,7 @@ def read_json(path: Path) -> Any:
     """
     text = read_text(path, "a JSON file")
     try:
-        if path.suffix != ".jsonl":
+        if path.suffix.lower() != ".jsonl":
             return parse_json(text, f"'{path}'")
     except MultiflowError as error:
         cause = error.__cause__

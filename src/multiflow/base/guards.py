@@ -30,6 +30,9 @@ NO_ROOM = re.compile("No space left|Read-only file system|quota exceeded", re.I)
 NO_PLACE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 """Of a disk that takes no more, takes nothing, or not from this user."""
 
+LEAST_LEFT = 2**24
+"""Bytes that there must be for a reader that finds no memory to be told of a damaged file."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 STAYS_DENSE = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
@@ -311,6 +314,24 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(
         isinstance(error, RuntimeError | OSError) and NO_MEMORY.search(str(error))
     )
+
+
+def says_shortage(said: str) -> bool:
+    """Whether the text of an error says that there was no more memory."""
+    return NO_MEMORY.search(said) is not None or MemoryError.__name__ in said
+
+
+def raise_shortage(error: Exception, size: int = 0) -> None:
+    """Raise a `MemoryError` where memory has ended, instead of letting a reader say that a file is damaged.
+
+    Of a damaged file too, whose header claims too much, a decoder may say that memory ends.
+
+    Args:
+        error: that a reader has raised.
+        size: bytes that the whole file takes when it is read, if that is known.
+    """
+    if is_shortage(error):
+        bytearray(max(size, LEAST_LEFT))
 
 
 @contextmanager

@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.guards import check_values
+from multiflow.base.guards import check_values, raise_shortage
+
+READER = "accelerate.utils.offload"
+"""The module that reads weights from the disk."""
 
 
 def is_offloaded(model: nn.Module) -> bool:
@@ -36,13 +40,17 @@ def stored_value(modules: Mapping[str, nn.Module], path: str, name: str = "weigh
 
     Returns:
         The values on the CPU, in the dtype in which the model computes.
+
+    Raises:
+        MultiflowError: they lay on the disk, and are gone or cut by now.
     """
     parts = [*path.split("."), name] if path else [name]
     for at in range(len(parts) - 1, -1, -1):
         for hook in _hooks(modules.get(".".join(parts[:at]))):
             if (values := getattr(hook, "weights_map", None)) is not None:
                 try:
-                    return values[".".join(parts[at:])]
+                    with naming_lost(modules[""]):
+                        return values[".".join(parts[at:])]
                 except KeyError:
                     continue
     return None
@@ -97,10 +105,36 @@ def weight_places(model: nn.Module) -> dict[str, tuple[Path, str]]:
 
 
 @contextmanager
-def naming_missing(model: nn.Module) -> Iterator[None]:
-    """Turn what torch says of a weight without values in the forward of an offloaded model into a sentence."""
+def naming_lost(model: nn.Module) -> Iterator[None]:
+    """Turn what is raised of files of offloaded weights that are gone or cut by now into a sentence."""
     try:
         yield
+    except (OSError, SafetensorError, ValueError) as error:
+        raise_shortage(error)
+        if isinstance(error, MultiflowError) or not (is_offloaded(model) and _comes_of_reading(error)):
+            raise
+        raise MultiflowError(
+            f"the weights of this {type(model).__name__} that lie on the disk cannot be read any more "
+            f"({' '.join(str(error).split())[:200]}); put the files back as they were, or load the model again"
+        ) from error
+
+
+def _comes_of_reading(error: BaseException) -> bool:
+    """Whether an error was raised where accelerate reads a weight."""
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_globals.get("__name__") == READER:
+            return True
+        frame = frame.tb_next
+    return False
+
+
+@contextmanager
+def naming_missing(model: nn.Module) -> Iterator[None]:
+    """Turn what a forward of an offloaded model raises of weights without values, or that are lost, into a sentence."""
+    try:
+        with naming_lost(model):
+            yield
     except (RuntimeError, NotImplementedError, KeyError) as error:
         lost = str(error).strip("'") in dict(model.named_parameters()) if isinstance(error, KeyError) else False
         if not (lost or "meta" in str(error)) or not is_offloaded(model):
@@ -119,9 +153,7 @@ def without_mapping() -> Iterator[None]:
 
     What is mapped counts as address space, so that a process under ``ulimit -v`` could open no model larger than that.
     """
-    homes = [
-        sys.modules[name] for name in ("transformers.modeling_utils", "accelerate.utils.offload") if name in sys.modules
-    ]
+    homes = [sys.modules[name] for name in ("transformers.modeling_utils", READER) if name in sys.modules]
     before = [getattr(home, "safe_open", None) for home in homes]
     try:
         for home, own in zip(homes, before, strict=True):

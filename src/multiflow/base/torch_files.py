@@ -18,6 +18,7 @@ from torch import Tensor
 
 from multiflow.base.artifacts import check_regular
 from multiflow.base.errors import MultiflowError
+from multiflow.base.guards import raise_shortage
 
 FOLDER = 0x10  # attribute of an entry in a zip archive
 LONGEST_NAME = 200  # of a global in a pickle
@@ -52,6 +53,7 @@ def read_torch(path: Path, *, called: str, wanted: str, kind: str = "PyTorch", m
     except MultiflowError:
         raise
     except Exception as error:  # bytes that were altered make the unpickler stumble over anything
+        raise_shortage(error, path.stat().st_size)
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise MultiflowError(
                 f"{called} is a pickle that wants to run {code[1]}, and only tensors are read; if you trust the file, "

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from safetensors import safe_open
 from tyro.conf import Positional, arg
 
-from multiflow.base.artifacts import check_regular, read_facts
+from multiflow.base.artifacts import check_regular, read_facts, read_kinds
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import copy_files
 from multiflow.base.packed import FILE as PACKED_FILE
@@ -134,10 +133,7 @@ def as_stored(model: Any, place: str) -> None:
     """Cast weights to the dtypes that they have in the files of a folder; those that go by other names to most's."""
     found: dict[str, torch.dtype] = {}
     for path in [] if (Path(place) / PACKED_FILE).is_file() else sorted(Path(place).glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in list(file.keys()):
-                if (of := file.get_slice(name).get_dtype()) in FLOATS:
-                    found[name] = FLOATS[of]
+        found |= {name: FLOATS[kind] for name, (kind, _) in read_kinds(path)[0].items() if kind in FLOATS}
     if not found:
         return
     most = Counter(found.values()).most_common(1)[0][0]

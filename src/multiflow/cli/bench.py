@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg
 
 from multiflow.base.errors import MultiflowError, counted, unknown
 from multiflow.base.files import read_yaml
+from multiflow.base.guards import says_shortage
 from multiflow.base.registry import import_modules
 from multiflow.base.steps import clock
 from multiflow.bench.check import check_data
@@ -83,7 +84,11 @@ class BenchReportSettings:
 
 
 def bench_run(settings: BenchRunSettings) -> int:
-    """Compute the cells that are missing, print a line for each and what came of all; 1 if some have failed."""
+    """Compute the cells that are missing, print a line for each and what came of all; 1 if some have failed.
+
+    Raises:
+        MultiflowError: a cell has failed because memory ended.
+    """
     grid, config = read_grid(settings.config, settings.set)
     import_modules(grid.modules)
     options = run_options(settings)
@@ -106,6 +111,11 @@ def bench_run(settings: BenchRunSettings) -> int:
         say(f"{words(cell)} failed: {cell.error}")
     if failed:
         say(f"{counted(len(failed), 'cell')} failed; see {folder / 'errors'}; the next run tries them again")
+    if short := sum(says_shortage(str(cell.error)) for cell in failed):
+        raise MultiflowError(
+            f"{counted(short, 'cell')} of '{folder}' ran out of memory; free some, take fewer workers or smaller "
+            "batches, or use a machine with more, and start the same command again"
+        )
     return SOME_FAILED if failed else 0
 
 

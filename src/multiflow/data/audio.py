@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import files_in, read_regular
+from multiflow.base.guards import raise_shortage
 from multiflow.data.dataset import BrokenItem
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"})
@@ -96,6 +97,7 @@ def decode_sound(data: bytes, key: str) -> Sound:
     except BrokenItem:
         raise
     except Exception as error:  # of altered bytes libsndfile raises anything
+        raise_shortage(error, len(data))
         said = re.sub(r"(Error opening )?<_io\.BytesIO[^>]*>: ", "", " ".join(str(error).split()))
         raise BrokenItem(key, f"not an audio file that can be read ({said[:120]})") from error
     if _is_cut(data):

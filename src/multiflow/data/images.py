@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from multiflow.base.errors import MultiflowError, did_you_mean
 from multiflow.base.files import exists, files_in, read_json, read_regular
+from multiflow.base.guards import raise_shortage
 from multiflow.data.dataset import BrokenItem, Dataset, Item, Kind, Known, Pair, Skip
 
 Picture: TypeAlias = "Image.Image | np.ndarray | bytes"
@@ -47,6 +48,8 @@ MOST_BYTES = 2**29
 """Bytes of an image file at most."""
 
 ORIENTATION = 0x0112  # the EXIF tag
+BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 258, 259, 262, 284, 339  # tags of TIFF
+SIGNED = 2  # a sample format
 
 
 def open_image(data: bytes, key: str) -> Image.Image:
@@ -60,6 +63,7 @@ def open_image(data: bytes, key: str) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         raise BrokenItem(key, "not an image file") from error
     except Exception as error:  # of altered bytes Pillow raises anything
+        raise_shortage(error, len(data))
         raise BrokenItem(key, _reason(error)) from error
     if image.width * image.height > MOST_PIXELS:
         raise BrokenItem(key, f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS} in all")
@@ -103,17 +107,19 @@ def decode(picture: Picture, key: str = "image") -> Image.Image | np.ndarray:
             "file"
         )
     try:
+        white, inverted = _levels(picture, key)
         picture.load()
         if is_turned(picture):  # of a TIFF, Pillow has done it while loading
             picture = ImageOps.exif_transpose(picture)
         if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
             picture = picture.convert("RGBA")
         if picture.mode.startswith("I") or picture.mode == "F":
-            picture = _eight_bits(picture, key)
+            picture = _eight_bits(picture, key, white, inverted)
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     except BrokenItem:
         raise
     except Exception as error:  # of altered bytes Pillow raises anything
+        raise_shortage(error, 4 * picture.width * picture.height)
         raise BrokenItem(key, _reason(error)) from error
 
 
@@ -125,18 +131,38 @@ def is_turned(image: Image.Image) -> bool:
         return False
 
 
-def _eight_bits(image: Image.Image, key: str) -> Image.Image:
+def _levels(image: Image.Image, key: str) -> tuple[tuple[float, ...], bool]:
+    """Return what white may be among grey levels of more than 8 bits, and whether the file counts from white to black.
+
+    What Pillow reads of a TIFF otherwise than its tags say is refused.
+    """
+    float_or_long: tuple[float, ...] = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
+    if image.format != "TIFF":
+        return ((65535.0,) if image.mode.startswith("I;16") or image.format == "PNG" else float_or_long), False
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    bits, signed = max(tags.get(BITS_PER_SAMPLE, (1,))), SIGNED in tags.get(SAMPLE_FORMAT, (1,))
+    if signed and bits == 8:
+        raise BrokenItem(key, "its grey levels have 8 bits and a sign; expected levels from 0 on")
+    if bits > 8 and tags.get(PLANES, 1) == 2 and tags.get(COMPRESSION, 1) == 1:
+        raise BrokenItem(
+            key, f"its colours lie in planes of {bits} bits each; expected the colours of a pixel together"
+        )
+    inverted = tags.get(PHOTOMETRIC, 0) == 0
+    if image.mode == "F" or bits > 16:
+        return float_or_long, inverted
+    return ((255.0, 32767.0) if signed else (2.0**bits - 1,)), inverted
+
+
+def _eight_bits(image: Image.Image, key: str, white: tuple[float, ...], inverted: bool) -> Image.Image:
     """Scale grey levels of 16 or 32 bits, or float values, to 0..255 by the range that holds them all."""
     levels = np.asarray(image)
     low, high = float(levels.min()), float(levels.max())
-    ranges: tuple[float, ...] = (1.0, 255.0) if levels.dtype.kind == "f" else (255.0, 65535.0)
-    if image.mode.startswith("I;16") or image.format == "PNG":  # the file itself says 16 bits
-        ranges = (65535.0,)
-    top = next((top for top in ranges if low >= 0 and high <= top), None)
+    top = next((top for top in white if low >= 0 and high <= top), None)
     if top is None:
-        expected = " or ".join(f"0..{top:.0f}" for top in ranges)
+        expected = " or ".join(f"0..{top:.0f}" for top in white)
         raise BrokenItem(key, f"its grey levels are {low:g} to {high:g}; expected {expected}")
-    return Image.fromarray(np.rint(levels * (255 / top)).astype(np.uint8))
+    scaled = np.rint(levels * (255 / top)).astype(np.uint8)
+    return Image.fromarray(255 - scaled if inverted else scaled)
 
 
 def _reason(error: Exception) -> str:

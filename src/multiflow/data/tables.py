@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from multiflow.base.errors import unknown
+from multiflow.base.errors import MultiflowError, unknown
 from multiflow.data.dataset import Skip
 
 if TYPE_CHECKING:
@@ -67,6 +67,29 @@ def _quoted_row(lines: list[str], delimiter: str) -> tuple[list[str], int] | Non
 def delimiter_of(lines: list[str]) -> str:
     first = next((line for line in lines if line.strip()), "")
     return next((delimiter for delimiter in "\t,;|" if delimiter in first), ",")
+
+
+def header_of(place: Place, cells: Iterable[str], *usual: tuple[str, ...]) -> dict[str, int]:
+    """Return the name of each column of a table -> which cell of a row it is, the first of those of one name.
+
+    Args:
+        place: of the table.
+        cells: of its first row.
+        usual: names by which columns are told.
+
+    Raises:
+        MultiflowError: a column that is asked for, or that would be told by its name, is there twice.
+    """
+    names = [cell.strip() for cell in cells]
+    given = {name for name in (place.image_column, place.text_column) if name is not None}
+    for wanted in given or {name for group in usual for name in group}:
+        twice = [name for name in names if wanted == (name if given else name.lower())]
+        if len(twice) > 1:
+            raise MultiflowError(
+                f"'{place.path}' has {len(twice)} columns called '{wanted}', so that it is not known which is meant; "
+                "rename one of them"
+            )
+    return {name: names.index(name) for name in names}
 
 
 def column_of(

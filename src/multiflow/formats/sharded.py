@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from multiflow.base.artifacts import write_lazily
+from multiflow.base.artifacts import read_kinds, read_one, write_lazily
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import copy_files
 from multiflow.base.offload import stored_value, weight_places
@@ -34,7 +33,8 @@ def apply_to_shards(model: nn.Module, masks: Masks, changed: Mapping[str, Tensor
         folder: to write into.
 
     Raises:
-        MultiflowError: masks of another model, or weights that the source stores in another form than the model.
+        MultiflowError: masks of another model, weights that the source stores in another form than the model, or
+            shards that are gone or cut since it was opened.
     """
     places = weight_places(model)
     wanted = _by_parameter(model, masks.layout)
@@ -50,18 +50,15 @@ def apply_to_shards(model: nn.Module, masks: Masks, changed: Mapping[str, Tensor
     others = (path for path in files[0].parent.iterdir() if path.is_file() and not path.name.startswith("."))
     copy_files((path for path in others if path.suffix not in WEIGHTS), folder)
     for file in files:
-        with safe_open(file, "pt", backend="pread") as source:  # nothing stays mapped
-            slices = {key: source.get_slice(key) for key in source.keys()}  # noqa: SIM118
-            kinds = {key: (part.get_dtype(), part.get_shape()) for key, part in slices.items()}
+        kinds, metadata = read_kinds(file)
 
-            def load(key: str, file: Path = file) -> Tensor:
-                with safe_open(file, "pt", backend="pread") as source:
-                    value = source.get_tensor(key)
-                if (name := names.get((file, key))) is None:
-                    return value
-                return _pruned(model, name, wanted[name], masks, changed).to(value.dtype)
+        def load(key: str, file: Path = file) -> Tensor:
+            value = read_one(file, key)
+            if (name := names.get((file, key))) is None:
+                return value
+            return _pruned(model, name, wanted[name], masks, changed).to(value.dtype)
 
-            write_lazily(folder / file.name, kinds, load, source.metadata() or {})
+        write_lazily(folder / file.name, kinds, load, metadata)
 
 
 def _by_parameter(model: nn.Module, layout: Layout) -> dict[str, list[Layer]]:

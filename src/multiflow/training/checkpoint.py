@@ -22,6 +22,7 @@ from torch import nn
 
 from multiflow.base.artifacts import describe_file, is_described, read_facts, write_facts
 from multiflow.base.errors import MultiflowError
+from multiflow.base.guards import raise_shortage
 from multiflow.base.parallel import exchange, rank
 from multiflow.training.processes import is_split
 
@@ -100,6 +101,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         if optimizer is not None and not is_split(model):
             optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"))
     except DAMAGED as error:
+        raise_shortage(error)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MultiflowError(
             f"checkpoint {path} is damaged or of another model ({reason}); delete it to go on from the one before"

@@ -251,3 +251,33 @@ def test_rows_with_more_cells_than_columns_lose_no_words(table, captions, skippe
     data = open_data(tmp_path)
     assert [data[i].captions for i in range(len(data))] == [(caption,) for caption in captions]
     assert [skip.key for skip in data.skipped] == skipped
+
+
+@pytest.mark.parametrize(
+    "header", ["image,caption,caption", "Image,image,caption", "caption,id,image,Caption", "image, caption,caption "]
+)
+def test_a_column_that_is_there_twice_is_not_chosen_in_silence(header, tmp_path):
+    write_images(tmp_path, ["a.png"])
+    (tmp_path / "captions.csv").write_text(f"{header}\na.png,one,two,three\n")
+    with pytest.raises(MultiflowError, match="has 2 columns called '(image|caption)'"):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize("header", ["id,id,image,caption", ",,image,caption", "x,X,image,caption"])
+def test_other_columns_that_are_there_twice_move_no_cell(header, tmp_path):
+    write_images(tmp_path, ["a.png"])
+    (tmp_path / "captions.csv").write_text(f"{header}\nb.png,two,a.png,one\n")
+    (item,) = open_data(tmp_path)
+    assert (item.key, item.captions) == ("a.png", ("one",))
+
+
+@pytest.mark.parametrize("suffix", ["json", "JSON", "jsonl", "JSONL"])
+def test_a_key_that_is_given_twice_is_refused_unless_both_say_the_same(suffix, tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    entry = '{"image": "a.png", "image": "%s", "caption": "one"}'
+    form = "[%s]" if suffix.lower() == "json" else "%s"
+    (tmp_path / f"a.{suffix}").write_text(form % (entry % "a.png"))
+    assert [item.key for item in open_data(tmp_path / f"a.{suffix}")] == ["a.png"]
+    (tmp_path / f"a.{suffix}").write_text(form % (entry % "b.png"))
+    with pytest.raises(MultiflowError, match="the key 'image' twice"):
+        open_data(tmp_path / f"a.{suffix}")

@@ -114,3 +114,99 @@ def test_a_shard_that_vanished_is_a_broken_item(tmp_path):
     path.unlink()
     with pytest.raises(BrokenItem, match=r"No such file"):
         data[0]
+
+
+def member(name: str, content: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
+    found = tarfile.TarInfo(name)
+    found.size = len(content)
+    for key, value in fields.items():
+        setattr(found, key, value)
+    return found, content
+
+
+def archive(members, form=tarfile.PAX_FORMAT):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+        for info, content in members:
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def pair(key: str, number: int = 0, **fields):
+    return [member(f"{key}.png", png(number), **fields), member(f"{key}.txt", f"picture {number}".encode(), **fields)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(tarfile.LNKTYPE, "link"), (tarfile.SYMTYPE, "link"), (tarfile.FIFOTYPE, "pipe"), (tarfile.CHRTYPE, "device")],
+)
+def test_links_pipes_and_devices_are_named_among_what_is_left_out(tmp_path, kind, why):
+    others = [member(f"9.{suffix}", type=kind, linkname=f"0.{suffix}") for suffix in ("png", "txt")]
+    (tmp_path / "a.tar").write_bytes(archive(pair("0") + others))
+    data = open_data(tmp_path)
+    assert [skip.key for skip in data.skipped] == ["a.tar/9.png", "a.tar/9.txt"]
+    assert all(why in skip.reason for skip in data.skipped)
+    assert len(data) == 1
+
+
+@pytest.mark.parametrize(
+    "says",
+    [{"GNU.sparse.major": "1", "GNU.sparse.name": "0.txt"}, {"GNU.sparse.map": "0,3"}, {"size": "3"}],
+    ids=["sparse 1.0", "sparse 0.1", "size"],
+)
+def test_extended_headers_that_change_what_a_member_holds_are_no_caption_in_silence(tmp_path, says):
+    image, caption = pair("1", 1)
+    (tmp_path / "a.tar").write_bytes(archive([*pair("0"), image, (caption[0], caption[1])]))
+    whole = open_data(tmp_path)
+    caption[0].pax_headers = says
+    (tmp_path / "a.tar").write_bytes(archive([*pair("0"), image, caption]))
+    data = open_data(tmp_path)
+    assert (len(whole), len(data)) == (2, 1)
+    assert "sparse" in data.skipped[0].reason
+
+
+@pytest.mark.parametrize("comment", ["x path=evil.png", "x\n9 path=evil.png", "p\u00e4th", "x" * 300])
+def test_what_an_extended_header_says_beside_the_name_is_no_name(tmp_path, comment):
+    (tmp_path / "a.tar").write_bytes(archive(pair("0", pax_headers={"comment": comment})))
+    assert [item.key for item in open_data(tmp_path)] == ["a.tar/0"]
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_and_names_of_two_lines(tmp_path, form):
+    names = ["n" * 150, "n" * 150 + "\n12 path=evil", "d\u00e4/" * 60 + "z"]
+    (tmp_path / "a.tar").write_bytes(archive([one for key in names for one in pair(key)], form))
+    assert [item.key for item in open_data(tmp_path)] == [f"a.tar/{name}" for name in names]
+
+
+def test_a_shard_joined_behind_another_is_told(tmp_path):
+    first, second = archive(pair("0")), archive(pair("1"))
+    (tmp_path / "a.tar").write_bytes(first + second)
+    data = open_data(tmp_path)
+    assert len(data) == 1
+    assert "joined behind it" in data.skipped[0].reason
+
+
+def test_kinds_of_members_that_are_files_and_folders_all_the_same(tmp_path):
+    members = [member("d/", type=b"\0"), *pair("d/0", type=b"\0"), *pair("d/1", 1, type=b"7")]
+    (tmp_path / "a.tar").write_bytes(archive(members))
+    data = open_data(tmp_path)
+    assert [number_of(item.image) for item in data] == [0, 1]
+    assert not data.skipped
+
+
+def test_a_second_image_of_a_sample_and_a_mark_before_its_caption(tmp_path):
+    members = [*pair("0"), member("0.jpg", png(7)), member("1.png", png(1)), member("1.txt", "\ufeffone".encode())]
+    (tmp_path / "a.tar").write_bytes(archive(members))
+    data = open_data(tmp_path)
+    assert [(number_of(item.image), item.captions) for item in data] == [(0, ("picture 0",)), (1, ("one",))]
+    assert data.skipped == (("a.tar/0", "it has 2 images; the first is used"),)
+
+
+def test_a_shard_that_has_become_shorter_is_a_broken_item(tmp_path):
+    path = write_shard(tmp_path / "a.tar", samples(range(2)))
+    data = open_data(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"picture 1") + 4])
+    assert data[0].captions == ("picture 0",)
+    with pytest.raises(BrokenItem, match="shorter"):
+        data[1]

@@ -45,7 +45,7 @@ class Place:
     @cached_property
     def content(self) -> Any:
         """What a JSON file holds; None for other files and for folders."""
-        return None if self.is_folder or self.path.suffix not in JSON_SUFFIXES else read_json(self.path)
+        return None if self.is_folder or self.path.suffix.lower() not in JSON_SUFFIXES else read_json(self.path)
 
     @cached_property
     def lines(self) -> list[str]:

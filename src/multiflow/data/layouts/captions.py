@@ -16,7 +16,7 @@ from multiflow.base.errors import MultiflowError, unknown
 from multiflow.data.dataset import Dataset, Pair, Skip
 from multiflow.data.images import WrongLayout, is_image, pairs_of_files, texts_of
 from multiflow.data.layouts import JSON_SUFFIXES, LAYOUTS, DataLayout, Place
-from multiflow.data.tables import IMAGE_KEYS, TABLES, TEXT_KEYS, column_of, delimiter_of, rows_of
+from multiflow.data.tables import IMAGE_KEYS, TABLES, TEXT_KEYS, column_of, delimiter_of, header_of, rows_of
 
 Texts = str | list[str] | None
 NUMBERED = re.compile(r"#\d+$")  # of Flickr30k: one image, five lines
@@ -77,20 +77,20 @@ def _table_rows(place: Place, skipped: list[Skip]) -> Iterator[tuple[str, str]]:
         raise MultiflowError(
             f"'{place.path}' holds no rows; expected image{delimiter_of(lines)!r}caption on every line"
         )
-    header = dict.fromkeys(cell.strip() for cell in rows[0][1])
+    header, width = header_of(place, rows[0][1], IMAGE_KEYS, TEXT_KEYS), len(rows[0][1])
     image = column_of(place, "image", place.image_column, IMAGE_KEYS, header)
     text = column_of(place, "text", place.text_column, TEXT_KEYS, header)
     given = place.image_column or place.text_column
     if given and (image is None or text is None):
         raise unknown(f"column of '{place.path}'", given if given not in header else TEXT_KEYS[0], header)
-    columns = (list(header).index(image), list(header).index(text)) if image and text else None
+    columns = (header[image], header[text]) if image and text else None
     for number, cells in rows[1:] if columns else rows:
         if columns is None:
             name, caption = cells[0].strip(), delimiter_of(lines).join(cells[1:]).strip()
-        elif columns[1] == len(header) - 1 and len(cells) > len(header):
+        elif columns[1] == width - 1 and len(cells) > width:
             name, caption = cells[columns[0]].strip(), delimiter_of(lines).join(cells[columns[1] :]).strip()
-        elif max(columns) >= len(cells) or len(cells) > len(header):
-            skipped.append(Skip(f"line {number}", f"it has {len(cells)} cells; the header names {len(header)}"))
+        elif max(columns) >= len(cells) or len(cells) > width:
+            skipped.append(Skip(f"line {number}", f"it has {len(cells)} cells; the header names {width}"))
             continue
         else:
             name, caption = (cells[column].strip() for column in columns)

@@ -10,6 +10,7 @@ from typing import Any
 
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import exists
+from multiflow.base.guards import raise_shortage
 from multiflow.data.audio import Sound, decode_sound, load_sound
 from multiflow.data.dataset import BrokenItem, Clip, Dataset, Known, Pair, Question
 from multiflow.data.images import choose_split, load_image, open_image, refuse_split, split_in_name, texts_of
@@ -102,6 +103,7 @@ def _open_saved(folder: Path, split: str | None, choice: Columns) -> Dataset[Pai
     try:
         table = library.load_from_disk(str(folder))
     except Exception as error:  # Arrow and the library raise errors of their own
+        raise_shortage(error)
         raise _unreadable(where, error) from error
     if isinstance(table, dict):
         table = table[_choose(split, list(table), where)]
@@ -125,6 +127,7 @@ def _open_parquet(files: Sequence[Path], source: Path, split: str | None, choice
     try:
         table = library.load_dataset("parquet", data_files=list(map(str, files)), split="train")
     except Exception as error:  # Arrow and the library raise errors of their own
+        raise_shortage(error)
         raise _unreadable(where, error) from error
     return _dataset(table, choice, str(source))
 
@@ -148,6 +151,7 @@ def _open_on_hub(name: str, choice: Columns, split: str | None) -> Dataset[Pair]
     except MultiflowError:
         raise
     except Exception as error:  # no such configuration, a script that would have to run, a broken download, ...
+        raise_shortage(error)
         raise _unreadable(where, error) from error
     return _dataset(table, choice, name)
 
@@ -294,6 +298,7 @@ def _row(table: Any, index: int) -> tuple[Any, str]:
     try:
         return table[index], key
     except Exception as error:  # Arrow and the library raise errors of their own
+        raise_shortage(error)
         raise BrokenItem(key, " ".join(str(error).split()) or type(error).__name__) from error
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import files_in, read_regular
+from multiflow.base.guards import raise_shortage
 from multiflow.data.dataset import Dataset, Known, Pair
 from multiflow.data.images import choose_split, data_of_files, image_files, is_image, refuse_split
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place
@@ -161,6 +162,7 @@ def _unpickle(path: Path) -> Any:
     try:
         return _Unpickler(io.BytesIO(read_regular(path, MOST_BYTES)), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises almost anything
+        raise_shortage(error, path.stat().st_size)
         raise MultiflowError(
             f"'{path}' is not a file of CIFAR's Python version ({error}); fetch it again, or give a folder of images"
         ) from error

@@ -17,7 +17,7 @@ from multiflow.base.files import read_json
 from multiflow.data.dataset import Dataset, Question, Skip
 from multiflow.data.images import data_of_files, locate, texts_of
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place, list_of, with_list
-from multiflow.data.tables import IMAGE_KEYS, TABLES, column_of, rows_of
+from multiflow.data.tables import IMAGE_KEYS, TABLES, column_of, header_of, rows_of
 
 Texts = str | list[str]
 FOLDERS = {"vg": ("visual_genome", "vg"), "vqa": ("coco", "coco/images", "vqa")}
@@ -130,10 +130,9 @@ def _is_table(place: Place) -> bool:
 def _read_table(place: Place) -> Dataset[Question]:
     """Read a table with a column of questions: those of one image that are the same gather their answers."""
     names, skipped = _header(place), list[Skip]()
-    header = dict.fromkeys(names)
-    image = column_of(place, "image", place.image_column, IMAGE_KEYS, header)
-    answer = column_of(place, "answer", None, ANSWER_KEYS, header)
-    at = {name: names.index(name) for name in header}
+    at = header_of(place, names, IMAGE_KEYS, ANSWER_KEYS, ("question",))
+    image = column_of(place, "image", place.image_column, IMAGE_KEYS, at)
+    answer = column_of(place, "answer", None, ANSWER_KEYS, at)
     gathered: dict[tuple[str, str], list[str]] = {}
     for number, cells in list(rows_of(place.lines, skipped))[1:]:
         if len(cells) != len(names):

@@ -35,6 +35,13 @@ PACKED = {
 """First bytes of a file that is no plain tar -> what it is packed with."""
 
 
+LEFT_OUT = {b"1": "it is a link, which is not followed", b"2": "it is a link, which is not followed"}
+LEFT_OUT |= dict.fromkeys([b"3", b"4", b"6"], "it is a device or a pipe")
+LEFT_OUT |= {b"S": "it is a sparse file, which is not read"}
+LOOKED_AT = 2**24
+"""Bytes behind the end of a tar that are looked at for another one: tars are padded with zeros, by far less."""
+
+
 class Member(NamedTuple):
     """Where a file lies in a shard."""
 
@@ -57,7 +64,10 @@ def _open(place: Place) -> Dataset[Pair]:
     images = captions = 0
     for number, path in enumerate(paths):
         for key, members in _samples(path, skipped).items():
-            image = next((of for suffix, of in members.items() if suffix in IMAGE_SUFFIXES), None)
+            pictures = [of for suffix, of in members.items() if suffix in IMAGE_SUFFIXES]
+            image = pictures[0] if pictures else None
+            if len(pictures) > 1:
+                skipped.append(Skip(f"{path.name}/{key}", f"it has {len(pictures)} images; the first is used"))
             caption = members.get(".txt", members.get(".json"))
             images, captions = images + (image is not None), captions + (caption is not None)
             if image is None or caption is None:
@@ -85,6 +95,9 @@ def _samples(path: Path, skipped: list[Skip]) -> dict[str, dict[str, Member]]:
     try:
         with open_regular(path) as file:
             for name, member in _members(file):
+                if isinstance(member, str):
+                    skipped.append(Skip(f"{path.name}/{name}", member))
+                    continue
                 cut, suffix = os.path.splitext(name)
                 sample, suffix = samples.setdefault(cut, {}), suffix.lower()
                 if suffix in sample:
@@ -101,8 +114,8 @@ def _is_whole(members: dict[str, Member]) -> bool:
     return not IMAGE_SUFFIXES.isdisjoint(members) and (".txt" in members or ".json" in members)
 
 
-def _members(file: FileIO) -> Iterator[tuple[str, Member]]:
-    """Yield name and place of each regular file in a tar.
+def _members(file: FileIO) -> Iterator[tuple[str, Member | str]]:
+    """Yield name and place of each regular file in a tar; of what is none and no folder, why it is left out.
 
     Raises:
         ValueError: the tar is cut or damaged, or packed; what was yielded before is whole.
@@ -120,9 +133,15 @@ def _members(file: FileIO) -> Iterator[tuple[str, Member]]:
             file.seek(start)
             long_name = _long_name(kind, file.read(size)) or long_name
             continue
-        if kind in b"0\0":
-            yield long_name or _short_name(header), Member(start, size)
+        name = long_name or _short_name(header)
+        if kind in LEFT_OUT:
+            yield name, LEFT_OUT[kind]
+        elif kind in b"07" or (kind == b"\0" and not name.endswith("/")):  # that is a folder of the oldest tars
+            yield name, Member(start, size)
         long_name = ""
+    file.seek(offset)
+    if file.read(LOOKED_AT).strip(b"\0"):
+        raise ValueError(f"the shard ends at byte {offset} of {length}, and what is joined behind it is not read")
 
 
 def _header(file: FileIO, offset: int) -> bytes | None:
@@ -164,10 +183,32 @@ def _short_name(header: bytes) -> str:
 
 
 def _long_name(kind: bytes, content: bytes) -> str:
-    """Return the name in an extended header: GNU's (L) is all name, POSIX's (x) has lines ``LENGTH path=NAME``."""
+    """Return the name in an extended header: GNU's (L) is all name, POSIX's (x) has records, one of them ``path``.
+
+    Raises:
+        ValueError: the records are damaged, or say of the next member what its place and size do not.
+    """
     if kind == b"L":
         return _text(content.partition(b"\0")[0])
-    return next((_text(line.partition(b"=")[2]) for line in content.split(b"\n") if b" path=" in line), "")
+    name = ""
+    for key, value in _records(content):
+        if key == b"path":
+            name = _text(value)
+        elif key == b"size" or key.startswith(b"GNU.sparse."):
+            raise ValueError("the shard has a member that is sparse or of 8 GB; write it again without")
+    return name
+
+
+def _records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield key and value of each record ``LENGTH KEY=VALUE\\n``; the length counts all of it."""
+    while content.strip(b"\0"):
+        digits, _, _ = content.partition(b" ")
+        length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
+        key, between, value = content[len(digits) + 1 : length - 1].partition(b"=")
+        if not between or content[length - 1 : length] != b"\n":
+            raise ValueError(f"the shard is damaged (a record in it is {content[:40]!r})")
+        yield key, value
+        content = content[length:]
 
 
 def _text(name: bytes) -> str:
@@ -180,14 +221,18 @@ def _read(shards: tuple[str, ...], keys: str, ends: np.ndarray, rows: np.ndarray
     if size > MOST_BYTES or text_size > MOST_TEXT:
         raise BrokenItem(key, f"its image has {size} bytes, its caption {text_size}, which is too large")
     try:
-        with open(shards[number], "rb") as file:
+        with open_regular(shards[number]) as file:
             file.seek(offset)
             data = file.read(size)
             file.seek(text_offset)
-            text = file.read(text_size).decode()
-        caption = msgspec.convert(parse_json(text, key), Sidecar).caption if as_json else text
+            said = file.read(text_size)
     except OSError as error:
         raise BrokenItem(key, error.strerror or str(error)) from error
+    if (len(data), len(said)) != (size, text_size):
+        raise BrokenItem(key, "the shard has become shorter since it was opened")
+    try:
+        text = said.decode("utf-8-sig")
+        caption = msgspec.convert(parse_json(text, key), Sidecar).caption if as_json else text
     except (ValueError, MultiflowError) as error:
         raise BrokenItem(key, "its caption is not UTF-8 text, or its JSON has no 'caption'") from error
     if not caption.strip():

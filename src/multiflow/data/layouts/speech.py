@@ -18,7 +18,7 @@ from multiflow.data.clips import clips_of_files
 from multiflow.data.dataset import Clip, Dataset, Skip
 from multiflow.data.images import WrongLayout, locate
 from multiflow.data.layouts import LAYOUTS, DataLayout, Place, of_rows
-from multiflow.data.tables import IMAGE_KEYS, TEXT_KEYS, column_of, delimiter_of, rows_of
+from multiflow.data.tables import IMAGE_KEYS, TEXT_KEYS, column_of, delimiter_of, header_of, rows_of
 
 AUDIO_KEYS = ("audio", "audio_path", "audio_filepath", "wav", "sound", "clip", "recording", *IMAGE_KEYS)
 SAID_KEYS = ("transcription", "transcript", "transcripts", "said", "words", *TEXT_KEYS)
@@ -67,7 +67,8 @@ def _of_json(place: Place, skipped: list[Skip]) -> Records:
 def _of_rows(place: Place, skipped: list[Skip]) -> Records:
     lines = place.lines
     rows = list(rows_of(lines, skipped))
-    header = dict.fromkeys(cell.strip() for cell in rows[0][1]) if rows else {}
+    header = header_of(place, rows[0][1], AUDIO_KEYS, SAID_KEYS) if rows else {}
+    width = len(rows[0][1]) if rows else 0
     if any(map(is_audio, header)):  # no header: the first column is the sound, the rest what is said
         if given := place.image_column or place.text_column:
             raise unknown(f"column of '{place.path}'", given, ())
@@ -79,13 +80,13 @@ def _of_rows(place: Place, skipped: list[Skip]) -> Records:
             "{image_column=NAME}",
             field="image_column",
         )
-    at, said = list(header).index(audio), list(header).index(_text_column(place, header))
+    at, said = header[audio], header[_text_column(place, header)]
     records = []
     for number, cells in rows[1:]:
-        if len(cells) > len(header) and said == len(header) - 1:  # delimiters in the last column need no quotes
+        if len(cells) > width and said == width - 1:  # delimiters in the last column need no quotes
             cells = [*cells[:said], delimiter_of(lines).join(cells[said:])]
-        if len(cells) != len(header) and max(at, said) >= min(len(cells), len(header)):
-            skipped.append(Skip(f"line {number}", f"it has {len(cells)} cells; the header names {len(header)}"))
+        if len(cells) > width or max(at, said) >= len(cells):
+            skipped.append(Skip(f"line {number}", f"it has {len(cells)} cells; the header names {width}"))
         elif not cells[at].strip():
             skipped.append(Skip(f"line {number}", "it names no audio file"))
         else:
