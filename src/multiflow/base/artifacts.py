@@ -191,10 +191,8 @@ def read_foreign(path: str | Path, fix: str = "copy it again") -> dict[str, Tens
         MultiflowError: it is no regular file, or claims other sizes than it has.
     """
     check_foreign(path, fix)
-    try:
+    with naming_damaged(path, fix):
         return load_file(path)
-    except DAMAGED as error:
-        raise MultiflowError(f"'{path}' is not a complete safetensors file ({_said(error)}); {fix}") from error
 
 
 def check_foreign(path: str | Path, fix: str = "copy it again") -> None:
@@ -204,11 +202,8 @@ def check_foreign(path: str | Path, fix: str = "copy it again") -> None:
         MultiflowError: it is no regular file, or claims other sizes than it has.
     """
     check_regular(path, "safetensors file")
-    try:
+    with naming_damaged(path, fix):
         _check_claims(Path(path))
-    except DAMAGED as error:
-        raise_shortage(error)
-        raise MultiflowError(f"'{path}' is not a complete safetensors file ({_said(error)}); {fix}") from error
 
 
 def read_one(path: str | Path, name: str) -> Tensor:
@@ -244,14 +239,14 @@ def read_kinds(path: str | Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]]
 
 
 @contextmanager
-def naming_damaged(path: str | Path) -> Iterator[None]:
+def naming_damaged(path: str | Path, fix: str = "copy it again") -> Iterator[None]:
     """Turn what a reader raises of a file of weights that is gone, cut or damaged by now into a sentence."""
     try:
         yield
     except DAMAGED as error:
         raise_shortage(error)
         raise MultiflowError(
-            f"'{path}' is no whole safetensors file, or is one no longer ({_said(error)}); copy it again"
+            f"'{path}' is not, or no longer, a complete safetensors file ({_said(error)}); {fix}"
         ) from error
 
 
