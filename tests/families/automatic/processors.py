@@ -11,6 +11,8 @@ from transformers import GPT2Config, PreTrainedTokenizerFast, VisionEncoderDecod
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -202,6 +204,28 @@ def kosmos_2(folder: Path) -> Path:
     model = sized("kosmos-2", "Kosmos2ForConditionalGeneration", tokenizer)
     pixels = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=PIXELS)
     return save(folder, model, tokenizer, pixels, "Kosmos2Processor", num_patch_index_tokens=len(names))
+
+
+def mllama(folder: Path) -> Path:
+    template = "{{ bos_token }}" + TURNS.replace("IMAGE", "<|image|>")
+    tokenizer = byte_tokenizer("<|image|>", begins=True, chat_template=template)
+    model = sized("mllama", "MllamaForConditionalGeneration", tokenizer, image_token_index="<|image|>")
+    pixels = MllamaImageProcessorPil(size=PIXELS, max_image_tiles=model.config.vision_config.max_num_tiles)
+    return save(folder, model, tokenizer, pixels, "MllamaProcessor")
+
+
+def llava_next(folder: Path) -> Path:
+    """Images are cut into tiles of several shapes."""
+    tokenizer = byte_tokenizer("<image>", begins=True, padding_side="left", chat_template=USER)
+    shapes = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+    config = tiny.build_config("llava_next", "LlavaNextForConditionalGeneration")
+    config.image_grid_pinpoints, config.text_config.vocab_size = shapes, len(tokenizer)
+    config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+    model = tiny.build_from(config, "LlavaNextForConditionalGeneration")
+    edges = {"size": {"shortest_edge": SIDE}, "crop_size": PIXELS}
+    pixels = LlavaNextImageProcessorPil(image_grid_pinpoints=shapes, **edges)
+    how = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return save(folder, model, tokenizer, pixels, "LlavaNextProcessor", image_token="<image>", **how)
 
 
 def got_ocr2(folder: Path) -> Path:

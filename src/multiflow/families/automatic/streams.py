@@ -86,6 +86,7 @@ class Choice:
         masks: bool, True = real; the first that fits counts.
         derive: ``f(lead, mask)``: makes a mask of the shape ``lead`` of an input without its last dimension out of one
             that does not fit, or gives None.
+        fills: whether the model puts padding of its own beside what the masks cover.
     """
 
     def __init__(
@@ -93,10 +94,11 @@ class Choice:
         stream: str,
         masks: Iterable[Tensor | None],
         derive: Derive | None = None,
+        fills: bool = False,
     ) -> None:
         self._stream, self._derive = stream, derive
         self._masks = [mask.bool() for mask in masks if mask is not None]
-        self._padded = any(not bool(mask.all()) for mask in self._masks)
+        self._padded = fills or any(not bool(mask.all()) for mask in self._masks)
         self._made: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, path: str, value: Tensor) -> Tensor | None:
@@ -175,7 +177,7 @@ def find_token_masks(model: Any, groups: Iterable[str], tokens: str = "all") -> 
             PROTEIN: Choice(PROTEIN, [protein]),
             "decoder": Choice("decoder", of_decoder),
             "source": Choice("source", sounds or ([text] if encodes_text else image), of_sound if sounds else joint),
-            "image": Choice("image", image, _image_rule(config, type_, batch)),
+            "image": Choice("image", image, _image_rule(config, type_, batch), fills=type_ == "mllama" and bool(image)),
             "connector": Choice("connector", between, of_sound if sounds else _connector_rule(config, type_, batch)),
             "audio": Choice("audio", sounds or [batch.get(name) for name in AUDIO_MASKS], of_sound),
         }
