@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import runpy
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,18 +123,17 @@ def test_headers_that_widen_what_is_not_there_or_not_short(tmp_path, narrowed):
 
 
 def test_a_packed_folder_of_a_model_in_two_bytes_is_smaller_than_the_dense_one(run: Run, tiny: Path, tmp_path: Path):
-    model = mf.load_model(tiny).half()
-    model.save_pretrained(tmp_path / "dense")
-    masks = mf.prune(model, "magnitude-layer", 0.5).masks[0.5]
-    masks.save(tmp_path / "mask.safetensors")
-    masks.apply_(model)
+    mf.load_model(tiny).half().save_pretrained(tmp_path / "dense")
     wide = mf.load_model(tmp_path / "dense").float()  # as a user computes with it on a CPU
+    masks = mf.prune(wide, "magnitude-layer", 0.5).masks[0.5]
     one = export(wide, masks, tmp_path / "one", values="fp16", compress="none")
     written = sum(part.size for part in packed_parts(one / FILE) if part.part != "header")  # most, of one so tiny
-    assert written < 0.8 * sum(weight.nbytes for weight in model.parameters())
-    for (name, ours), theirs in zip(mf.load_model(one).named_parameters(), model.parameters(), strict=True):
+    assert written < 0.8 * 2 * sum(weight.numel() for weight in wide.parameters())
+    masks.apply_(wide)
+    for (name, ours), theirs in zip(mf.load_model(one).named_parameters(), wide.parameters(), strict=True):
         assert torch.equal(ours, theirs.to(ours.dtype)), name
     # one in float32 says what would halve the rest, and does it when told
+    mf.prune(mf.load_model(tiny), "magnitude-layer", 0.5).masks[0.5].save(tmp_path / "mask.safetensors")
     out = run("export", tiny, "--mask", "mask.safetensors", "--out", "wide")
     told = run("export", tiny, "--mask", "mask.safetensors", "--out", "short", "--rest", "bf16")
     assert "--rest bf16" in out.out
@@ -209,6 +210,82 @@ def test_headers_that_say_other_things(tmp_path, change, said):
     write_tensors(path, stored, {"packed": 1, "codings": {}} | change)  # its checksums fit: what is claimed counts
     with pytest.raises(mf.MultiflowError, match=said):
         read_packed(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [8, 4]},
+        {"shape": [3, 4]},
+        {"shape": [4, 5]},
+        {"shape": [True, 4]},
+        {"count": 5},
+        {"count": 3},
+        {"values": "int4"},
+        {"values": "fp32"},
+        {"values": "int8"},
+        {"dtype": "int64"},
+        {"dtype": "quint8"},
+        {"dtype": "float8_e4m3fn"},
+        {"compress": "lz77"},
+        {"compress": "zlib"},
+        {"compress": "zstd"},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_codings_that_do_not_fit_what_is_stored(tmp_path, change):
+    """Bits beyond the matrix, scales that are not there, other sizes, codings that nobody knows: all signed anew."""
+    dense = torch.eye(4).bfloat16()
+    path = write_packed(tmp_path / "p.safetensors", {"w": dense}, "bf16", "none")
+    stored = load_torch(path)
+    coding = {"shape": [4, 4], "dtype": "bfloat16", "values": "bf16", "count": 4, "compress": "none"}
+    write_tensors(path, stored, {"packed": 1, "codings": {"w": coding}})
+    assert torch.equal(read_packed(path)["w"], dense)
+    write_tensors(path, stored, {"packed": 1, "codings": {"w": coding | change}})
+    with pytest.raises(mf.MultiflowError, match=r"p\.safetensors") as refused:
+        read_packed(path)
+    assert "'w'" in str(refused.value) or "zstandard" in str(refused.value)
+
+
+@pytest.mark.parametrize("version", [0, 2, 99, "1", True, None])
+def test_other_versions_of_the_packing(tmp_path, version):
+    path = tmp_path / "p.safetensors"
+    write_tensors(path, {"b": torch.ones(3)}, {"packed": version, "codings": {}})
+    with pytest.raises(mf.MultiflowError, match=f"format {version!r}, this version reads format 1"):
+        read_packed(path)
+
+
+def test_a_tensor_that_is_there_twice(tmp_path):
+    path = write_packed(tmp_path / "p.safetensors", {"w": torch.eye(4)}, "fp32", "none")
+    coding = {"shape": [4, 4], "dtype": "float32", "values": "fp32", "count": 4, "compress": "none"}
+    write_tensors(path, {**load_torch(path), "w": torch.ones(4, 4)}, {"packed": 1, "codings": {"w": coding}})
+    with pytest.raises(mf.MultiflowError, match="both packed and dense"):
+        read_packed(path)
+
+
+def test_a_folder_cut_at_every_tenth(model, tmp_path):
+    folder = export(model, mf.prune(model, "magnitude", sparsity=0.75).masks[0.75], tmp_path / "p")
+    whole = (folder / FILE).read_bytes()
+    for tenth in range(10):
+        (folder / FILE).write_bytes(whole[: len(whole) * tenth // 10])
+        for door in (mf.load_model, lambda place: unpack(place, tmp_path / "out")):
+            with pytest.raises(mf.MultiflowError, match=FILE):
+                door(folder)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["packed", "folder"])
+def test_masks_of_other_weights_and_weights_left_out_are_said(model, tmp_path, format):
+    masks = mf.prune(model, "magnitude", sparsity=0.75).masks[0.75]
+    other = ViTForImageClassification(model.config)
+    with pytest.warns(UserWarning, match="made for other weights"):
+        export(other, masks, tmp_path / "a", format)
+    changing = replace(masks, settings={**masks.settings, "changes_weights": True, "method": "alps"})
+    with pytest.warns(UserWarning, match=r"'alps' belong to changed weights.*result\.weights"):
+        export(model, changing, tmp_path / "b", format)
+    masks.apply_(applied := deepcopy(model))
+    export(applied, changing, tmp_path / "c", format)  # what must be zero is zero: it holds them
 
 
 def test_entries_that_are_not_finite_are_refused(tmp_path):

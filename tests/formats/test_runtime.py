@@ -152,6 +152,128 @@ def test_it_can_be_moved_saved_and_looked_at(always_packed):
             assert torch.equal(again(inputs), before)
 
 
+@pytest.mark.parametrize(
+    "door", ["prune", "prune_units", "export", "sparse_runtime", "speed", "compact", "apply_", "fits"]
+)
+def test_no_door_takes_the_copy_for_another_model(always_packed, door, tmp_path):
+    """Its layers are not where masks look for them: the sentence says what it is, and what to give."""
+    model = chain(16, 8)
+    _, masks = pruned(model, every(model))
+    small = sparse_runtime(model, masks)
+    adapter = every(model)
+    calls = {
+        "prune": lambda: mf.prune(small, "magnitude", 0.5, adapter=adapter),
+        "prune_units": lambda: mf.prune_units(small, "magnitude", 0.5, adapter=adapter),
+        "export": lambda: mf.export(small, masks, tmp_path / "x"),
+        "sparse_runtime": lambda: sparse_runtime(small, masks),
+        "speed": lambda: mf.speed(small, masks, adapter=adapter, batch=torch.randn(1, 16)),
+        "compact": lambda: mf.compact(small, masks, adapter=adapter),
+        "apply_": lambda: masks.apply_(small),
+        "fits": lambda: masks.is_applied(small),
+    }
+    with pytest.raises(mf.MultiflowError, match="made by mf.sparse_runtime.*give the model that it was made of"):
+        calls[door]()
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_copy_is_not_saved_as_a_folder_that_others_would_open_with_random_weights(always_packed, tiny, tmp_path):
+    model = mf.load_model(tiny)
+    small = sparse_runtime(model, mf.prune(model, "magnitude", 0.75).masks[0.75])
+    for one in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        with pytest.raises(mf.MultiflowError, match="mf.export"):
+            one.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    model.save_pretrained(tmp_path / "folder")
+
+
+def test_a_dense_state_does_not_fit(always_packed):
+    model = chain(16, 8)
+    _, masks = pruned(model, every(model))
+    small = sparse_runtime(model, masks)
+    with pytest.raises(RuntimeError, match=r"'0.weight' is dense.*mf.sparse_runtime"):
+        small.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8"])
+def test_moved_cast_and_in_training_it_computes_the_same(always_packed, values):
+    """Packed values are whole numbers to torch: a cast leaves them, and gradients reach what is not packed."""
+    model = nn.Sequential(nn.LayerNorm(24), nn.Linear(24, 10), nn.Linear(10, 3))
+    _, masks = pruned(model, mf.Adapter(groups={"all": "."}))
+    small = sparse_runtime(model, masks, values=values)
+    inputs = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        truth = small(inputs)
+        for dtype in (torch.float64, torch.bfloat16, torch.float16):
+            cast = copy.deepcopy(small).to(dtype)(inputs.to(dtype))
+            assert cast.dtype == dtype
+            torch.testing.assert_close(cast.float(), truth, rtol=0.03, atol=0.03)
+    there = small.to("meta")
+    assert {tensor.device.type for tensor in there.state_dict().values()} == {"meta"}
+    trained = sparse_runtime(model, masks, values=values).train()
+    trained(inputs).sum().backward()
+    assert trained[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_of_language_models(always_packed, beams):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 50}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
+    zeroed, masks = pruned(model, mf.adapter_for(model))
+    small = sparse_runtime(model, masks, values="fp32")
+    words = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    how = {"max_new_tokens": 6, "num_beams": beams, "do_sample": False, "pad_token_id": 0}
+    with torch.inference_mode():
+        assert torch.equal(*(one.generate(words, **how) for one in (small, zeroed)))
+
+
+@pytest.mark.parametrize(("asked", "said"), [("none", "torch alone"), ("plian", "'plian'; expected native, plain")])
+def test_kernels_can_be_done_without(monkeypatch, asked, said):
+    model = chain(16, 8)
+    zeroed, masks = pruned(model, every(model))
+    monkeypatch.setenv("MULTIFLOW_KERNELS", asked)
+    kernels.kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=said):
+            small = sparse_runtime(model, masks, values="fp32")
+        with torch.inference_mode():
+            inputs = torch.randn(3, 16)
+            torch.testing.assert_close(small(inputs), zeroed(inputs), **EXACT)
+    finally:
+        kernels.kernels.cache_clear()
+
+
+def test_a_processor_without_vector_instructions_is_correct_and_said_to_be_slow(always_packed, monkeypatch):
+    model = two_towers()
+    zeroed, masks = pruned(model, ADAPTER)
+    monkeypatch.setenv("MULTIFLOW_KERNELS", "plain")
+    monkeypatch.setattr(kernels, "FLAGS", ("-O0", *(flag for flag in kernels.FLAGS if flag != "-O3")))  # seconds less
+    kernels.kernels.cache_clear()
+    try:
+        if kernels.kernels().level:
+            pytest.skip("the compiler does not know how to leave them out here")
+        with pytest.warns(UserWarning, match="slow here"):
+            small = sparse_runtime(model, masks, values="fp32")
+        batch = towers_batches(4)[0]
+        with torch.inference_mode():
+            torch.testing.assert_close(small(**batch), zeroed(**batch), **EXACT)
+        assert packed(small)
+    except kernels.NoKernelsError as error:
+        pytest.skip(str(error))
+    finally:
+        kernels.kernels.cache_clear()
+
+
+def test_masks_that_belong_to_other_weights_are_said(always_packed):
+    model, other = chain(16, 8), chain(16, 8)
+    nn.init.normal_(other[0].weight, 2.0)
+    _, masks = pruned(model, every(model))
+    with pytest.warns(UserWarning, match="made for other weights"):
+        sparse_runtime(other, masks)
+
+
 def test_fewer_bytes(always_packed):
     model = chain(512, 512, 512)
     _, masks = pruned(model, every(model), 0.75)

@@ -56,9 +56,15 @@ PLAIN = ("Tensor", "Parameter", "DTensor")
 
 
 def check_module(model: Any) -> None:
-    """Refuse what is no model at all, such as its name."""
+    """Refuse what is no model at all, such as its name, and a copy of a model that only computes."""
     if not isinstance(model, nn.Module):
         raise MultiflowError(f"model is a {type(model).__name__}; expected an nn.Module, such as mf.load_model gives")
+    for path, module in model.named_modules():
+        if (made_by := getattr(type(module), "only_computes", None)) is not None:
+            raise MultiflowError(
+                f"the model was made by {made_by} ('{path}' is a {type(module).__name__}), which is for computing "
+                "only; give the model that it was made of"
+            )
 
 
 def check_layer(path: str, module: nn.Module, modules: Mapping[str, nn.Module], known: Collection[str] = ()) -> None:

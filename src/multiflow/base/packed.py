@@ -214,6 +214,8 @@ def read_packed(path: Path) -> dict[str, Tensor]:
     """
     stored, header = read_tensors(path, "packed weights", AGAIN)
     codings = _codings(path, header)
+    if twice := next((name for name in codings if name in stored), None):
+        raise MultiflowError(f"packed file '{path}' holds '{twice}' both packed and dense; {AGAIN}")
     for name, dtype in _narrowed(path, header, stored).items():
         stored[name] = stored[name].to(dtype)
     tensors: dict[str, Tensor] = {}
@@ -296,9 +298,9 @@ def _narrowed(path: Path, header: Mapping[str, Any], stored: Mapping[str, Tensor
 def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:
     if KEY not in header:
         raise MultiflowError(f"'{path}' is a safetensors file that is not packed; expected one of 'multiflow export'")
-    if header[KEY] != FORMAT:
+    if type(header[KEY]) is not int or header[KEY] != FORMAT:
         raise MultiflowError(
-            f"packed file '{path}' has format {header[KEY]}, this version reads format {FORMAT}; update multiflow"
+            f"packed file '{path}' has format {header[KEY]!r}, this version reads format {FORMAT}; update multiflow"
         )
     if not isinstance(listed := header.get("codings"), dict):
         raise MultiflowError(f"the header of packed file '{path}' is damaged; {AGAIN}")
@@ -308,7 +310,7 @@ def _codings(path: Path, header: Mapping[str, Any]) -> dict[str, Coding]:
             coding = Coding(**{**fields, "shape": tuple(fields["shape"])})
             dtype = getattr(torch, coding.dtype, None)
             whole = all(type(number) is int and number >= 0 for number in (*coding.shape, coding.count))
-            fine = whole and coding.values in VALUES and isinstance(dtype, torch.dtype)
+            fine = whole and coding.values in VALUES and dtype in (torch.float64, *STANDS_FOR)
             fine = fine and coding.count <= math.prod(coding.shape) and coding.compress in ("none", "zlib", "zstd")
         except (TypeError, KeyError) as error:
             raise MultiflowError(f"the header of packed file '{path}' is damaged at '{name}' ({error})") from error
@@ -358,7 +360,11 @@ def _expander(name: str) -> Callable[[bytes, int], np.ndarray]:
         elif name == "zlib":
             raw = zlib.decompressobj().decompress(data, length + 1)  # never more memory than the tensor needs
         else:
-            raw = _zstd().ZstdDecompressor().stream_reader(data).read(length + 1)
+            zstandard = _zstd()
+            try:
+                raw = zstandard.ZstdDecompressor().stream_reader(data).read(length + 1)
+            except zstandard.ZstdError as error:
+                raise MultiflowError(str(error)) from error
         if len(raw) != length:
             raise MultiflowError(f"a part holds {len(raw)} bytes or more where its tensor has {length}")
         return np.frombuffer(raw, "u1")

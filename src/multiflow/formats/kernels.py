@@ -34,6 +34,9 @@ FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-w")
 NATIVE = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
 LONGEST = 120  # seconds that a compiler may take
 LEVELS = {2: "AVX-512 with VNNI", 1: "AVX2", 0: "no vector instructions of ours"}
+PLAIN = ("-mno-avx2", "-mno-fma", "-mno-avx512f")
+FORCED = ("native", "plain", "none")
+"""What ``MULTIFLOW_KERNELS`` may say: kernels for this processor, for one without vector instructions, or none."""
 KIND_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 MOST_COLUMNS = 1_000_000  # of a product in whole numbers, whose sums are 32 bits wide
 
@@ -131,9 +134,15 @@ def kernels() -> Kernels:
     """Return the kernels for this processor, compiled when first asked for.
 
     Raises:
-        NoKernelsError: there is no compiler, it fails, or what it made does not compute what it should.
+        NoKernelsError: there is no compiler, it fails, or what it made does not compute what it should; or the
+            environment variable ``MULTIFLOW_KERNELS`` says ``none``, or what is none of `FORCED`.
     """
-    return build()
+    wanted = os.environ.get("MULTIFLOW_KERNELS") or FORCED[0]
+    if wanted not in FORCED:
+        raise NoKernelsError(f"MULTIFLOW_KERNELS is '{wanted}'; expected {', '.join(FORCED[:-1])} or {FORCED[-1]}")
+    if wanted == "none":
+        raise NoKernelsError("MULTIFLOW_KERNELS is 'none', which asks for torch alone; unset it")
+    return build(PLAIN if wanted == "plain" and NATIVE.get(platform.machine(), "").startswith("-march") else ())
 
 
 def build(options: Sequence[str] = (), folder: Path | None = None) -> Kernels:

@@ -101,8 +101,10 @@ def export(
         raise MultiflowError(f"a {type(model).__name__} has no save_pretrained; export takes models of transformers")
     if masks is None:
         check_fit(model, adapter)
-    else:
+    elif compact:
         masks.find_weights(model)
+    else:
+        masks.warn_of_misfit(model, weights, stacklevel=4)
     with TemporaryDirectory() as place:
         folder = Path(place) / "model"
         if compact and masks is not None:

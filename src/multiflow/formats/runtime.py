@@ -80,6 +80,7 @@ def sparse_runtime(
                 f"layer '{name}' is on {parameters[0].device}; the sparse runtime is for CPUs, and for 2:4 masks on a "
                 "GPU: model.to('cpu')"
             )
+    masks.warn_of_misfit(model, weights, stacklevel=4)
     # 1. a copy without the weights that are about to be packed
     modules = dict(model.named_modules(remove_duplicate=False))
     packed = {
@@ -122,7 +123,20 @@ def sparse_runtime(
         covered = {layer.module(path) for layer in masks.layout.layers for path in layer.paths}
         _add_short_copies(result, covered, RUNTIME_VALUES[values], choose)
     choose.save()
+    if hasattr(result, "save_pretrained") and any(hasattr(type(one), "only_computes") for one in result.modules()):
+        result.save_pretrained = CannotBeSaved()
     return result
+
+
+class CannotBeSaved:
+    """In the place of ``save_pretrained`` of the copy, whose folder others would open with random weights."""
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        raise MultiflowError(
+            "the sparse runtime computes with packed weights that transformers cannot read from a folder; write the "
+            "model that it was made of, with mf.export(model, masks, path), and make mf.sparse_runtime of what "
+            "mf.load_model(path) gives; torch.save keeps the copy as it is"
+        )
 
 
 def _add_short_copies(result: nn.Module, covered: set[str], kind: torch.dtype, choose: _Chooser) -> None:
@@ -160,7 +174,12 @@ class _Chooser:
         self.new = False
         self.reason = ""
         try:
-            native.kernels()
+            if not native.kernels().level:
+                warnings.warn(
+                    f"the sparse runtime is slow here: its kernels have {native.LEVELS[0]} for this processor "
+                    "(expected AVX2 or AVX-512); layers stay dense where that is faster",
+                    stacklevel=5,
+                )
             self.known = _read(choices_file())
         except native.NoKernelsError as error:
             warnings.warn(f"the sparse runtime has no kernels and is slow: {error}", stacklevel=5)

@@ -63,7 +63,7 @@ def compact(
     >>> small = mf.compact(model, result.masks[0.5], result.weights[0.5])       # doctest: +SKIP
     """
     # 1. the sparse model, and what is dead in it
-    masks.find_weights(model)
+    masks.warn_of_misfit(model, weights, stacklevel=4)
     sparse = copy.deepcopy(model)
     with torch.no_grad():
         for name, own in masks.find_weights(sparse).items():

@@ -37,6 +37,7 @@ class SparseLinear(nn.Module):
         ways: number of tokens of `TOKENS` -> name in `WAYS`; one that is missing is ``unpack``.
     """
 
+    only_computes = "mf.sparse_runtime"
     bits: Tensor
     starts: Tensor
     values: Tensor
@@ -92,6 +93,17 @@ class SparseLinear(nn.Module):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
         return out if out.dtype == dtype else out.to(dtype)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load packed tensors; a dense weight in their place is an error of one sentence rather than missing keys."""
+        errors: list[str] = rest[-1]
+        if f"{prefix}weight" in state_dict and f"{prefix}bits" not in state_dict:
+            errors.append(
+                f"'{prefix}weight' is dense, and this layer is packed; load it into the dense model, and make "
+                "mf.sparse_runtime of that"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def extra_repr(self) -> str:
         """Say the sizes, the share of zeros and the kernels, for ``print(model)``."""
         kept = len(self.values) - 64 // self.values.element_size()
@@ -134,6 +146,8 @@ class FewLinear(nn.Module):
         few: the same weight packed, with the same bias.
         most: number of tokens up to which the packed one is faster.
     """
+
+    only_computes = "mf.sparse_runtime"
 
     def __init__(self, linear: nn.Linear, few: SparseLinear, most: int) -> None:
         super().__init__()

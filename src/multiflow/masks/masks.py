@@ -136,19 +136,7 @@ class Masks(Mapping[str, Tensor]):
         with alone(model):
             parameters = self.find_weights(model)
             others = self.find_others(model, weights or {})
-            changed = [name for name in self if not self._made_for(name, parameters[name][0])]
-            if changed:
-                warnings.warn(
-                    f"the masks were made for other weights: {len(changed)} of {len(self)} layers differ, "
-                    f"first '{changed[0]}'; the architecture fits, so they are applied all the same",
-                    stacklevel=2,
-                )
-            if weights is None and self.settings.get("changes_weights") and not self.is_applied(model):
-                warnings.warn(
-                    f"masks of '{self.settings.get('method')}' belong to changed weights, which are not written here; "
-                    "write both with result.apply_(model, sparsity) or mf.Result.load(folder).apply_(model, sparsity)",
-                    stacklevel=2,
-                )
+            self.warn_of_misfit(model, weights, stacklevel=3)
             with torch.no_grad():
                 for name in self:
                     for weight in parameters[name]:
@@ -158,6 +146,32 @@ class Masks(Mapping[str, Tensor]):
                 for name, parameter in others.items():
                     parameter.copy_(weights[name])  # type: ignore[index]
             return self
+
+    def warn_of_misfit(
+        self, model: nn.Module, weights: Mapping[str, Tensor] | None = None, *, stacklevel: int = 2
+    ) -> None:
+        """Warn where a model fits the masks but does not hold the weights that belong to them.
+
+        Args:
+            model: with the layers of the masks, which may be applied already.
+            weights: the changed weights that are written with them, or None.
+            stacklevel: of the warning, as in `warnings.warn`.
+        """
+        parameters = self.find_weights(model)
+        changed = [name for name in self if not self._made_for(name, parameters[name][0])]
+        if changed:
+            warnings.warn(
+                f"the masks were made for other weights: {len(changed)} of {len(self)} layers differ, "
+                f"first '{changed[0]}'; the architecture fits, so they are applied all the same",
+                stacklevel=stacklevel,
+            )
+        if weights is None and self.settings.get("changes_weights") and not self.is_applied(model):
+            warnings.warn(
+                f"masks of '{self.settings.get('method')}' belong to changed weights, which are not written here; "
+                "write both with result.apply_(model, sparsity) or mf.Result.load(folder).apply_(model, sparsity), or "
+                "give result.weights[sparsity] with the masks",
+                stacklevel=stacklevel,
+            )
 
     def is_applied(self, model: nn.Module) -> bool:
         """Whether the model is zero already wherever the masks drop."""

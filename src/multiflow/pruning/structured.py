@@ -198,7 +198,9 @@ def _shares(share: Any, stacks: Sequence[UnitStack]) -> dict[float, dict[str, fl
         total = sum(stack.count for stack in stacks)
         mean = sum(by_group[stack.group] * stack.count for stack in stacks) / total
         return {round(mean, 6): by_group}
-    several = [share] if isinstance(share, int | float) else list(share)
+    several = list(share) if isinstance(share, Iterable) and not isinstance(share, str) else [share]
+    if not several:
+        raise MultiflowError(f"share {share!r} was given; expected a number in [0, 1), or several", field="share")
     return {one: dict.fromkeys(groups, _share(one)) for one in several}
 
 
