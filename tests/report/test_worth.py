@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import multiflow as mf
-from multiflow.formats.worth import FormWorth, measure_worth
+from multiflow.formats.worth import FormWorth, forward_cost, measure_worth
 from multiflow.report.document import Document, markdown, page
 from multiflow.report.worth import worth_sections
 from tests.report.conftest import read_page, section, text_of
@@ -66,3 +66,21 @@ def test_a_model_that_does_not_run_costs_its_block_and_a_warning():
         assert (
             measure_worth(two_towers(), masks, quality={}, by={}, adapter=ADAPTER, batch={"x": torch.ones(2, 2)}) == ()
         )
+
+
+def test_models_with_zeros_in_the_same_places_are_measured_once(tiny, monkeypatch):
+    model = mf.load_model(tiny)
+    masks = mf.prune(model, "magnitude", 0.75).masks[0.75]
+    masks.apply_(model)
+    cost = forward_cost(model, seconds=0.01)
+    assert cost["memory"] <= cost["dense_memory"]
+    with torch.no_grad():
+        for weights in masks.find_weights(model).values():
+            for weight in weights:
+                weight.mul_(2.0)  # as after another fine-tuning: other weights, the same zeros
+    monkeypatch.setattr("multiflow.formats.worth.speed", lambda *_, **__: pytest.fail("measured again"))
+    assert forward_cost(model) == cost
+    with torch.no_grad():
+        next(iter(masks.find_weights(model).values()))[0][:1] = 0.0
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        forward_cost(model)
