@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +35,7 @@ from benchmarks.real.world import Items, World
 from multiflow.base.errors import MultiflowError
 from multiflow.bench.config import PrunerEntry, Tier
 from multiflow.bench.records import Results
+from tests.processes import fork
 
 
 class Small(nn.Module):
@@ -123,6 +128,72 @@ def test_two_that_share_a_folder_do_each_pruning_once(runner):
     done = {(cell.pruner, cell.seed) for cell in made.results.cells().values()}
     assert done == {("dense", 0), ("magnitude", 0), ("wanda", 1), ("flow-blocks", 0), ("flow-blocks", 1)}
     assert made.run(GRID.tiers[:1], {"small": small_world}) == 4
+
+
+def _killed(folder: Path, moment: str, after: int) -> None:
+    """Compute the grid, and be killed while a model is evaluated, or in the middle of writing a line."""
+    real.packed_size = lambda model, masks: 123_000
+    times = [after]
+
+    def now() -> bool:
+        times[0] -= 1
+        return times[0] < 0
+
+    def world() -> World:
+        of = small_world()
+
+        def evaluate(model: nn.Module) -> dict[str, Items]:
+            if moment == "evaluating" and now():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return of.evaluate(model)
+
+        return replace(of, evaluate=evaluate)
+
+    sync = os.fsync
+
+    def half(file: int) -> None:
+        if moment == "writing" and now():
+            os.ftruncate(file, os.fstat(file).st_size - 10)
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(file)
+
+    os.fsync = half
+    Runner(GRID, Results(folder), str).run(BRIEF, {"small": world})
+
+
+BRIEF = (Tier("1", ("dense", "magnitude", "wanda", "flow-blocks"), (0.5, 0.75), (0,), ("small",)),)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real, "packed_size", lambda model, masks: 123_000)
+        made = Runner(GRID, Results(tmp_path_factory.mktemp("whole")), str)
+        made.run(BRIEF, {"small": small_world})
+    return made.results
+
+
+@pytest.mark.parametrize(
+    ("moment", "after"),
+    [("evaluating", 0), ("evaluating", 4), ("evaluating", 6), ("writing", 0), ("writing", 7), ("writing", 8)],
+)
+def test_a_killed_grid_goes_on_where_it_was(runner, unbroken, tmp_path, moment, after):
+    """What was measured is kept as it is, what was not is computed, and the figures are those of an unbroken run."""
+    made, _ = runner
+    with fork(_killed, tmp_path / "out", moment, after) as killed:
+        assert killed.end(60) == -signal.SIGKILL, killed.err.read_text()
+    before = made.results.cells()
+    assert len(before) < 14
+    went_on = made.run(BRIEF, {"small": small_world})
+    cells = made.results.cells()
+    assert 14 - len(before) <= went_on <= 15 - len(before)  # one figure of two may have been written
+    both = Counter((cell.pruner, cell.sparsity) for cell in before.values())
+    assert all(cells[id] == cell for id, cell in before.items() if both[cell.pruner, cell.sparsity] == 2)
+    figures = {id: (cell.score, cell.each) for id, cell in cells.items()}
+    assert figures == {id: (cell.score, cell.each) for id, cell in unbroken.cells().items()}
+    zeros = {id: one.zeros for id, one in made.results.prunings().items()}
+    assert zeros == {id: one.zeros for id, one in unbroken.prunings().items()}
+    assert made.run(BRIEF, {"small": small_world}) == 0
 
 
 def _never_waiting(lock):
