@@ -50,7 +50,10 @@ def test_the_start_solves_every_row(share):
 def chain_of(state, few=9, most=4, drops=6):
     slope = state.slope().masked_fill(state.kept, 0.0)
     columns = slope.abs().topk(few, 1).indices
-    return Chain(state, columns, slope, most, drops)
+    chain = Chain(state, columns, slope, most)
+    chain.enter()
+    chain.leave(drops, 30)
+    return chain
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -58,16 +61,31 @@ def test_every_step_of_a_chain_is_what_it_says(seed):
     layer, state = rows_of(seed=seed)
     before, mask = errors(state, layer), state.kept
     chain = chain_of(state)
-    other = Supports(state.moment, state.weight, chain.entered.clone(), state.solved, state.values)
+    other = Supports(state.moment, state.weight, chain.place.clone(), state.solved, state.values)
     torch.testing.assert_close(before - errors(other, layer), chain.falls.sum(1), rtol=1e-5, atol=1e-7)
     assert torch.equal(other.kept.sum(1) - mask.sum(1), chain.on.sum(1))
-    for _ in range(6):
+    for number in range(6):
         between = errors(other, layer)
         costs = [error_without(other, layer, row) for row in range(len(mask))]
-        slot = chain.drop()
-        other.place.scatter_(1, slot[:, None], other.width)
+        other.place.scatter_(1, chain.gone[:, number, None], other.width)
         torch.testing.assert_close(errors(other, layer) - between, torch.stack(costs), rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(chain.rises[:, chain.dropped - 1], torch.stack(costs), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(chain.rises[:, number], torch.stack(costs), rtol=1e-5, atol=1e-7)
+
+
+def test_fewer_may_come_in_and_those_that_go_are_among_the_cheapest():
+    layer, state = rows_of()
+    before, mask = errors(state, layer), state.kept
+    slope = state.slope().masked_fill(mask, 0.0)
+    chain = Chain(state, slope.abs().topk(9, 1).indices, slope, 4)
+    counts = torch.tensor([0, 1, 2, 3, 4, 1, 2])
+    chain.enter(counts)
+    assert torch.equal(chain.on.sum(1), counts)
+    chain.leave(2, 2)
+    chain.keep(counts * 0, counts > 0)
+    falls = torch.stack([chain.falls[row, :n].sum() for row, n in enumerate(counts)])
+    torch.testing.assert_close(before - errors(state, layer), falls, rtol=1e-5, atol=1e-7)
+    assert torch.equal(state.kept.sum(1) - mask.sum(1), counts)
+    solves(state, layer, 1e-6)
 
 
 def error_without(state, layer, row):
@@ -86,8 +104,6 @@ def test_a_chain_is_kept_as_far_as_it_is_good():
     layer, state = rows_of()
     mask, before = state.kept, errors(state, layer)
     chain = chain_of(state)
-    for _ in range(6):
-        chain.drop()
     drops = torch.tensor([0, 1, 2, 3, 4, 5, 6])
     good = torch.tensor([True, True, True, False, True, True, True])
     chain.keep(drops, good)
@@ -197,7 +213,7 @@ def test_layers_that_are_too_dear_stay_with_the_first_mask(monkeypatch):
     mask, found = exchange(weight, dropping(500), input_moment=moment)
     assert not affordable(mask)
     assert int((~mask).sum()) == 500
-    assert torch.equal(mask, first_mask(scaled(weight, moment, 1e-3), dropping(500), 30, 1e-3))
+    assert torch.equal(mask, first_mask(scaled(weight, moment, 1e-3), dropping(500), 40, 1e-3))
     assert error(weight, found, moment) < 1.05 * error(
         weight, lobs(weight, dropping(500), input_moment=moment)[1], moment
     )

@@ -14,9 +14,9 @@ move between rows. What they are off by in the end is taken from where it costs 
 Rows where little gains drop out. Under a pattern that fixes the number in each row, or in each group of N:M, as many go
 as came in.
 
-The first mask comes from 30 steps of operator splitting as in ALPS (arXiv 2406.07831) and Boza (arXiv 2401.02938), but
-from a penalty that is small at first (0.05, 0.15, 0.45, each for ten steps, where G has ones on its diagonal): that is
-cheaper than ALPS (one product a step, three inverses, no eigendecomposition) and better. With ``panels=0``, and where
+The first mask comes from 40 steps of operator splitting as in ALPS (arXiv 2406.07831) and Boza (arXiv 2401.02938), but
+from a penalty that is small at first (0.02, 0.06, 0.18, 0.54, each for ten steps, where G has ones on its diagonal):
+cheaper than ALPS (one product a step, four inverses, no eigendecomposition) and better. With ``panels=0``, and where
 exact solutions are too dear (wide layers at low sparsity: `affordable`), a refit by conjugate gradients ends it there.
 
 Related: optimal brain surgeon and its greedy form OBC (arXiv 2208.11580) drop weights only; swaps without a refit are
@@ -43,16 +43,17 @@ from multiflow.methods.declare import Choose, fitter
 from multiflow.methods.least_squares import Fitted, Scaled, check_ridge, inverse, no_inverse, refit, scaled
 from multiflow.methods.supports import CHUNK, Chain, Supports
 
-PENALTY = 0.05  # of the first mask's splitting, where G has ones on its diagonal
-FEW = 16  # more inputs are looked at than come in
+PENALTY = 0.02  # of the first mask's splitting, where G has ones on its diagonal
+FEW = 8  # more inputs are looked at than come in
 SHARE, LEAST, DEEPEST = 16, 4, 24  # weights come in before others go: one in 16 of what a row keeps, 4 to 24
 PRICED = 2  # panels in which the price is found anew
-SHARED = 0.8  # of the rows are in a panel, on average
+SHARED = 0.7  # of the rows are in a panel, on average
 MORE = 4  # weights more than came in that may go in a row
+AMONG = 2  # times as many, the cheapest, are looked at as may go
 SPARE = 4  # more weights that a row may hold than any does at first, beside those of a panel
-PARTS, FEWEST = 2, 48  # parts of rows, which hold about as many weights each, and rows in a part, at least
+COPIED, ENDED = 0.75, 0.05  # share of rows in work below which they are copied, or the search ends
 STILL = 1e-3  # share of its error by which a row has to gain in a panel, or it is left alone
-SAMPLED = 8  # rows that tell what is typically left of an input
+SAMPLED = 2  # rows that tell what is typically left of an input
 WORTH = 1e-3  # share of its falls that a chain must be better by
 HELD = 1 << 25  # numbers of inverses that are held at a time
 DEAREST = 100  # products of the weights with G that the first inverses may cost
@@ -85,7 +86,7 @@ def cost(rows: int, columns: int, kept: float, start: int, panels: int) -> Layer
     few, drops = 0.75 * some + FEW, 0.75 * some + MORE  # on average
     chain = LayerCost(
         small=rows * slots * (slots * (few + drops + some) + few**2) / 2,  # products, a few times as fast as inverses
-        moved=NUMBER * rows * (3 * slots**2 + slots * (6 * few + drops * (drops / 2 + 14)) + few * columns),
+        moved=NUMBER * rows * (3 * slots**2 + slots * (6 * few + 8 * drops) + 2 * few * columns),
     )
     a_panel = product(rows, columns, 4) + chain
     most = 1.3 * kept * columns + some + SPARE + 8  # slots, where rows differ
@@ -100,7 +101,7 @@ def exchange(
     choose: Choose,
     *,
     input_moment: Float[Tensor, "in in"],
-    start: int = 30,
+    start: int = 40,
     panels: int = 8,
     ridge: float = 1e-3,
 ) -> Fitted:
@@ -121,9 +122,9 @@ def exchange(
 
 
 def parts_of(counts: Int[Tensor, " rows"]) -> list[Int[Tensor, " some"]]:
-    """Split the rows into parts of about as many weights each, as few as fit into memory, at least PARTS."""
+    """Split the rows into parts of about as many weights each, as few as fit into memory."""
     slots = int(counts.max()) + spare_of(counts)
-    number = max(-(-len(counts) * slots**2 // HELD), min(PARTS, len(counts) // FEWEST), 1)
+    number = max(-(-len(counts) * slots**2 // HELD), 1)
     return [part.sort().values for part in counts.argsort().tensor_split(min(number, len(counts)))]
 
 
@@ -177,11 +178,10 @@ def first_mask(layer: Scaled, choose: Choose, steps: int, ridge: float) -> Bool[
     target, penalty = dense @ moment, PENALTY
     found, dual = dense, torch.zeros_like(dense)  # dual over the penalty
     mask = torch.ones_like(dense, dtype=torch.bool)
-    stirred = dense.numel()
     for step in range(2 * steps):
-        if step >= steps and step % EVERY == 0 and stirred < SETTLED * mask.numel():
-            break
         if step % EVERY == 0:
+            if step >= steps and int((before ^ mask).sum()) < SETTLED * mask.numel():
+                break
             if step:
                 penalty, dual = penalty * GROW, dual / GROW
             solve = moment.clone()
@@ -190,7 +190,6 @@ def first_mask(layer: Scaled, choose: Choose, steps: int, ridge: float) -> Bool[
             fixed = target @ solve
         ahead = found + dual
         before, mask = mask, choose(ahead.abs())
-        stirred = int((before ^ mask).sum())
         sparse = ahead * mask
         dual = ahead - sparse
         found = torch.addmm(fixed, sparse - dual, solve, alpha=penalty)
@@ -232,36 +231,28 @@ class Search:
         depth = depth_of(float((~self.state.free).sum(1).double().mean()))
         for number in range(panels):
             active &= self._exchange(some, max(LEAST, depth // (1 + number % 2)), number < PRICED)
-            if 2 * int(active.sum()) <= len(at):  # rows are copied when half of them are done
+            left = int(active.sum())
+            if left <= ENDED * len(self.state.place):
+                break
+            if left <= COPIED * len(at):
                 if some is not self.state:
                     self.state.put(at, some)
                 at = at[active]
                 some = self.state.take(at)
                 active = torch.ones_like(at, dtype=torch.bool)
-            if not len(at):
-                break
         if some is not self.state:
             self.state.put(at, some)
         self._meet()
 
     def _exchange(self, rows: Supports, depth: int, priced: bool) -> Bool[Tensor, " rows"]:
         """Let weights in and others go in every row that gains by it; return the rows that gain much."""
-        more = MORE if isinstance(self.pattern, Unstructured) else 0
-        chain = self._open(rows, depth, depth + more)
+        free = isinstance(self.pattern, Unstructured)
+        chain = self._open(rows, depth)
+        chain.enter()
         entered = chain.on.sum(1)
-        if isinstance(self.pattern, NofM):
-            groups = rows.width // self.pattern.of
-            over = entered.new_zeros(len(entered), groups + 1)
-            place = chain.entered.clone()
-            over.scatter_add_(1, chain.inputs // self.pattern.of, chain.on.long())
-            for _ in range(int(entered.max())):
-                group = (place // self.pattern.of).clamp(max=groups)
-                slot = chain.drop(over.gather(1, group) > 0)
-                over[chain.every, group[chain.every, slot]] -= 1
-        else:
-            for _ in range(int(entered.max()) + more):
-                chain.drop()
-        rises = chain.rises[:, : chain.dropped]
+        of = self.pattern.of if isinstance(self.pattern, NofM) else 0
+        among = int(entered.max()) * (self.pattern.keep + 1) if of else AMONG * (depth + MORE)
+        rises = chain.leave(max(1, int(entered.max()) + MORE * free), among, of)
         drops, price = entered, 0.0
         if isinstance(self.pattern, Unstructured):
             dearest = rises.cummax(1).values
@@ -278,8 +269,8 @@ class Search:
         self.excess += int((entered - drops)[good].sum())
         return good & (change < -STILL * before)
 
-    def _open(self, rows: Supports, depth: int, drops: int) -> Chain:
-        """Let in those of the inputs that promise most."""
+    def _open(self, rows: Supports, depth: int) -> Chain:
+        """Look at those of the inputs that promise most."""
         slope = rows.slope().masked_fill_(rows.kept, 0.0)  # of the error, minus its product with w
         promise, few = slope.square() / self.room, depth + FEW
         if isinstance(self.pattern, NofM):  # one of the same group has to go
@@ -287,22 +278,24 @@ class Search:
             promise, few = promise - least.repeat_interleave(self.pattern.of, 1), depth
         promise.masked_fill_(rows.kept, -torch.inf)
         few = min(few, promise.shape[1])
-        columns = promise.topk(few, 1).indices
-        return Chain(rows, columns, slope, min(depth, few), drops)
+        return Chain(rows, promise.topk(few, 1).indices, slope, min(depth, few))
 
     def _meet(self) -> None:
         """Give back what is above the budget where it costs least, or fill it up where it gains most."""
         while self.excess:
-            chain = self._open(self.state, int(self.excess < 0), int(self.excess > 0))
-            if self.excess < 0:
-                able = chain.on.any(1).nonzero().flatten()
-                value = chain.falls.sum(1)
+            some, number = self.state, abs(self.excess)
+            steps = min(some.width, 2 * -(-number // len(some.place)) + MORE)
+            if self.excess > 0:
+                chain = Chain(some, some.place[:, :0], some.slope(), 0)
+                chain.enter()
+                worth = -chain.leave(steps, AMONG * steps).cummax(1).values
             else:
-                chain.drop()
-                able = chain.rises[:, 0].isfinite().nonzero().flatten()
-                value = -chain.rises[:, 0]
-            number = min(abs(self.excess), max(1, len(able) // 4))
-            on = torch.zeros(len(value), dtype=torch.bool, device=value.device)
-            on[able[value[able].topk(number).indices]] = True
-            chain.keep(on.long() * int(self.excess > 0), on)
+                chain = self._open(some, steps)
+                worth = chain.falls.cummin(1).values.masked_fill(chain.falls <= 0, -torch.inf)
+            number = min(number, int(worth.isfinite().sum()))
+            best = worth.flatten().topk(number).indices // worth.shape[1]
+            counts = torch.bincount(best, minlength=len(worth))
+            if self.excess < 0:
+                chain.enter(counts)
+            chain.keep(counts * (self.excess > 0), counts > 0)
             self.excess += number if self.excess < 0 else -number

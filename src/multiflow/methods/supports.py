@@ -126,12 +126,12 @@ class Supports:
             mine[rows] = new
 
     def left(self, rows: int) -> Float[Tensor, " in"]:
-        """R of every input, in the middle (geometric) of some of the rows: a guess for all of them."""
+        """What is left of every input beside the others that a row keeps, in the middle of some rows: R, or 1 / A."""
         some = self.take(torch.linspace(0, len(self.place) - 1, min(rows, len(self.place))).round().long())
         between = some.moment[some.place][:, :, :-1]  # G_S., (rows, slots, in)
         left = some.moment.diagonal()[:-1] - (multiply(some.solved, between) * between).sum(1)
-        out = (~some.kept).to(left) + 1e-6
-        return (left.clamp(min=10 * LEAST).log() * out).sum(0).div_(out.sum(0)).exp_()
+        own = pad(left, (0, 1)).scatter(1, some.place, 1 / some.solved.diagonal(dim1=1, dim2=2).clamp(min=TINY))
+        return torch.where(some.kept, own[:, :-1], left).clamp(min=10 * LEAST).log().mean(0).exp()
 
 
 class Chain:
@@ -142,85 +142,98 @@ class Chain:
         columns: the inputs that may come in.
         slope: g of all inputs.
         most: how many come in at most; fewer where nothing is gained or no slot is free.
-        drops: how many may go, at most.
     """
 
     def __init__(
-        self,
-        rows: Supports,
-        columns: Int[Tensor, "rows few"],
-        slope: Float[Tensor, "rows in"],
-        most: int,
-        drops: int,
+        self, rows: Supports, columns: Int[Tensor, "rows few"], slope: Float[Tensor, "rows in"], most: int
     ) -> None:
         self.rows, self.slope = rows, slope
-        slope = slope.gather(1, columns)
-        self.every = torch.arange(len(columns), device=columns.device)
-        between = rows.moment[columns].gather(2, rows.place[:, None].expand(-1, columns.shape[1], -1))  # G_CS
-        rest = between @ rows.solved  # r of each, (rows, few, slots)
-        room = rows.moment[columns[:, :, None], columns[:, None, :]] - rest @ between.mT  # R, with pairs
-        chosen, self.on, self.falls = forward(room, slope, rows.free.sum(1), most)
-        picked = chosen[:, :, None]
-        own = room.gather(1, picked.expand(-1, -1, room.shape[2])).gather(2, picked.mT.expand(-1, most, -1))
-        both = self.on[:, :, None] & self.on[:, None]
-        own = own * both + torch.diag_embed((~self.on).to(own))
-        slots = rows.free.to(torch.uint8).topk(most, 1).indices
-        self.rest = rest.gather(1, picked.expand(-1, -1, rest.shape[2])) * self.on[:, :, None]
-        self.rest.scatter_(2, slots[:, :, None], -self.on.to(own)[:, :, None])
-        self.bent = inverse_of_few(own) @ self.rest  # R^-1 r
-        self.values = rows.values + ((slope.gather(1, chosen) * self.on)[:, None] @ self.bent)[:, 0]
-        self.diagonal = rows.solved.diagonal(dim1=1, dim2=2) + (self.bent * self.rest).sum(1)
-        self.inputs = columns.gather(1, chosen)
-        entered = torch.where(self.on, self.inputs, rows.place.gather(1, slots))
-        self.entered = rows.place.scatter(1, slots, entered)
-        self.place = self.entered.clone()
-        self.dropped = 0
-        self.gone = chosen.new_zeros(len(chosen), drops)  # slots
-        self.rises = own.new_zeros(len(chosen), drops)
-        self.parts = own.new_empty(len(chosen), drops, rows.place.shape[1])  # of A that go with them
-        self.shares = own.new_zeros(len(chosen), drops)  # of them in the values
+        self.every = torch.arange(len(columns), device=columns.device)[:, None]
+        beside = rows.moment[columns]
+        between = beside.gather(2, rows.place[:, None].expand(-1, columns.shape[1], -1))  # G_CS
+        self.rest = between @ rows.solved  # r of each, (rows, few, slots)
+        self.room = beside.gather(2, columns[:, None].expand(-1, columns.shape[1], -1))  # G_CC
+        self.room = torch.baddbmm(self.room, self.rest, between.mT, alpha=-1.0)  # R, with pairs
+        self.chosen, self.falls = forward(self.room, slope.gather(1, columns), rows.free.sum(1), most)
+        self.columns = columns
 
-    def drop(self, may: Bool[Tensor, "rows slots"] | None = None) -> Int[Tensor, " rows"]:
-        """Let go the cheapest weight of every row, of those that may; return its slot."""
-        costs = self.values.square() / self.diagonal.clamp(min=TINY)
-        free = self.place == self.rows.width
-        rise, slot = costs.masked_fill_(free if may is None else free | ~may, torch.inf).min(1)
-        part = self.rows.solved[self.every, slot] + (self.rest[self.every, :, slot][:, None] @ self.bent)[:, 0]
-        if self.dropped:
-            before = self.parts[:, : self.dropped]
-            part -= (before[self.every, :, slot][:, None] @ before)[:, 0]
-        part /= part[self.every, slot].clamp(min=TINY).sqrt()[:, None]
-        part.masked_fill_(rise.isinf()[:, None], 0.0)  # nothing is left to go
-        share = self.values[self.every, slot] / part[self.every, slot].clamp(min=TINY)
-        self.values -= part * share[:, None]
-        self.diagonal -= part.square()
-        self.place[self.every, slot] = self.rows.width
-        for of, one in ((self.gone, slot), (self.rises, rise), (self.parts, part), (self.shares, share)):
-            of[:, self.dropped] = one
-        self.dropped += 1
-        return slot
+    def enter(self, most: Int[Tensor, " rows"] | None = None) -> None:
+        """Let all in by which the errors fall, or the first of them."""
+        rows, picked = self.rows, self.chosen[:, :, None]
+        on = self.falls > 0
+        if most is not None:
+            on &= torch.arange(on.shape[1], device=on.device) < most[:, None]
+        own = self.room.gather(1, picked.expand(-1, -1, self.room.shape[2])).gather(2, picked.mT.expand(-1, on.shape[1], -1))
+        own = own * (on[:, :, None] & on[:, None]) + torch.diag_embed((~on).to(own))
+        slots = rows.free.to(torch.uint8).topk(on.shape[1], 1).indices
+        self.rest = self.rest.gather(1, picked.expand(-1, -1, self.rest.shape[2])) * on[:, :, None]
+        self.rest.scatter_(2, slots[:, :, None], -on.to(own)[:, :, None])
+        self.bent = inverse_of_few(own) @ self.rest  # R^-1 r
+        slope = self.slope.gather(1, self.columns).gather(1, self.chosen) * on
+        self.values = rows.values + (slope[:, None] @ self.bent)[:, 0]
+        self.inputs = self.columns.gather(1, self.chosen)
+        self.place = rows.place.scatter(1, slots, torch.where(on, self.inputs, rows.place.gather(1, slots)))
+        self.on = on
+
+    def leave(self, drops: int, among: int, of: int = 0) -> Float[Tensor, "rows drops"]:
+        """Let go the cheapest weight of every row, again and again; return by how much the errors rise.
+
+        Args:
+            drops: how many times.
+            among: of how many, those that are cheapest at first.
+            of: size of the groups, out of each of which as many go as came in; 0 if there are none.
+        """
+        rows = self.rows
+        diagonal = rows.solved.diagonal(dim1=1, dim2=2) + (self.bent * self.rest).sum(1)
+        costs = self.values.square() / diagonal.clamp(min=TINY)
+        over = None
+        if of:
+            last = rows.width // of
+            over = torch.zeros(len(costs), last + 1, dtype=torch.long, device=costs.device)
+            over.scatter_add_(1, self.inputs // of, self.on.long())
+            over[:, last] = 0
+            costs.masked_fill_(over.gather(1, self.place.div(of, rounding_mode="floor").clamp(max=last)) == 0, torch.inf)
+        costs.masked_fill_(self.place == rows.width, torch.inf)
+        some = costs.topk(min(among, costs.shape[1]), 1, largest=False)
+        slots = some.indices
+        wide = slots[:, None].expand(-1, self.rest.shape[1], -1)
+        solved = rows.solved[self.every, slots].gather(2, slots[:, None].expand(-1, slots.shape[1], -1))
+        solved = torch.baddbmm(solved, self.rest.gather(2, wide).mT, self.bent.gather(2, wide))
+        group = None if over is None else self.place.gather(1, slots).div(of, rounding_mode="floor").clamp(max=last)
+        gone, self.rises = backward(solved, self.values.gather(1, slots), some.values.isinf(), drops, over, group)
+        self.gone = slots.gather(1, gone)
+        return self.rises
 
     def keep(self, drops: Int[Tensor, " rows"], good: Bool[Tensor, " rows"]) -> None:
         """Do it in the rows that are good, with the first ``drops`` of what was let go, and leave the others alone."""
-        rows = self.rows
-        parts, gone = self.parts[:, : self.dropped], self.gone[:, : self.dropped]
-        done = torch.arange(self.dropped, device=drops.device) < drops[:, None]
-        undone = self.shares[:, : self.dropped] * ~done
-        values = self.values + (undone[:, None] @ parts)[:, 0]
-        dropped = torch.zeros_like(rows.place).scatter_add_(1, gone, done.long()) > 0
-        place = self.entered.masked_fill(dropped, rows.width)
-        rows.values = torch.where(good[:, None], values.masked_fill_(dropped, 0.0), rows.values)
+        rows, place, values = self.rows, self.place, self.values
+        left, right = [self.bent * good[:, None, None]], [self.rest]
+        most = int(drops.max())
+        if most:
+            gone = self.gone[:, :most]
+            done = torch.arange(most, device=drops.device) < drops[:, None]
+            wide = gone[:, None].expand(-1, self.rest.shape[1], -1)
+            parts = rows.solved[self.every, gone]
+            parts = torch.baddbmm(parts, self.rest.gather(2, wide).mT, self.bent)  # of A, (rows, drops, slots)
+            own = parts.gather(2, gone[:, None].expand(-1, most, -1)) * (done[:, :, None] & done[:, None])
+            shares = inverse_of_few(own + torch.diag_embed((~done).to(own))) * done[:, None] @ parts
+            values = values - ((values.gather(1, gone) * done)[:, None] @ shares)[:, 0]
+            dropped = torch.zeros_like(place).scatter_add_(1, gone, done.long()) > 0
+            place, values = place.masked_fill(dropped, rows.width), values.masked_fill(dropped, 0.0)
+            left.append(shares.neg_() * good[:, None, None])
+            right.append(parts * done[:, :, None])
+        rows.values = torch.where(good[:, None], values, rows.values)
         rows.place = torch.where(good[:, None], place, rows.place)
-        left = torch.cat([self.bent, -parts * done[:, :, None]], 1) * good[:, None, None]
-        rows.solved.baddbmm_(left.mT, torch.cat([self.rest, parts], 1))
-        row, slot = (dropped & good[:, None]).nonzero(as_tuple=True)
-        rows.solved[row, slot] = 0.0
-        rows.solved[row, :, slot] = 0.0
+        rows.solved.baddbmm_(torch.cat(left, 1).mT, torch.cat(right, 1))
+        if most:
+            row, slot = (dropped & good[:, None]).nonzero(as_tuple=True)
+            rows.solved[row, slot] = 0.0
+            rows.solved[row, :, slot] = 0.0
 
 
 def forward(
     room: Float[Tensor, "rows few few"], slope: Float[Tensor, "rows few"], free: Int[Tensor, " rows"], most: int
-) -> tuple[Int[Tensor, "rows most"], Bool[Tensor, "rows most"], Float[Tensor, "rows most"]]:
+) -> tuple[Int[Tensor, "rows most"], Float[Tensor, "rows most"]]:
     """Choose inputs one after the other, each with the largest fall beside those before it.
 
     Returns:
@@ -241,8 +254,38 @@ def forward(
         slope = slope - cross * share * slope.gather(1, which[:, None])
         room = room - (cross * share)[:, :, None] * cross[:, None]
         room[every, which, which] = 0.0
-    found = torch.cat(falls, 1)
-    return torch.cat(chosen, 1), found > 0, found
+    return torch.cat(chosen, 1), torch.cat(falls, 1)
+
+
+def backward(
+    solved: Float[Tensor, "rows some some"], values: Float[Tensor, "rows some"], barred: Bool[Tensor, "rows some"], drops: int, over: Tensor | None, group: Tensor | None
+) -> tuple[Int[Tensor, "rows drops"], Float[Tensor, "rows drops"]]:
+    """Let weights go one after the other, each the cheapest by then; return which, and by how much the errors rise."""
+    every = torch.arange(len(solved), device=solved.device)
+    diagonal = solved.diagonal(dim1=1, dim2=2).clone()
+    parts = solved.new_empty(len(solved), drops, solved.shape[1])
+    gone, rises = [], []
+    barred = barred.clone()
+    for number in range(drops):
+        costs = values.square() / diagonal.clamp(min=TINY)
+        rise, slot = costs.masked_fill_(barred, torch.inf).min(1)
+        part = solved[every, slot]
+        if number:
+            before = parts[:, :number]
+            part = part - (before[every, :, slot][:, None] @ before)[:, 0]
+        own = part[every, slot].clamp(min=TINY)
+        part = part * own.rsqrt()[:, None]
+        part.masked_fill_(rise.isinf()[:, None], 0.0)  # nothing is left to go
+        values = values - part * (values[every, slot] / part[every, slot].clamp(min=TINY))[:, None]
+        diagonal -= part.square()
+        barred[every, slot] = True
+        if over is not None:
+            over[every, group[every, slot]] -= 1
+            barred |= over.gather(1, group) <= 0
+        parts[:, number] = part
+        gone.append(slot)
+        rises.append(rise)
+    return torch.stack(gone, 1), torch.stack(rises, 1)
 
 
 def inverse_of_few(matrices: Float[Tensor, "rows few few"]) -> Float[Tensor, "rows few few"]:
