@@ -107,17 +107,16 @@ def exchange(
 ) -> Fitted:
     """Exact exchanges of weights inside and between rows, all kept weights refitted; panels=0 is fast."""
     layer = scaled(weight, input_moment, ridge)
-    mask = first_mask(layer, choose, start, ridge)
-    found = None
+    mask, found = first_mask(layer, choose, start, ridge)
+    iterations = ITERATIONS
     if panels and affordable(mask):
-        mask = mask.clone()
+        mask, iterations = mask.clone(), FINISH
         found = torch.zeros_like(layer.weight)
         for rows in parts_of(mask.sum(1)):
             done = search(layer, mask[rows], rows, choose.pattern, panels)
             if done is None:
                 raise no_inverse(choose.layer, ridge)
             mask[rows], found[rows] = done
-    iterations = ITERATIONS if found is None else FINISH
     return mask, refit(layer.weight, mask, layer.moment, iterations, found).div_(layer.scale)
 
 
@@ -166,8 +165,8 @@ def affordable(mask: Bool[Tensor, "out in"]) -> bool:
     return solve <= DEAREST * 2 * mask.numel() * mask.shape[1] and int(mask.sum()) <= MOST * len(mask)
 
 
-def first_mask(layer: Scaled, choose: Choose, steps: int, ridge: float) -> Bool[Tensor, "out in"]:
-    """Split the error and the budget by ADMM; return the support of the largest weights.
+def first_mask(layer: Scaled, choose: Choose, steps: int, ridge: float) -> Fitted:
+    """Split the error and the budget by ADMM; return the support of the largest weights, and all the weights.
 
     Args:
         layer, choose: the weights and their budget.
@@ -177,7 +176,7 @@ def first_mask(layer: Scaled, choose: Choose, steps: int, ridge: float) -> Bool[
     dense, moment = layer.weight, layer.moment
     target, penalty = dense @ moment, PENALTY
     found, dual = dense, torch.zeros_like(dense)  # dual over the penalty
-    mask = torch.ones_like(dense, dtype=torch.bool)
+    before = mask = torch.ones_like(dense, dtype=torch.bool)
     for step in range(2 * steps):
         if step % EVERY == 0:
             if step >= steps and int((before ^ mask).sum()) < SETTLED * mask.numel():
@@ -193,7 +192,7 @@ def first_mask(layer: Scaled, choose: Choose, steps: int, ridge: float) -> Bool[
         sparse = ahead * mask
         dual = ahead - sparse
         found = torch.addmm(fixed, sparse - dual, solve, alpha=penalty)
-    return choose(found.abs())
+    return choose(found.abs()), found
 
 
 def depth_of(kept: float) -> int:

@@ -163,7 +163,9 @@ class Chain:
         on = self.falls > 0
         if most is not None:
             on &= torch.arange(on.shape[1], device=on.device) < most[:, None]
-        own = self.room.gather(1, picked.expand(-1, -1, self.room.shape[2])).gather(2, picked.mT.expand(-1, on.shape[1], -1))
+        own = self.room.gather(1, picked.expand(-1, -1, self.room.shape[2])).gather(
+            2, picked.mT.expand(-1, on.shape[1], -1)
+        )
         own = own * (on[:, :, None] & on[:, None]) + torch.diag_embed((~on).to(own))
         slots = rows.free.to(torch.uint8).topk(on.shape[1], 1).indices
         self.rest = self.rest.gather(1, picked.expand(-1, -1, self.rest.shape[2])) * on[:, :, None]
@@ -192,7 +194,9 @@ class Chain:
             over = torch.zeros(len(costs), last + 1, dtype=torch.long, device=costs.device)
             over.scatter_add_(1, self.inputs // of, self.on.long())
             over[:, last] = 0
-            costs.masked_fill_(over.gather(1, self.place.div(of, rounding_mode="floor").clamp(max=last)) == 0, torch.inf)
+            costs.masked_fill_(
+                over.gather(1, self.place.div(of, rounding_mode="floor").clamp(max=last)) == 0, torch.inf
+            )
         costs.masked_fill_(self.place == rows.width, torch.inf)
         some = costs.topk(min(among, costs.shape[1]), 1, largest=False)
         slots = some.indices
@@ -258,7 +262,12 @@ def forward(
 
 
 def backward(
-    solved: Float[Tensor, "rows some some"], values: Float[Tensor, "rows some"], barred: Bool[Tensor, "rows some"], drops: int, over: Tensor | None, group: Tensor | None
+    solved: Float[Tensor, "rows some some"],
+    values: Float[Tensor, "rows some"],
+    barred: Bool[Tensor, "rows some"],
+    drops: int,
+    over: Tensor | None,
+    group: Tensor | None,
 ) -> tuple[Int[Tensor, "rows drops"], Float[Tensor, "rows drops"]]:
     """Let weights go one after the other, each the cheapest by then; return which, and by how much the errors rise."""
     every = torch.arange(len(solved), device=solved.device)
