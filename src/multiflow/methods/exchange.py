@@ -249,8 +249,9 @@ class Search:
         chain = self._open(rows, depth)
         chain.enter()
         entered = chain.on.sum(1)
-        of = self.pattern.of if isinstance(self.pattern, NofM) else 0
-        among = int(entered.max()) * (self.pattern.keep + 1) if of else AMONG * (depth + MORE)
+        of, among = 0, AMONG * (depth + MORE)
+        if isinstance(self.pattern, NofM):
+            of, among = self.pattern.of, int(entered.max()) * (self.pattern.keep + 1)
         rises = chain.leave(max(1, int(entered.max()) + MORE * free), among, of)
         drops, price = entered, 0.0
         if isinstance(self.pattern, Unstructured):

@@ -288,7 +288,7 @@ def backward(
         values = values - part * (values[every, slot] / part[every, slot].clamp(min=TINY))[:, None]
         diagonal -= part.square()
         barred[every, slot] = True
-        if over is not None:
+        if over is not None and group is not None:
             over[every, group[every, slot]] -= 1
             barred |= over.gather(1, group) <= 0
         parts[:, number] = part
