@@ -200,3 +200,72 @@ def test_an_input_without_its_batches_goes_by_the_number_of_tokens():
     options = {"streams": {".": "text"}, "token_masks": lambda b: {"text": b["mask"]}}
     adapter = every(model, forward=lambda m, b: m(b["x"].flatten(0, 1)), **options)
     assert mf.calibrate(model, [{"x": x, "mask": mask}], adapter=adapter)["input_norm"]["0"].tolist() == [1.0] * 4
+
+
+class Attending(nn.Module):
+    """Four layers of 6 inputs; k reads what q reads only as long as ``apart`` is off, and v reads it twice."""
+
+    def __init__(self, twice=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v, self.o = (nn.Linear(6, 6) for _ in range(4))
+        self.twice = twice
+
+    def forward(self, batch):
+        x, apart = batch["x"], batch["apart"]
+        mixed = self.q(x) + self.k(x + 1 if apart else x) + self.v(x)
+        return self.o(mixed + self.v(x) if self.twice else mixed)
+
+
+def moments(model, batches, statistics=("input_moment", "input_norm"), layers="[qkvo]", **options):
+    adapter = mf.Adapter(groups={"all": f"^{layers}$"}, forward=lambda model, batch: model(batch))
+    return mf.calibrate(model, batches, adapter=adapter, statistics=statistics, **options)
+
+
+def attended(*apart):
+    return [
+        {"x": torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(n)), "apart": a} for n, a in enumerate(apart)
+    ]
+
+
+def held(stats, name="input_moment"):
+    return len({id(total) for total in stats.sums[name].values()})
+
+
+@pytest.mark.parametrize(("apart", "twice", "expected"), [
+    ((False, False, False), False, 2),  # q, k and v together, and o
+    ((False, True, False), False, 4),  # k has seen something else, in between
+    ((True, False), False, 4),
+    ((False, False), True, 3),  # v has seen everything twice
+])  # fmt: skip
+def test_layers_that_read_the_same_tensors_hold_one_sum(apart, twice, expected):
+    model, batches = Attending(twice), attended(*apart)
+    stats = moments(model, batches)
+    assert held(stats) == held(stats, "input_norm") == expected
+    for layer in "qkvo":
+        alone = moments(model, batches, layers=layer)
+        assert stats.counts["input_moment"][layer] == alone.counts["input_moment"][layer]
+        for name in stats:
+            assert torch.equal(stats.sums[name][layer], alone.sums[name][layer])
+
+
+def test_one_sum_of_several_layers_goes_on_from_a_file_and_merges(tmp_path):
+    model, batches = Attending(), attended(False, False, True)
+    whole = moments(model, batches)
+    path = tmp_path / "stats"
+    part = moments(model, batches[:2])
+    part.save(path)
+    read = mf.Stats.load(path)
+    again = Sums(("input_moment",), ADAPTER_OF_ALL.layout(model), dict.fromkeys("qkvo", CPU), mf.Stats(
+        {"input_moment": read.sums["input_moment"]}, {"input_moment": read.counts["input_moment"]}, 2
+    ))  # fmt: skip
+    assert held(again.stats(2)) == 2
+    merged = part.merge(moments(model, batches[2:]))
+    twice = part.merge(part)
+    assert held(twice) == 2
+    for layer in "qkvo":
+        torch.testing.assert_close(merged["input_moment"][layer], whole["input_moment"][layer])
+        assert torch.equal(twice.sums["input_moment"][layer], 2 * part.sums["input_moment"][layer])
+
+
+ADAPTER_OF_ALL = mf.Adapter(groups={"all": "^[qkvo]$"}, forward=lambda model, batch: model(batch))

@@ -2,8 +2,9 @@
 
 Every prunable layer's input is squared and summed over the real tokens as it passes by: within an input in float32,
 over inputs and batches in float64. For ``input_moment`` it is the products of all pairs of features; one pass serves
-both. A tensor that feeds several layers in a row (query, key, value) is measured once. A shared weight sums the inputs
-of every module that uses it, a layer used twice in a forward those of both uses.
+both. A tensor that feeds several layers in a row (query, key, value) is measured once, and layers that have seen the
+same inputs so far hold one sum together. A shared weight sums the inputs of every module that uses it, a layer used
+twice in a forward those of both uses.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import logging
 import re
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -194,9 +197,10 @@ class _Padding:
 
 
 def sums_size(layout: Layout, names: Sequence[str]) -> int:
-    """Return the bytes that the sums of these statistics take while they are measured.
+    """Return the bytes that the sums of these statistics take while they are measured, at most.
 
-    A sum is float64; beside those of all layers there is one float32 product for each width of input.
+    Layers that read the same tensors hold one sum together, which shows only as the model runs. A sum is float64;
+    beside those of all layers there is one float32 product for each width of input.
     """
     columns = [layer.shape[1] for layer in layout.layers]
     norms = sum(8 * width for width in columns) + sum((8 + 4 * CHUNK) * width for width in set(columns))
@@ -245,16 +249,19 @@ class Sums:
         for name in names:
             order, dtype = (2, torch.float32) if name == MOMENT else (1, torch.float64)
             shapes = {layer.name: [layer.shape[1]] * order for layer in layout.layers}
-            self._sums[name] = {
-                n: torch.zeros(shape, dtype=torch.float64, device=devices[n]) for n, shape in shapes.items()
-            }
+            self._sums[name] = {n: zeros(shape, devices[n]) for n, shape in shapes.items()}
             self._totals[name] = {(w, at): torch.zeros([w] * order, dtype=dtype, device=at) for w, at in places}
         self._buffers = {w: torch.zeros(CHUNK, w) for w, at in places if NORM in names and at.type == "cpu"}
+        self._takers: list[str] = []  # the layers that see the input measured last, to which it is still to be added
+        # layers that hold sums together, by the number of their party; of zeros nothing is held yet
+        self._party = {layer.name: list(places).index((layer.shape[1], devices[layer.name])) for layer in layout.layers}
+        self._zeros, self._parties = len(places), len(places)
         if start:
             for name in names:
                 for layer, total in start.sums[name].items():
                     self._sums[name][layer].copy_(total)
                 self._counts.update(start.counts[name])
+            self._find_alike()
         self._empty: set[str] = set()  # layers that saw an input without tokens
         self._padded: dict[str, str] = {}  # layers that saw a batch of padding alone, and its stream
         self._measured: list[str] = []  # the layers of one batch's measurements, in the order of the forward
@@ -271,19 +278,58 @@ class Sums:
         before, at, under, on, count = self._last
         same = before is not None and before() is value and at == version >= 0 and under is mask and on == device
         if not same:
+            self._give()
             tokens = _real_tokens(path, value, mask, stream).to(device)
             for name, totals in self._totals.items():
                 self._measure(name, tokens, totals[place])
             count = len(tokens)
             self._last = (weakref.ref(value), version, mask, device, count)
             self._measured.append(layer)
-        for name, totals in self._totals.items():
-            self._sums[name][layer] += totals[place]
+        self._takers.append(layer)
         self._counts[layer] += count
         if not count and not value.numel():
             self._empty.add(layer)
         elif not count and stream:
             self._padded[layer] = stream
+
+    def _give(self) -> None:
+        """Add what was measured last to the sums of all layers that saw it, once for those that hold one together."""
+        takers = Counter(self._takers)
+        self._takers.clear()
+        alike: dict[tuple[int, int], list[str]] = {}
+        for layer, times in takers.items():
+            alike.setdefault((self._party[layer], times), []).append(layer)
+        for (party, times), layers in alike.items():
+            if party < self._zeros or len(layers) < sum(other == party for other in self._party.values()):
+                self._part(layers, copy=party >= self._zeros)
+            place = self._layout[layers[0]].shape[1], self._devices[layers[0]]
+            for name, totals in self._totals.items():
+                for _ in range(times):
+                    self._sums[name][layers[0]] += totals[place]
+
+    def _part(self, layers: Sequence[str], copy: bool) -> None:
+        """Let some layers hold sums together, and apart from all others."""
+        for of in self._sums.values():
+            own = of[layers[0]].clone() if copy else of[layers[0]]
+            of.update(dict.fromkeys(layers, own))
+        self._party.update(dict.fromkeys(layers, self._parties))
+        self._parties += 1
+
+    def _find_alike(self) -> None:
+        """Let layers hold together what is the same already."""
+        found: dict[Any, list[list[str]]] = {}
+        for layer, party in self._party.items():
+            own = [of[layer] for of in self._sums.values()]
+            parties = found.setdefault((party, self._counts[layer], *(float(one.sum()) for one in own)), [])
+            for other in parties:
+                if all(torch.equal(of[other[0]], one) for of, one in zip(self._sums.values(), own, strict=True)):
+                    other.append(layer)
+                    break
+            else:
+                parties.append([layer])
+        for parties in found.values():
+            for layers in parties:
+                self._part(layers, copy=False)
 
     def _measure(self, name: str, tokens: Tensor, total: Tensor) -> None:
         """Sum what a statistic sums of ``(tokens, in)`` into ``total``, and note whether it is finite."""
@@ -309,6 +355,7 @@ class Sums:
 
     def check(self, batch: int) -> None:
         """Stop at the first batch whose inputs hold NaN or Inf, naming the first layer that saw it."""
+        self._give()
         bad = min(map(int, self._bad.values()))
         if bad != NONE:
             raise MultiflowError(
@@ -322,7 +369,8 @@ class Sums:
         check_groups_reached(self._layout, {*self._padded, *(name for name, n in self._counts.items() if n)}, batch)
 
     def stats(self, batches: int) -> Stats:
-        """Give the statistics so far."""
+        """Give the statistics so far; layers that have seen the same inputs share the memory of their sums."""
+        self._give()
         return Stats(
             {name: dict(of) for name, of in self._sums.items()},
             {name: dict(self._counts) for name in self._sums},
@@ -429,6 +477,13 @@ def _covering(missed: Sequence[str], layout: Layout) -> str:
         parts = name.split(".")
         paths[next(path for n in range(1, len(parts) + 1) if (path := ".".join(parts[:n])) not in seen)] = None
     return f"^({'|'.join(map(re.escape, paths))})(\\.|$)"
+
+
+def zeros(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Make float64 zeros; on a CPU they take no memory before something is written."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(shape))
+    return torch.zeros(*shape, dtype=torch.float64, device=device)
 
 
 def products(tokens: Tensor, total: Tensor) -> None:

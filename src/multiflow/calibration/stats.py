@@ -136,10 +136,16 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
         """Add the observations of two parts of the data; neither is changed."""
         sums: dict[str, dict[str, Tensor]] = {name: dict(of) for name, of in self.sums.items()}
         counts = {name: dict(of) for name, of in self.counts.items()}
+        both: dict[tuple[int, int], Tensor] = {}  # layers that hold one sum together go on to
         for name, layers in other.sums.items():
             mine, number = sums.setdefault(name, {}), counts.setdefault(name, {})
             for layer, value in layers.items():
-                mine[layer] = mine[layer] + value.to(mine[layer].device) if layer in mine else value
+                if layer in mine:
+                    pair = id(self.sums[name][layer]), id(value)
+                    if pair not in both:
+                        both[pair] = mine[layer] + value.to(mine[layer].device)
+                    value = both[pair]
+                mine[layer] = value
                 number[layer] = number.get(layer, 0) + other.counts[name][layer]
         measured = {layer for of in sums.values() for layer in of}
         unused = tuple(dict.fromkeys(name for name in (*self.unused, *other.unused) if name not in measured))
@@ -173,7 +179,18 @@ class Stats(Mapping[str, Mapping[str, Tensor]]):
 
 def sum_stats_(stats: Stats) -> Stats:
     """Add the observations of all processes up: the sums in place, the counts anew."""
-    sum_over_ranks_(total for of in stats.sums.values() for total in of.values())
+    first: dict[int, tuple[str, str]] = {}
+    together = {
+        (name, layer): first.setdefault(id(total), (name, layer))
+        for name, of in stats.sums.items()
+        for layer, total in of.items()
+    }
+    if any(other != together for other in exchange("together", together)):  # of other processes: each sum by itself
+        for (name, layer), other in together.items():
+            if other != (name, layer):
+                stats.sums[name][layer] = stats.sums[name][layer].clone()
+        together = {key: key for key in together}
+    sum_over_ranks_(stats.sums[name][layer] for name, layer in dict.fromkeys(together.values()))
     everyone = exchange("counts", stats.counts)
     counts = {name: {layer: sum(of[name][layer] for of in everyone) for layer in stats.counts[name]} for name in stats}
     return Stats(stats.sums, counts, stats.batches)
