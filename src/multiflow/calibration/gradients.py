@@ -34,10 +34,10 @@ from multiflow.calibration.batches import (
     to_device,
     turns,
 )
-from multiflow.calibration.inputs import EARLY, check_groups_reached
 from multiflow.calibration.memory import GIB, check_fits, free_memory
 from multiflow.calibration.state import differentiable, put_buffers
 from multiflow.calibration.stats import Stats, check_start, sum_stats_
+from multiflow.calibration.unreached import EARLY, check_groups_reached
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Split = Callable[[Any], list[Any]]

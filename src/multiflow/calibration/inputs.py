@@ -9,12 +9,11 @@ twice in a forward those of both uses.
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -24,23 +23,21 @@ import torch
 from torch import Tensor, nn
 
 from multiflow.base.adapter import TokenMask, lay_mask
-from multiflow.base.errors import MultiflowError, counted
+from multiflow.base.errors import MultiflowError
 from multiflow.base.offload import check_readable, input_device, naming_missing, working_device
 from multiflow.base.parallel import exchange
 from multiflow.base.steps import Step
-from multiflow.base.types import Layer, Layout, LiveWeights, is_hooked
+from multiflow.base.types import Layout, LiveWeights, is_hooked
 from multiflow.calibration.batches import form, iterate, length, missing_keys_named, to_device, turns
 from multiflow.calibration.inside import Inside, find_blocks
 from multiflow.calibration.memory import announce, check_fits, free_memory
 from multiflow.calibration.state import evaluating, watching
-from multiflow.calibration.stats import Stats, check_start, stack_of, sum_stats_
+from multiflow.calibration.stats import Stats, check_start, sum_stats_
+from multiflow.calibration.unreached import EARLY, check_groups_reached, never_reached, without_experts
 
 TokenMasks = Mapping[str, TokenMask]
 PADDING = re.compile(r"(^|_)(attention_mask|pixel_mask|padding_mask)$")
 """Names of what says in a batch which tokens are real."""
-EXPERT = re.compile(r"(^|\.)(local_)?experts\.\d+(\.|$)")
-"""In the path of a layer: one of a list of experts."""
-EARLY = 8  # batches after which a whole group that saw nothing is an error, rather than at the end
 NORM, MEAN, MOMENT = "input_norm", "input_mean", "input_moment"
 CHUNK = 128  # tokens squared at a time
 BLOCK = 768  # features; of a wider product, which is symmetric, only the blocks on and above the diagonal are computed
@@ -381,7 +378,7 @@ class Sums:
         """Give the statistics of all processes; a layer without any observation is an error that names it."""
         stats = sum_stats_(self.stats(batches))
         counts = next(iter(stats.counts.values()))
-        missed = _without_experts([name for name in self._layout if not counts[name]], self._layout, counts)
+        missed = without_experts([name for name in self._layout if not counts[name]], self._layout, counts)
         streams = {name: stream for padded in exchange("padded", self._padded) for name, stream in padded.items()}
         padded = [name for name in missed if name in streams]
         if padded:
@@ -398,85 +395,6 @@ class Sums:
         if missed:
             raise never_reached(self._layout, missed)
         return stats
-
-
-def check_groups_reached(layout: Layout, reached: Collection[str], batch: int) -> None:
-    """Say early that a whole group saw nothing so far, such as the vision tower of batches of text alone.
-
-    Args:
-        layout: the layers.
-        reached: names of those that have seen something.
-        batch: how many batches there were: after the first it is a warning, later an error.
-    """
-    for group, layers in layout.groups.items():
-        if any(layer.name in reached for layer in layers):
-            continue
-        if batch > 1:
-            raise MultiflowError(
-                f"nothing reached {counted(len(layers), 'layer')} of group '{group}' in {batch} batches; "
-                f"{never_reached(layout, [layer.name for layer in layers])}"
-            )
-        logging.getLogger("multiflow").warning(
-            "the first batch holds nothing that the %d layers of group '%s' see; unless others do, this ends after "
-            "%d batches",
-            len(layers),
-            group,
-            EARLY,
-        )
-
-
-def _without_experts(missed: Sequence[str], layout: Layout, counts: Mapping[str, int]) -> list[str]:
-    """Leave out the experts to which no token was sent while others of their stack saw some, and warn of them."""
-    seen = {stack_of(name) for name, count in counts.items() if count}
-    unused = [name for name in missed if is_expert(layout[name]) and stack_of(name) in seen]
-    if unused:
-        experts = [layer for layer in layout.layers if is_expert(layer)]
-        warnings.warn(
-            f"{len(unused)} of the {len(experts)} weights of experts saw no token, first '{unused[0]}': the router "
-            "sent none there; their input features are taken to be alike, as large as those of the other experts on "
-            "average, so that their weights are told apart by their size; give more batches",
-            stacklevel=4,
-        )
-    lost = set(unused)
-    return [name for name in missed if name not in lost]
-
-
-def is_expert(layer: Layer) -> bool:
-    """Whether a layer is the weight of one of several experts, to which a router may send no token."""
-    return (layer.part is not None and layer.part.index is not None) or EXPERT.search(layer.name) is not None
-
-
-def never_reached(layout: Layout, missed: Sequence[str]) -> MultiflowError:
-    """Return the error of layers that saw nothing: how many by group, and one regex that finds them all."""
-    lost = set(missed)
-    groups = [
-        f"{count} of {len(layers)} of group '{group}'"
-        for group, layers in layout.groups.items()
-        if (count := sum(layer.name in lost for layer in layers))
-    ]
-    whole = [group for group, layers in layout.groups.items() if all(layer.name in lost for layer in layers)]
-    why = f"; no batch holds what '{whole[0]}' takes in" if whole else ""
-    return MultiflowError(
-        f"{len(missed)} of {len(layout)} layers were never reached by the forward, first '{missed[0]}' "
-        f"({', '.join(groups)}){why}; give batches or an Adapter(forward=...) that reach them, or leave them "
-        f"dense with exclude=r'{_covering(missed, layout)}'"
-    )
-
-
-def _covering(missed: Sequence[str], layout: Layout) -> str:
-    """A regex of the shortest paths under which all layers are among those missed."""
-    seen = {
-        ".".join(parts[:n])
-        for name in layout
-        if name not in missed
-        for parts in [name.split(".")]
-        for n in range(len(parts))
-    }
-    paths: dict[str, None] = {}
-    for name in missed:
-        parts = name.split(".")
-        paths[next(path for n in range(1, len(parts) + 1) if (path := ".".join(parts[:n])) not in seen)] = None
-    return f"^({'|'.join(map(re.escape, paths))})(\\.|$)"
 
 
 def zeros(shape: Sequence[int], device: torch.device) -> Tensor:

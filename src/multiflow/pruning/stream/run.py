@@ -41,7 +41,7 @@ from multiflow.calibration import (
     free_memory,
     sums_size,
 )
-from multiflow.calibration.inputs import never_reached
+from multiflow.calibration.unreached import never_reached
 from multiflow.masks import Masks, hash_weight
 from multiflow.pruning.fitter import fit_layer, work_size
 from multiflow.pruning.plan import PruningPlan, Request, Weights, make_plan, request
