@@ -4,11 +4,13 @@ import json
 import os
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import multiflow as mf
 from multiflow.formats.sharded import apply_to_shards
+from tests.families.automatic import tiny
 from tests.pruning.stream.models import FEW, opened
 
 
@@ -34,8 +36,8 @@ def test_the_folder_is_that_of_the_whole_model(method, tmp_path, run):
     assert (tmp_path / "out" / "notes.txt").read_text() == "stays"
 
 
-def test_masks_of_another_model_are_refused(tmp_path, run, tiny):
-    mf.prune(mf.load_model(tiny), "magnitude", 0.5).save(tmp_path / "masks")
+def test_masks_of_another_model_are_refused(tmp_path, run, tiny_blip):
+    mf.prune(mf.load_model(tiny_blip), "magnitude", 0.5).save(tmp_path / "masks")
     opened("clip", tmp_path)
     ran = run("apply", tmp_path / "model", tmp_path / "masks" / "mask-0.5.safetensors", "--out", "out", "--stream")
     assert "the masks are those of another model" in ran.error
@@ -57,3 +59,16 @@ def test_a_shard_that_is_lost_meanwhile_is_a_sentence(harm, tmp_path, monkeypatc
     with pytest.raises(mf.MultiflowError, match=path.name):
         apply_to_shards(streamed, result.masks[0.5], None, tmp_path / "out")
     assert not (tmp_path / "out" / path.name).exists()
+
+
+def test_weights_that_are_no_safetensors_are_not_written_in_pieces(run, tmp_path):
+    model = tiny.build("clip", "CLIPModel")
+    (folder := tmp_path / "model").mkdir()
+    model.config.architectures = ["CLIPModel"]
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    mf.prune(mf.load_model(folder), "magnitude", 0.5).masks[0.5].save(tmp_path / "half.safetensors")
+    ran = run("apply", folder, tmp_path / "half.safetensors", "--out", "out", "--stream")
+    assert "or not as safetensors" in ran.error
+    assert not (tmp_path / "out").exists()
+    assert run("apply", folder, tmp_path / "half.safetensors", "--out", "out").code == 0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import files
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -471,18 +472,22 @@ def load_preprocessing(
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep the progress bars and notes of transformers and of its hub off the screen inside the block."""
+    """Keep the progress bars and notes of transformers, its hub and accelerate off the screen inside the block."""
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
+    accelerate = getLogger("accelerate")
     levels, bars = (logging.get_verbosity(), hub.get_verbosity()), logging.is_progress_bar_enabled()
+    before = accelerate.level
     logging.set_verbosity_error()
     hub.set_verbosity_error()
+    accelerate.setLevel(ERROR)
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(levels[0])
         hub.set_verbosity(levels[1])
+        accelerate.setLevel(before)
         if bars:
             logging.enable_progress_bar()

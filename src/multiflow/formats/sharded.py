@@ -40,12 +40,12 @@ def apply_to_shards(model: nn.Module, masks: Masks, changed: Mapping[str, Tensor
     wanted = _by_parameter(model, masks.layout)
     names = {place: name for name, place in places.items() if name in wanted}
     files = sorted({file for file, _ in places.values()})
-    homes = {file.parent for file in files}
-    if len(homes) != 1:
-        moved = next(name for name, (file, _) in places.items() if file.parent != files[-1].parent)
+    made = {file.parent for file in files if not (file.parent / "config.json").is_file()}
+    if made:  # what was converted on loading lies elsewhere, by itself
+        moved = next(name for name, (file, _) in places.items() if file.parent in made)
         raise MultiflowError(
-            f"the weight '{moved}' is stored in another form than the model has it in, so that shards cannot be pruned "
-            "one by one; apply the masks without --stream"
+            f"the weight '{moved}' is stored in another form than the model has it in, or not as safetensors, so that "
+            "shards cannot be pruned one by one; apply the masks without --stream"
         )
     others = (path for path in files[0].parent.iterdir() if path.is_file() and not path.name.startswith("."))
     copy_files((path for path in others if path.suffix not in WEIGHTS), folder)
