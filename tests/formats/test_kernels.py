@@ -97,6 +97,41 @@ def test_unpacking_gives_back_what_was_packed(built, kind, rows, cols, share):
         assert torch.equal(slow, dense)
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 70),
+    cols=st.one_of(st.integers(1, 40), st.integers(1, 300), st.sampled_from([64, 128, 192])),
+    tokens=st.integers(1, 11),
+    share=st.sampled_from([0.0, 0.5, 0.75, 0.9, 1.0]),
+    bias=st.booleans(),
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 10),
+)
+def test_looking_up_sums_what_expanding_does(built, rows, cols, tokens, share, bias, threads, seed):
+    """Both sum whole numbers: whatever fits into the blocks of one, and what does not."""
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.randn(rows, cols, generator=generator)
+    dense = dense.masked_fill(torch.rand(rows, cols, generator=generator) < share, 0.0)
+    dense[seed % rows] = 0.0  # an empty row
+    dense[-1, : cols // 2] = 1.0  # and a full one, which fits into no block
+    inputs = torch.randn(tokens, cols, generator=generator)
+    inputs[0] *= 1e30
+    added = torch.randn(rows, generator=generator) if bias else None
+    torch.set_num_threads(threads)
+    matrix = pack_matrix(dense, torch.int8)
+    looked = built.looked(matrix)
+    assert looked is not None
+    ours = multiply("look", looked.arguments, inputs, added)
+    sizes = inputs.abs() @ unpacked(matrix).abs().T + (0 if added is None else added.abs())
+    error = (ours - multiply("few8", matrix.arguments, inputs, added)).abs()
+    assert (error <= 2 * EPSILON * sizes).all()  # of the last step, where the bias is added
+
+
+def test_only_whole_numbers_are_looked_up(built):
+    assert built.looked(pack_matrix(torch.eye(20), torch.bfloat16)) is None
+    assert built.looked(pack_matrix(torch.ones(1, 2**16 + 1), torch.int8)) is None
+
+
 def test_inputs_that_are_not_finite_stay_so(built):
     dense = torch.ones(3, 70)
     for bad in (torch.inf, -torch.inf, torch.nan):

@@ -214,6 +214,32 @@ def test_moved_cast_and_in_training_it_computes_the_same(always_packed, values):
     assert trained[0].weight.grad.abs().sum() > 0
 
 
+def test_layers_whose_weights_are_looked_up(monkeypatch):
+    """Chosen where that was the fastest; in copies, after a cast and with another state as well."""
+    quick = lambda functions, *_, **__: {name: Timing((float(name != "look"),)) for name in functions}  # noqa: E731
+    monkeypatch.setattr("multiflow.formats.runtime.in_turns", quick)
+    model = chain(70, 40, 40)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight.neg_()
+    smalls = [sparse_runtime(one, pruned(one, every(one))[1], values="int8") for one in (model, other)]
+    if kernels.kernels().level != 1:
+        pytest.skip("the way for AVX2")
+    small, second = smalls
+    assert all(one.ways[1] == one.ways[8] == "look" for one in packed(small))
+    inputs = torch.randn(3, 70, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        truth = small(inputs)
+        for one in (copy.deepcopy(small), pickle.loads(pickle.dumps(small)), copy.deepcopy(small).half().float()):
+            assert torch.equal(one(inputs), truth)
+        assert not torch.equal(second(inputs), truth)
+        second.load_state_dict(small.state_dict())
+        assert torch.equal(second(inputs), truth)
+        for layer in packed(small):
+            layer.ways = dict.fromkeys(layer.ways, "few8")
+        torch.testing.assert_close(small(inputs), truth)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_of_language_models(always_packed, beams):
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -7,6 +7,7 @@
 //
 //   few     expands 8 to 64 weights at a time in registers and multiplies them with each token
 //   few8    the same in whole numbers: int8 weights, inputs rounded to 8 bits with one scale a token
+//   look    the same from another form of the weights, with more bytes and without expanding
 //   walk    goes from kept weight to kept weight, each times 16 to 64 tokens that lie side by side
 //   unpack  writes the dense matrix
 //
@@ -380,6 +381,98 @@ void few8(const Packed& p, const float* x, std::int64_t tokens, const float* bia
     }
 }
 
+// ---- few tokens in whole numbers, without expanding: 16 rows meet the same 16 inputs, which lie in a register, and each
+// kept weight looks its own up. A block is such a square: `steps` times two weights of each row, 32 bytes, and their
+// columns, 16 bytes (of rows 0 to 7 in the lower halves, of 8 to 15 in the upper ones). What does not fit into the
+// steps stands row by row behind them.
+struct Looked {  // as kernels.py fills it
+    std::int64_t rows, cols, steps;
+    const std::uint8_t* blocks;
+    const std::int32_t* starts;
+    const std::uint16_t* columns;
+    const Byte* values;
+    const float* scales;
+};
+constexpr std::int64_t SIDE = 16, STEP = 48, MOST_STEPS = 8;
+
+template <int T>
+void look_rows(const Looked& p, std::int64_t first, const Input* x, std::int64_t width, const float* scales, float* y,
+               const float* bias) {
+    const std::int64_t windows = (p.cols + SIDE - 1) / SIDE;
+    const std::uint8_t* block = p.blocks + first / SIDE * windows * p.steps * STEP;
+    std::int32_t sums[T][SIDE] = {};
+#if NARROW
+    const __m256i even = _mm256_set1_epi32(1), odd = _mm256_set1_epi32(1 << 16), low = _mm256_set1_epi8(15);
+    __m256i evens[T], odds[T], inputs[T];
+    for (int t = 0; t < T; ++t) evens[t] = odds[t] = _mm256_setzero_si256();
+    for (std::int64_t w = 0; w < windows; ++w) {
+        for (int t = 0; t < T; ++t)
+            inputs[t] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(x + t * width + SIDE * w)));
+        for (std::int64_t s = 0; s < p.steps; ++s, block += STEP) {
+            const __m256i weights = _mm256_loadu_si256((const __m256i*)block);
+            const __m128i both = _mm_loadu_si128((const __m128i*)(block + 32));
+            const __m256i from = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(both, 4), both), low);
+            for (int t = 0; t < T; ++t) {
+                const __m256i in = _mm256_shuffle_epi8(inputs[t], from);
+                const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(in), _mm256_sign_epi8(weights, in));
+                evens[t] = _mm256_add_epi32(evens[t], _mm256_madd_epi16(pairs, even));
+                odds[t] = _mm256_add_epi32(odds[t], _mm256_madd_epi16(pairs, odd));
+            }
+        }
+    }
+    for (int t = 0; t < T; ++t) {
+        std::int32_t at[2][8];
+        _mm256_storeu_si256((__m256i*)at[0], evens[t]);
+        _mm256_storeu_si256((__m256i*)at[1], odds[t]);
+        for (int i = 0; i < SIDE; ++i) sums[t][i] = at[i % 2][i / 2];
+    }
+#else
+    for (std::int64_t w = 0; w < windows; ++w)
+        for (std::int64_t s = 0; s < p.steps; ++s, block += STEP)
+            for (int place = 0; place < 32; ++place) {
+                const int weight = Byte(block[place]), from = block[32 + place % 16] >> (place < 16 ? 0 : 4) & 15;
+                for (int t = 0; t < T; ++t)
+                    sums[t][place / 2] += weight * (int(x[t * width + SIDE * w + from]) - MOVED);
+            }
+#endif
+    for (std::int64_t i = 0, r = first; i < SIDE && r < p.rows; ++i, ++r)
+        for (int t = 0; t < T; ++t) {
+            for (std::int32_t at = p.starts[r]; at < p.starts[r + 1]; ++at)
+                sums[t][i] += int(p.values[at]) * (int(x[t * width + p.columns[at]]) - MOVED);
+            y[t * p.rows + r] = float(sums[t][i]) * (scales[t] * p.scales[r]) + (bias ? bias[r] : 0.0f);
+        }
+}
+
+void look(const Looked& p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    static thread_local std::vector<Input> room;
+    static thread_local std::vector<float> scale_room;
+    const std::int64_t width = (p.cols + 63) / 64 * 64;
+    room.resize(tokens * width);
+    scale_room.resize(tokens);
+    Input* in = room.data();
+    float* scales = scale_room.data();
+    for (std::int64_t t = 0; t < tokens; ++t) scales[t] = shorten(x + t * p.cols, p.cols, width, in + t * width);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (std::int64_t r = 0; r < p.rows; r += SIDE) {
+        std::int64_t t = 0;
+        for (; t + 4 <= tokens; t += 4) look_rows<4>(p, r, in + t * width, width, scales + t, y + t * p.rows, bias);
+        for (; t + 2 <= tokens; t += 2) look_rows<2>(p, r, in + t * width, width, scales + t, y + t * p.rows, bias);
+        for (; t < tokens; ++t) look_rows<1>(p, r, in + t * width, width, scales + t, y + t * p.rows, bias);
+    }
+}
+
+// Calls f(row, window, column in the window, how many of the row stand before it there, value) for each kept weight.
+template <class F>
+void each_kept(const Packed& p, F f) {
+    for (std::int64_t r = 0; r < p.rows; ++r) {
+        const Byte* v = p.row<Byte>(r);
+        for (std::int64_t w = 0; w < 4 * p.words(); ++w) {
+            unsigned some = unsigned(p.bits[r * p.words() + w / 4] >> (w % 4 * SIDE)) & 0xffff;
+            for (int before = 0; some; some &= some - 1, ++before) f(r, w, __builtin_ctz(some), before, *v++);
+        }
+    }
+}
+
 // ---- many tokens: they lie side by side in tiles; columns in blocks whose inputs stay in the first cache, rows in
 // blocks whose sums stay in the second
 constexpr std::int64_t MOST = 64;   // tokens of a tile; those of the 64 columns of a word are 16 KB
@@ -593,6 +686,38 @@ void multiflow_few(const Packed* p, const float* x, std::int64_t tokens, const f
 
 void multiflow_few8(const Packed* p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
     if (p->kind == BYTE) few8(*p, x, tokens, bias, y, threads);
+}
+
+void multiflow_look(const Looked* p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    look(*p, x, tokens, bias, y, threads);
+}
+
+// How many weights do not fit into 1 to 8 steps.
+void multiflow_look_beyond(const Packed* p, std::int64_t* beyond) {
+    each_kept(*p, [&](std::int64_t, std::int64_t, int, int before, Byte) {
+        for (int steps = 1; steps <= MOST_STEPS; ++steps) beyond[steps - 1] += before >= 2 * steps;
+    });
+}
+
+// Fills what `Looked` points to; blocks come as zeros.
+void multiflow_look_fill(const Packed* p, std::int64_t steps, std::uint8_t* blocks, std::int32_t* starts,
+                         std::uint16_t* columns, Byte* values) {
+    const std::int64_t windows = (p->cols + SIDE - 1) / SIDE;
+    std::int32_t next = 0;
+    std::int64_t last = -1;
+    each_kept(*p, [&](std::int64_t r, std::int64_t w, int from, int before, Byte value) {
+        while (last < r) starts[++last] = next;
+        if (before >= 2 * steps) {
+            columns[next] = std::uint16_t(SIDE * w + from);
+            values[next++] = value;
+            return;
+        }
+        std::uint8_t* step = blocks + ((r / SIDE * windows + w) * steps + before / 2) * STEP;
+        const std::int64_t place = 2 * (r % SIDE) + before % 2;
+        step[place] = std::uint8_t(value);
+        step[32 + place % 16] |= from << (place < 16 ? 0 : 4);
+    });
+    while (last < p->rows) starts[++last] = next;
 }
 
 void multiflow_walk(const Packed* p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {

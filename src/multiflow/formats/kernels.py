@@ -38,6 +38,7 @@ PLAIN = ("-mno-avx2", "-mno-fma", "-mno-avx512f")
 FORCED = ("native", "plain", "none")
 """What ``MULTIFLOW_KERNELS`` may say: kernels for this processor, for one without vector instructions, or none."""
 KIND_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+MOST_LOOKED, MOST_STEPS = 2**16, 8  # columns and steps of blocks, as in kernels.cpp
 MOST_COLUMNS = 1_000_000  # of a product in whole numbers, whose sums are 32 bits wide
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -49,6 +50,16 @@ class Arguments(ctypes.Structure):
     rows: int
     cols: int
     _fields_ = tuple((name, _LONG) for name in ("rows", "cols", "bits", "starts", "values", "scales", "kind"))
+
+
+class LookedArguments(ctypes.Structure):
+    """Sizes and addresses of the blocks of ``look``, as the kernel reads them."""
+
+    rows: int
+    cols: int
+    _fields_ = tuple(
+        (name, _LONG) for name in ("rows", "cols", "steps", "blocks", "starts", "columns", "values", "scales")
+    )
 
 
 class NoKernelsError(MultiflowError):
@@ -93,11 +104,43 @@ class PackedMatrix:
         return self.bits.data_ptr(), self.starts.data_ptr(), self.values.data_ptr(), scaled
 
 
+@dataclass(frozen=True, eq=False)
+class LookedMatrix:
+    """The blocks of a packed matrix of int8, as ``look`` reads them: no bits to expand, and half as much memory again.
+
+    Args:
+        rows: number of outputs.
+        cols: number of inputs, at most 65,536.
+        steps: times two weights of a row that a block of 16 x 16 holds.
+        blocks: uint8, 48 a step: weights of 16 rows, two of each, and their columns in four bits each.
+        starts: int32 ``(rows + 1,)``; where what did not fit of each row starts.
+        columns: int16, the bits of its columns.
+        values: int8, its values.
+        scales: float32 ``(rows,)``.
+    """
+
+    rows: int
+    cols: int
+    steps: int
+    blocks: Tensor
+    starts: Tensor
+    columns: Tensor
+    values: Tensor
+    scales: Tensor
+
+    @property
+    def arguments(self) -> LookedArguments:
+        """What the kernel is given of it; its tensors must outlive the call."""
+        places = (one.data_ptr() for one in (self.blocks, self.starts, self.columns, self.values, self.scales))
+        return LookedArguments(self.rows, self.cols, self.steps, *places)
+
+
 class Kernels:
     """The compiled kernels; each is a function of the `Arguments` of a packed matrix on the CPU.
 
-    ``few``, ``few8`` and ``walk`` take inputs ``(..., cols)``, float32 and contiguous, and a bias ``(rows,)``,
-    float32, or None; they give ``(..., rows)``. ``few8`` is for int8 values and rounds the inputs to 8 bits.
+    ``few``, ``few8``, ``look`` and ``walk`` take inputs ``(..., cols)``, float32 and contiguous, and a bias
+    ``(rows,)``, float32, or None; they give ``(..., rows)``. ``few8`` is for int8 values and rounds the inputs to 8
+    bits; ``look``, which takes `LookedArguments`, sums the same whole numbers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,14 +149,37 @@ class Kernels:
         self.level: int = library.multiflow_level()
         self.has_threads = bool(library.multiflow_threads())
         product = (_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _INT)
-        self._products = {name: getattr(library, f"multiflow_{name}") for name in ("few", "few8", "walk")}
+        self._products = {name: getattr(library, f"multiflow_{name}") for name in ("few", "few8", "look", "walk")}
         for function in self._products.values():
             function.argtypes, function.restype = product, None
+        self._beyond, self._fill = library.multiflow_look_beyond, library.multiflow_look_fill
+        self._beyond.argtypes, self._beyond.restype = (_POINTER, _POINTER), None
+        self._fill.argtypes, self._fill.restype = (_POINTER, _LONG, *(4 * (_POINTER,))), None
         self._unpack = library.multiflow_unpack
         self._unpack.argtypes, self._unpack.restype = (_POINTER, _POINTER, _INT, _INT), None
 
-    def product(self, name: str, matrix: Arguments, inputs: Tensor, bias: Tensor | None) -> Tensor:
-        """Multiply: ``few``, ``few8`` or ``walk``."""
+    def looked(self, matrix: PackedMatrix) -> LookedMatrix | None:
+        """Return the blocks of a matrix for ``look``; None for one that is not of int8, or is too wide."""
+        if matrix.scales is None or matrix.cols > MOST_LOOKED:
+            return None
+        packed = matrix.arguments
+        beyond = torch.zeros(MOST_STEPS, dtype=torch.int64)
+        self._beyond(ctypes.addressof(packed), beyond.data_ptr())
+        squares = -(-matrix.rows // 16) * -(-matrix.cols // 16)
+        cost = [squares * steps + left / 3.4 for steps, left in enumerate(beyond.tolist(), 1)]  # as measured with AVX2
+        steps = 1 + cost.index(min(cost))
+        left = int(beyond[steps - 1])
+        blocks = torch.zeros(48 * steps * squares, dtype=torch.uint8)
+        starts, columns, values = (
+            torch.zeros(size, dtype=kind)
+            for size, kind in ((matrix.rows + 1, torch.int32), (left, torch.int16), (left, torch.int8))
+        )
+        places = (one.data_ptr() for one in (blocks, starts, columns, values))
+        self._fill(ctypes.addressof(packed), steps, *places)
+        return LookedMatrix(matrix.rows, matrix.cols, steps, blocks, starts, columns, values, matrix.scales)
+
+    def product(self, name: str, matrix: Arguments | LookedArguments, inputs: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply: ``few``, ``few8``, ``walk``, or ``look`` with the arguments of a `LookedMatrix`."""
         *before, cols = inputs.shape
         out = torch.empty(*before, matrix.rows)
         tokens = inputs.numel() // cols if cols else math.prod(before)
@@ -246,6 +312,8 @@ def _checked(path: Path) -> Kernels:
         near = 1e-4 if kind != torch.int8 else 0.5
         names = ("few", "walk") if kind != torch.int8 else ("few", "few8", "walk")
         found_all = {name: found.product(name, matrix.arguments, inputs, None) for name in names}
+        if looked := found.looked(matrix):
+            found_all["look"] = found.product("look", looked.arguments, inputs, None)
         found_all["unpack"] = inputs @ found.unpack(matrix.arguments, kind == torch.bfloat16).float().T
         for name, out in found_all.items():
             if not torch.allclose(out.double(), truth, rtol=0, atol=near):

@@ -25,7 +25,7 @@ from multiflow.base.guards import exclusively
 from multiflow.base.types import Layout, is_hooked
 from multiflow.formats import kernels as native
 from multiflow.formats.semi_structured import semi_structured
-from multiflow.formats.sparse_linear import TOKENS, FewLinear, SparseLinear, multiply, ways_of
+from multiflow.formats.sparse_linear import TOKENS, WAYS, FewLinear, SparseLinear, multiply, ways_of
 from multiflow.formats.timing import in_turns
 from multiflow.masks import Masks
 
@@ -35,6 +35,7 @@ RUNTIME_VALUES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.i
 TURNS = 5
 MOST_FLUSH = 48 << 20  # bytes: more than caches hold
 LARGE = 1 << 19  # weights of a layer outside the masks that gets a short copy
+MOST_KEPT = 0.6  # share of weights up to which blocks for `look`, which take more memory, may pay
 DENSE = "dense"
 
 
@@ -111,12 +112,13 @@ def sparse_runtime(
             for path in layer.paths:
                 result.get_submodule(layer.module(path)).weight = kept
             continue
+        looked = native.kernels().looked(matrix) if "look" in ways.values() else None
         for path in map(layer.module, layer.paths):
             module: Any = result.get_submodule(path)
             bias = module.bias
             if bias is not None:
                 bias.requires_grad_(False)
-            replacement = SparseLinear(matrix, bias, ways).train(modules[path].training)
+            replacement = SparseLinear(matrix, bias, ways, looked).train(modules[path].training)
             result.set_submodule(path, replacement)
     # 3. large layers that no mask covers, such as the one that gives the words, are read from memory token by token
     if values != "fp32":
@@ -234,10 +236,15 @@ def _fastest(matrix: native.PackedMatrix, dense: Tensor, tokens: int, flush: int
         for way in ways_of(matrix.values.dtype, matrix.cols)
         if not (way in ("few", "few8") and tokens > 100)
     }
+    sparse = int(matrix.starts[-1]) < MOST_KEPT * matrix.rows * matrix.cols
+    looked = native.kernels().looked(matrix) if sparse and native.kernels().level == 1 and tokens < 100 else None
+    if looked is not None:
+        blocks = looked.arguments
+        ways["look"] = lambda: multiply("look", blocks, inputs, None)
     with torch.inference_mode():
         timed = in_turns({**ways, DENSE: lambda: F.linear(inputs, dense)}, TURNS, flush, most=0.5)
     best = {name: min(timing.seconds) for name, timing in timed.items()}
-    way = min(ways, key=lambda name: best[name] * (1.1 if name == "unpack-bf16" else 1.0))
+    way = min(ways, key=lambda name: best[name] * (1.1 if name in ("unpack-bf16", "look") else 1.0))
     return way if best[way] <= best[DENSE] else f"{DENSE} {way}"
 
 
@@ -251,7 +258,7 @@ def _read(place: Path) -> dict[str, list[str]]:
         given = read_json(place)
     except MultiflowError:
         return {}
-    known = {f"{start}{way}" for start in ("", f"{DENSE} ") for way in ("few", "few8", "walk", "unpack", "unpack-bf16")}
+    known = {f"{start}{way}" for start in ("", f"{DENSE} ") for way in WAYS}
     return {
         key: ways
         for key, ways in (given.items() if isinstance(given, dict) else ())

@@ -13,16 +13,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multiflow.base.errors import MultiflowError
-from multiflow.formats.kernels import MOST_COLUMNS, Arguments, Kernels, NoKernelsError, PackedMatrix, kernels
+from multiflow.formats.kernels import (
+    MOST_COLUMNS,
+    Arguments,
+    Kernels,
+    LookedArguments,
+    LookedMatrix,
+    NoKernelsError,
+    PackedMatrix,
+    kernels,
+)
 
 TOKENS = (1, 8, 64, 256)
 """Numbers of tokens at which kernels are compared; a call takes the kernel of the nearest one, by their ratio."""
 
 BETWEEN = tuple(math.sqrt(few * more) for few, more in pairwise(TOKENS))
 
+BLOCKS = ("blocks", "starts", "columns", "values")
+"""What a `LookedMatrix` holds beside its scales."""
 STORED_AS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.int8: torch.int8}
 """Values are kept as whole numbers of their size, which ``model.to(dtype)`` leaves alone."""
-WAYS = ("few", "few8", "walk", "unpack", "unpack-bf16")
+WAYS = ("few", "few8", "look", "walk", "unpack", "unpack-bf16")
 
 
 class SparseLinear(nn.Module):
@@ -35,6 +46,7 @@ class SparseLinear(nn.Module):
         matrix: the packed weight ``(out, in)``. Layers that share a weight share its memory.
         bias: ``(out,)`` or None.
         ways: number of tokens of `TOKENS` -> name in `WAYS`; one that is missing is ``unpack``.
+        looked: the same weight in blocks, where one of the ways is ``look``; it is made anew of what is loaded.
     """
 
     only_computes = "mf.sparse_runtime"
@@ -45,11 +57,19 @@ class SparseLinear(nn.Module):
     bias: nn.Parameter | None
     kind: torch.dtype
     _given: Arguments
+    _looks: LookedArguments
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_given"} | {"_known": ()}
+        left_out = ("_given", "_looks")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out} | {"_known": ()}
 
-    def __init__(self, matrix: PackedMatrix, bias: nn.Parameter | None, ways: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        matrix: PackedMatrix,
+        bias: nn.Parameter | None,
+        ways: Mapping[int, str],
+        looked: LookedMatrix | None = None,
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features = matrix.cols, matrix.rows
         self.ways = dict(ways)
@@ -59,6 +79,7 @@ class SparseLinear(nn.Module):
         self.register_buffer("values", matrix.values.view(STORED_AS[self.kind]))
         self.register_buffer("scales", None if matrix.scales is None else matrix.scales.view(torch.int32))
         self.register_parameter("bias", bias)
+        self._take(looked)
         self._known: tuple[int, ...] = ()
 
     @property
@@ -89,7 +110,8 @@ class SparseLinear(nn.Module):
             out = inputs.new_zeros(*inputs.shape[:-1], self.out_features)
         else:
             way = self.ways.get(nearest(tokens), "unpack")
-            out = multiply(way, self._arguments(), inputs, bias, found)
+            given: Arguments | LookedArguments = self._arguments()
+            out = multiply(way, self._looks if way == "look" else given, inputs, bias, found)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
         return out if out.dtype == dtype else out.to(dtype)
 
@@ -103,6 +125,9 @@ class SparseLinear(nn.Module):
             )
             return
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        if self.steps:
+            self._take(kernels().looked(self.matrix))
+            self._known = ()
 
     def extra_repr(self) -> str:
         """Say the sizes, the share of zeros and the kernels, for ``print(model)``."""
@@ -110,6 +135,12 @@ class SparseLinear(nn.Module):
         zeros = 1 - kept / max(self.in_features * self.out_features, 1)
         ways = ", ".join(f"{tokens}: {way}" for tokens, way in self.ways.items())
         return f"{self.in_features}, {self.out_features}, {zeros:.0%} zeros, {self.kind}, {{{ways}}}"
+
+    def _take(self, looked: LookedMatrix | None) -> None:
+        """Hold blocks; states leave them out."""
+        self.steps = looked.steps if looked else 0
+        for name in BLOCKS:
+            self.register_buffer(f"look_{name}", getattr(looked, name) if looked else None, persistent=False)
 
     def _arguments(self) -> Arguments:
         """Say what the kernels are given, anew only when a tensor has moved."""
@@ -119,6 +150,11 @@ class SparseLinear(nn.Module):
         addresses = (bits.data_ptr(), starts.data_ptr(), values.data_ptr(), scaled)  # type: ignore[union-attr]
         if addresses != self._known:
             self._known, self._given = addresses, self.matrix.arguments
+            if self.steps:
+                blocks: list[Any] = [there[f"look_{name}"] for name in BLOCKS]
+                scales = scales.view(torch.float32)  # type: ignore[union-attr]
+                sizes = (self.out_features, self.in_features, self.steps)
+                self._looks = LookedMatrix(*sizes, *blocks, scales).arguments
         return self._given
 
     def _kernels(self, inputs: Tensor, bias: Tensor | None) -> Kernels | None:
@@ -178,15 +214,21 @@ def ways_of(kind: torch.dtype, cols: int) -> tuple[str, ...]:
     return ("few", "walk", "unpack", "unpack-bf16") if kind == torch.bfloat16 else ("few", "walk", "unpack")
 
 
-def multiply(way: str, packed: Arguments, inputs: Tensor, bias: Tensor | None, native: Kernels | None = None) -> Tensor:
+def multiply(
+    way: str,
+    packed: Arguments | LookedArguments,
+    inputs: Tensor,
+    bias: Tensor | None,
+    native: Kernels | None = None,
+) -> Tensor:
     """Multiply inputs ``(..., in)`` by the transposed matrix in one of `WAYS`, on the CPU without gradients.
 
-    ``few`` and ``walk`` compute in float32, ``few8`` rounds the inputs to 8 bits, ``unpack`` is torch's product in
-    float32, and ``unpack-bf16`` its product in bfloat16, to which it rounds the inputs.
+    ``few`` and ``walk`` compute in float32, ``few8`` and ``look`` round the inputs to 8 bits, ``unpack`` is torch's
+    product in float32, and ``unpack-bf16`` its product in bfloat16, to which it rounds the inputs.
 
     Args:
         way: how.
-        packed: the arguments of the matrix.
+        packed: the arguments of the matrix, for ``look`` those of its blocks.
         inputs: of any floating point dtype.
         bias: ``(out,)`` or None.
         native: the kernels; None = those of this processor.
@@ -195,6 +237,8 @@ def multiply(way: str, packed: Arguments, inputs: Tensor, bias: Tensor | None, n
         ``(..., out)`` in float32, for ``unpack-bf16`` bfloat16.
     """
     native = native or kernels()
+    if isinstance(packed, LookedArguments):
+        return native.product(way, packed, _plain(inputs), None if bias is None else _plain(bias))
     if way == "unpack-bf16":
         dense = native.unpack(packed, halves=True)
         return F.linear(inputs.bfloat16(), dense, None if bias is None else bias.bfloat16())
