@@ -11,7 +11,8 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,21 +232,19 @@ def _fastest(matrix: native.PackedMatrix, dense: Tensor, tokens: int, flush: int
     """Return the fastest way; if the dense product is faster, ``dense`` and the fastest other one."""
     inputs = torch.randn(tokens, matrix.cols, generator=torch.Generator().manual_seed(0)).to(dense.dtype)
     packed = matrix.arguments
-    ways = {
-        way: lambda way=way: multiply(way, packed, inputs, None)
-        for way in ways_of(matrix.values.dtype, matrix.cols)
-        if not (way in ("few", "few8") and tokens > 100)
-    }
+    ways: dict[str, Callable[[], Tensor]] = {}
+    for way in ways_of(matrix.values.dtype, matrix.cols):
+        if not (way in ("few", "few8") and tokens > 100):
+            ways[way] = partial(multiply, way, packed, inputs, None)
     sparse = int(matrix.starts[-1]) < MOST_KEPT * matrix.rows * matrix.cols
     looked = native.kernels().looked(matrix) if sparse and native.kernels().level == 1 and tokens < 100 else None
     if looked is not None:
-        blocks = looked.arguments
-        ways["look"] = lambda: multiply("look", blocks, inputs, None)
+        ways["look"] = partial(multiply, "look", looked.arguments, inputs, None)
     with torch.inference_mode():
         timed = in_turns({**ways, DENSE: lambda: F.linear(inputs, dense)}, TURNS, flush, most=0.5)
     best = {name: min(timing.seconds) for name, timing in timed.items()}
-    way = min(ways, key=lambda name: best[name] * (1.1 if name in ("unpack-bf16", "look") else 1.0))
-    return way if best[way] <= best[DENSE] else f"{DENSE} {way}"
+    fastest = min(ways, key=lambda name: best[name] * (1.1 if name in ("unpack-bf16", "look") else 1.0))
+    return fastest if best[fastest] <= best[DENSE] else f"{DENSE} {fastest}"
 
 
 def _key(*words: object) -> str:

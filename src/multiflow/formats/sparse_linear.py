@@ -151,10 +151,9 @@ class SparseLinear(nn.Module):
         if addresses != self._known:
             self._known, self._given = addresses, self.matrix.arguments
             if self.steps:
-                blocks: list[Any] = [there[f"look_{name}"] for name in BLOCKS]
-                scales = scales.view(torch.float32)  # type: ignore[union-attr]
-                sizes = (self.out_features, self.in_features, self.steps)
-                self._looks = LookedMatrix(*sizes, *blocks, scales).arguments
+                fields: dict[str, Any] = {name: there[f"look_{name}"] for name in BLOCKS}
+                fields |= {"rows": self.out_features, "cols": self.in_features, "steps": self.steps}
+                self._looks = LookedMatrix(**fields, scales=scales.view(torch.float32)).arguments  # type: ignore[union-attr]
         return self._given
 
     def _kernels(self, inputs: Tensor, bias: Tensor | None) -> Kernels | None:
