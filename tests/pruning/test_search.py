@@ -139,3 +139,14 @@ def test_a_loss_that_is_not_finite_is_an_error():
     batches = [{**b, "pixels": b["pixels"] * torch.nan} for b in BATCHES]
     with pytest.raises(mf.MultiflowError, match="the loss of a budget is nan"):
         prune(batches=batches)
+
+
+@pytest.mark.parametrize(("batches", "more", "said"), [
+    ([], {}, "there are no calibration batches"),
+    (BATCHES, {"seed": "a"}, "seed 'a' was given; expected a whole number, such as 0"),
+    (BATCHES, {"seed": 1.5}, "seed 1.5 was given"),
+    ([{key: value[:0] for key, value in BATCHES[0].items()}], {}, "nothing to search by; give data"),
+])  # fmt: skip
+def test_what_a_search_cannot_begin_with(batches, more, said):
+    with pytest.raises(mf.MultiflowError, match=said):
+        prune(batches=batches, **more)

@@ -256,7 +256,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_batch(how):
 def test_masks_of_another_model():
     model = chain(16, 24, 8)
     result = mf.prune(model, "magnitude", 0.5, adapter=every(model))
-    with pytest.raises(mf.MultiflowError, match="another model: it has no layer '0'"):
+    with pytest.raises(mf.MultiflowError, match="another model: it has no layer '0'; use the model that they"):
         mf.recover(two_towers(), result, 0.5, BATCHES, adapter=ADAPTER)
 
 
@@ -270,6 +270,13 @@ def test_a_model_that_is_sparse_already_is_no_teacher():
 SETTINGS = {
     "way": ({"how": "block"}, "unknown way of recovery 'block'; known: scale, blocks, distill, lora; did you mean"),
     "no way": ({"how": []}, "how names no way"),
+    "number for a way": ({"how": 3}, "how 3 was given; give one of scale, blocks"),
+    "none for a way": ({"how": None}, "how None was given; give one of scale, blocks"),
+    "seed": ({"seed": "a"}, "seed 'a' was given; expected a whole number"),
+    "empty batch": (
+        {"batches": [*BATCHES[:2], {key: value[:0] for key, value in BATCHES[2].items()}]},
+        "batch 3 of batches is empty",
+    ),
     "setting": ({"epoch": 3}, "unknown setting of blocks 'epoch'.*did you mean 'epochs'"),
     "of another way": ({"rank": 3}, "unknown setting of blocks 'rank'"),
     "epochs": ({"epochs": 0}, "epochs 0 was given; expected a whole number of at least 1"),

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -169,6 +170,12 @@ def _is_quantised(module: nn.Module) -> bool:
 def exactly(path: str) -> str:
     """Write the regex of a module path and no other, as it stands in Python."""
     return f"r'^{re.escape(path)}$'"
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is no whole number."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise MultiflowError(f"{{seed}} {seed!r} was given; expected a whole number, such as 0", field="seed")
 
 
 def check_values(weights: Mapping[str, Tensor]) -> None:

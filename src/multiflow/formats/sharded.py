@@ -75,7 +75,9 @@ def _parameters(modules: Mapping[str, nn.Module], layer: Layer) -> list[str]:
     """The names of the parameters in which a layer's weight is: one, but for shared weights."""
     places = {path: place_of(modules, layer, path) for path in layer.paths}
     if missing := next((path for path, place in places.items() if place is None), None):
-        raise MultiflowError(f"the masks are those of another model: it has no layer '{missing}'")
+        raise MultiflowError(
+            f"the masks are those of another model: it has no layer '{missing}'; use the model that they were made for"
+        )
     return list(dict.fromkeys(f"{place.path}.{place.parameter}" for place in places.values() if place))
 
 

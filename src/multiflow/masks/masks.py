@@ -219,12 +219,13 @@ class Masks(Mapping[str, Tensor]):
             if name not in own:
                 raise MultiflowError(
                     f"the changed weights are those of another model: it has no parameter '{name}'"
-                    f"{did_you_mean(name, own)}"
+                    f"{did_you_mean(name, own)}; use the model that they were made for"
                 )
             if own[name].shape != value.shape:
                 raise MultiflowError(
                     f"the changed weights are those of another model: parameter '{name}' has shape "
-                    f"{tuple(own[name].shape)}, what is to be written {tuple(value.shape)}"
+                    f"{tuple(own[name].shape)}, what is to be written {tuple(value.shape)}; use the model that they "
+                    "were made for"
                 )
             found[name] = own[name]
         return found
@@ -408,12 +409,13 @@ def _places(modules: Mapping[str, tuple[nn.Module, ...]], layer: Layer) -> tuple
             raise MultiflowError(
                 f"the masks are those of another model: it has no layer '{path}'"
                 f"{did_you_mean(path, (name for at, m in modules.items() for name in weights_of(at, m[0])))}"
+                "; use the model that they were made for"
             )
         for place in places:
             if tuple(place.weight.shape) != layer.shape:
                 raise MultiflowError(
                     f"the masks are those of another model: layer '{path}' has shape {tuple(place.weight.shape)}, "
-                    f"its mask {layer.shape}"
+                    f"its mask {layer.shape}; use the model that they were made for"
                 )
             check_values({path: place.whole})
         found += places

@@ -17,6 +17,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.registry import resolve
 from multiflow.base.types import Budget, PerRow, put_weights
 from multiflow.calibration import Checkpoint, evaluating, iterate, to_device, weights_replaced
+from multiflow.calibration.batches import check_some
 from multiflow.methods.budgets import fit_budget
 from multiflow.pruning.plan import PruningPlan
 from multiflow.pruning.result import short
@@ -41,6 +42,7 @@ class BudgetFitness:
         self._made: dict[tuple[str, int], Tensor] = {}
         self._comparison = resolve("multiflow.recovery.distill:DenseView")  # lies above: found by name
         self._batches = list(self._pieces())
+        check_some(len(self._batches), 0)
         self._seen: list[Any] = []
         self._blocks: dict[str, str] = {}
 

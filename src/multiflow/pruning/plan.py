@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter, of_families
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.guards import check_device, check_module
+from multiflow.base.guards import check_device, check_module, check_seed
 from multiflow.base.offload import check_readable, stored_value, working_device
 from multiflow.base.parallel import world
 from multiflow.base.steps import Step
@@ -375,6 +375,7 @@ def make_plan(
     Raises:
         MultiflowError: the model has no adapter, its weights or layers do not suit the request, or the data do not.
     """
+    check_seed(seed)
     adapter = find_adapter(model, adapter)
     layout = adapter.layout(model)
     weights = Weights(model, layout)

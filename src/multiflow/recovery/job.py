@@ -89,6 +89,11 @@ class RecoveryJob:
         return (total / count) ** 0.5 if total else 1e-3
 
 
+def _tensors(batch: Any) -> list[Tensor]:
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
 def gather(batches: Iterable[Any] | None) -> Data:
     """Take the batches into memory, each process its own.
 
@@ -102,7 +107,13 @@ def gather(batches: Iterable[Any] | None) -> Data:
     own: dict[int, Sequence[Any]] = {}
     done = 0
     for turn in turns(iterate(batches)):
-        own |= {number: parts(batch) for number, batch in turn.own}
+        for number, batch in turn.own:
+            own[number] = parts(batch)
+            sizes = [len(value) for value in _tensors(batch) if value.dim()]
+            if sizes and not any(sizes):
+                raise MultiflowError(
+                    f"batch {number} of {{batches}} is empty: its tensors have size 0; leave it out", field="batches"
+                )
         done = turn.done
     if done < 2:
         raise MultiflowError(

@@ -191,8 +191,9 @@ def real_tokens(adapter: Adapter, layer: str, masks: Mapping[str, TokenMask], va
         mask = None
     if mask is None or value.dim() < 2:
         return None
-    if mask.dim() == 2 and value.dim() == 3 and mask.shape[1] == value.shape[1] and len(value) % len(mask) == 0:
-        return mask.repeat(len(value) // len(mask), 1)[..., None].to(value.device, torch.float32)
+    rows = max(1, len(mask))  # a batch may be empty
+    if mask.dim() == 2 and value.dim() == 3 and mask.shape[1] == value.shape[1] and len(value) % rows == 0:
+        return mask.repeat(len(value) // rows, 1)[..., None].to(value.device, torch.float32)
     if mask.shape == value.shape[:-1]:
         return mask[..., None].to(value.device, torch.float32)
     return None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.guards import exclusively, is_shortage
+from multiflow.base.guards import check_seed, exclusively, is_shortage
 from multiflow.base.parallel import agree, exchange, rank, together, world
 from multiflow.base.steps import Watch, watched
 from multiflow.calibration import (
@@ -140,6 +140,7 @@ def recover(
         >>> better.apply_(model, 0.9)                                                           # doctest: +SKIP
     """
     # 1. what is asked for
+    check_seed(seed)
     asked = find_ways(how, settings, seed)
     masks, weights, sparsity = chosen_masks(result, sparsity)
     adapter = find_adapter(model, adapter)
@@ -199,6 +200,10 @@ def find_ways(
     Raises:
         MultiflowError: a way or a setting that is not known, or a value out of range.
     """
+    if not isinstance(how, str | Sequence):
+        raise MultiflowError(
+            f"{{how}} {how!r} was given; give one of {', '.join(WAYS)}, or a list of them", field="how"
+        )
     names = [how] if isinstance(how, str) else list(how)
     if not names:
         raise MultiflowError(f"{{how}} names no way; give one of {', '.join(WAYS)}", field="how")
