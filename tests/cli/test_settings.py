@@ -128,3 +128,24 @@ def test_bad_hyper_parameters(pair: str, said: str) -> None:
     with pytest.raises(MultiflowError) as caught:
         parse_hyper([pair], {"alpha": 0.5, "steps": 60, "fast": False})
     assert str(caught.value).startswith(said)
+
+
+def test_what_is_given_again_is_put_behind_the_first() -> None:
+    expected = Given("m", (0.5, 0.75, 0.9), ("a=1", "b=x", "c=2"))
+    apart = ["--set", "a=1", "b=x", "--sparsity", "0.5", "--set", "c=2", "--sparsity", "0.75", "90%"]
+    assert read("m", *apart) == expected
+    assert read("m", "--set=a=1", "--sparsity=0.5", "--set=b=x", "--sparsity=0.75,90%", "--set", "c=2") == expected
+
+
+@pytest.mark.parametrize(("again", "said"), [
+    (["--mode", "slow", "--mode", "fast"], "--mode was given twice, as 'slow' and 'fast'; give it once"),
+    (["--seed=1", "--resume", "--seed", "2"], "--seed was given twice, as '1' and '2'"),
+    (["--depth", "1", "--depth=1"], "--depth was given twice"),
+])  # fmt: skip
+def test_what_takes_one_value_is_given_once(again: list[str], said: str) -> None:
+    with pytest.raises(MultiflowError, match=said):
+        read("m", *again)
+
+
+def test_a_flag_may_be_given_twice() -> None:
+    assert read("m", "--resume", "--resume") == Given("m", resume=True)

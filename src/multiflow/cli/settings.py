@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, get_origin, get_type_hints
 
 import torch
 import torch.distributed as dist
@@ -213,7 +213,7 @@ def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Se
     description = f"{command.summary}\n\nexample:{examples}"
     said = io.StringIO()
     _check_values(settings, prog, args)
-    args = _spread(settings, args)
+    args = _spread(settings, _gathered(settings, prog, args))
     try:
         with redirect_stderr(said):
             read, unknown = tyro.cli(
@@ -239,6 +239,56 @@ def _check_values(settings: Any, prog: str, args: Sequence[str]) -> None:
     for word, following in pairwise([*args, "--"]):
         if word in several and following.startswith("--"):
             raise MultiflowError(f"'{prog}': Missing value for argument '{word}'; see '{prog} --help'")
+
+
+def _gathered(settings: Any, prog: str, args: Sequence[str]) -> list[str]:
+    """Put the values of an option that takes several, and is given again, behind the first; refuse others given twice.
+
+    tyro would take the last one and forget those before it.
+    """
+    several, single = set(), set()
+    for name, hint in _hints(settings):
+        (several if get_origin(hint) is tuple else single if hint is not bool else set()).add(_option(name))
+    found: list[str] = []
+    ends: dict[str, int] = {}  # option -> where its values end in what is found
+    given: dict[str, str] = {}
+    words = [*args]
+    while words:
+        word = words.pop(0)
+        option, equals, joined = word.partition("=")
+        if option in single:
+            value = joined if equals else words[0] if words else ""
+            if option in given:
+                raise MultiflowError(
+                    f"'{prog}': {option} was given twice, as '{given[option]}' and '{value}'; give it once"
+                )
+            given[option] = value
+        if option not in several:
+            found.append(word)
+            continue
+        values = [joined] if equals else []
+        while not equals and words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        at = ends.get(option)
+        if at is None:
+            found += [word] if equals else [option, *values]
+            ends[option] = len(found)
+            continue
+        if found[at - 1].startswith(f"{option}="):  # one value alone can be written so
+            found[at - 1 : at] = [option, found[at - 1].partition("=")[2]]
+            ends = {other: end + (end >= at) for other, end in ends.items()}
+            at += 1
+        found[at:at] = values
+        ends = {other: end + len(values) * (end >= at) for other, end in ends.items()}
+    return found
+
+
+def _hints(settings: Any) -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(settings).items():
+        if is_dataclass(hint):
+            yield from _hints(hint)
+        else:
+            yield name, hint
 
 
 def _check_task(settings: Any, args: Sequence[str]) -> None:
