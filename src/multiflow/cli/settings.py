@@ -246,9 +246,11 @@ def _gathered(settings: Any, prog: str, args: Sequence[str]) -> list[str]:
 
     tyro would take the last one and forget those before it.
     """
-    several, single = set(), set()
+    several: set[str] = set()
+    single: set[str] = set()
     for name, hint in _hints(settings):
-        (several if get_origin(hint) is tuple else single if hint is not bool else set()).add(_option(name))
+        if hint is not bool:  # a flag may be given again
+            (several if get_origin(hint) is tuple else single).add(_option(name))
     found: list[str] = []
     ends: dict[str, int] = {}  # option -> where its values end in what is found
     given: dict[str, str] = {}
