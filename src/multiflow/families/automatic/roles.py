@@ -50,8 +50,9 @@ STACKS = {  # of numbered blocks side by side, by what their names say; one that
 }
 LOOKED_UP = re.compile(r"latent|probe|norm|rel_pos", re.I)
 """Parameters beside those of `NO_PROJECTION` that no input is multiplied by."""
-POSITIONS = re.compile(r"rel(ative)?_(pos|position|attention)\w*_bias")
+POSITIONS = re.compile(r"rel(ative)?_(pos|position|attention)\w*_bias|rel_logits_proj")
 NO_LINEAR = "no linear layer"
+BY_POSITION = "looked up by relative positions"
 SHARED_SPACE = re.compile(r"(visual|vision|image|text|video)_proj(ection)?", re.I)
 
 
@@ -130,7 +131,9 @@ def _other_weights(path: str, module: nn.Module, known: Collection[str]) -> Iter
         ):
             continue
         if min(parameter.shape[-2:]) > 1:
-            head = "head or pooler" if any(HEAD.fullmatch(part) for part in path.split(".")) else None
+            parts = path.split(".")
+            head = "head or pooler" if any(HEAD.fullmatch(part) for part in parts) else None
+            head = BY_POSITION if POSITIONS.fullmatch(parts[-1]) else head
             router = "router of experts" if "Router" in kind else None
             yield f"{path}.{name}".lstrip("."), head or router or f"{NO_LINEAR} ({kind})"
 
@@ -279,7 +282,7 @@ class _Place:
         if any(HEAD.fullmatch(part) for part in inner):
             return "", "head or pooler"
         if POSITIONS.fullmatch(parts[-1]):
-            return "", "looked up by relative positions"
+            return "", BY_POSITION
         if "router" in type(module).__name__.lower() or ROUTER.fullmatch(parts[-1]):
             return "", "router of experts"
         if self._dual and not tower and any(SHARED_SPACE.fullmatch(part) for part in parts):
