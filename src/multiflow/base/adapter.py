@@ -93,11 +93,7 @@ class Adapter:
                 f"an adapter with streams {sorted(set(self.streams.values()))} needs token_masks=f(batch), which says "
                 "for each stream which tokens are real"
             )
-        for regex in [*self.groups.values(), *self.streams, *filter(None, (self.exclude, self.transposed))]:
-            try:
-                re.compile(regex)
-            except re.error as error:
-                raise MultiflowError(f"'{regex}' is not a regular expression ({error})") from error
+        check_regexes([*self.groups.values(), *self.streams, *filter(None, (self.exclude, self.transposed))])
 
     def layout(self, model: nn.Module) -> Layout:
         """List the prunable layers of a model, in module order; what does not fit is an error that names it."""
@@ -114,6 +110,15 @@ class Adapter:
     def stream(self, path: str) -> str | None:
         """Whose padding mask the input of the module, or the layer, at this path follows."""
         return next((stream for regex, stream in self.streams.items() if re.search(regex, path)), None)
+
+
+def check_regexes(regexes: Iterable[str]) -> None:
+    """Refuse what is no regular expression."""
+    for regex in regexes:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise MultiflowError(f"'{regex}' is not a regular expression ({error})") from error
 
 
 def layer_paths(model: nn.Module, transposed: str | None = None) -> list[str]:

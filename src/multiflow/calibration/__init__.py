@@ -18,6 +18,7 @@ from multiflow.calibration.memory import announce, announce_text, check_fits, fr
 from multiflow.calibration.reach import unused_layers
 from multiflow.calibration.state import buffers_restored, differentiable, evaluating, put_buffers, weights_replaced
 from multiflow.calibration.stats import STATISTICS, Doubling, Statistic, Stats, is_stable, read_stats
+from multiflow.calibration.unreached import check_loss_reaches
 
 __all__ = [
     "MOMENT",
@@ -32,6 +33,7 @@ __all__ = [
     "announce_text",
     "buffers_restored",
     "check_fits",
+    "check_loss_reaches",
     "check_precision",
     "check_rows_fit",
     "collect",

@@ -37,7 +37,7 @@ from multiflow.calibration.batches import (
 from multiflow.calibration.memory import GIB, check_fits, free_memory
 from multiflow.calibration.state import differentiable, put_buffers
 from multiflow.calibration.stats import Stats, check_start, sum_stats_
-from multiflow.calibration.unreached import EARLY, check_groups_reached
+from multiflow.calibration.unreached import EARLY, check_groups_reached, check_loss_reaches
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Split = Callable[[Any], list[Any]]
@@ -111,6 +111,8 @@ def mean_gradient(
                 "use them, or something cuts the graph on the way (detach, no_grad, reentrant checkpoints whose inputs "
                 "need no gradient)"
             )
+        if layout:
+            check_loss_reaches(layout, missed)
         warnings.warn(
             f"the loss never reaches {len(missed)} of {len(weights)} layers, first '{missed[0]}': their gradient is "
             "zero, and scores made of it let all their weights go; use them in Adapter(loss=...), or leave them dense "

@@ -41,6 +41,22 @@ def check_groups_reached(layout: Layout, reached: Collection[str], batch: int) -
         )
 
 
+def check_loss_reaches(layout: Layout, missed: Collection[str]) -> None:
+    """Refuse a loss that reaches no layer of a whole group, such as that of batches of text alone.
+
+    Args:
+        layout: the layers.
+        missed: names of those whose gradient is nothing but zero because nothing came back to them.
+    """
+    for group, layers in layout.groups.items():
+        if all(layer.name in missed for layer in layers):
+            raise MultiflowError(
+                f"the loss reaches none of the {counted(len(layers), 'layer')} of group '{group}': no batch holds what "
+                "they take in, or Adapter(loss=...) does not use them; give batches or a loss that do, or leave the "
+                "group dense with exclude=..."
+            )
+
+
 def without_experts(missed: Sequence[str], layout: Layout, counts: Mapping[str, int]) -> list[str]:
     """Leave out the experts to which no token was sent while others of their stack saw some, and warn of them."""
     seen = {stack_of(name) for name, count in counts.items() if count}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiflow.base.adapter import parts
 from multiflow.base.errors import MultiflowError
-from multiflow.calibration import announce, check_rows_fit, gradient_rows
+from multiflow.calibration import announce, check_loss_reaches, check_rows_fit, gradient_rows
 from multiflow.masks import pack, unpack
 from multiflow.pruning.plan import PruningPlan
 from multiflow.pruning.stages import Outcome, check_fitted, check_named, check_pair, select_lowest
@@ -33,8 +33,10 @@ def _solve(plan: PruningPlan, state: State, step: PruningStep) -> State:
         idle=plan.adapter.idle,
         progress=step.progress,
     )
+    kept = {name: unpack(state.packed[name], of.shape[1]) for name, of in rows.items()}
+    check_loss_reaches(layout, {name for name, of in rows.items() if kept[name].all() and not of.any()})
     for name, of in rows.items():
-        of *= unpack(state.packed[name], of.shape[1]).to(of.device)
+        of *= kept[name].to(of.device)
     # 2. The solver's own work, which must leave the weights it is given as they are.
     given = {"gradient_rows": rows, "batch_samples": samples}
     needed = {name: given[name] for name in pruner.needs}

@@ -431,3 +431,25 @@ def test_models_without_a_head_have_the_groups_of_those_with_one(kind, name, gro
     result = mf.prune(model, "wanda", 0.5, [tiny.batch(model)])
     assert {group: len(layers) for group, layers in result.masks[0.5].layout.groups.items()} == groups
     assert "unused" not in result.settings
+
+
+@pytest.mark.parametrize("method", ["snip", "chita", "wanda"])
+def test_texts_alone_are_refused_whatever_the_method_measures(method):
+    model = built("llava")
+    batch = {name: value[:, -4:] for name, value in tiny.batch(model).items() if name != "pixel_values"}
+    with pytest.raises(mf.MultiflowError, match=r"group 'vision'.*no batch holds what"):
+        mf.prune(model, method, 0.5, [batch] * 3)
+
+
+@pytest.mark.parametrize("kind", ["clip", "blip-2", "vilt"])
+def test_a_batch_that_lacks_what_the_model_needs_is_one_sentence(kind):
+    model = built(kind)
+    batch = {name: value for name, value in tiny.batch(model).items() if name != "pixel_values"}
+    with pytest.raises(mf.MultiflowError, match=r"^batch 1 has no 'pixel_values', which a \w+ takes; it has input_ids"):
+        mf.prune(model, "wanda", 0.5, [batch])
+
+
+@pytest.mark.parametrize("given", [{"exclude": "(("}, {"groups": {"vision": "["}}, {"streams": {"*": "text"}}])
+def test_what_is_no_regular_expression_is_said(given):
+    with pytest.raises(mf.MultiflowError, match="is not a regular expression"):
+        mf.adapter_for(built("llava"), **given)

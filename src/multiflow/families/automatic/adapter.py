@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from multiflow.base.adapter import Adapter, call, layer_paths, regex_of
+from multiflow.base.adapter import Adapter, call, check_regexes, layer_paths, regex_of
 from multiflow.base.errors import MultiflowError
 from multiflow.base.files import shortened
 from multiflow.base.types import weights_of
@@ -28,6 +28,9 @@ def is_of_transformers(model: Any) -> bool:
 
 MISFIT = re.compile(r"mismatch|(do|does) not match|must match|cannot be multiplied|size of tensor", re.I)
 """In what torch and transformers say of sizes that do not fit."""
+LACKING = re.compile(r"missing \d+ required|'NoneType'|(have to|must) (specify|provide)", re.I)
+"""In what Python and transformers say where an argument was not given."""
+INPUTS = ("pixel_values", "input_ids", "input_features", "input_values", "flattened_patches", "decoder_input_ids")
 WORTH_SAYING = 0.01  # of all weights: from this share on, weights that cannot be pruned are said
 
 
@@ -52,6 +55,7 @@ def automatic_adapter(
     Raises:
         MultiflowError: parts that cannot be placed or pruned, all of them at once, with one regex that covers them.
     """
+    check_regexes([*(groups or {}).values(), *(streams or {}), *filter(None, (exclude,))])
     _refuse_quantised(model)
     roles = _overridden(find_roles(model), model, exclude, groups or {})
     _refuse_unknown(model, roles)
@@ -180,17 +184,26 @@ def _forward(model: Any, batch: Any) -> Any:
     needs_labels = "decoder_input_ids" in parameters and "decoder_input_ids" not in batch  # they begin the decoder
     given = {name: value for name, value in batch.items() if name != "labels" or needs_labels}
     cheap = {"use_cache": False} | ({} if "labels" in given else {"logits_to_keep": 1})  # nor logits of all tokens
-    with _fitting(model):
+    with _fitting(model, batch):
         return model(**{**given, **{name: value for name, value in cheap.items() if name in parameters}})
 
 
 @contextmanager
-def _fitting(model: Any) -> Iterator[None]:
-    """Turn what a model says of a batch whose sizes do not fit into one sentence."""
+def _fitting(model: Any, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a model says of a batch whose sizes do not fit, or that lacks something, into one sentence."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, MultiflowError) or not MISFIT.search(str(error)):
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        said, parameters = str(error), inspect.signature(model.forward).parameters
+        lacking = [name for name in INPUTS if name in parameters and batch.get(name) is None]
+        if isinstance(error, MultiflowError):
+            raise
+        if lacking and LACKING.search(said):
+            raise MultiflowError(
+                f"a batch has no '{lacking[0]}', which a {type(model).__name__} takes; it has "
+                f"{', '.join(batch) or 'nothing'}; make it with the model's own processor"
+            ) from error
+        if not MISFIT.search(said) or not isinstance(error, RuntimeError | ValueError):
             raise
         raise MultiflowError(
             f"a batch does not fit a {type(model).__name__} ({shortened(error)}); make it with the processor that "
@@ -205,7 +218,10 @@ def _outputs(model: Any, batch: Any) -> Any:
     parameters = inspect.signature(model.forward).parameters
     needs_labels = "decoder_input_ids" in parameters and "decoder_input_ids" not in batch
     given = {name: value for name, value in batch.items() if name != "labels" or needs_labels}
-    return model(**given, **({"use_cache": False} if "use_cache" in parameters and "use_cache" not in given else {}))
+    with _fitting(model, batch):
+        return model(
+            **given, **({"use_cache": False} if "use_cache" in parameters and "use_cache" not in given else {})
+        )
 
 
 def find_loss(model: Any) -> Callable[[nn.Module, Any], Tensor] | None:
@@ -224,7 +240,7 @@ def _labelled_loss(model: Any, batch: Any) -> Tensor:
             "-100 where nothing is; or take a method without gradients, such as multiflow"
         )
     cheap = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    with _fitting(model):
+    with _fitting(model, batch):
         return model(**batch, **cheap).loss
 
 
@@ -232,7 +248,8 @@ def _contrastive_loss(model: Any, batch: Any) -> Tensor:
     """Contrast the pairs of the batch: sigmoid loss for SigLIP, which has a bias of its logits, else softmax (CLIP)."""
     if not isinstance(batch, Mapping):
         raise MultiflowError(f"a batch is a {type(batch).__name__}; expected a dict of what the model's forward takes")
-    logits = getattr(model(**batch), "logits_per_text", None)
+    with _fitting(model, batch):
+        logits = getattr(model(**batch), "logits_per_text", None)
     if logits is None:
         raise MultiflowError(
             f"a {type(model).__name__} compares no texts with images by itself, which leaves no loss of pairs; take a "
