@@ -91,6 +91,18 @@ def test_only_regular_files_are_read(tmp_path):
         read_yaml(tmp_path / "sparse")
 
 
+@pytest.mark.parametrize("number", ["0x" + "f" * 5_000, "0b" + "1" * 20_000, "1:" * 9_000 + "1", "9" * 5_000])
+def test_yaml_with_a_number_of_thousands_of_digits(number):
+    """Hexadecimal ones have no limit in Python until they are to be said in a message."""
+    with pytest.raises(MultiflowError, match="it is no YAML"):
+        parse_yaml(f"a: {number}", "it")
+    assert parse_yaml("0x" + "f" * 100, "it") == 16**100 - 1
+
+
+def test_half_of_a_character_in_yaml_is_replaced():
+    assert parse_yaml(r'["a\ud800b", "é"]', "it") == ["a\ufffdb", "é"]
+
+
 def test_yaml_of_plain_values():
     text = "a: 1e-4\nb: 2001-99-99\nc: &c {d: [1, yes, ~]}\ne: {<<: *c, f: x}"
     inner = {"d": [1, True, None]}

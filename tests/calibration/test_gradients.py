@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import multiflow as mf
 from multiflow.calibration import gradient_rows
@@ -94,6 +96,24 @@ def test_what_a_loss_must_be():
         mf.prune(model, "snip", 0.5, [torch.randn(2, 4)], adapter=every(model, loss=lambda m, b: m(b)))
     with pytest.raises(mf.MultiflowError, match="no calibration batches"):
         mf.prune(model, "snip", 0.5, [], adapter=every(model, loss=lambda m, b: m(b).mean()))
+
+
+@pytest.mark.parametrize("method", ["snip", "chita", "tamt"])
+@pytest.mark.parametrize("without", ["inference mode", "detach", "reentrant checkpoints"])
+def test_a_loss_without_a_gradient_is_a_sentence(method, without):
+    def loss(model, batch):
+        if without == "inference mode":
+            with torch.inference_mode():
+                return model(batch).mean()
+        if without == "detach":
+            return model(batch).detach().mean()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch itself warns that there is none
+            return checkpoint(model, batch, use_reentrant=True).mean()
+
+    model = chain(4, 3)
+    with pytest.raises(mf.MultiflowError, match="the loss of batch 1 has no gradient"):
+        mf.prune(model, method, 0.5, [torch.randn(2, 4)], adapter=every(model, loss=loss))
 
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path):

@@ -357,6 +357,22 @@ def test_a_compiled_model_that_ran_before_counts_every_token(how):
         assert torch.equal(compiled(batches[0]), model(batches[0]))
 
 
+def test_layers_of_a_compiled_model_have_the_names_that_they_had_before():
+    model, batches = Branch(), [torch.randn(8, 8)]
+    compiled = torch.compile(model, backend="eager")
+    adapter = every(model)
+    masks = mf.prune(compiled, "wanda", 0.5, batches, adapter=adapter).masks[0.5]
+    assert masks == mf.prune(model, "wanda", 0.5, batches, adapter=adapter).masks[0.5]
+    assert not masks.is_applied(compiled)
+    recovered = mf.recover(compiled, masks, batches=batches * 3, adapter=adapter, how="scale")
+    assert not masks.is_applied(model)
+    recovered.apply_(compiled, 0.5)
+    assert masks.is_applied(model)
+    assert masks.is_applied(compiled)
+    with mf.keep_sparse(compiled, masks):
+        pass
+
+
 def twin_of(model: nn.Module) -> nn.Module:
     twin = Branch()
     twin.load_state_dict(model.state_dict())

@@ -81,6 +81,9 @@ MOST_YAML = 2**18
 MOST_NODES = 100_000
 """Values in a YAML file at most, with each alias counted as often as it is used."""
 
+MOST_BITS = 10_000
+"""Of a whole number in a YAML file."""
+
 YAML_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map"))
 MERGE = "tag:yaml.org,2002:merge"
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -249,8 +252,9 @@ def read_json(path: Path) -> Any:
 def parse_yaml(text: str, called: str) -> Any:
     """Parse YAML that holds what JSON can hold: mappings, lists, texts, numbers, booleans and null.
 
-    Dates stay texts, ``1e-4`` is a number, a key that is given twice is an error, and so are aliases that refer to
-    themselves or that expand to more than `MOST_NODES` values.
+    Dates stay texts, ``1e-4`` is a number, half of a surrogate pair becomes U+FFFD. A key that is given twice is an
+    error, and so are aliases that refer to themselves or expand to more than `MOST_NODES` values, and numbers of
+    thousands of digits.
 
     Raises:
         MultiflowError: the text is no such YAML; `called` says whose it is.
@@ -290,6 +294,19 @@ class _PlainLoader(yaml.SafeLoader):
         return node
 
 
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    value = loader.construct_yaml_int(node)
+    if value.bit_length() > MOST_BITS:  # hexadecimal ones have no limit, and none can be said in a message
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1} has a number of thousands of digits")
+    return value
+
+
+def _plain_text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    return loader.construct_yaml_str(node).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_PlainLoader.add_constructor("tag:yaml.org,2002:str", _plain_text)
 _PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()

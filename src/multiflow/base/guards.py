@@ -52,6 +52,8 @@ PACKED = re.compile(r"^(q_?weight|weight|w_?q|weight_?packed|packed_?weight)$", 
 FACTORS = re.compile(r"^(lora|vera|dora|hada|lokr|loha|oft|boft|ia3)_\w+$", re.I)
 """Names under which libraries of adapters add small factors beside a layer, such as ``lora_A``."""
 PEFT_LAYER = "BaseTunerLayer"
+COMPILED = "_orig_mod"
+"""Where torch.compile holds the model that it wraps."""
 PLAIN = ("Tensor", "Parameter", "DTensor")
 """Types of weights, by name: those of a model that is split among processes are DTensors."""
 
@@ -263,7 +265,8 @@ def exclusively(what: str) -> Callable[[F], F]:
     """Let a function ``f(model, ...)`` run alone with the model's weights, in eager mode.
 
     A second thread with the same weights waits until the first is done. A model that was compiled runs as it is
-    written, for compiled code calls no hooks. Memory that runs out is a `MultiflowError`, not what an allocator says.
+    written, for compiled code calls no hooks, and its layers have the names that they had before. Memory that runs out
+    is a `MultiflowError`, not what an allocator says.
 
     Args:
         what: the function does, for errors.
@@ -273,11 +276,18 @@ def exclusively(what: str) -> Callable[[F], F]:
         @functools.wraps(function)
         def guarded(model: Any, *args: Any, **options: Any) -> Any:
             with alone(model), _running_eagerly(), naming_shortages(what):
-                return function(model, *args, **options)
+                return function(uncompiled(model), *args, **options)
 
         return guarded  # type: ignore[return-value]
 
     return decorate
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the model that torch.compile has wrapped; any other is returned as it is."""
+    while COMPILED in model._modules:
+        model = model._modules[COMPILED]  # type: ignore[assignment]
+    return model
 
 
 @contextmanager

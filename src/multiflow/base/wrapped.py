@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from multiflow.base.guards import PEFT_LAYER
+from multiflow.base.guards import PEFT_LAYER, uncompiled
 
 HOLDERS = ("PeftModel", "PeftMixedModel")
 COPIED = "ModulesToSaveWrapper"
@@ -37,8 +37,8 @@ def layer_places(model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
 
 
 def inside(model: nn.Module) -> nn.Module:
-    """Return the model that peft holds; any other is returned as it is."""
-    while _is_a(model, *HOLDERS):
+    """Return the model that peft or torch.compile holds; any other is returned as it is."""
+    while _is_a(model := uncompiled(model), *HOLDERS):
         model = model.get_base_model()  # type: ignore[operator]
     return model
 

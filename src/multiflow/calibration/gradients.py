@@ -240,7 +240,7 @@ def backward(
 
 
 def loss_of(model: nn.Module, batch: Any, number: int, loss: Loss, device: torch.device) -> Tensor:
-    """Compute the loss of a batch, refusing one that is no finite scalar."""
+    """Compute the loss of a batch, refusing one that is no finite scalar, or has no gradient where one is wanted."""
     with missing_keys_named(batch, number):
         value = loss(model, to_device(batch, device))
     check_loss(value, number, batch)
@@ -264,4 +264,9 @@ def check_loss(value: Any, batch: int, content: Any = None) -> None:
             )
         raise MultiflowError(
             f"the loss of batch {batch} is {value.item():g}; check that batch's data, or run the model in float32"
+        )
+    if torch.is_grad_enabled() and not value.requires_grad:
+        raise MultiflowError(
+            f"the loss of batch {batch} has no gradient; compute it outside of torch.no_grad and torch.inference_mode, "
+            "without detach, and with checkpoint(..., use_reentrant=False) where gradient checkpointing is used"
         )

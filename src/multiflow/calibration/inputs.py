@@ -270,6 +270,8 @@ class Sums:
     def add(self, path: str, value: Tensor, mask: Tensor | None, stream: str | None) -> None:
         """Add the squares, or products, of one input ``(..., in)`` over its real tokens."""
         layer = self._layer[path]
+        if value.shape[-1] != self._layout[layer].shape[1]:
+            return  # the layer itself is about to say so
         place = value.shape[-1], (device := self._devices[layer])
         version = -1 if value.is_inference() else value._version  # inference tensors do not say when they change
         before, at, under, on, count = self._last

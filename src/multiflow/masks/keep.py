@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from multiflow.base.errors import MultiflowError
-from multiflow.base.guards import check_module
+from multiflow.base.guards import check_module, uncompiled
 from multiflow.base.types import Layer, WeightPlace
 from multiflow.base.wrapped import layer_places
 from multiflow.masks.masks import Masks
@@ -30,8 +30,6 @@ BY_THEMSELVES = {
 """Optimizers that move each weight by its own gradient and state alone: a zero with neither of them stays."""
 UNDER_ROOTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 """States of which such optimizers take square roots, to divide by them."""
-COMPILED = "_orig_mod"
-"""Where torch.compile holds the model that it wraps."""
 
 
 @contextmanager
@@ -418,8 +416,8 @@ def _is_split(weight: Tensor) -> bool:
 
 def _bare(model: nn.Module) -> nn.Module:
     """Return the model inside the wrappers of DistributedDataParallel and torch.compile."""
-    while isinstance(model, nn.parallel.DistributedDataParallel) or COMPILED in model._modules:
-        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model._modules[COMPILED]  # type: ignore[assignment]
+    while isinstance(model := uncompiled(model), nn.parallel.DistributedDataParallel):
+        model = model.module
     return model
 
 
