@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 import multiflow as mf
-from multiflow.base.artifacts import write_tensors
+from multiflow.base.artifacts import SIGNS, read_tensors, write_tensors
 from multiflow.base.packed import FILE, VALUES, decode, encode, packed_parts, read_packed, write_packed
 from multiflow.formats import export, unpack
 from multiflow.formats.packed import pack_folder
@@ -385,3 +385,25 @@ def test_what_lies_beside_weights_is_copied_only_if_it_can_be_a_config(tmp_path:
     with pytest.raises(mf.MultiflowError, match=r"config\.json' has 8\.6 GB"):
         pack_folder(source, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize("read", [mf.load_model, lambda folder: mf.unpack(folder, folder.parent / "again")])
+def test_a_config_that_is_another_one_is_noticed(read, tmp_path, tiny):
+    model = mf.load_model(tiny)
+    folder = mf.export(model, mf.prune(model, "magnitude", 0.75).masks[0.75], tmp_path / "packed")
+    config = folder / "config.json"
+    config.write_text(config.read_text() + " ")  # which changes nothing but the file
+    with pytest.raises(mf.MultiflowError, match="config.json' is not the file that .* was written with"):
+        read(folder)
+    config.unlink()
+    with pytest.raises(mf.MultiflowError):
+        read(folder)
+
+
+@pytest.mark.parametrize("said", [5, ["config.json"], {"config.json": 5}, {"../config.json": "1 bytes, 0"}])
+def test_what_a_stranger_vouches_for_is_read_as_carefully(said, tmp_path):
+    path = write_packed(tmp_path / "p.safetensors", {"w": sparse((4, 4), torch.bfloat16)}, "bf16", "none")
+    tensors, header = read_tensors(path, "it")
+    write_tensors(path, tensors, {**{k: v for k, v in header.items() if k not in SIGNS}, "beside": said})
+    with pytest.raises(mf.MultiflowError, match="damaged .it vouches for"):
+        read_packed(path)

@@ -1,7 +1,8 @@
 """One bit of a file of ours is flipped, and the file is read: ``python -m tests.robust.flips --flips 1000``.
 
-Every artifact is tried: masks, changed weights, results, statistics, checkpoints of every kind, packed models, records
-of the benchmark, figures, metrics and settings of runs, evaluations, activations of a walk. A flip counts as noticed
+Every artifact is tried: masks, changed weights, results, statistics, checkpoints of every kind, packed models and
+their folders, with all neurons and with fewer, records of the benchmark, figures, metrics and settings of runs,
+evaluations, activations of a walk, and recoveries, searches and walks that go on. A flip counts as noticed
 where reading ends in a `MultiflowError`. Files that others define, such as published masks, hold bits that nobody
 reads: there a flip may also leave everything as it was.
 """
@@ -19,11 +20,12 @@ from random import Random
 from typing import NamedTuple
 
 from multiflow.base.errors import MultiflowError
-from tests.robust.targets.artifacts import TARGETS
+from tests.robust.targets import artifacts, folders
 
 ALSO = ("records", "metrics", "figures", "evaluation")
 """What may lose lines at its end, or all its signs at once, by more than a flipped bit."""
-OURS = [target for target in TARGETS if target.checked or target.name in ALSO]
+FOLDERS = [target for target in folders.TARGETS if target.checked]
+OURS = [*(target for target in artifacts.TARGETS if target.checked or target.name in ALSO), *FOLDERS]
 OF_OTHERS = ("published", "release")
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiflow.base.artifacts import read_tensors, write_tensors
+from multiflow.base.artifacts import describe_file, is_described, read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError, unknown
 
 FORMAT = 1
@@ -37,6 +37,8 @@ FILE = "packed.safetensors"
 
 KEY = "packed"
 """Of the header, under which the version of the packing stands."""
+BESIDE = "beside"
+"""Key of a header: name of a file in the same folder -> its size and CRC-32."""
 NARROWED = "narrowed"
 """Of the header: name of a tensor that is stored in a shorter type -> the dtype that it is read back as."""
 SAME = "same"
@@ -173,7 +175,13 @@ def narrow(tensors: Mapping[str, Tensor], rest: str) -> dict[str, Tensor]:
 
 
 def write_packed(
-    path: Path, tensors: Mapping[str, Tensor], values: str, compress: str, least: float = 0.2, rest: str = SAME
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    values: str,
+    compress: str,
+    least: float = 0.2,
+    rest: str = SAME,
+    beside: Iterable[Path] = (),
 ) -> Path:
     """Write tensors to a packed file, whole or not at all; return its path.
 
@@ -184,6 +192,8 @@ def write_packed(
         compress: ``none``, ``zlib`` or ``zstd``.
         least: share of zeros from which a tensor of floating point numbers with two or more dimensions is packed.
         rest: what the others are stored in, a name of `REST`; ``same`` = so that they come back bit for bit.
+        beside: files of the same folder without which the tensors compute something else, such as the config: the
+            packed file vouches for them.
     """
     stored: dict[str, Tensor] = {}
     packed: dict[str, Tensor] = {}
@@ -202,6 +212,7 @@ def write_packed(
     short = narrow(stored, rest)
     header = {KEY: FORMAT, "codings": {name: asdict(coding) for name, coding in codings.items()}}
     header |= {NARROWED: {name: _named(stored[name].dtype) for name in short}} if short else {}
+    header |= {BESIDE: described} if (described := {file.name: describe_file(file) for file in beside}) else {}
     whole = {name: tensor.clone() for name, tensor in stored.items() if name not in short}
     return write_tensors(path, {**whole, **short, **packed}, header)
 
@@ -210,9 +221,10 @@ def read_packed(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a packed file.
 
     Raises:
-        MultiflowError: it is no packed file, of a newer format, cut short or altered.
+        MultiflowError: it is no packed file, of a newer format, cut short or altered, or a file that it vouches for is.
     """
     stored, header = read_tensors(path, "packed weights", AGAIN)
+    check_beside(path, header)
     codings = _codings(path, header)
     if twice := next((name for name in codings if name in stored), None):
         raise MultiflowError(f"packed file '{path}' holds '{twice}' both packed and dense; {AGAIN}")
@@ -228,6 +240,19 @@ def read_packed(path: Path) -> dict[str, Tensor]:
         except (KeyError, ValueError, RuntimeError, zlib.error, MultiflowError) as error:
             raise MultiflowError(f"'{name}' of packed file '{path}' is damaged ({error}); export it again") from error
     return {**stored, **tensors}
+
+
+def check_beside(path: Path, header: Mapping[str, Any]) -> None:
+    """Refuse files beside a packed one that are not those it was written with; older versions vouch for none."""
+    said = header.get(BESIDE, {})
+    names = said if isinstance(said, dict) else {"/": None}
+    if not all(isinstance(described, str) and Path(name).name == name for name, described in names.items()):
+        raise MultiflowError(f"packed file '{path}' is damaged (it vouches for {said!r:.80}); export it again")
+    for name, described in said.items():
+        if not is_described(path.parent / name, described):
+            raise MultiflowError(
+                f"'{path.parent / name}' is not the file that '{path.name}' was written with; export it again"
+            )
 
 
 class PackedPart(NamedTuple):

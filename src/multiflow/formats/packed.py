@@ -24,7 +24,7 @@ from multiflow.base.files import copy_files
 from multiflow.base.guards import check_module, exclusively
 from multiflow.base.packed import FILE, REST, SAME, VALUES, read_packed, write_packed
 from multiflow.base.runs import whole_folder
-from multiflow.base.structure import write_structure
+from multiflow.base.structure import STRUCTURE_FILE, write_structure
 from multiflow.families.family import check_fit
 from multiflow.formats.coreml import write_coreml
 from multiflow.formats.onnx import write_onnx
@@ -34,6 +34,8 @@ from multiflow.masks import Masks
 
 FORMATS = ("packed", "folder", "open_clip", "onnx", "coreml")
 COMPRESSIONS = ("zlib", "zstd", "none")
+DECIDING = ("config.json", "generation_config.json", STRUCTURE_FILE)
+"""Files of a packed folder by which its tensors compute what they do."""
 
 
 @exclusively("export")
@@ -153,7 +155,8 @@ def pack_folder(
     with whole_folder(path) as out:
         others = (file for file in source.iterdir() if file.is_file() and file not in files)
         copy_files((file for file in others if not file.name.endswith(".index.json")), out)
-        write_packed(out / FILE, tensors, values, compress, rest=rest)
+        beside = [place for name in DECIDING if (place := out / name).is_file()]
+        write_packed(out / FILE, tensors, values, compress, rest=rest, beside=beside)
     return Path(path)
 
 

@@ -190,9 +190,9 @@ def read_neighbours(folder: Path) -> Any:
 
 
 TARGETS = [
-    Target("packed-folder", _packed, read_model, weight=0.3),
+    Target("packed-folder", _packed, read_model, True, weight=0.3),
     Target("smaller-folder", partial(_smaller, "folder"), read_model, weight=0.2),
-    Target("smaller-packed", partial(_smaller, "packed"), read_model, weight=0.2),
+    Target("smaller-packed", partial(_smaller, "packed"), read_model, True, weight=0.2),
     Target("folder-to-pack", _to_pack, read_to_pack, weight=0.2),
     Target("open-clip", _open_clip, read_open_clip, weight=0.2),
     Target("recovery", lambda folder: _stopped(partial(_recover, folder)), read_recovery, True, weight=0.3),
