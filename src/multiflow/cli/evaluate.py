@@ -102,11 +102,11 @@ OPTIONS = ("k_test", "top", "beams", "metrics", "templates", "class_names", "max
 
 def evaluate(settings: EvaluateSettings) -> None:
     import_modules(settings.modules)
-    TASKS[settings.task]
+    kind = TASKS[settings.task]
     check(settings)
     place = find_model(settings.model)
     check_model(place)
-    task = TASKS[settings.task].called(is_read_by_processor(place, settings.family), settings.model)
+    task = kind.called(is_read_by_processor(place, settings.family), settings.model)
     mask = None if settings.mask is None else Masks.load(settings.mask, settings.sparsity)
     by_the_dense = None if settings.dense is None else read_said(settings.dense)
     columns = {"image_column": settings.image_column, "text_column": settings.text_column}

@@ -33,6 +33,6 @@ def test_without_local_layers_a_copy_is_the_image():
     sizes = {"width": 24, "layers": 1, "heads": 3, "mlp": 40, "local_attn_depth": 0}
     model = small_model(vision=sizes)
     images, index = torch.randn(2, 3, 24, 24), torch.tensor([1, 0, 1])
-    copies, whole = model.encode_regions(images, index, torch.ones(3, 10, dtype=torch.long))
+    copies, whole = model.vision_encoder(images, index, torch.ones(3, 10, dtype=torch.long)).split([3, 2])
     torch.testing.assert_close(whole, model.encode_image(images))
     torch.testing.assert_close(copies, whole[index])

@@ -262,15 +262,6 @@ class XVLMPairs(XVLMTower, PairModel):
         self.temp = nn.Parameter(torch.empty(()))
         self.itm_head = head(text_width, 2)
 
-    def encode_regions(
-        self,
-        pixel_values: Float[Tensor, "images 3 side side"],
-        image_index: Int[Tensor, " texts"],
-        patch_mask: Int[Tensor, "texts tokens"],
-    ) -> tuple[Float[Tensor, "texts tokens width"], Float[Tensor, "images tokens width"]]:
-        stacked = self.vision_encoder(pixel_values, image_index, patch_mask)
-        return stacked[: len(image_index)], stacked[len(image_index) :]
-
     def encode_text(
         self, input_ids: Int[Tensor, "texts length"], attention_mask: Int[Tensor, "texts length"]
     ) -> Float[Tensor, "texts length width"]:

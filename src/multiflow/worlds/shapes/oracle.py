@@ -11,11 +11,8 @@ does not hold. With true captions the best score of a scene is that of a caption
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
-
-import numpy as np
 
 from multiflow.base.errors import MultiflowError
 from multiflow.worlds.shapes.language import PHRASES
@@ -93,19 +90,6 @@ def parse(caption: str) -> Reading:
 def score(caption: str, scene: Scene) -> float:
     """Return how well a caption fits a scene: more for every fact that holds, much less for one that does not."""
     return _score(parse(caption), scene)
-
-
-def score_matrix(captions: Sequence[str], scenes: Sequence[Scene]) -> np.ndarray:
-    """Return the scores (captions, scenes), float32; pairs whose colours and shapes differ stand at -inf."""
-    by_key: dict[tuple[tuple[str | int, ...], ...], list[int]] = {}
-    for column, scene in enumerate(scenes):
-        by_key.setdefault(tuple(sorted((o.colour, o.shape) for o in scene.objects)), []).append(column)
-    scores = np.full((len(captions), len(scenes)), -np.inf, np.float32)
-    for row, caption in enumerate(captions):
-        reading = parse(caption)
-        for column in by_key.get(reading.key, ()):
-            scores[row, column] = _score(reading, scenes[column])
-    return scores
 
 
 def _phrases(caption: str) -> list[tuple[str, str | int]]:
