@@ -17,6 +17,11 @@ have no gradient and stay gone.
 Differences from the published code: where the line search of a block finds nothing better, the block keeps its
 projected weights instead of being emptied; counts are exact, and ties go by position. Vectors are float32, the small
 systems float64.
+
+How far from the published masks ``chita++`` is, is decided by rounding: one solve in float32, as published, is off by
+0.1 % of the weights (BLIP), and whether a block's largest weight stays inside its support, which is yes or no, decides
+over up to a quarter of the block. Two float32 solves that are equal in exact numbers share 98.3 % of BLIP's mask at
+63 %, ours and the published one 98.7 %.
 """
 
 from __future__ import annotations
