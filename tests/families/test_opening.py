@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,13 @@ def test_code_that_comes_with_a_model_runs_only_where_it_is_allowed(
     assert "this code ran" not in said.out
     assert type(load_model(folder, trust_remote_code=True)).__name__ == "OwnModel"
     assert "this code ran" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "torchao"])
+def test_a_quantised_folder_is_named_rather_than_the_package_that_reads_it(method, vlm, tmp_path):
+    folder = shutil.copytree(vlm("clip"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    how = {"quant_method": method, "bits": 4, "load_in_4bit": True, "quant_type": "int4_weight_only"}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": how}))
+    with pytest.raises(MultiflowError, match=rf"is quantised \({method}\).*give the model that it was made of"):
+        load_model(folder)

@@ -169,8 +169,7 @@ def _load_file(path: Path, family: str | None, config: Mapping[str, Any] | str |
             f"{', '.join(_released())}",
             field="family",
         )
-    known = FAMILIES[family]
-    original: Original | None = known.get(known.release)
+    original: Original | None = FAMILIES[family].get(FAMILIES[family].release)
     if original is None or original.build is None:
         raise MultiflowError(f"files of family '{family}' cannot be read; give a Hugging Face id or folder")
     sizes = read_config(config, original.presets or {})
@@ -219,6 +218,7 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
             check_foreign(file)
     except MultiflowError as error:
         raise MultiflowError(f"cannot load folder '{source}': {error}") from error
+    config: Mapping[str, Any] = {}
     try:
         config = _read_config(source)
         if family is not None:
@@ -252,6 +252,10 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
     except Exception as error:  # what can go wrong here is transformers' and the hub's, in many classes
         if is_shortage(error):
             raise
+        kind = config.get("quantization_config")
+        if isinstance(kind, dict) and (how := kind.get("quant_method")):  # transformers names the package that reads it
+            said = f"'{source}' is quantised ({how}) and cannot be pruned; give the model that it was made of"
+            raise MultiflowError(said) from error
         raise _not_found(source, error) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -328,7 +332,8 @@ def check_model(source: str) -> None:
 
 def _not_found(source: str, error: Exception) -> MultiflowError:
     what = "cannot load folder '{}'" if Path(source).is_dir() else "'{}' is no file or folder here, nor on Hugging Face"
-    return MultiflowError(f"{what.format(source)}: {shortened(error)}{beside(source) if '/' in source else ''}")
+    near = "" if exists(source) or "/" not in source else beside(source)
+    return MultiflowError(f"{what.format(source)}: {shortened(error)}{near}")
 
 
 def open_model(
@@ -405,7 +410,7 @@ def model_files(source: str, names: tuple[str, ...]) -> list[Path]:
     Python files that they name in a folder are among them.
     """
     if Path(source).is_dir():
-        there = [Path(source) / name for name in names if (Path(source) / name).is_file()]
+        there = [path for name in names if (path := Path(source) / name).is_file()]
         return [*there, *code_files(there)] if any(Path(source).glob("*.py")) else there
     if Path(source).exists():
         return []
