@@ -144,6 +144,24 @@ def test_fine_tuned_in_the_trainer(kind, vlm, data, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore")  # transformers leaves files of templates open
+def test_a_second_tokenizer_goes_along(vlm, data, run, tmp_path):
+    """That of InstructBLIP's Q-Former lies in a folder of its own; so do further chat templates."""
+    folder = shutil.copytree(vlm("instructblip"), tmp_path / "model")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("tools")
+    mf.prune(mf.load_model(folder), "magnitude", 0.5).masks[0.5].save(tmp_path / "half.safetensors")
+    for out, how in (("whole", ()), ("shards", ("--stream",))):
+        ran(run, "apply", folder, tmp_path / "half.safetensors", "--out", out, *how)
+    ran(run, "export", folder, "--mask", tmp_path / "half.safetensors", "--out", "packed")
+    mf.unpack("packed", "unpacked")
+    wanted = next(iter(mf.calibration_batches(mf.load_model(folder), str(data / "asked"))))
+    for out in ("whole", "shards", "packed", "unpacked"):
+        assert (Path(out) / "additional_chat_templates" / "tools.jinja").read_text() == "tools"
+        found = next(iter(mf.calibration_batches(mf.load_model(out), str(data / "asked"))))
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted), out
+
+
 def test_masks_of_experts_go_into_a_task():
     """A layer that is a part of a parameter is where it was in the model of a task."""
     model = tiny.build("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration")

@@ -72,6 +72,9 @@ MOST_TEXT = 2**20
 MOST_TABLE = 2**32
 """Bytes of a table or a JSON file at most."""
 
+INNER = re.compile(r"\w+_tokenizer|additional_chat_templates")
+"""Folders inside of a model's that hold files of its processor."""
+OWN = ("config.json", "processor_config.json", "preprocessor_config.json")
 MOST_BESIDE = 2**30
 """Bytes at most of a file that is copied with a model: its config, tokenizer, card."""
 
@@ -156,8 +159,16 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
             raise MemoryError(f"the {size} bytes of '{path}'") from error
 
 
+def inner_files(folder: Path) -> list[Path]:
+    """Return the files of the folders for further tokenizers and templates inside of a model's."""
+    inner = [path for path in folder.iterdir() if path.is_dir() and INNER.fullmatch(path.name)]
+    return sorted(path for place in inner for path in place.iterdir() if path.is_file())
+
+
 def copy_files(files: Iterable[Path], folder: Path) -> None:
     """Copy files that lie beside the weights of a model (config, tokenizer, processor, card) into a folder.
+
+    Those of a folder inside of the model's keep it, as of the second tokenizer of InstructBLIP.
 
     Raises:
         MultiflowError: one is no regular file, or larger than any of these is.
@@ -170,7 +181,14 @@ def copy_files(files: Iterable[Path], folder: Path) -> None:
                 f"'{file}' {found}; files beside the weights of a model, which are copied with it, have at most "
                 f"{MOST_BESIDE / 1e9:.0f} GB: put it elsewhere"
             )
-        shutil.copyfile(file, folder / file.name)
+        (place := folder / file.parent.name if _is_inner(file.parent) else folder).mkdir(exist_ok=True)
+        shutil.copyfile(file, place / file.name)
+
+
+def _is_inner(place: Path) -> bool:
+    """Tell whether a folder is one for further tokenizers or templates inside of a model's or processor's folder."""
+    here, above = ({name for name in OWN if (at / name).is_file()} for at in (place, place.parent))
+    return INNER.fullmatch(place.name) is not None and bool(above) and not here
 
 
 def read_text(path: Path, wanted: str, most: int = MOST_TABLE) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 
 from multiflow.base.artifacts import check_foreign
 from multiflow.base.errors import MultiflowError, counted, did_you_mean, unknown
-from multiflow.base.files import beside, check_files, exists, shortened
+from multiflow.base.files import beside, check_files, exists, inner_files, shortened
 from multiflow.base.guards import is_shortage
 from multiflow.base.hub import reach_hub
 from multiflow.base.offload import without_mapping
@@ -56,6 +56,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 OWN_TOKENIZER = ("tokenizer.json", "vocab.txt")
+READING = {"tokenizer_config.json", "preprocessor_config.json"}  # whoever asks for both asks for whole processors
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 FILE_SUFFIXES = (".pth", ".th", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -285,10 +286,10 @@ def _smaller(model_class: Any, structure: Structure) -> Any:
 def _unpacked(model_class: Any, source: str, packed: Path) -> tuple[Any, dict[str, Any]]:
     from transformers import GenerationConfig, PretrainedConfig
 
-    state = read_packed(packed)
-    kind = model_class.config_class or PretrainedConfig
-    given = {"config": kind.from_pretrained(source), "state_dict": state, "output_loading_info": True}
+    config = (model_class.config_class or PretrainedConfig).from_pretrained(source)
+    given = {"config": config, "state_dict": read_packed(packed), "output_loading_info": True}
     model, report = model_class.from_pretrained(None, **given)
+    model.name_or_path = config.name_or_path = source  # where its processor is
     if (Path(source) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source)
     return model, report
@@ -411,6 +412,7 @@ def model_files(source: str, names: tuple[str, ...]) -> list[Path]:
     """
     if Path(source).is_dir():
         there = [path for name in names if (path := Path(source) / name).is_file()]
+        there += inner_files(Path(source)) if {*names} >= READING else []
         return [*there, *code_files(there)] if any(Path(source).glob("*.py")) else there
     if Path(source).exists():
         return []
@@ -422,7 +424,7 @@ def model_files(source: str, names: tuple[str, ...]) -> list[Path]:
             found.append(Path(hf_hub_download(source, name)))
         except (OSError, ValueError):  # the model comes without this file, or the hub cannot be reached
             continue
-    return found
+    return [*found, *(inner_files(found[0].parent) if found and {*names} >= READING else ())]
 
 
 def pixel_statistics(source: str) -> dict[str, Any]:

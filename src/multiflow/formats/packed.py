@@ -20,7 +20,7 @@ from torch import Tensor
 from multiflow.base.adapter import Adapter
 from multiflow.base.artifacts import read_foreign
 from multiflow.base.errors import MultiflowError, unknown
-from multiflow.base.files import copy_files
+from multiflow.base.files import copy_files, inner_files
 from multiflow.base.guards import check_module, exclusively
 from multiflow.base.packed import FILE, REST, SAME, VALUES, read_packed, write_packed
 from multiflow.base.runs import whole_folder
@@ -154,7 +154,7 @@ def pack_folder(
         tensors |= read_foreign(file)
     with whole_folder(path) as out:
         others = (file for file in source.iterdir() if file.is_file() and file not in files)
-        copy_files((file for file in others if not file.name.endswith(".index.json")), out)
+        copy_files([*(of for of in others if not of.name.endswith(".index.json")), *inner_files(source)], out)
         beside = [place for name in DECIDING if (place := out / name).is_file()]
         write_packed(out / FILE, tensors, values, compress, rest=rest, beside=beside)
     return Path(path)
@@ -171,7 +171,8 @@ def unpack(path: str | Path, out: str | Path) -> Path:
         raise MultiflowError(f"'{source}' holds no {FILE}; give a folder that mf.export or 'multiflow export' wrote")
     tensors = read_packed(source / FILE)  # all of it is checked before anything is written
     with whole_folder(out) as folder:
-        copy_files((file for file in source.iterdir() if file.is_file() and file.name != FILE), folder)
+        beside = (file for file in source.iterdir() if file.is_file() and file.name != FILE)
+        copy_files([*beside, *inner_files(source)], folder)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return Path(out)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from multiflow.base.artifacts import read_kinds, read_one, write_lazily
 from multiflow.base.errors import MultiflowError
-from multiflow.base.files import copy_files
+from multiflow.base.files import copy_files, inner_files
 from multiflow.base.offload import stored_value, weight_places
 from multiflow.base.types import Layer, Layout, place_of
 from multiflow.masks import Masks
@@ -48,7 +48,7 @@ def apply_to_shards(model: nn.Module, masks: Masks, changed: Mapping[str, Tensor
             "shards cannot be pruned one by one; apply the masks without --stream"
         )
     others = (path for path in files[0].parent.iterdir() if path.is_file() and not path.name.startswith("."))
-    copy_files((path for path in others if path.suffix not in WEIGHTS), folder)
+    copy_files([*(path for path in others if path.suffix not in WEIGHTS), *inner_files(files[0].parent)], folder)
     for file in files:
         kinds, metadata = read_kinds(file)
 

@@ -232,7 +232,7 @@ class Reader:
 
     def _render(self, turns: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Write turns as the chat template says; one for texts alone gets the image's token in the text."""
-        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        template = _template(self.processor)
         render = self.tokenizer.apply_chat_template
         line = ""
         with suppress(Exception):  # a template may raise anything of turns that it does not know
@@ -396,10 +396,14 @@ def manner_of(model: Any, processor: Any) -> Manner:
     parts = (config, getattr(config, "text_config", None))
     if any(getattr(part, "is_encoder_decoder", False) for part in parts) or not takes(model, "input_ids"):
         return "sequence"
-    template = getattr(processor, "chat_template", None) or getattr(
-        getattr(processor, "tokenizer", None), "chat_template", None
-    )
-    return "chat" if template else "plain"
+    return "chat" if _template(processor) else "plain"
+
+
+def _template(processor: Any) -> str | None:
+    """Return the chat template of a processor or its tokenizer; of several the one for all."""
+    own = getattr(processor, "chat_template", None)
+    found = own or getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    return found.get("default") if isinstance(found, dict) else found
 
 
 def _positions(config: Any, tokenizer: Any) -> int | None:
