@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,17 @@ def test_a_sound_longer_than_whisper_listens_is_skipped(folder, tmp_path):
     with pytest.warns(UserWarning, match=r"b\.wav \(it lasts 2\.0 seconds"):
         (batch,) = batches
     assert len(batch["labels"]) == 3
+
+
+@pytest.mark.parametrize("name", ["sampling_rate", "n_samples"])
+@pytest.mark.parametrize("said", [math.inf, math.nan, 0, -1, "16000", True, [1], 10**40])
+def test_a_processor_that_says_no_number_is_a_sentence(name, said, folder, tmp_path):
+    write_tones(tmp_path, SAID)
+    model = mf.load_model(folder("whisper"))
+    processor = transformers.AutoProcessor.from_pretrained(folder("whisper"))
+    setattr(processor.feature_extractor, name, said)
+    with pytest.raises(mf.MultiflowError, match=f"says {name} .*; expected 1 to"):
+        list(mf.calibration_batches(model, str(tmp_path), processor=processor))
 
 
 def test_silence_of_which_a_model_makes_no_features_is_skipped(folder, tmp_path):

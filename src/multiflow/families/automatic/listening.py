@@ -31,6 +31,8 @@ from multiflow.families.opening import quiet_transformers
 
 HEARD = ("input_features", "input_values", "inputs")
 IGNORED = -100
+MOST = 1_000_000_000
+"""Of a rate or a number of samples."""
 RELEASED = "give the processor of the model's release with {processor=DIR_OR_ID}"
 
 
@@ -67,13 +69,26 @@ class Listener:
     @property
     def rate(self) -> int:
         """Samples a second that the model listens at."""
-        return int(self.processor.feature_extractor.sampling_rate)
+        return int(self._number("sampling_rate"))
 
     @property
     def longest(self) -> float | None:
         """Seconds of a sound at most; None where any length will do."""
-        samples = getattr(self.processor.feature_extractor, "n_samples", None)
-        return None if samples is None else samples / self.rate
+        if getattr(self.processor.feature_extractor, "n_samples", None) is None:
+            return None
+        return self._number("n_samples") / self.rate
+
+    def _number(self, name: str) -> float:
+        """Return a number that the processor's files say, which may be anything."""
+        extractor = self.processor.feature_extractor
+        said = getattr(extractor, name, None)
+        if isinstance(said, bool) or not isinstance(said, int | float) or not 1 <= said <= MOST:
+            raise MultiflowError(
+                f"the {type(extractor).__name__} of the model says {name} {said!r:.40}; expected 1 to {MOST:,}; "
+                f"{RELEASED}",
+                field="processor",
+            )
+        return said
 
     def examples(self, examples: Sequence[Spoken]) -> dict[str, Tensor]:
         """Return a batch of sounds with their transcripts as labels, as the model's forward takes it.
