@@ -228,7 +228,7 @@ def test_the_command_line(run: Run, tiny: Path):
     assert half.config.vision["mlp"] == 16
     assert json.loads(Path("half/units/result.json").read_text())["settings"]["pattern"] == "units: mlp"
     assert "already holds" in run(*words).error
-    assert "no neuron" in run(*words[:-1], "other", "--share", 0.999).error
+    assert "no neuron" in run(*words[:4], "--share", 0.999, "--out", "other").error
     assert not Path("other").exists()
     mask = "half/units/mask-0.5.safetensors"
     ran = run("export", tiny, "--mask", mask, "--compact", "--format", "folder", "--out", "compact")
