@@ -137,14 +137,8 @@ def test_what_is_given_again_is_put_behind_the_first() -> None:
     assert read("m", "--set=a=1", "--sparsity=0.5", "--set=b=x", "--sparsity=0.75,90%", "--set", "c=2") == expected
 
 
-@pytest.mark.parametrize(("again", "said"), [
-    (["--mode", "slow", "--mode", "fast"], "--mode was given twice, as 'slow' and 'fast'; give it once"),
-    (["--seed=1", "--resume", "--seed", "2"], "--seed was given twice, as '1' and '2'"),
-    (["--depth", "1", "--depth=1"], "--depth was given twice"),
-])  # fmt: skip
-def test_what_takes_one_value_is_given_once(again: list[str], said: str) -> None:
-    with pytest.raises(MultiflowError, match=said):
-        read("m", *again)
+def test_of_what_takes_one_value_the_last_counts() -> None:
+    assert read("m", "--mode", "slow", "--mode=fast") == read("m", "--mode", "fast")
 
 
 def test_a_flag_may_be_given_twice() -> None:

@@ -245,9 +245,7 @@ def naming_damaged(path: str | Path, fix: str = "copy it again") -> Iterator[Non
         yield
     except DAMAGED as error:
         raise_shortage(error)
-        raise MultiflowError(
-            f"'{path}' is not, or no longer, a complete safetensors file ({_said(error)}); {fix}"
-        ) from error
+        raise MultiflowError(f"'{path}' is not a complete safetensors file ({_said(error)}); {fix}") from error
 
 
 def checksum_of(path: str | Path) -> str:

@@ -365,7 +365,9 @@ class Sums:
 
     def check_groups_reached(self, batch: int) -> None:
         """Say early that a group saw nothing so far: a warning after the first batch, an error after some."""
-        check_groups_reached(self._layout, {*self._padded, *(name for name, n in self._counts.items() if n)}, batch)
+        reached = {*self._padded, *(name for name, n in self._counts.items() if n)}
+        if len(reached) < len(self._layout):
+            check_groups_reached(self._layout, reached, batch)
 
     def stats(self, batches: int) -> Stats:
         """Give the statistics so far; layers that have seen the same inputs share the memory of their sums."""
@@ -380,7 +382,9 @@ class Sums:
         """Give the statistics of all processes; a layer without any observation is an error that names it."""
         stats = sum_stats_(self.stats(batches))
         counts = next(iter(stats.counts.values()))
-        missed = without_experts([name for name in self._layout if not counts[name]], self._layout, counts)
+        missed = [name for name in self._layout if not counts[name]]
+        if missed:
+            missed = without_experts(missed, self._layout, counts)
         streams = {name: stream for padded in exchange("padded", self._padded) for name, stream in padded.items()}
         padded = [name for name in missed if name in streams]
         if padded:

@@ -213,7 +213,7 @@ def parse(settings: type[Settings], command: Command, args: Sequence[str]) -> Se
     description = f"{command.summary}\n\nexample:{examples}"
     said = io.StringIO()
     _check_values(settings, prog, args)
-    args = _spread(settings, _gathered(settings, prog, args))
+    args = _spread(settings, _gathered(settings, args))
     try:
         with redirect_stderr(said):
             read, unknown = tyro.cli(
@@ -241,30 +241,19 @@ def _check_values(settings: Any, prog: str, args: Sequence[str]) -> None:
             raise MultiflowError(f"'{prog}': Missing value for argument '{word}'; see '{prog} --help'")
 
 
-def _gathered(settings: Any, prog: str, args: Sequence[str]) -> list[str]:
-    """Put the values of an option that takes several, and is given again, behind the first; refuse others given twice.
+def _gathered(settings: Any, args: Sequence[str]) -> list[str]:
+    """Put the values of an option that takes several, and is given again, behind the first.
 
-    tyro would take the last one and forget those before it.
+    tyro would take the last ones and forget those before them; of an option that takes one value the last counts, as is
+    usual.
     """
-    several: set[str] = set()
-    single: set[str] = set()
-    for name, hint in _hints(settings):
-        if hint is not bool:  # a flag may be given again
-            (several if get_origin(hint) is tuple else single).add(_option(name))
+    several = {_option(name) for name, hint in _hints(settings) if get_origin(hint) is tuple}
     found: list[str] = []
     ends: dict[str, int] = {}  # option -> where its values end in what is found
-    given: dict[str, str] = {}
     words = [*args]
     while words:
         word = words.pop(0)
         option, equals, joined = word.partition("=")
-        if option in single:
-            value = joined if equals else words[0] if words else ""
-            if option in given:
-                raise MultiflowError(
-                    f"'{prog}': {option} was given twice, as '{given[option]}' and '{value}'; give it once"
-                )
-            given[option] = value
         if option not in several:
             found.append(word)
             continue

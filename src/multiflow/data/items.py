@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multiflow.base.errors import MultiflowError, counted
+from multiflow.base.errors import MultiflowError
 from multiflow.base.files import exists, read_json
 from multiflow.data.dataset import BrokenItem, Dataset, Kind, Known, Question, Skip, nothing_known
 from multiflow.data.images import WrongLayout, texts_of
@@ -57,7 +57,7 @@ class TaskData:
         return map(self.read, self.items)
 
     def __str__(self) -> str:
-        return f"{counted(len(self), 'item')} from {self.source}"
+        return f"{len(self)} items from {self.source}"
 
     @property
     def unlisted(self) -> str:
