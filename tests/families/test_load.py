@@ -141,3 +141,11 @@ def test_weights_that_are_cut_or_mostly_a_hole(tmp_path, size):
         opened.truncate(size)
     with pytest.raises(MultiflowError, match=f"cannot load folder '{tmp_path}': '{file}' is not a complete"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "5", "null", "{", ""])
+def test_a_config_that_is_none(tmp_path, content):
+    small_model().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(MultiflowError, match=f"cannot load.*{tmp_path}"):
+        load_model(tmp_path)

@@ -184,12 +184,16 @@ def _load_file(path: Path, family: str | None, config: Mapping[str, Any] | str |
 def _read_config(source: str) -> dict[str, Any]:
     from transformers import PretrainedConfig
 
-    if not Path(source).is_dir():
-        try:
-            return PretrainedConfig.get_config_dict(source, local_files_only=True)[0]
-        except OSError:
-            reach_hub(source)
-    return PretrainedConfig.get_config_dict(source)[0]
+    try:
+        config = PretrainedConfig.get_config_dict(source, local_files_only=True)[0]
+    except OSError:
+        if Path(source).is_dir():
+            raise
+        reach_hub(source)
+        config = PretrainedConfig.get_config_dict(source)[0]
+    if not isinstance(config, dict):
+        raise MultiflowError(f"cannot load '{source}': its config.json holds no mapping; copy it again")
+    return config
 
 
 def _check_family(source: str, family: str, model_type: str | None) -> None:
@@ -260,16 +264,11 @@ def _load_pretrained(source: str, family: str | None, offload: Path | None = Non
         raise _not_found(source, error) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
+        lacks = f"'{source}' lacks {counted(len(missing), 'weight')} of {type(model).__name__}"
         if offload is not None:
-            raise MultiflowError(
-                f"'{source}' lacks {counted(len(missing), 'weight')} of {type(model).__name__}, first '{missing[0]}': "
-                "there is nothing to stream them from; load it whole"
-            )
-        warnings.warn(
-            f"'{source}' lacks {counted(len(missing), 'weight')} of {type(model).__name__}, now random: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
-            stacklevel=3,
-        )
+            raise MultiflowError(f"{lacks}, first '{missing[0]}': nothing to stream them from; load it whole")
+        some = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        warnings.warn(f"{lacks}, now random: {some}", stacklevel=3)
     return model.eval()
 
 
