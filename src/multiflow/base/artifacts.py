@@ -361,7 +361,7 @@ def _verified(
     """Return values without format and checksum, if they are as they were signed, or as older versions wrote them."""
     # whatever the key is called by now: values without a checksum hold no such text at the top
     unnamed = any(isinstance(one, str) and len(one) == DIGITS and _is_like_digits(one) for one in value.values())
-    if unnamed or any(sign in value for sign in SIGNS[:2]):
+    if unnamed or any(name.strip().lower() in SIGNS[:2] for name in value):
         if text != written(value) or value.get("checksum") != _checksum(value):
             raise _altered(called, fix)
         _check_format(called, value)

@@ -50,7 +50,8 @@ def write_atomically(path: str | Path, data: bytes | str | Callable[[Path], obje
             data(temporary)
             temporary.chmod(mode)
         else:
-            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+            # half of a character, out of some file of others, is no text: a question mark stands for it
+            temporary.write_bytes(data.encode("utf-8", "replace") if isinstance(data, str) else data)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         said = getattr(error, "strerror", None) or error
