@@ -149,3 +149,12 @@ def test_a_config_that_is_none(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(MultiflowError, match=f"cannot load.*{tmp_path}"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("count", [2**63, 10**6])
+def test_a_config_that_claims_more_layers_than_any_model_has(tmp_path, count):
+    small_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": count}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MultiflowError, match=f"claims num_hidden_layers={count}; expected at most"):
+        load_model(tmp_path)

@@ -27,6 +27,9 @@ from multiflow.base.errors import MultiflowError
 NO_MEMORY = re.compile(
     "not enough memory|can(?:'t|not) allocate memory|out of memory|could not create a primitive(?! desc)", re.I
 )  # the last one is oneDNN's
+DEPTH = re.compile(r"(layers?|depths?|blocks?)$")
+"""Names in a config that count layers."""
+MOST_LAYERS = 4096
 NO_ROOM = re.compile("No space left|Read-only file system|quota exceeded", re.I)
 NO_PLACE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 """Of a disk that takes no more, takes nothing, or not from this user."""
@@ -372,3 +375,19 @@ def naming_shortages(what: str) -> Iterator[None]:
         if getattr(error, "errno", None) in NO_PLACE or NO_ROOM.search(said):
             raise MultiflowError(f"{what} cannot write ({said}); make room, or choose another place") from error
         raise
+
+
+def check_depth(config: Mapping[str, Any], place: str) -> None:
+    """Refuse a config that claims more layers than any model has, before they are built one by one.
+
+    Args:
+        config: names and values, nested where a model has several towers.
+        place: where it was read, for the error.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            check_depth(value, place)
+        elif DEPTH.search(name) and isinstance(value, int) and value > MOST_LAYERS:
+            raise MultiflowError(
+                f"the config of '{place}' claims {name}={value}; expected at most {MOST_LAYERS}: copy it again"
+            )

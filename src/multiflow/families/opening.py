@@ -20,7 +20,7 @@ from torch import nn
 from multiflow.base.artifacts import check_foreign
 from multiflow.base.errors import MultiflowError, counted, did_you_mean, unknown
 from multiflow.base.files import beside, check_files, exists, inner_files, shortened
-from multiflow.base.guards import is_shortage
+from multiflow.base.guards import check_depth, is_shortage
 from multiflow.base.hub import reach_hub
 from multiflow.base.offload import without_mapping
 from multiflow.base.packed import FILE as PACKED_FILE
@@ -193,6 +193,7 @@ def _read_config(source: str) -> dict[str, Any]:
         config = PretrainedConfig.get_config_dict(source)[0]
     if not isinstance(config, dict):
         raise MultiflowError(f"cannot load '{source}': its config.json holds no mapping; copy it again")
+    check_depth(config, source)
     return config
 
 
