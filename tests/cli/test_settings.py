@@ -137,6 +137,11 @@ def test_what_is_given_again_is_put_behind_the_first() -> None:
     assert read("m", "--set=a=1", "--sparsity=0.5", "--set=b=x", "--sparsity=0.75,90%", "--set", "c=2") == expected
 
 
+def test_what_is_given_again_takes_no_positional_argument_along() -> None:
+    expected = Given("m", (0.5, 0.75), ())
+    assert read("--sparsity=0.5", "m", "--sparsity=0.75") == expected
+
+
 def test_of_what_takes_one_value_the_last_counts() -> None:
     assert read("m", "--mode", "slow", "--mode=fast") == read("m", "--mode", "fast")
 

@@ -109,7 +109,7 @@ class _Flow(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        taken = {_storage(tensor): tensor for tensor in _tensors((args, kwargs))}
+        taken = {_storage(tensor): tensor for tensor in tensors_in((args, kwargs))}
         name = func.__name__.split(".")[0]
         sources = () if LIKE.match(name) else tuple(sorted({self._at.get(one, 0) for one in taken} - {0}))
         if name in READS:
@@ -117,16 +117,16 @@ class _Flow(TorchDispatchMode):
         if func._schema.is_mutable:
             for spec, value in _named(func._schema, args, kwargs):
                 if spec.alias_info is not None and spec.alias_info.is_write:
-                    for tensor in _tensors(value):
+                    for tensor in tensors_in(value):
                         self._put(tensor, self._new(sources))
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             if _storage(tensor) not in taken:  # else a view, or what was written to
                 self._put(tensor, self._new(sources))
         return out
 
     def mark(self, path: str, given: Any) -> None:
         """Note what a module gives."""
-        for tensor in _tensors(given):
+        for tensor in tensors_in(given):
             before = self._at.get(_storage(tensor), 0)
             self._sources.append((before,) if before else ())
             self._put(tensor, len(self._sources) - 1)
@@ -168,18 +168,19 @@ def _named(schema: Any, args: Any, kwargs: Mapping[str, Any]) -> Iterator[tuple[
             yield spec, kwargs[spec.name]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of what a model takes or gives, however they are nested."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
+            yield from tensors_in(getattr(value, field.name))
 
 
 def _answer(out: Any) -> list[Tensor]:
@@ -187,7 +188,7 @@ def _answer(out: Any) -> list[Tensor]:
     if isinstance(out, Mapping):
         last = LAST if LAST[0] in out else ()
         out = {name: value for name, value in out.items() if name in last or not INNER.search(str(name))} or out
-    return list(_tensors(out))
+    return list(tensors_in(out))
 
 
 @contextmanager

@@ -242,36 +242,28 @@ def _check_values(settings: Any, prog: str, args: Sequence[str]) -> None:
 
 
 def _gathered(settings: Any, args: Sequence[str]) -> list[str]:
-    """Put the values of an option that takes several, and is given again, behind the first.
+    """Join the values of an option that takes several and is given again.
 
     tyro would take the last ones and forget those before them; of an option that takes one value the last counts, as is
     usual.
     """
     several = {_option(name) for name, hint in _hints(settings) if get_origin(hint) is tuple}
-    found: list[str] = []
-    ends: dict[str, int] = {}  # option -> where its values end in what is found
+    written: list[tuple[str, list[str]]] = []  # option, and its words
+    values: dict[str, list[str]] = {}
     words = [*args]
     while words:
-        word = words.pop(0)
-        option, equals, joined = word.partition("=")
-        if option not in several:
-            found.append(word)
-            continue
-        values = [joined] if equals else []
-        while not equals and words and not words[0].startswith("--"):
-            values.append(words.pop(0))
-        at = ends.get(option)
-        if at is None:
-            found += [word] if equals else [option, *values]
-            ends[option] = len(found)
-            continue
-        if found[at - 1].startswith(f"{option}="):  # one value alone can be written so
-            found[at - 1 : at] = [option, found[at - 1].partition("=")[2]]
-            ends = {other: end + (end >= at) for other, end in ends.items()}
-            at += 1
-        found[at:at] = values
-        ends = {other: end + len(values) * (end >= at) for other, end in ends.items()}
-    return found
+        given = [words.pop(0)]
+        option, equals, joined = given[0].partition("=")
+        if option in several:
+            while not equals and words and not words[0].startswith("--"):
+                given.append(words.pop(0))
+            values.setdefault(option, []).extend([joined] if equals else given[1:])
+        written.append((option, given))
+    again = [option for option in values if sum(of == option for of, _ in written) > 1]
+    # at the end, where no positional argument follows that would count as one more value
+    return [word for option, given in written if option not in again for word in given] + [
+        word for option in again for word in (option, *values[option])
+    ]
 
 
 def _hints(settings: Any) -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.steps import Step
 from multiflow.base.types import Layout
 from multiflow.calibration import Checkpoint, iterate, turns
+from multiflow.calibration.reach import tensors_in
 from multiflow.masks import Masks
 from multiflow.recovery.parts import Part, blocks_of_parts
 
@@ -89,11 +90,6 @@ class RecoveryJob:
         return (total / count) ** 0.5 if total else 1e-3
 
 
-def _tensors(batch: Any) -> list[Tensor]:
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
-    return [value for value in values if isinstance(value, Tensor)]
-
-
 def gather(batches: Iterable[Any] | None) -> Data:
     """Take the batches into memory, each process its own.
 
@@ -109,7 +105,7 @@ def gather(batches: Iterable[Any] | None) -> Data:
     for turn in turns(iterate(batches)):
         for number, batch in turn.own:
             own[number] = parts(batch)
-            sizes = [len(value) for value in _tensors(batch) if value.dim()]
+            sizes = [len(value) for value in tensors_in(batch) if value.dim()]
             if sizes and not any(sizes):
                 raise MultiflowError(
                     f"batch {number} of {{batches}} is empty: its tensors have size 0; leave it out", field="batches"
