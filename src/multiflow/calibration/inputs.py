@@ -252,6 +252,7 @@ class Sums:
         self._takers: list[str] = []  # the layers that see the input measured last, to which it is still to be added
         # layers that hold sums together, by the number of their party; of zeros nothing is held yet
         self._party = {layer.name: list(places).index((layer.shape[1], devices[layer.name])) for layer in layout.layers}
+        self._sizes = Counter(self._party.values())
         self._zeros, self._parties = len(places), len(places)
         if start:
             for name in names:
@@ -299,7 +300,7 @@ class Sums:
         for layer, times in takers.items():
             alike.setdefault((self._party[layer], times), []).append(layer)
         for (party, times), layers in alike.items():
-            if party < self._zeros or len(layers) < sum(other == party for other in self._party.values()):
+            if party < self._zeros or len(layers) < self._sizes[party]:
                 self._part(layers, copy=party >= self._zeros)
             place = self._layout[layers[0]].shape[1], self._devices[layers[0]]
             for name, totals in self._totals.items():
@@ -311,6 +312,8 @@ class Sums:
         for of in self._sums.values():
             own = of[layers[0]].clone() if copy else of[layers[0]]
             of.update(dict.fromkeys(layers, own))
+        self._sizes.subtract(self._party[layer] for layer in layers)
+        self._sizes[self._parties] = len(layers)
         self._party.update(dict.fromkeys(layers, self._parties))
         self._parties += 1
 
