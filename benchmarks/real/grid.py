@@ -29,7 +29,7 @@ from benchmarks.real.report import FACTS
 from benchmarks.real.world import Items, World, hash_model
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import read_yaml, write_atomically
-from multiflow.base.runs import identity
+from multiflow.base.runs import identity, locked
 from multiflow.base.strict import build
 from multiflow.bench.config import PrunerEntry, Tier
 from multiflow.bench.machine import describe_machine, git_revision
@@ -311,7 +311,8 @@ def open_worlds(grid: RealGrid, cache: Path, only: Sequence[str] = ()) -> dict[s
                 raise MultiflowError(
                     f"'{module}' wants a module that is not there ({error.name}); install it"
                 ) from error
-            return found.open_world(cache)
+            with locked(cache / "models.lock"):  # what is not there yet is made by the first who comes
+                return found.open_world(cache)
 
         return open_world
 
@@ -369,6 +370,8 @@ def run_real(
     Runner(grid, results, say).run(chosen, worlds)
     for other in others:
         other.join()
+        if other.exitcode:
+            say(f"a process that computed beside ended with {other.exitcode}, see above; the others did its part")
     return len(results.cells()) - before
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,7 +38,7 @@ from benchmarks.real.world import Items, World
 from multiflow.base.errors import MultiflowError
 from multiflow.bench.config import PrunerEntry, Tier
 from multiflow.bench.records import Results
-from tests.processes import fork
+from tests.processes import fork, fork_two
 
 
 class Small(nn.Module):
@@ -285,6 +288,22 @@ def test_a_model_whose_module_is_not_there_is_left_out_and_said(runner, tmp_path
     worlds = open_worlds(RealGrid("X", {"small": "benchmarks.real.nowhere"}, ()), tmp_path)
     assert made.run(GRID.tiers, worlds) == 0
     assert "benchmarks.real.nowhere" in said[0]
+
+
+def test_what_two_processes_open_at_once_is_made_once(tmp_path):
+    fork_two(open_at_once, tmp_path)
+    assert len(list(tmp_path.glob("made-*"))) == 1
+
+
+def open_at_once(cache: Path) -> None:
+    def make(place: Path) -> World:
+        if not list(place.glob("made-*")):
+            time.sleep(0.2)
+            (place / f"made-{os.getpid()}").touch()
+        return small_world()
+
+    sys.modules["slow_to_make"] = SimpleNamespace(open_world=make)  # type: ignore[assignment]
+    open_worlds(RealGrid("X", {"small": "slow_to_make"}, ()), cache)["small"]()
 
 
 def test_the_config_of_the_repository_is_sound(tmp_path):

@@ -272,7 +272,8 @@ def _watch(process: subprocess.Popen[bytes], log: Any) -> tuple[str, int]:
         if time.monotonic() - shown > SHOWN:
             shown = time.monotonic()
             log.seek(max(0, size - 5_000))
-            print(f"{time.strftime('%H:%M:%S')} at case {log.read().splitlines()[-1][:100]}", flush=True)
+            last = (log.read().splitlines() or ["none yet"])[-1]
+            print(f"{time.strftime('%H:%M:%S')} at case {last[:100]}", flush=True)
         limit = 2 * WAITING * SECONDS if size > 0 else 300
         if turns * TURN > limit:
             process.kill()

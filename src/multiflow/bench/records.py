@@ -7,6 +7,7 @@ next writer. Locks are the operating system's, under which several runners share
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,8 @@ def read_record(kind: type[Cell] | type[Pruning], line: Mapping[str, Any]) -> An
         record = msgspec.convert(values, kind, str_keys=True)
         if isinstance(record, Pruning):
             _check_zeros(record)
+        elif not all(map(math.isfinite, (record.score or 0.0, *record.each))):
+            raise msgspec.ValidationError("its score is no finite number")
         return record
     except (msgspec.ValidationError, OverflowError, UnicodeEncodeError) as error:
         said = str(error).replace("`", "'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from multiflow.base.files import MOST_TEXT, open_regular, read_text
@@ -33,7 +33,11 @@ def _is_table(path: Path) -> bool:
             begin = file.read(MOST_TEXT).decode("utf-8-sig", errors="replace")
     except OSError:
         return False
-    return set(NAMED) <= set(re.split("[\r\n]", begin, maxsplit=1)[0].split("\t"))
+    return set(NAMED) <= set(_names(begin.split("\n", 1)[0].split("\t")))
+
+
+def _names(cells: Iterable[str]) -> list[str]:
+    return [cell.strip() for cell in cells]
 
 
 def _clips_of(place: Place) -> Path:
@@ -52,7 +56,7 @@ def _read(place: Place) -> Dataset[Clip]:
     clips, records = _clips_of(place), []
     skipped: list[Skip] = []
     rows = rows_of(read_text(path, "a table of Common Voice").split("\n"), skipped)
-    header = [cell.strip() for cell in next(rows)[1]]
+    header = _names(next(rows)[1])
     at, said = header.index("path"), header.index("sentence")
     for number, cells in rows:
         if len(cells) <= max(at, said):

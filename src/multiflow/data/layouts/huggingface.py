@@ -198,14 +198,21 @@ def _dataset(table: Any, choice: Columns, source: str) -> Dataset[Any]:
     else:
         columns = [image, _column("text", choice.text, TEXT_NAMES, kinds, table.features, source)]
         kind, read = "pairs", _read
-    table = _undecoded(table.select_columns(columns), image)
+    table = _take(table, columns, source)
     if not len(table):
         raise MultiflowError(f"'{source}' holds no rows; expected images with captions")
     return Dataset(kind, "Hugging Face data set", source, len(table), partial(read, table, *columns))  # type: ignore[arg-type]
 
 
-def _undecoded(table: Any, column: str) -> Any:
-    """Let a column give its bytes, so that a broken image or sound costs itself alone."""
+def _take(table: Any, columns: list[str], source: str) -> Any:
+    """Take columns, the first of which gives its bytes, so that a broken image or sound costs itself alone."""
+    table = table.select_columns(columns)
+    try:  # Arrow trusts what a file says of lengths, and reads what lies behind its end
+        table.data.validate(full=True)
+    except Exception as error:
+        raise_shortage(error)
+        raise _unreadable(f"'{source}'", error) from error
+    column = columns[0]
     library, feature = _library(), table.features[column]
     for type_ in _decoders(library):
         if isinstance(feature, type_):
@@ -231,7 +238,7 @@ def _speech(table: Any, choice: Columns, kinds: dict[str, str], source: str) -> 
     audio = _column("audio", choice.image, AUDIO_NAMES, kinds, table.features, source)
     usual = next((name for name in SAID_NAMES if kinds.get(name) == "text"), None)
     said = _column("text", choice.text or usual, SAID_NAMES, kinds, table.features, source)
-    texts, table = table.select_columns([said]), _undecoded(table.select_columns([audio, said]), audio)
+    texts, table = table.select_columns([said]), _take(table, [audio, said], source)
     if not len(table):
         raise MultiflowError(f"'{source}' holds no rows; expected sounds with transcripts")
     read, known = partial(_read_clip, table, audio, said), partial(_known_clip, texts, said)
