@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ def test_a_sparse_model_from_the_mask_file_to_an_ordinary_folder(run: Run, tiny:
     stored, masks = mf.load_model("run/model"), mf.Masks.load("run/mask.safetensors")
     assert all(not stored.get_submodule(name).weight[~mask].any() for name, mask in masks.items())
     assert "run/model on the validation data, in percent" in ran.out
-    assert run("show", "run").out == ran.out
+    told, following = ran.out.rsplit("next: ", 1)
+    assert run("show", "run").out == told
+    program, *words = shlex.split(following)
+    assert (program, words[-2:]) == ("multiflow", ["--k-test", "16"])  # as the preset looks at the validation data
+    evaluated = run(*words)
+    assert evaluated.code == 0, evaluated.err
+    assert "mean recall" in evaluated.out
     again = run(*command, "--resume")
     assert (again.code, again.out) == (0, ran.out)
     assert "go on with it with --resume" in run(*command).error

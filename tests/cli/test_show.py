@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import multiflow as mf
 from multiflow.base.artifacts import describe_file, write_facts
 from multiflow.cli.show import LISTS
 from multiflow.families.opening import load_model
+from tests import processes
 from tests.cli.conftest import Run
 
 
@@ -46,6 +48,31 @@ def test_models_and_tasks(run: Run) -> None:
     assert "read from the model" in [row[1] for row in models if len(row) > 1]
     tasks = cells(run("show", "tasks").out)
     assert ["retrieval"] in [row[:1] for row in tasks]
+
+
+def test_a_run_is_shown_without_the_models_of_transformers(run: Run, tiny: Path) -> None:
+    assert run("prune", tiny, "--method", "magnitude", "--sparsity", 0.5, "--out", "run").code == 0
+    code = """
+import sys
+from multiflow.cli import main
+assert main(["show", "run"]) == 0
+assert "transformers.modeling_utils" not in sys.modules  # seconds, for a table
+"""
+    done = processes.run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_layouts_of_data(run: Run) -> None:
+    layouts = run("show", "layouts").out
+    for name in ("img2dataset", "Karpathy", "Visual Genome", "VQA v2", "LibriSpeech", "A+B"):
+        assert name in layouts
+
+
+def test_nothing_shows_the_help_without_blanks(run: Run) -> None:
+    shown = run("show")
+    assert (shown.code, shown.err) == (0, "")
+    assert "pruners | models" in shown.out
+    assert "(default: )" not in shown.out
 
 
 def test_a_model(run: Run, tiny: Path) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from multiflow.base.errors import MultiflowError
 from multiflow.data import Dataset, Mixed, open_data
@@ -54,12 +57,33 @@ def test_several_data_sets_must_be_told_apart(tmp_path):
         open_data(tmp_path)
 
 
-def test_nothing_found_lists_the_layouts(tmp_path):
+def test_nothing_found_says_what_is_usual_and_where_all_layouts_are_listed(tmp_path):
     (tmp_path / "notes.md").write_text("x")
     for source in (tmp_path, tmp_path / "notes.md"):
         with pytest.raises(MultiflowError, match="no data found in") as error:
             open_data(source)
-        assert all(name in str(error.value) for name in ("img2dataset", "Karpathy", "Visual Genome", "VQA v2"))
+        assert "'multiflow show layouts' lists all" in str(error.value)
+        assert len(str(error.value)) < 400 + len(str(source))
+
+
+def test_a_header_of_unknown_names_is_no_row(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    table = tmp_path / "odd.csv"
+    table.write_text("photo,alt\n0.png,a blue square\n")
+    with pytest.raises(MultiflowError, match=r"odd.csv' \('photo', 'alt'\) .*image_column=NAME and text_column=NAME"):
+        open_data(table)
+    (pair,) = open_data(table, image_column="photo", text_column="alt")
+    assert pair.captions == ("a blue square",)
+    table.write_text("0.png,a blue square\n0.png,the same\n")  # without a header, as before
+    assert open_data(table)[0].captions == ("a blue square", "the same")
+
+
+def test_a_folder_that_was_looked_in_is_named_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("image,caption\n0.png,a blue square\n")
+    with pytest.raises(MultiflowError, match=r"none of the 1 images") as error:
+        open_data("a.csv")
+    assert str(error.value).count(f"'{tmp_path}'") == 1
 
 
 def test_a_missing_path_suggests_a_neighbour(tmp_path):

@@ -23,6 +23,7 @@ from multiflow.base.files import read_regular, write_atomically
 from multiflow.base.runs import locked
 
 DENSE = "dense"
+DEMO_FILE = "demo.json"  # the record of a demo
 
 
 @dataclass(frozen=True)

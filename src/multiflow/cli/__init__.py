@@ -121,7 +121,7 @@ for _command in (
     ),
     Command(
         "show",
-        "Show pruners, models, tasks; a model's layers; a mask or two; a run; a data set.",
+        "Show pruners, models, tasks, layouts of data; a model's layers; a mask or two; a run; a data set.",
         "multiflow show pruners\n"
         "multiflow show xvlm-shapes\n"
         "multiflow show runs/a/mask-0.75.safetensors runs/b/mask-0.75.safetensors",

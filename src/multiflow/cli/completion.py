@@ -79,7 +79,7 @@ def known_words() -> dict[str, Words]:
     first = {
         **dict.fromkeys(MODELS, models),
         **{name: [*TASKS, *models] for name in OF_TASKS},
-        "show": ["pruners", "models", "tasks", "data", *models],
+        "show": ["pruners", "models", "tasks", "layouts", "data", *models],
         "completion": list(SHELLS),
     }
     found = {}

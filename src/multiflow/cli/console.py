@@ -304,8 +304,8 @@ def print_evaluation(evaluation: Mapping[str, Any], folder: Path) -> None:
 
 def _printers() -> dict[str, Callable[[Mapping[str, Any], Path], None]]:
     """File that a run leaves when it has ended -> what prints it."""
+    from multiflow.bench.records import DEMO_FILE
     from multiflow.pruning.result import RESULT_FILE
-    from multiflow.report.demo import DEMO_FILE
 
     return {
         RESULT_FILE: print_result,

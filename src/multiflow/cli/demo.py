@@ -18,13 +18,13 @@ from multiflow.base.files import write_atomically
 from multiflow.base.runs import whole_folder
 from multiflow.base.steps import step_progress
 from multiflow.bench.demo import Demo, mask_path, measure
-from multiflow.bench.records import Cell
+from multiflow.bench.records import DEMO_FILE, Cell
 from multiflow.cli.console import show
 from multiflow.cli.settings import Device, Dtype, Seed
 from multiflow.families.opening import find_device, find_dtype, find_model
 from multiflow.pruning.plan import request
 from multiflow.report.charts import COLLAPSED
-from multiflow.report.demo import DEMO_FILE, REPORT_FILE, demo_document, demo_spreads, demo_values, headline
+from multiflow.report.demo import REPORT_FILE, demo_document, demo_spreads, demo_values, headline
 from multiflow.report.document import page
 from multiflow.report.zeros import collapsed
 

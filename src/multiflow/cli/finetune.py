@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from multiflow.base.errors import MultiflowError
 from multiflow.base.parallel import rank
 from multiflow.base.progress import console_progress
 from multiflow.base.registry import import_modules
-from multiflow.cli.console import print_figures
+from multiflow.cli.console import print_figures, show
 from multiflow.cli.masks import fitted, write_changed_
 from multiflow.cli.pretrain import check_values
 from multiflow.cli.settings import MaskSparsity, ModelOptions, Resume, own_first, processes
@@ -70,17 +72,36 @@ def finetune(settings: FinetuneSettings) -> None:
     if settings.mask_decoder and not settings.training.mask_decoder:
         raise MultiflowError("--mask-decoder and --no-mask-decoder were given; give one of them")
     with processes(settings.training.device, settings) as device:
-        figures = run(settings, str(find_device(device)))
+        figures, options = run(settings, str(find_device(device)))
         if rank() == 0:
             print_figures(figures, Path(settings.out))
+            show(f"next: {evaluation_of(settings, options)}")
 
 
-def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
-    """Load what the settings name, and train on a device."""
+def evaluation_of(settings: FinetuneSettings, options: Mapping[str, Any]) -> str:
+    """Return the command that evaluates the trained model on the same data, as its preset evaluates it."""
+    given = settings.training
+    words = ["multiflow", "evaluate", settings.task, str(Path(settings.out) / "model"), "--data", given.data]
+    for name, value in (
+        ("--images", given.images),
+        ("--image-column", given.image_column),
+        ("--text-column", given.text_column),
+        ("--prompt", settings.prompt),
+    ):
+        words += [] if value is None else [name, value]
+    for name, value in options.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
+
+
+def run(settings: FinetuneSettings, device: str) -> tuple[dict[str, float], Mapping[str, Any]]:
+    """Load what the settings name, and train on a device; return the figures and how its preset evaluates."""
     place = find_model(settings.model)
     mask = None if settings.mask is None else Masks.load(settings.mask, settings.sparsity)
     model = settings.open(place)
-    TASKS[settings.task].of(model).builder(model)
+    task = TASKS[settings.task].of(model)
+    task.builder(model)
     if settings.mask is not None and mask is not None:
         mask = fitted(mask, settings.mask, model)
         write_changed_(model, mask, Path(settings.mask))
@@ -93,6 +114,7 @@ def run(settings: FinetuneSettings, device: str) -> dict[str, float]:
     training = replace(settings.training, device=device)
     with quiet_transformers(), ExitStack() as stack:
         progress = stack.enter_context(console_progress(Console(stderr=True))) if rank() == 0 else None
-        return train(
+        figures = train(
             settings.task, model, mask, training, settings.out, preprocessing, resume=settings.resume, progress=progress
         )
+    return figures, task.preset(settings.training.preset, model).evaluate

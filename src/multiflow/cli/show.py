@@ -30,6 +30,7 @@ from multiflow.data import BrokenItem, Dataset, Mixed, Pair, Question, RegionIte
 from multiflow.data.dataset import AnyData, Clip
 from multiflow.data.images import WHOLE, NoSuchSplit
 from multiflow.data.items import missing_images
+from multiflow.data.layouts import LAYOUTS
 from multiflow.data.source import is_labelled, open_labelled
 from multiflow.families import adapter_for
 from multiflow.families.batches import sample_batch
@@ -40,7 +41,7 @@ from multiflow.methods.budgets import ALLOCATIONS
 from multiflow.pruning.unused import find_unused, left_out
 from multiflow.tasks.task import TASKS
 
-WHAT = "pruners, models, tasks, MODEL, MASK_FILE [MASK_FILE], RUN_DIR or data DIR"
+WHAT = "pruners, models, tasks, layouts, MODEL, MASK_FILE [MASK_FILE], RUN_DIR or data DIR"
 
 
 @own_first
@@ -49,15 +50,15 @@ class ShowSettings(LayerOptions, ModelOptions):
     """What to show.
 
     Args:
-        what: pruners | models | tasks | MODEL | MASK_FILE | MASK_FILE MASK_FILE (how far two agree) | RUN_DIR |
-            data DIR
+        what: pruners | models | tasks | layouts | MODEL | MASK_FILE | MASK_FILE MASK_FILE (how far two agree) |
+            RUN_DIR | data DIR
         model: of mask files of the original release, the model that they are for: it knows the groups of the layers
         images: of a data set, the folder of the images that it names
         image_column: of a data set, the column or key that holds the images
         text_column: of a data set, the column or key that holds the texts
     """
 
-    what: Positional[tuple[str, ...]]
+    what: Annotated[Positional[tuple[str, ...]], arg(help_behavior_hint="")]
     model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     modules: Modules = ()
     images: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: beside the data)")] = None
@@ -128,13 +129,13 @@ def list_pruners() -> list[object]:
 
 
 def list_models() -> list[object]:
-    rows = [(name, "family", "a Hugging Face id or folder with this config.model_type") for name, *_ in model_types()]
+    rows = [(name, "bundled", "inside this package: name it like a model") for name in bundled_models()]
+    rows += [(name, "family", "a Hugging Face id or folder with this config.model_type") for name, *_ in model_types()]
     rows += [
         (name, "original release", f"a checkpoint file with --family {name}")
         for name, family in FAMILIES.items()
         if family.release
     ]
-    rows += [(name, "bundled", "inside this package: name it like a model") for name in bundled_models()]
     rows.append(
         ("any other of transformers", "read from the model", "a Hugging Face id or folder: CLIP, LLaVA, Qwen-VL, ...")
     )
@@ -146,7 +147,15 @@ def list_tasks() -> list[object]:
     return [table("", ["task", "what it is"], rows)]
 
 
-LISTS = {"pruners": list_pruners, "models": list_models, "tasks": list_tasks}
+def list_layouts() -> list[object]:
+    rows = [(name, layout.form, "classification" if layout.labelled else "") for name, layout in LAYOUTS.items()]
+    return [
+        table("", ["layout", "what it looks like", "for"], rows),
+        "A folder with one sub-folder of pairs and one of regions is both; several sources are joined as A+B.",
+    ]
+
+
+LISTS = {"pruners": list_pruners, "models": list_models, "tasks": list_tasks, "layouts": list_layouts}
 
 
 MOST = 2_000_000_000  # weights of a model that is run on one sample only to be shown

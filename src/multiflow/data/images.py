@@ -384,7 +384,7 @@ def locate(
     astray = next((name for name in manners[0] if not any(_inside(root, name) for root in roots)), None)
     if astray is not None:
         _refuse(roots[0], astray, where)
-    looked = ", ".join(f"'{root}'" for root in roots)
+    looked = ", ".join(f"'{root}'" for root in dict.fromkeys(root.resolve() for root in roots))
     raise MultiflowError(
         f"none of the {len(manners[0])} {what} that {where} names were found, such as '{manners[0][0]}'; looked in "
         f"{looked}; give their folder with {{images=DIR}}",

@@ -84,10 +84,10 @@ def open_data(
             f"captions are missing: '{source}' holds images but neither captions.json, captions.txt nor NAME.txt "
             "beside each image; write one of them"
         )
-    forms = [layout.form for layout in LAYOUTS.values() if not layout.labelled]
     raise WrongLayout(
-        f"no data found in '{source}'{_held(place)}; looked for {'; '.join(forms)}; a folder with one sub-folder of "
-        "pairs and one of regions (mixed); several of these, joined: A+B"
+        f"no data found in '{source}'{_held(place)}; give for example a table (.csv, .tsv) or a JSON list of images "
+        "and captions, or images with NAME.txt beside each; 'multiflow show layouts' lists all layouts, from shards of "
+        "img2dataset to VQA v2"
     )
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from multiflow.base.files import plain
 from multiflow.bench.demo import Demo, Example, Find, mask_path
-from multiflow.bench.records import DENSE, Cell
+from multiflow.bench.records import DEMO_FILE, DENSE, Cell
 from multiflow.report.charts import (
     COLLAPSED,
     DENSE_LOOK,
@@ -47,7 +47,7 @@ from multiflow.report.worth import worth_sections
 from multiflow.report.zeros import Spread, collapse_verdict, layer_panels, spreads
 from multiflow.tasks.retrieval.task import TASK
 
-DEMO_FILE, REPORT_FILE = "demo.json", "report.html"
+REPORT_FILE = "report.html"
 
 
 def demo_document(demo: Demo) -> Document:

@@ -84,6 +84,13 @@ def _table_rows(place: Place, skipped: list[Skip]) -> Iterator[tuple[str, str]]:
     if given and (image is None or text is None):
         raise unknown(f"column of '{place.path}'", given if given not in header else TEXT_KEYS[0], header)
     columns = (header[image], header[text]) if image and text else None
+    if columns is None and not _names_image(rows[0][1]) and any(_names_image(cells) for _, cells in rows[1:]):
+        names = ", ".join(f"'{name:.40}'" for name in islice(header, 8))
+        raise WrongLayout(
+            f"the first row of '{place.path}' ({names}) neither names an image nor columns as they are usually called; "
+            "tell which they are with {image_column=NAME} and {text_column=NAME}",
+            field=("image_column", "text_column"),
+        )
     for number, cells in rows[1:] if columns else rows:
         if columns is None:
             name, caption = cells[0].strip(), delimiter_of(lines).join(cells[1:]).strip()
@@ -98,6 +105,10 @@ def _table_rows(place: Place, skipped: list[Skip]) -> Iterator[tuple[str, str]]:
             skipped.append(Skip(f"line {number}", "no image" if not name else f"no caption of {name}"))
             continue
         yield name, caption
+
+
+def _names_image(cells: list[str]) -> bool:
+    return any(is_image(cell.strip()) for cell in cells)
 
 
 LAYOUTS.add(
