@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +236,11 @@ def got_ocr2(folder: Path) -> Path:
 
 
 def pixtral(folder: Path) -> Path:
-    words = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    words = ("[IMG]", "[IMG_BREAK]", "[IMG_END]", "<|im_start|>", "<|im_end|>")
     tokenizer = byte_tokenizer(*words, chat_template=TURNS.replace("IMAGE", "[IMG]"))
     model = sized("mistral3", "Mistral3ForConditionalGeneration", tokenizer, image_token_index="[IMG]")
     pixels = PixtralImageProcessorPil(size={"longest_edge": SIDE}, patch_size={"height": PATCH, "width": PATCH})
-    return save(folder, model, tokenizer, pixels, "PixtralProcessor", patch_size=PATCH)
+    return save(folder, model, tokenizer, pixels, "PixtralProcessor", patch_size=PATCH, spatial_merge_size=2)
 
 
 def florence2(folder: Path) -> Path:
@@ -284,8 +285,10 @@ def siglip_classifier(folder: Path) -> Path:
     return save(folder, model, byte_tokenizer(), SiglipImageProcessorPil(size=PIXELS), "")
 
 
+TORCHVISION = find_spec("torchvision") is not None  # without it transformers has no processor of some types
 SIX = ("clip", "siglip2", "llava", "qwen2_5_vl", "smolvlm", "paligemma")
 OTHERS = (
     *("siglip", "git", "blip_2", "instructblip", "kosmos_2", "got_ocr2", "florence2", "vision_encoder_decoder"),
     *("vit_gpt2", "vilt", "internvl", "ovis2"),
+    *["pixtral"] * TORCHVISION,
 )

@@ -10,11 +10,20 @@ import multiflow as mf
 from multiflow.data.examples import Sample
 from multiflow.families.automatic.processors import load_processor
 from multiflow.families.automatic.reading import reader_of
+from tests.families.automatic.processors import TORCHVISION
 
 SIZES = ((40, 20), (64, 64), (20, 50))
 TEXTS = ("a red square", "two dots on a table, and more", "x")
 SINGLE = ("clip", "siglip2", "git", "kosmos_2", "instructblip")
-SEVERAL = ("llava", "qwen2_5_vl", "smolvlm", "internvl", "llava_next", "mllama")  # images in a conversation
+SEVERAL = (
+    "llava",
+    "qwen2_5_vl",
+    "smolvlm",
+    "internvl",
+    "llava_next",
+    "mllama",
+    *["pixtral"] * TORCHVISION,
+)  # images in a conversation
 
 
 def opened(vlm, kind):
