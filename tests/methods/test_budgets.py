@@ -166,5 +166,5 @@ def test_every_schedule_grows_to_the_target_itself(schedule, target, steps):
 def test_bad_schedules():
     with pytest.raises(MultiflowError, match="'expp'; known: exp, linear; did you mean 'exp'"):
         sparsities_of("expp", 0.5, 2)
-    with pytest.raises(MultiflowError, match="steps 0 was given; expected at least 1"):
+    with pytest.raises(MultiflowError, match="steps=0 was given; expected at least 1"):
         sparsities_of("exp", 0.5, 0)

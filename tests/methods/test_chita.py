@@ -146,7 +146,7 @@ def test_the_given_tensors_are_left_alone():
 
 @pytest.mark.parametrize("ridge", [0.0, -1e-5])
 def test_a_ridge_that_makes_no_system(ridge):
-    with pytest.raises(mf.MultiflowError, match=f"ridge {ridge} was given; expected a number above 0"):
+    with pytest.raises(mf.MultiflowError, match=f"ridge={ridge} was given; expected a number above 0"):
         prune("chita", ridge=ridge)
 
 

@@ -127,7 +127,7 @@ def test_inputs_that_are_never_there():
 @pytest.mark.parametrize("method", ["lobs", "multiflow-refit"])
 @pytest.mark.parametrize("ridge", [0.0, -1.0, float("-1e-30")])
 def test_a_ridge_that_is_not_positive_is_refused(method, ridge):
-    with pytest.raises(mf.MultiflowError, match=f"ridge {ridge} was given; expected a number above 0"):
+    with pytest.raises(mf.MultiflowError, match=f"ridge={ridge} was given; expected a number above 0"):
         find_pruner(method).settings({"ridge": ridge})
 
 
@@ -248,7 +248,7 @@ def test_what_is_gone_stays_gone(pattern):
 
 
 def test_rounds_below_one_are_refused():
-    with pytest.raises(mf.MultiflowError, match="rounds 0 was given; expected at least 1"):
+    with pytest.raises(mf.MultiflowError, match="rounds=0 was given; expected at least 1"):
         find_pruner("lobs").settings({"rounds": 0})
 
 

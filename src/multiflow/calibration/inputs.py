@@ -40,7 +40,7 @@ PADDING = re.compile(r"(^|_)(attention_mask|pixel_mask|padding_mask)$")
 """Names of what says in a batch which tokens are real."""
 NORM, MEAN, MOMENT = "input_norm", "input_mean", "input_moment"
 CHUNK = 128  # tokens squared at a time
-BLOCK = 768  # features; of a wider product, which is symmetric, only the blocks on and above the diagonal are computed
+BLOCK = 256  # features; of a wider product, which is symmetric, only the blocks on and above the diagonal are computed
 NONE = 1 << 62
 
 

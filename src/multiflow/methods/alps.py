@@ -37,7 +37,7 @@ GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 def check(steps: int, ridge: float) -> None:
     """Refuse what gives no mask, or no inverse."""
     if steps < 1:
-        raise MultiflowError(f"steps {steps} was given; expected at least 1")
+        raise MultiflowError(f"{{steps={steps}}} was given; expected at least 1", field="steps")
     check_ridge(ridge)
 
 

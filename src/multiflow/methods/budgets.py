@@ -207,5 +207,5 @@ def sparsities_of(schedule: str, target: float, steps: int) -> list[float]:
     if schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
     if steps < 1:
-        raise MultiflowError(f"steps {steps} was given; expected at least 1")
+        raise MultiflowError(f"{{steps={steps}}} was given; expected at least 1", field="steps")
     return [SCHEDULES[schedule](target, step / steps) for step in range(1, steps)] + [target]

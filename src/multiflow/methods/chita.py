@@ -51,7 +51,7 @@ Select = Callable[[Vector, int], Vector]
 def check_ridge(ridge: float) -> None:
     """Refuse a weight of the squared distance that may leave the systems singular."""
     if not ridge > 0:
-        raise MultiflowError(f"ridge {ridge} was given; expected a number above 0, such as 1e-05")
+        raise MultiflowError(f"{{ridge={ridge}}} was given; expected a number above 0, such as 1e-05", field="ridge")
 
 
 @solver(check=check_ridge)

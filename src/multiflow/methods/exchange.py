@@ -52,7 +52,7 @@ MORE = 4  # weights more than came in that may go in a row
 AMONG = 2  # times as many, the cheapest, are looked at as may go
 SPARE = 4  # more weights that a row may hold than any does at first, beside those of a panel
 COPIED, ENDED = 0.75, 0.05  # share of rows in work below which they are copied, or the search ends
-STILL = 1e-3  # share of its error by which a row has to gain in a panel, or it is left alone
+STILL, SPARSER, GROUPED = 1e-3, 4e-3, 2e-2  # least gains (`still_of`)
 SAMPLED = 2  # rows that tell what is typically left of an input
 WORTH = 1e-3  # share of its falls that a chain must be better by
 HELD = 1 << 25  # numbers of inverses that are held at a time
@@ -67,9 +67,9 @@ FINISH = 2  # after exact solutions, against what rounding has left
 def check(start: int, panels: int, ridge: float) -> None:
     """Refuse what gives no mask, or no inverse."""
     if start < 1:
-        raise MultiflowError(f"start {start} was given; expected at least 1 step")
+        raise MultiflowError(f"{{start={start}}} was given; expected at least 1 step", field="start")
     if panels < 0:
-        raise MultiflowError(f"panels {panels} was given; expected at least 0")
+        raise MultiflowError(f"{{panels={panels}}} was given; expected at least 0", field="panels")
     check_ridge(ridge)
 
 
@@ -110,10 +110,10 @@ def exchange(
     mask, found = first_mask(layer, choose, start, ridge)
     iterations = ITERATIONS
     if panels and affordable(mask):
-        mask, iterations = mask.clone(), FINISH
+        mask, iterations, still = mask.clone(), FINISH, still_of(mask, choose.pattern)
         found = torch.zeros_like(layer.weight)
         for rows in parts_of(mask.sum(1)):
-            done = search(layer, mask[rows], rows, choose.pattern, panels)
+            done = search(layer, mask[rows], rows, choose.pattern, panels, still)
             if done is None:
                 raise no_inverse(choose.layer, ridge)
             mask[rows], found[rows] = done
@@ -128,15 +128,15 @@ def parts_of(counts: Int[Tensor, " rows"]) -> list[Int[Tensor, " some"]]:
 
 
 def search(
-    layer: Scaled, mask: Bool[Tensor, "rows in"], rows: Tensor, pattern: Pattern, panels: int
+    layer: Scaled, mask: Bool[Tensor, "rows in"], rows: Tensor, pattern: Pattern, panels: int, still: float
 ) -> tuple[Bool[Tensor, "rows in"], Float[Tensor, "rows in"]] | None:
     """Exchange in some rows, in float32 or, where that is not enough, in float64; None if neither has an inverse."""
-    found = solve(layer, mask, rows, pattern, panels, layer.weight.dtype)
+    found = solve(layer, mask, rows, pattern, panels, still, layer.weight.dtype)
     if found is not None or layer.weight.dtype == torch.float64:
         return found
     half = -(-len(rows) // 2)  # numbers are twice as large
     parts = [
-        solve(layer, some, of, pattern, panels, torch.float64)
+        solve(layer, some, of, pattern, panels, still, torch.float64)
         for some, of in zip(mask.split(half), rows.split(half), strict=True)
     ]
     done = [part for part in parts if part is not None]
@@ -144,7 +144,13 @@ def search(
 
 
 def solve(
-    layer: Scaled, mask: Bool[Tensor, "rows in"], rows: Tensor, pattern: Pattern, panels: int, dtype: torch.dtype
+    layer: Scaled,
+    mask: Bool[Tensor, "rows in"],
+    rows: Tensor,
+    pattern: Pattern,
+    panels: int,
+    still: float,
+    dtype: torch.dtype,
 ) -> tuple[Bool[Tensor, "rows in"], Float[Tensor, "rows in"]] | None:
     """The same in one precision; None where it is not enough."""
     try:
@@ -154,7 +160,7 @@ def solve(
         return None
     if not state.accurate:
         return None
-    Search(state, pattern).run(panels)
+    Search(state, pattern, still=still).run(panels)
     state.refine()
     return (state.kept, state.dense().to(layer.weight)) if state.accurate else None
 
@@ -195,6 +201,16 @@ def first_mask(layer: Scaled, choose: Choose, steps: int, ridge: float) -> Fitte
     return choose(found.abs()), found
 
 
+def still_of(mask: Bool[Tensor, "out in"], pattern: Pattern) -> float:
+    """By which share of its error a row has to gain in a panel, or it is left alone: less where half or more is kept.
+
+    There the last panels still tell; elsewhere, and most of all in groups of N:M, they cost more than they are worth.
+    """
+    if isinstance(pattern, NofM):
+        return GROUPED
+    return STILL if 2 * int(mask.sum()) >= mask.numel() else SPARSER
+
+
 def depth_of(kept: float) -> int:
     """How many weights come in at once, at most, in rows that keep so many."""
     return min(DEEPEST, max(LEAST, round(kept / SHARE)))
@@ -213,12 +229,14 @@ class Search:
         pattern: which weights may go together.
         excess: by how many weights the rows are above their budget together.
         price: of a weight, or None before it is known.
+        still: share of its error by which a row has to gain in a panel, or it is left alone.
     """
 
     state: Supports
     pattern: Pattern
     excess: int = 0
     price: float | None = None
+    still: float = STILL
 
     def __post_init__(self) -> None:
         self.room = self.state.left(SAMPLED)
@@ -267,7 +285,7 @@ class Search:
         before = -(chain.slope * rows.weight).sum(1)
         chain.keep(drops, good)
         self.excess += int((entered - drops)[good].sum())
-        return good & (change < -STILL * before)
+        return good & (change < -self.still * before)
 
     def _open(self, rows: Supports, depth: int) -> Chain:
         """Look at those of the inputs that promise most."""

@@ -21,7 +21,7 @@ Fitted = tuple[Bool[Tensor, "out in"], Float[Tensor, "out in"]]
 def check_ridge(ridge: float) -> None:
     """Refuse a damping that may leave the second moment singular."""
     if not ridge > 0:
-        raise MultiflowError(f"ridge {ridge} was given; expected a number above 0, such as 0.01")
+        raise MultiflowError(f"{{ridge={ridge}}} was given; expected a number above 0, such as 0.01", field="ridge")
 
 
 def damped(moment: Float[Tensor, "in in"], ridge: float) -> Float[Tensor, "in in"]:

@@ -29,7 +29,7 @@ from multiflow.methods.least_squares import Fitted, check_ridge, damped, no_inve
 def check(rounds: int, ridge: float) -> None:
     """Refuse what gives no mask, or no inverse."""
     if rounds < 1:
-        raise MultiflowError(f"rounds {rounds} was given; expected at least 1")
+        raise MultiflowError(f"{{rounds={rounds}}} was given; expected at least 1", field="rounds")
     check_ridge(ridge)
 
 

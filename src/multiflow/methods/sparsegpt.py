@@ -37,7 +37,7 @@ from multiflow.methods.least_squares import Fitted, check_ridge, no_inverse
 def check(block: int, ridge: float) -> None:
     """Refuse what gives no mask, or no inverse."""
     if block < 1:
-        raise MultiflowError(f"block {block} was given; expected at least 1 column")
+        raise MultiflowError(f"{{block={block}}} was given; expected at least 1 column", field="block")
     check_ridge(ridge)
 
 

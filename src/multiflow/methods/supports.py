@@ -118,17 +118,18 @@ class Supports:
 
     def take(self, rows: Int[Tensor, " some"]) -> Supports:
         """Copy some rows."""
-        return Supports(self.moment, *(part[rows] for part in (self.weight, self.place, self.solved, self.values)))
+        parts = (self.weight, self.place, self.solved, self.values)
+        return Supports(self.moment, *(part.index_select(0, rows) for part in parts))
 
     def put(self, rows: Int[Tensor, " some"], other: Supports) -> None:
         """Write some rows back."""
         for mine, new in ((self.place, other.place), (self.solved, other.solved), (self.values, other.values)):
-            mine[rows] = new
+            mine.index_copy_(0, rows, new)
 
     def left(self, rows: int) -> Float[Tensor, " in"]:
         """What is left of every input beside the others that a row keeps, in the middle of some rows: R, or 1 / A."""
         some = self.take(torch.linspace(0, len(self.place) - 1, min(rows, len(self.place))).round().long())
-        between = some.moment[some.place][:, :, :-1]  # G_S., (rows, slots, in)
+        between = some.moment.index_select(0, some.place.flatten()).unflatten(0, some.place.shape)[:, :, :-1]  # G_S.
         left = some.moment.diagonal()[:-1] - (multiply(some.solved, between) * between).sum(1)
         own = pad(left, (0, 1)).scatter(1, some.place, 1 / some.solved.diagonal(dim1=1, dim2=2).clamp(min=TINY))
         return torch.where(some.kept, own[:, :-1], left).clamp(min=10 * LEAST).log().mean(0).exp()
@@ -148,8 +149,7 @@ class Chain:
         self, rows: Supports, columns: Int[Tensor, "rows few"], slope: Float[Tensor, "rows in"], most: int
     ) -> None:
         self.rows, self.slope = rows, slope
-        self.every = torch.arange(len(columns), device=columns.device)[:, None]
-        beside = rows.moment[columns]
+        beside = rows.moment.index_select(0, columns.flatten()).unflatten(0, columns.shape)
         between = beside.gather(2, rows.place[:, None].expand(-1, columns.shape[1], -1))  # G_CS
         self.rest = between @ rows.solved  # r of each, (rows, few, slots)
         self.room = beside.gather(2, columns[:, None].expand(-1, columns.shape[1], -1))  # G_CC
@@ -201,7 +201,7 @@ class Chain:
         some = costs.topk(min(among, costs.shape[1]), 1, largest=False)
         slots = some.indices
         wide = slots[:, None].expand(-1, self.rest.shape[1], -1)
-        solved = rows.solved[self.every, slots].gather(2, slots[:, None].expand(-1, slots.shape[1], -1))
+        solved = lines(rows.solved, slots).gather(2, slots[:, None].expand(-1, slots.shape[1], -1))
         solved = torch.baddbmm(solved, self.rest.gather(2, wide).mT, self.bent.gather(2, wide))
         group = None if over is None else self.place.gather(1, slots).div(of, rounding_mode="floor").clamp(max=last)
         gone, self.rises = backward(solved, self.values.gather(1, slots), some.values.isinf(), drops, over, group)
@@ -217,7 +217,7 @@ class Chain:
             gone = self.gone[:, :most]
             done = torch.arange(most, device=drops.device) < drops[:, None]
             wide = gone[:, None].expand(-1, self.rest.shape[1], -1)
-            parts = rows.solved[self.every, gone]
+            parts = lines(rows.solved, gone)
             parts = torch.baddbmm(parts, self.rest.gather(2, wide).mT, self.bent)  # of A, (rows, drops, slots)
             own = parts.gather(2, gone[:, None].expand(-1, most, -1)) * (done[:, :, None] & done[:, None])
             shares = inverse_of_few(own + torch.diag_embed((~done).to(own))) * done[:, None] @ parts
@@ -295,6 +295,12 @@ def backward(
         gone.append(slot)
         rises.append(rise)
     return torch.stack(gone, 1), torch.stack(rises, 1)
+
+
+def lines(matrices: Float[Tensor, "rows n n"], which: Int[Tensor, "rows few"]) -> Float[Tensor, "rows few n"]:
+    """Copy some rows of each matrix, whole ones at a time, which is several times as fast as by any other index."""
+    first = torch.arange(len(which), device=which.device)[:, None] * matrices.shape[1]
+    return matrices.flatten(0, 1).index_select(0, (which + first).flatten()).unflatten(0, which.shape)
 
 
 def inverse_of_few(matrices: Float[Tensor, "rows few few"]) -> Float[Tensor, "rows few few"]:
