@@ -32,10 +32,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import multiflow as mf
+from multiflow.base.kernels import LEVELS, kernels, pack_matrix
 from multiflow.base.packed import FILE, read_packed
 from multiflow.data import to_pixels
 from multiflow.families.opening import fitting_tokenizer, quiet_transformers
-from multiflow.formats.kernels import LEVELS, kernels, pack_matrix
 from multiflow.formats.sparse_linear import multiply, ways_of
 from multiflow.formats.speeds import memory_of_weights, quantised
 from multiflow.formats.timing import in_turns

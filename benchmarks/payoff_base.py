@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 import multiflow as mf
+from multiflow.base.kernels import LEVELS, kernels, pack_matrix
 from multiflow.base.packed import decode, encode
 from multiflow.families.opening import quiet_transformers
-from multiflow.formats.kernels import LEVELS, kernels, pack_matrix
 from multiflow.formats.speeds import CLOCKS, quantised, task_decoder, token_steps
 from multiflow.formats.timing import Timing, in_turns
 
@@ -129,7 +129,8 @@ def load(name: str) -> dict[str, float]:
     exec(compile(Path(reader).read_text(), reader, "exec"), names)
     like = {"shape": coding.shape, "values": coding.values, "compress": coding.compress}
     rates: dict[str, Callable[[], object]] = {
-        "multiflow": lambda: decode(coding, parts),
+        "multiflow": lambda: decode(coding, parts, kernels()),
+        "multiflow without compiled kernels": lambda: decode(coding, parts),
         "the reader in the documents": lambda: names["unpack"](like, lambda part: parts[part].numpy().tobytes()),
         "the kernel, in memory": lambda: kernels().unpack(matrix.arguments, halves=True),
     }

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import multiflow as mf
-from multiflow.formats import kernels
-from multiflow.formats.kernels import NoKernelsError, build, compiler, pack_matrix
+from multiflow.base import kernels
+from multiflow.base.kernels import NoKernelsError, build, compiler, pack_matrix
+from multiflow.base.packed import _expanded, decode, read_packed, write_packed
 from multiflow.formats.sparse_linear import multiply, unpacked, ways_of
 
 KINDS = [torch.float32, torch.bfloat16, torch.int8]
@@ -97,6 +99,32 @@ def test_unpacking_gives_back_what_was_packed(built, kind, rows, cols, share):
         assert torch.equal(slow, dense)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.one_of(st.integers(0, 200), st.sampled_from([64, 128, 1000])),
+    width=st.sampled_from([1, 2, 4]),
+    share=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    seed=st.integers(0, 10),
+)
+def test_files_are_expanded_as_numpy_does_it(built, size, width, share, seed):
+    generator = np.random.default_rng(seed)
+    kept = generator.random(size) < share
+    bitmap, stored = np.packbits(kept), int(kept.sum())
+    values = generator.integers(0, 256, stored * width, "u1")
+    truth = _expanded(bitmap, size, values, stored, width)
+    assert truth is not None
+    assert np.array_equal(built.expand(bitmap, size, values, stored, width), truth)
+    # a bitmap that marks fewer or more than are stored, or an entry behind the last one
+    more = generator.integers(0, 256, (stored + 1) * width, "u1")
+    assert built.expand(bitmap, size, more, stored + 1, width) is None
+    if stored:
+        assert built.expand(bitmap, size, values[width:], stored - 1, width) is None
+    if size % 8:
+        bitmap[-1] |= 1
+        assert built.expand(bitmap, size, more, stored + 1, width) is None
+        assert _expanded(bitmap, size, more, stored + 1, width) is None
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     rows=st.integers(1, 70),
@@ -159,6 +187,24 @@ def test_kernels_are_compiled_once(built, request):
     again = build(OPTIONS[request.node.callspec.params["built"]], built.path.parent)
     assert again.path == built.path
     assert again.path.stat().st_mtime_ns == written
+
+
+def test_loading_takes_kernels_that_are_there_and_compiles_none(monkeypatch, tmp_path):
+    path = write_packed(tmp_path / "packed.safetensors", {"a": torch.eye(40)}, "fp32", "none")
+    monkeypatch.setattr("multiflow.base.packed.WORTH", 0)
+    monkeypatch.setenv("MULTIFLOW_CACHE", str(tmp_path / "cache"))
+    found: list[object] = []
+    monkeypatch.setattr("multiflow.base.packed.decode", lambda *given: found.append(given[2]) or decode(*given))
+    kernels.compiled.cache_clear()
+    try:
+        assert torch.equal(read_packed(path)["a"], torch.eye(40))
+        assert found == [None]
+        assert not list((tmp_path / "cache").glob("*"))
+        build()
+        assert torch.equal(read_packed(path)["a"], torch.eye(40))
+        assert isinstance(found[1], kernels.Kernels)
+    finally:
+        kernels.compiled.cache_clear()
 
 
 def test_no_compiler_is_one_sentence(monkeypatch, tmp_path):

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import multiflow as mf
-from multiflow.formats import kernels, sparse_runtime
+from multiflow.base import kernels
+from multiflow.formats import sparse_runtime
 from multiflow.formats.sparse_linear import SparseLinear, nearest
 from multiflow.formats.timing import Timing
 from tests.small import ADAPTER, chain, every, towers_batches, two_towers

@@ -66,6 +66,15 @@ inline __m512i _mm512_slli_epi32(__m512i a, unsigned by) {
     for (auto& one : v.i) one = std::int32_t(std::uint32_t(one) << by);
     return wide::cast<__m512i>(v);
 }
+inline __m512i _mm512_set1_epi32(int a) {
+    wide::Ints v;
+    for (auto& one : v.i) one = a;
+    return wide::cast<__m512i>(v);
+}
+inline __m512i _mm512_and_si512(__m512i a, __m512i b) {
+    for (int i = 0; i < 64; ++i) a.b[i] &= b.b[i];
+    return a;
+}
 inline __m512 _mm512_cvtepi32_ps(__m512i a) {
     const auto v = wide::cast<wide::Ints>(a);
     __m512 out;

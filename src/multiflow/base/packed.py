@@ -18,6 +18,7 @@ specifies the whole.
 from __future__ import annotations
 
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ from torch import Tensor
 
 from multiflow.base.artifacts import describe_file, is_described, read_tensors, write_tensors
 from multiflow.base.errors import MultiflowError, unknown
+from multiflow.base.kernels import Kernels, NoKernelsError, compiled
+from multiflow.base.parallel import in_parallel
 
 FORMAT = 1
 FILE = "packed.safetensors"
@@ -53,6 +56,7 @@ REST = (SAME, "bf16", "fp16", "fp32")
 STANDS_FOR = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 UNSIGNED: dict[int, Any] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 FEW, MOST_TIMES = 2**26, 2**10  # bytes that any file may claim, and how much more than it has: more is a bomb
+WORTH = 1 << 24  # entries that numpy decodes in the time that it takes to find compiled kernels
 LEVEL = 6  # of zlib; of zstd 3, as its authors suggest
 
 
@@ -109,8 +113,13 @@ def encode(tensor: Tensor, values: str, compress: str) -> tuple[Coding, dict[str
     return coding, {name: torch.from_numpy(np.frombuffer(press(part), "u1").copy()) for name, part in parts.items()}
 
 
-def decode(coding: Coding, parts: Mapping[str, Tensor]) -> Tensor:
+def decode(coding: Coding, parts: Mapping[str, Tensor], native: Kernels | None = None) -> Tensor:
     """Return the tensor that was packed, in its own dtype; entries that were not stored are +0.0.
+
+    Args:
+        coding: how it was packed.
+        parts: by name.
+        native: compiled kernels, which are many times faster; None = numpy.
 
     Raises:
         MultiflowError: the parts are not what the coding says; sizes are compared before memory is taken.
@@ -121,12 +130,11 @@ def decode(coding: Coding, parts: Mapping[str, Tensor]) -> Tensor:
     if coding.values == "int8":
         sizes["scales"] = 4 * _rows(coding.shape)[0]
     expand = _expander(coding.compress)
-    raw = {name: expand(parts[name].numpy().tobytes(), length) for name, length in sizes.items()}
-    kept = np.flatnonzero(np.unpackbits(raw["bitmap"]).view(bool))  # of booleans: many times faster than of bytes
-    if len(kept) != coding.count or (len(kept) and kept[-1] >= size):
+    raw = {name: expand(parts[name].contiguous().numpy(), length) for name, length in sizes.items()}
+    by = native.expand if native and sys.byteorder == "little" else _expanded
+    flat = by(raw["bitmap"], size, raw["values"], coding.count, width)
+    if flat is None:
         raise MultiflowError(f"a bitmap of {size} entries does not mark the {coding.count} that are stored")
-    flat = np.zeros(size, UNSIGNED[width])
-    flat[kept] = _joined(raw["values"].reshape(width, -1))
     stored = torch.from_numpy(flat.view(f"<i{width}")).view(VALUES[coding.values])
     if coding.values == "int8":
         scales = torch.from_numpy(raw["scales"].view("<f4").copy())
@@ -139,6 +147,16 @@ def _is_sparse(tensor: Tensor, least: float) -> bool:
     if tensor.dtype not in (torch.float64, *STANDS_FOR):
         return False
     return tensor.numel() - int(tensor.count_nonzero()) >= least * tensor.numel()
+
+
+def _expanded(bitmap: np.ndarray, size: int, values: np.ndarray, stored: int, width: int) -> np.ndarray | None:
+    """Do what `Kernels.expand` does."""
+    kept = np.flatnonzero(np.unpackbits(bitmap).view(bool))  # of booleans: many times faster than of bytes
+    if len(kept) != stored or (len(kept) and kept[-1] >= size):
+        return None
+    flat = np.zeros(size, UNSIGNED[width])
+    flat[kept] = _joined(values.reshape(width, -1))
+    return flat
 
 
 def _joined(planes: np.ndarray) -> np.ndarray:
@@ -230,16 +248,29 @@ def read_packed(path: Path) -> dict[str, Tensor]:
         raise MultiflowError(f"packed file '{path}' holds '{twice}' both packed and dense; {AGAIN}")
     for name, dtype in _narrowed(path, header, stored).items():
         stored[name] = stored[name].to(dtype)
-    tensors: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for name, coding in codings.items():
+        names = ("bitmap", "values", *(("scales",) if coding.values == "int8" else ()))
+        parts[name] = {part: stored.pop(whole) for part in names if (whole := f"{name}.{part}") in stored}
+    native = _native(sum(math.prod(coding.shape) for coding in codings.values()))
+
+    def decoded(name: str) -> Tensor:
         try:
-            parts = {part: stored.pop(f"{name}.{part}") for part in ("bitmap", "values")}
-            if coding.values == "int8":
-                parts["scales"] = stored.pop(f"{name}.scales")
-            tensors[name] = decode(coding, parts)
+            return decode(codings[name], parts.pop(name), native)
         except (KeyError, ValueError, RuntimeError, zlib.error, MultiflowError) as error:
             raise MultiflowError(f"'{name}' of packed file '{path}' is damaged ({error}); export it again") from error
-    return {**stored, **tensors}
+
+    return {**stored, **dict(zip(codings, in_parallel(decoded, codings), strict=True))}
+
+
+def _native(size: int) -> Kernels | None:
+    """Return compiled kernels if there are some, and so many entries are worth looking for them."""
+    if size < WORTH:
+        return None
+    try:
+        return compiled()
+    except NoKernelsError:
+        return None
 
 
 def check_beside(path: Path, header: Mapping[str, Any]) -> None:
@@ -378,12 +409,13 @@ def _compressor(name: str) -> Callable[[np.ndarray], bytes]:
     raise unknown("compression", name, ("none", "zlib", "zstd"))
 
 
-def _expander(name: str) -> Callable[[bytes, int], np.ndarray]:
-    def expand(data: bytes, length: int) -> np.ndarray:
+def _expander(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
+    def expand(data: np.ndarray, length: int) -> np.ndarray:
+        raw: Any
         if name == "none":
             raw = data
         elif name == "zlib":
-            raw = zlib.decompressobj().decompress(data, length + 1)  # never more memory than the tensor needs
+            raw = zlib.decompressobj().decompress(data.data, length + 1)  # never more memory than the tensor needs
         else:
             zstandard = _zstd()
             try:

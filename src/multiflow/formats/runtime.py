@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multiflow.base import kernels as native
 from multiflow.base.errors import MultiflowError, unknown
 from multiflow.base.files import read_json, write_atomically
 from multiflow.base.guards import exclusively
 from multiflow.base.types import Layout, is_hooked
-from multiflow.formats import kernels as native
 from multiflow.formats.semi_structured import semi_structured
 from multiflow.formats.sparse_linear import TOKENS, WAYS, FewLinear, SparseLinear, multiply, ways_of
 from multiflow.formats.timing import in_turns

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multiflow.base.errors import MultiflowError
-from multiflow.formats.kernels import (
+from multiflow.base.kernels import (
     MOST_COLUMNS,
     Arguments,
     Kernels,

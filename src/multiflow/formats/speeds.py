@@ -356,7 +356,7 @@ def _on_disk(model: Any, masks: Masks | None, weights: Any, form: str, memory: i
 
 
 def _machine() -> dict[str, Any]:
-    from multiflow.formats.kernels import LEVELS, NoKernelsError, kernels, processor
+    from multiflow.base.kernels import LEVELS, NoKernelsError, kernels, processor
 
     name = next((line.partition(":")[2].strip() for line in processor().splitlines() if "model name" in line), "")
     try:

@@ -17,9 +17,9 @@ from torch import nn
 
 from multiflow.base.adapter import Adapter
 from multiflow.base.errors import MultiflowError
+from multiflow.base.kernels import NoKernelsError, kernels
 from multiflow.families import adapter_for
 from multiflow.formats.figures import WHOLE
-from multiflow.formats.kernels import NoKernelsError, kernels
 from multiflow.formats.runtime import sparse_runtime
 from multiflow.formats.speeds import speed, zeros_of
 from multiflow.masks import Masks

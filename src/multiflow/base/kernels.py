@@ -155,6 +155,8 @@ class Kernels:
         self._beyond, self._fill = library.multiflow_look_beyond, library.multiflow_look_fill
         self._beyond.argtypes, self._beyond.restype = (_POINTER, _POINTER), None
         self._fill.argtypes, self._fill.restype = (_POINTER, _LONG, *(4 * (_POINTER,))), None
+        self._expand = library.multiflow_expand
+        self._expand.argtypes, self._expand.restype = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _POINTER), _LONG
         self._unpack = library.multiflow_unpack
         self._unpack.argtypes, self._unpack.restype = (_POINTER, _POINTER, _INT, _INT), None
 
@@ -188,6 +190,20 @@ class Kernels:
         self._products[name](where, inputs.data_ptr(), tokens, there, out.data_ptr(), torch.get_num_threads())
         return out
 
+    def expand(self, bitmap: np.ndarray, size: int, values: np.ndarray, stored: int, width: int) -> np.ndarray | None:
+        """Return a tensor of a packed file as whole numbers; None if the bitmap marks others than are stored.
+
+        Args:
+            bitmap: uint8, ``ceil(size / 8)`` of them, highest bit first.
+            size: number of entries.
+            values: uint8, ``stored * width`` of them in planes.
+            stored: number of entries that are stored.
+            width: bytes of an entry: 1, 2 or 4.
+        """
+        out = np.empty(size, f"<u{width}")
+        places = [one.ctypes.data for one in (bitmap, values, out)]
+        return out if self._expand(places[0], size, places[1], stored, width, places[2]) == stored else None
+
     def unpack(self, matrix: Arguments, halves: bool = False) -> Tensor:
         """Return the dense matrix, float32; ``halves`` gives bfloat16 and is for bfloat16 values."""
         out = torch.empty(matrix.rows, matrix.cols, dtype=torch.bfloat16 if halves else torch.float32)
@@ -203,20 +219,35 @@ def kernels() -> Kernels:
         NoKernelsError: there is no compiler, it fails, or what it made does not compute what it should; or the
             environment variable ``MULTIFLOW_KERNELS`` says ``none``, or what is none of `FORCED`.
     """
+    return build(_options())
+
+
+@cache
+def compiled() -> Kernels:
+    """Return the kernels for this processor if they are compiled already: for what is not worth that time.
+
+    Raises:
+        NoKernelsError: they are not, or for a reason of `kernels`.
+    """
+    return build(_options(), compiles=False)
+
+
+def _options() -> Sequence[str]:
     wanted = os.environ.get("MULTIFLOW_KERNELS") or FORCED[0]
     if wanted not in FORCED:
         raise NoKernelsError(f"MULTIFLOW_KERNELS is '{wanted}'; expected {', '.join(FORCED[:-1])} or {FORCED[-1]}")
     if wanted == "none":
         raise NoKernelsError("MULTIFLOW_KERNELS is 'none', which asks for torch alone; unset it")
-    return build(PLAIN if wanted == "plain" and NATIVE.get(platform.machine(), "").startswith("-march") else ())
+    return PLAIN if wanted == "plain" and NATIVE.get(platform.machine(), "").startswith("-march") else ()
 
 
-def build(options: Sequence[str] = (), folder: Path | None = None) -> Kernels:
+def build(options: Sequence[str] = (), folder: Path | None = None, *, compiles: bool = True) -> Kernels:
     """Compile the kernels, or take them from the cache, and check them.
 
     Args:
         options: more options of the compiler, such as ``-mno-avx2``.
         folder: where they are kept, by default `cache_folder`.
+        compiles: whether they are compiled if they are not there.
     """
     command = compiler()
     native = [NATIVE[platform.machine()]] if platform.machine() in NATIVE else []
@@ -225,10 +256,12 @@ def build(options: Sequence[str] = (), folder: Path | None = None) -> Kernels:
     for extra in ([*native, *threads], native, threads, []):
         flags = [*FLAGS, *extra, *options]
         place = (folder or cache_folder()) / f"kernels-{_identity(command, flags)}.so"
-        if not place.is_file():
+        if compiles and not place.is_file():
             last = _compile(command, flags, place)
         if place.is_file():
             return _checked(place)
+    if not compiles:
+        raise NoKernelsError("the kernels are not compiled yet")
     raise NoKernelsError(f"the compiler {shlex.join(command)} cannot compile the kernels: {last}")
 
 

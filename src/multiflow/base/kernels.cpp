@@ -10,6 +10,7 @@
 //   look    the same from another form of the weights, with more bytes and without expanding
 //   walk    goes from kept weight to kept weight, each times 16 to 64 tokens that lie side by side
 //   unpack  writes the dense matrix
+//   expand  writes a tensor of a packed file
 //
 // What the processor can is known when this file is compiled (-march=native): AVX-512 with VBMI2 and VNNI, AVX2 with
 // FMA, or neither, for which the loops are left to the compiler.
@@ -195,7 +196,7 @@ const float* padded(const float* x, std::int64_t tokens, std::int64_t cols, std:
 }
 
 // ---- few tokens
-constexpr std::int64_t AHEAD = 1024;  // bytes: what is read from memory but once has to be asked for early
+constexpr std::int64_t AHEAD = 2048;  // bytes: what is read from memory but once has to be asked for early
 
 // Asks for what the row that lies AHEAD will read.
 template <class V>
@@ -207,7 +208,34 @@ inline void ask(const Packed& p, std::int64_t r) {
     for (std::int64_t at = 0; at < size; at += 64) __builtin_prefetch(values + at);
 }
 
-template <class V, int T>
+#if WIDE
+constexpr int UPPER = int(0xffff0000);
+
+// 32 weights at once: expanding takes as long for these as for 16. A float has an even one in its upper half once it is
+// moved there, and the odd one that follows as it is.
+inline __m512i halves(const Half* v, std::uint32_t some) {
+    const __m512i next = _mm512_loadu_si512((const void*)v);
+    return __builtin_expect(some == ~0u, 0) ? next : _mm512_maskz_expand_epi16(__mmask32(some), next);
+}
+
+// Inputs as (tokens, width), of each 32 the 16 even ones before the odd ones, zeros behind the columns.
+const float* split(const float* x, std::int64_t tokens, std::int64_t cols, std::int64_t width, std::vector<float>& room) {
+    room.resize(tokens * width);
+    for (std::int64_t t = 0; t < tokens; ++t)
+        for (std::int64_t first = 0; first < width; first += 32) {
+            const float* from = x + t * cols + first;
+            float* to = room.data() + t * width + first;
+            if (first + 32 <= cols) {
+                for (int i = 0; i < 16; ++i) to[i] = from[2 * i], to[16 + i] = from[2 * i + 1];
+            } else {
+                for (int i = 0; i < 32; ++i) to[i % 2 * 16 + i / 2] = first + i < cols ? from[i] : 0.0f;
+            }
+        }
+    return room.data();
+}
+#endif
+
+template <class V, int T, bool SPLIT>
 [[gnu::always_inline]] inline void few_row(const Packed& p, std::int64_t r, const float* x, float* y, const float* bias) {
     constexpr int CHAINS = T == 1 ? 4 : T == 2 ? 2 : 1;  // sums that do not wait for each other
     Floats sums[T][CHAINS];
@@ -219,6 +247,25 @@ template <class V, int T>
     const std::int64_t width = p.width();
     for (std::int64_t w = 0; w < p.words(); ++w) {
         const Word word = bits[w];
+#if WIDE
+        if constexpr (SPLIT) {  // inputs lie as `split` lays them
+#pragma GCC unroll 2
+            for (int part = 0; part < 2; ++part) {
+                const std::uint32_t some = std::uint32_t(word >> (32 * part));
+                const __m512i both = halves(v, some);
+                const Floats even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+                const Floats odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(UPPER)));
+                v += count(some);
+                for (int t = 0; t < T; ++t) {
+                    const float* in = x + t * width + 64 * w + 32 * part;
+                    Floats &first = sums[t][2 * part % CHAINS], &second = sums[t][(2 * part + 1) % CHAINS];
+                    first = fma(even, load(in), first);
+                    second = fma(odd, load(in + 16), second);
+                }
+            }
+            continue;
+        }
+#endif
 #pragma GCC unroll 8
         for (int part = 0; part < 64 / LANES; ++part) {
             const unsigned some = unsigned(word >> (part * LANES)) & LOWEST;
@@ -236,19 +283,28 @@ template <class V, int T>
     }
 }
 
-template <class V>
-void few(const Packed& p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
-    static thread_local std::vector<float> room;
+template <class V, bool SPLIT>
+void few_rows(const Packed& p, const float* in, std::int64_t tokens, const float* bias, float* y, int threads) {
     const std::int64_t width = p.width();
-    const float* in = padded(x, tokens, p.cols, width, room);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (std::int64_t r = 0; r < p.rows; ++r) {
         std::int64_t t = 0;
-        for (; t + 8 <= tokens; t += 8) few_row<V, 8>(p, r, in + t * width, y + t * p.rows, bias);
-        for (; t + 4 <= tokens; t += 4) few_row<V, 4>(p, r, in + t * width, y + t * p.rows, bias);
-        for (; t + 2 <= tokens; t += 2) few_row<V, 2>(p, r, in + t * width, y + t * p.rows, bias);
-        for (; t < tokens; ++t) few_row<V, 1>(p, r, in + t * width, y + t * p.rows, bias);
+        for (; t + 8 <= tokens; t += 8) few_row<V, 8, SPLIT>(p, r, in + t * width, y + t * p.rows, bias);
+        for (; t + 4 <= tokens; t += 4) few_row<V, 4, SPLIT>(p, r, in + t * width, y + t * p.rows, bias);
+        for (; t + 2 <= tokens; t += 2) few_row<V, 2, SPLIT>(p, r, in + t * width, y + t * p.rows, bias);
+        for (; t < tokens; ++t) few_row<V, 1, SPLIT>(p, r, in + t * width, y + t * p.rows, bias);
     }
+}
+
+template <class V>
+void few(const Packed& p, const float* x, std::int64_t tokens, const float* bias, float* y, int threads) {
+    static thread_local std::vector<float> room;
+#if WIDE
+    if constexpr (sizeof(V) == sizeof(Half))
+        if (tokens < 4)  // for more, products take the time, and not expanding
+            return few_rows<V, true>(p, split(x, tokens, p.cols, p.width(), room), tokens, bias, y, threads);
+#endif
+    few_rows<V, false>(p, padded(x, tokens, p.cols, p.width(), room), tokens, bias, y, threads);
 }
 
 // ---- few tokens in whole numbers
@@ -276,7 +332,9 @@ template <int T>
     const __m512i by = _mm512_set1_epi8(Byte(MOVED));
     for (__m512i& lane : lanes) lane = _mm512_setzero_si512();
     for (std::int64_t w = 0; w < p.words(); ++w) {
-        const __m512i weights = _mm512_maskz_expand_epi8(__mmask64(bits[w]), _mm512_loadu_si512((const void*)v));
+        const __m512i next = _mm512_loadu_si512((const void*)v);
+        const bool all = bits[w] == ~Word(0);  // nothing is dropped: a dense layer
+        const __m512i weights = __builtin_expect(all, 0) ? next : _mm512_maskz_expand_epi8(__mmask64(bits[w]), next);
         v += count(bits[w]);
         moved = _mm512_dpbusd_epi32(moved, by, weights);
         for (int t = 0; t < T; ++t)
@@ -653,6 +711,55 @@ void unpack_halves(const Packed& p, Half* out, int threads) {
     }
 }
 
+// ---- packed files: the bits of a tensor highest first, its values in planes of bytes, as docs/formats.md says
+inline void expand_64(const Byte* v, Word bits, std::uint8_t* out) {  // reads 64 bytes
+#if WIDE
+    _mm512_storeu_si512((void*)out, _mm512_maskz_expand_epi8(__mmask64(bits), _mm512_loadu_si512((const void*)v)));
+#elif NARROW
+    for (int part = 0; part < 2; ++part)
+        _mm256_storeu_si256((__m256i*)(out + 32 * part), expand_32(v, std::uint32_t(bits >> (32 * part))));
+#else
+    for (int i = 0; i < 64; ++i) out[i] = bits >> i & 1 ? std::uint8_t(*v++) : 0;
+#endif
+}
+
+// Bytes of which each has its first bit where its last one was.
+inline Word turned(Word bytes) {
+    bytes = (bytes >> 1 & 0x5555555555555555) | (bytes & 0x5555555555555555) << 1;
+    bytes = (bytes >> 2 & 0x3333333333333333) | (bytes & 0x3333333333333333) << 2;
+    return (bytes >> 4 & 0x0f0f0f0f0f0f0f0f) | (bytes & 0x0f0f0f0f0f0f0f0f) << 4;
+}
+
+// Returns how many entries are marked; -1 if they are more than are stored, or one lies behind the last entry.
+template <class N>
+std::int64_t expand_file(const std::uint8_t* bits, std::int64_t size, const Byte* values, std::int64_t stored, N* out) {
+    std::int64_t done = 0;
+    for (std::int64_t first = 0; first < size; first += 64) {
+        const std::int64_t left = size - first < 64 ? size - first : 64;
+        Word word = 0;
+        std::memcpy(&word, bits + first / 8, (left + 7) / 8);
+        word = turned(word);
+        if ((left < 64 && word >> left) || count(word) > stored - done) return -1;
+        alignas(64) std::uint8_t planes[sizeof(N)][64];
+        for (std::size_t plane = 0; plane < sizeof(N); ++plane) {
+            const Byte* from = values + plane * stored + done;
+            Byte last[64] = {};
+            if (stored - done < 64) from = static_cast<const Byte*>(std::memcpy(last, from, stored - done));
+            expand_64(from, word, planes[plane]);
+        }
+        alignas(64) N rest[64];
+        N* to = left < 64 ? rest : out + first;
+        for (int i = 0; i < 64; ++i) {
+            N whole = 0;
+            for (std::size_t plane = 0; plane < sizeof(N); ++plane) whole |= N(N(planes[plane][i]) << (8 * plane));
+            to[i] = whole;
+        }
+        if (left < 64) std::memcpy(out + first, rest, left * sizeof(N));
+        done += count(word);
+    }
+    return done;
+}
+
 enum Kind { FLOAT = 0, HALF = 1, BYTE = 2 };
 
 }  // namespace
@@ -731,6 +838,14 @@ void multiflow_unpack(const Packed* p, void* out, int halves, int threads) {
     else if (p->kind == FLOAT) unpack<float>(*p, static_cast<float*>(out), threads);
     else if (p->kind == HALF) unpack<Half>(*p, static_cast<float*>(out), threads);
     else unpack<Byte>(*p, static_cast<float*>(out), threads);
+}
+
+// A tensor of a packed file whose values have 1, 2 or 4 bytes; see expand_file.
+std::int64_t multiflow_expand(const std::uint8_t* bits, std::int64_t size, const Byte* values, std::int64_t stored,
+                              std::int64_t width, void* out) {
+    if (width == 1) return expand_file(bits, size, values, stored, static_cast<std::uint8_t*>(out));
+    if (width == 2) return expand_file(bits, size, values, stored, static_cast<std::uint16_t*>(out));
+    return expand_file(bits, size, values, stored, static_cast<std::uint32_t*>(out));
 }
 
 }  // extern "C"
