@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import multiflow as mf
 from multiflow.base import kernels
 from multiflow.base.kernels import NoKernelsError, build, compiler, pack_matrix
-from multiflow.base.packed import _expanded, decode, read_packed, write_packed
+from multiflow.base.packed import decode, expand_bits, read_packed, write_packed
 from multiflow.formats.sparse_linear import multiply, unpacked, ways_of
 
 KINDS = [torch.float32, torch.bfloat16, torch.int8]
@@ -111,7 +111,7 @@ def test_files_are_expanded_as_numpy_does_it(built, size, width, share, seed):
     kept = generator.random(size) < share
     bitmap, stored = np.packbits(kept), int(kept.sum())
     values = generator.integers(0, 256, stored * width, "u1")
-    truth = _expanded(bitmap, size, values, stored, width)
+    truth = expand_bits(bitmap, size, values, stored, width)
     assert truth is not None
     assert np.array_equal(built.expand(bitmap, size, values, stored, width), truth)
     # a bitmap that marks fewer or more than are stored, or an entry behind the last one
@@ -122,7 +122,7 @@ def test_files_are_expanded_as_numpy_does_it(built, size, width, share, seed):
     if size % 8:
         bitmap[-1] |= 1
         assert built.expand(bitmap, size, more, stored + 1, width) is None
-        assert _expanded(bitmap, size, more, stored + 1, width) is None
+        assert expand_bits(bitmap, size, more, stored + 1, width) is None
 
 
 @settings(deadline=None, max_examples=40)

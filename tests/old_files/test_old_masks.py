@@ -1,6 +1,8 @@
-"""Masks, and weights, of every pruner as version 0.1.0 made them before its packages were moved: ``masks.json``.
+"""Masks of every pruner as version 0.1.0 made them before its packages were moved: ``masks.json``.
 
-``python -m tests.old_files.test_old_masks`` prints what the installed version makes.
+Where AVX-512 or a second thread rounds sums in another way than AVX2 and this decides about a weight, all are listed, each
+as that version made it there. ``python -m tests.old_files.test_old_masks`` prints what the installed
+version makes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ ADAPTER = mf.Adapter(
     loss=lambda model, batch: 400 * (model(batch) - batch[:, :8]).square().mean(),
 )
 FILE = Path(__file__).with_name("masks.json")
-FOUND: dict[str, str] = json.loads(FILE.read_text()) if FILE.is_file() else {}
+FOUND: dict[str, list[str]] = json.loads(FILE.read_text()) if FILE.is_file() else {}
 
 
 def model() -> nn.Sequential:
@@ -75,7 +77,7 @@ def outcome(method: str, pattern: str) -> str:
 @pytest.mark.parametrize("case", FOUND)
 def test_the_masks_are_those_of_before(case: str) -> None:
     method, pattern = case.split("/")
-    assert outcome(method, pattern) == FOUND[case]
+    assert outcome(method, pattern) in FOUND[case]
 
 
 if __name__ == "__main__":

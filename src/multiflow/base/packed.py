@@ -131,7 +131,7 @@ def decode(coding: Coding, parts: Mapping[str, Tensor], native: Kernels | None =
         sizes["scales"] = 4 * _rows(coding.shape)[0]
     expand = _expander(coding.compress)
     raw = {name: expand(parts[name].contiguous().numpy(), length) for name, length in sizes.items()}
-    by = native.expand if native and sys.byteorder == "little" else _expanded
+    by = native.expand if native and sys.byteorder == "little" else expand_bits
     flat = by(raw["bitmap"], size, raw["values"], coding.count, width)
     if flat is None:
         raise MultiflowError(f"a bitmap of {size} entries does not mark the {coding.count} that are stored")
@@ -149,7 +149,7 @@ def _is_sparse(tensor: Tensor, least: float) -> bool:
     return tensor.numel() - int(tensor.count_nonzero()) >= least * tensor.numel()
 
 
-def _expanded(bitmap: np.ndarray, size: int, values: np.ndarray, stored: int, width: int) -> np.ndarray | None:
+def expand_bits(bitmap: np.ndarray, size: int, values: np.ndarray, stored: int, width: int) -> np.ndarray | None:
     """Do what `Kernels.expand` does."""
     kept = np.flatnonzero(np.unpackbits(bitmap).view(bool))  # of booleans: many times faster than of bytes
     if len(kept) != stored or (len(kept) and kept[-1] >= size):
