@@ -1,8 +1,7 @@
 """Masks of every pruner as version 0.1.0 made them before its packages were moved: ``masks.json``.
 
-Where AVX-512 or a second thread rounds sums in another way than AVX2 and this decides about a weight, all are listed, each
-as that version made it there. ``python -m tests.old_files.test_old_masks`` prints what the installed
-version makes.
+Where AVX-512 or a second thread rounds sums in another way than AVX2 and this decides about a weight, all are listed,
+each as that version made it there. ``python -m tests.old_files.test_old_masks`` prints what is made now.
 """
 
 from __future__ import annotations
