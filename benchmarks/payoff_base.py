@@ -168,7 +168,7 @@ def main() -> None:
     for name in given.models if given.what in ("step", "load") else ():
         found[name] = step(name, given.seconds) if given.what == "step" else load(name)
     known = json.loads(given.json.read_text()) if given.json.exists() else {}
-    base = known.setdefault("base", {})
+    base = known.setdefault("base", {}).setdefault(about["kernels"], {})
     base[given.what] = {**base.get(given.what, {}), **found, "machine": about}
     given.json.write_text(json.dumps(known, indent=1) + "\n")
     print(json.dumps(found, indent=1), f"{time.perf_counter() - begun:.0f} s")

@@ -131,9 +131,9 @@ def parts() -> dict[str, str]:
             "magnitude, the same share in every layer:",
             *(speeds(name, tables) for name, tables in found["speed"].items()),
         ]
-    if "base" in found:
-        machine = found["base"]["step"]["machine"]
-        parts_ = {what: {k: v for k, v in of.items() if k != "machine"} for what, of in found["base"].items()}
+    for measured in found.get("base", {}).values():  # one for each kind of processor
+        machine = measured["step"]["machine"]
+        parts_ = {what: {k: v for k, v in of.items() if k != "machine"} for what, of in measured.items()}
         where = about(machine, "wall time, nothing beside it")
         text += [
             f"At base size, random weights, zeros by magnitude, the same share in every layer ({where}):",
