@@ -15,7 +15,7 @@ from tests.robust.fuzz import FINDINGS, Target, outcome, targets
 
 
 def test_damaged_files_end_in_a_value_or_in_a_sentence(tmp_path: Path) -> None:
-    said = processes.forked(fuzz.main, ["--worker", "--cases", "500", "--seconds", "30", "--findings", str(tmp_path)])
+    said = processes.forked(fuzz.main, ["--worker", "--cases", "2000", "--seconds", "60", "--findings", str(tmp_path)])
     assert said.startswith("DONE "), said[-4_000:]
 
 
