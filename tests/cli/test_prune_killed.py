@@ -37,6 +37,6 @@ def test_a_killed_run_goes_on_to_the_same_bits(killed: Path, case: str) -> None:
             assert all(torch.equal(weight, whole[layer]) for layer, weight in ours.items())
 
 
-def test_they_were_killed_indeed_and_not_only_before_they_had_begun(killed: Path) -> None:
-    counts = json.loads((killed / "killed.json").read_text())
-    assert sum(of["with a checkpoint"] for of in counts.values()) >= 2, counts
+@pytest.mark.parametrize("case", CASES)
+def test_it_was_killed_indeed_and_not_only_before_it_had_begun(killed: Path, case: str) -> None:
+    assert json.loads((killed / "killed.json").read_text())[case]["with a checkpoint"] >= 1

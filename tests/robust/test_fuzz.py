@@ -65,8 +65,8 @@ def test_a_reader_that_waits_is_found_and_one_that_is_stopped_meanwhile_is_not(
 def test_who_ended_a_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     worker = tmp_path / "worker"
     monkeypatch.setattr(sys, "executable", str(worker))
-    monkeypatch.setattr(fuzz, "WAITING", 0.05)
-    ends = {"kill -9 $$": "killed by another", "sleep 60": "killed by this runner after 1.0 s without a case"}
+    monkeypatch.setattr(fuzz, "WAITING", 0.15)
+    ends = {"kill -9 $$": "killed by another", "sleep 60": "killed by this runner after 3.0 s without a case"}
     for end, said in ends.items():
         worker.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words\necho 0 a: bits >&2\n{end}\n')
         worker.chmod(0o755)

@@ -93,20 +93,24 @@ def test_zeros_stay_in_weights_optimizer_and_momentum_copies_and_the_rest_trains
     assert any(path.startswith("vision_model_m.") for paths in places.values() for path in paths)
 
 
-def fine_tune_and_tell(data, out, told):
+def fine_tune_step_by_step(data, out, other):
+    def wait(progress):
+        other.send(progress.step)
+        other.recv()
+
     model, inputs, masks = pretrained("blip")
-    settings = settings_for(data)
-    finetune("retrieval", model, masks, settings, out, inputs, resume=True, progress=lambda p: told.send(p.step))
+    finetune("retrieval", model, masks, settings_for(data), out, inputs, resume=True, progress=wait)
 
 
 def test_a_run_killed_three_times_at_a_random_moment_ends_with_the_same_weights(sparse, shapes, tmp_path):
     out = tmp_path / "run"
     for _ in range(3):
         ours, its = Pipe()
-        with processes.fork(fine_tune_and_tell, shapes / "coco", out, its) as run:
+        with processes.fork(fine_tune_step_by_step, shapes / "coco", out, its) as run:
             its.close()
             for _ in range(random.randint(1, 9)):  # steps and evaluated batches: fewer in all than the run has
                 ours.recv()
+                ours.send("go on")
             time.sleep(random.uniform(0, 0.02))
             run.process.kill()
             assert run.end() == -signal.SIGKILL
