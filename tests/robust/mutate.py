@@ -126,12 +126,21 @@ def whole(path: Path, random: Random) -> None:
     elif kind == "loop":
         path.symlink_to(path.name)
     elif kind == "large":
-        with path.open("wb") as file:
-            file.truncate(LARGE)
+        _large(path)
     elif kind == "other" and other:
-        shutil.copy(random.choice(sorted(other)), path)
+        source = random.choice(sorted(other))
+        if source.stat().st_size < LARGE:
+            shutil.copy(source, path)
+        else:
+            _large(path)  # the same content; copied, its zeros would be written one by one, which takes half a minute
     elif kind == "noise":
         path.write_bytes(random.randbytes(size))
+
+
+def _large(path: Path) -> None:
+    """Make a file of zeros that takes no place on the disk."""
+    with path.open("wb") as file:
+        file.truncate(LARGE)
 
 
 def structure(path: Path, random: Random) -> None:
