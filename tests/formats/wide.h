@@ -1,5 +1,6 @@
 // The AVX-512 intrinsics that the kernels use, in plain C++, so that what is written with them is tested everywhere.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -38,6 +39,27 @@ template <class One> __m512i widen(const void* from) {
     return load<__m512i>(out);
 }
 struct Ints { std::int32_t i[16]; };
+template <class V> V add(V a, V b) {
+    constexpr int N = sizeof(V) / 4;
+    std::uint32_t x[N], y[N];
+    std::memcpy(x, &a, sizeof a);
+    std::memcpy(y, &b, sizeof b);
+    for (int i = 0; i < N; ++i) x[i] += y[i];
+    return load<V>(x);
+}
+// In each 16 bytes: the lower or upper half of both, in turns.
+template <class One> __m512i unpack(__m512i a, __m512i b, int upper) {
+    constexpr int N = 16 / sizeof(One);
+    One x[4 * N], y[4 * N], out[4 * N];
+    std::memcpy(x, &a, sizeof a);
+    std::memcpy(y, &b, sizeof b);
+    for (int lane = 0; lane < 4; ++lane)
+        for (int i = 0; i < N / 2; ++i) {
+            out[lane * N + 2 * i] = x[lane * N + upper * N / 2 + i];
+            out[lane * N + 2 * i + 1] = y[lane * N + upper * N / 2 + i];
+        }
+    return load<__m512i>(out);
+}
 }  // namespace wide
 
 inline __m512 _mm512_set1_ps(float a) { __m512 v; for (float& one : v.f) one = a; return v; }
@@ -88,6 +110,35 @@ inline __m512i _mm512_sub_epi32(__m512i a, __m512i b) {
     const auto y = wide::cast<wide::Ints>(b);
     for (int i = 0; i < 16; ++i) x.i[i] -= y.i[i];
     return wide::cast<__m512i>(x);
+}
+inline __m512i _mm512_add_epi32(__m512i a, __m512i b) { return wide::add(a, b); }
+inline __m256i _mm256_add_epi32(__m256i a, __m256i b) { return wide::add(a, b); }
+inline __m128i _mm_add_epi32(__m128i a, __m128i b) { return wide::add(a, b); }
+inline __m512i _mm512_unpacklo_epi32(__m512i a, __m512i b) { return wide::unpack<std::int32_t>(a, b, 0); }
+inline __m512i _mm512_unpackhi_epi32(__m512i a, __m512i b) { return wide::unpack<std::int32_t>(a, b, 1); }
+inline __m512i _mm512_unpacklo_epi64(__m512i a, __m512i b) { return wide::unpack<std::int64_t>(a, b, 0); }
+inline __m512i _mm512_unpackhi_epi64(__m512i a, __m512i b) { return wide::unpack<std::int64_t>(a, b, 1); }
+inline __m256i _mm512_castsi512_si256(__m512i a) { return wide::load<__m256i>(&a); }
+inline __m256i _mm512_extracti64x4_epi64(__m512i a, int half) { return wide::load<__m256i>(a.b + 32 * half); }
+inline __m128i _mm256_castsi256_si128(__m256i a) { return wide::load<__m128i>(&a); }
+inline __m128i _mm256_extracti128_si256(__m256i a, int half) { return wide::load<__m128i>(a.b + 16 * half); }
+inline void _mm_storeu_si128(__m128i* p, __m128i a) { std::memcpy(p, &a, sizeof a); }
+inline __m512 _mm512_mul_ps(__m512 a, __m512 b) { for (int i = 0; i < 16; ++i) a.f[i] *= b.f[i]; return a; }
+inline __m512 _mm512_abs_ps(__m512 a) { for (float& one : a.f) one = std::fabs(one); return a; }
+inline __m512 _mm512_max_ps(__m512 a, __m512 b) {  // the second one where either is no number
+    for (int i = 0; i < 16; ++i) a.f[i] = a.f[i] > b.f[i] ? a.f[i] : b.f[i];
+    return a;
+}
+inline __m512i _mm512_cvtps_epi32(__m512 a) {
+    wide::Ints v;
+    for (int i = 0; i < 16; ++i) v.i[i] = int(std::nearbyint(a.f[i]));
+    return wide::cast<__m512i>(v);
+}
+inline __m128i _mm512_cvtepi32_epi8(__m512i a) {
+    const auto v = wide::cast<wide::Ints>(a);
+    __m128i out;
+    for (int i = 0; i < 16; ++i) out.b[i] = std::int8_t(v.i[i]);
+    return out;
 }
 inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {  // unsigned bytes of a times signed ones of b
     auto x = wide::cast<wide::Ints>(sum);

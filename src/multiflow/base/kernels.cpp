@@ -200,9 +200,9 @@ constexpr std::int64_t AHEAD = 2048;  // bytes: what is read from memory but onc
 
 // Asks for what the row that lies AHEAD will read.
 template <class V>
-inline void ask(const Packed& p, std::int64_t r) {
+inline void ask(const Packed& p, std::int64_t r, bool reads_bits = true) {
     const char* bits = (const char*)(p.bits + r * p.words()) + AHEAD;
-    for (std::int64_t at = 0; at < 8 * p.words(); at += 64) __builtin_prefetch(bits + at);
+    for (std::int64_t at = 0; reads_bits && at < 8 * p.words(); at += 64) __builtin_prefetch(bits + at);
     const char* values = (const char*)p.row<V>(r) + AHEAD;
     const std::int64_t size = (p.starts[r + 1] - p.starts[r]) * sizeof(V);
     for (std::int64_t at = 0; at < size; at += 64) __builtin_prefetch(values + at);
@@ -319,10 +319,85 @@ using Input = std::int16_t;
 constexpr int MOVED = 0;
 #endif
 
+#if WIDE
+constexpr std::int64_t FITTING = 131072;  // columns whose products of up to 127 x 127 sum to less than 32 bits hold
+
+// Sums of four vectors.
+inline void four_sums(const __m512i* of, std::int32_t* out) {
+    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(of[0], of[1]), _mm512_unpackhi_epi32(of[0], of[1]));
+    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(of[2], of[3]), _mm512_unpackhi_epi32(of[2], of[3]));
+    const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m256i d = _mm256_add_epi32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
+    _mm_storeu_si128((__m128i*)out, _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1)));
+}
+
+// What lies behind some rows, asked for step by step: all at once would be more than can be under way.
+struct Ahead {
+    const char *bits, *values;
+    std::int64_t bits_step, values_step;
+    Ahead(const Packed& p, std::int64_t r, std::int64_t rows) {
+        const std::int64_t words = p.words() ? p.words() : 1, size = p.starts[r + rows] - p.starts[r];
+        bits_step = 8 * rows;
+        values_step = (size + words - 1) / words;
+        bits = (const char*)(p.bits + r * p.words()) + (bits_step * words < AHEAD ? AHEAD : bits_step * words);
+        values = (const char*)p.row<Byte>(r) + (size < AHEAD ? AHEAD : size);
+    }
+    void ask() {
+        __builtin_prefetch(bits);
+        for (std::int64_t at = 0; at < values_step; at += 64) __builtin_prefetch(values + at);
+        bits += bits_step, values += values_step;
+    }
+};
+
+// Four rows at once: inputs are read once for all, and no row waits until the values of another are counted.
 template <int T>
-[[gnu::always_inline]] inline void few8_row(const Packed& p, std::int64_t r, const Input* x, const float* scales, float* y,
-                     const float* bias) {
-    ask<Byte>(p, r);
+[[gnu::always_inline]] inline void few8_four(const Packed& p, std::int64_t r, const Input* x, const float* scales,
+                                             float* y, const float* bias) {
+    const std::int64_t words = p.words(), width = p.width();
+    const Word* bits = p.bits + r * words;
+    const Byte* v[4];
+    __m512i lanes[T][4], moved[4];
+    const __m512i by = _mm512_set1_epi8(Byte(MOVED));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        v[i] = p.row<Byte>(r + i);
+        moved[i] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) lanes[t][i] = _mm512_setzero_si512();
+    }
+    Ahead ahead(p, r, 4);
+    for (std::int64_t w = 0; w < words; ++w) {
+        ahead.ask();
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            const Word some = bits[i * words + w];
+            const __m512i weights = _mm512_maskz_expand_epi8(__mmask64(some), _mm512_loadu_si512((const void*)v[i]));
+            v[i] += count(some);
+            moved[i] = _mm512_dpbusd_epi32(moved[i], by, weights);
+#pragma GCC unroll 4
+            for (int t = 0; t < T; ++t) {
+                const __m512i in = _mm512_loadu_si512((const void*)(x + t * width + 64 * w));
+                lanes[t][i] = _mm512_dpbusd_epi32(lanes[t][i], in, weights);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+        std::int32_t sums[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) lanes[t][i] = _mm512_sub_epi32(lanes[t][i], moved[i]);
+        four_sums(lanes[t], sums);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+            y[t * p.rows + r + i] = float(sums[i]) * (scales[t] * p.scale(r + i)) + (bias ? bias[r + i] : 0.0f);
+    }
+}
+#endif
+
+template <int T, bool DENSE>
+[[gnu::always_inline]] inline void few8_row(const Packed& p, std::int64_t r, const Input* x, const float* scales,
+                                            float* y, const float* bias) {
+    ask<Byte>(p, r, !DENSE);
     const Word* bits = p.bits + r * p.words();
     const Byte* v = p.row<Byte>(r);
     const std::int64_t width = p.width();
@@ -332,10 +407,9 @@ template <int T>
     const __m512i by = _mm512_set1_epi8(Byte(MOVED));
     for (__m512i& lane : lanes) lane = _mm512_setzero_si512();
     for (std::int64_t w = 0; w < p.words(); ++w) {
-        const __m512i next = _mm512_loadu_si512((const void*)v);
-        const bool all = bits[w] == ~Word(0);  // nothing is dropped: a dense layer
-        const __m512i weights = __builtin_expect(all, 0) ? next : _mm512_maskz_expand_epi8(__mmask64(bits[w]), next);
-        v += count(bits[w]);
+        __m512i weights = _mm512_loadu_si512((const void*)v);
+        if (!DENSE) weights = _mm512_maskz_expand_epi8(__mmask64(bits[w]), weights);
+        v += DENSE ? 64 : count(bits[w]);
         moved = _mm512_dpbusd_epi32(moved, by, weights);
         for (int t = 0; t < T; ++t)
             lanes[t] = _mm512_dpbusd_epi32(lanes[t], _mm512_loadu_si512((const void*)(x + t * width + 64 * w)), weights);
@@ -353,13 +427,12 @@ template <int T>
     for (std::int64_t w = 0; w < p.words(); ++w)
 #pragma GCC unroll 2
         for (int part = 0; part < 2; ++part) {
-            const std::uint32_t some = std::uint32_t(bits[w] >> (32 * part));
             __m256i weights;
-            if (__builtin_expect(some == ~0u, 0)) {  // nothing is dropped: a dense layer
+            if (DENSE) {
                 weights = _mm256_loadu_si256((const __m256i*)v);
                 v += 32;
             } else {
-                weights = expand_32(v, some);
+                weights = expand_32(v, std::uint32_t(bits[w] >> (32 * part)));
             }
             for (int t = 0; t < T; ++t) {
                 const __m256i in = _mm256_load_si256((const __m256i*)(x + t * width + 64 * w + 32 * part));
@@ -383,6 +456,17 @@ template <int T>
         y[t * p.rows + r] = float(sums[t]) * (scales[t] * p.scale(r)) + (bias ? bias[r] : 0.0f);
 }
 
+template <bool DENSE>
+inline void few8_tokens(const Packed& p, std::int64_t r, const Input* x, std::int64_t tokens, const float* scales, float* y,
+                        const float* bias) {
+    const std::int64_t width = p.width();
+    std::int64_t t = 0;
+    for (; t + 8 <= tokens; t += 8) few8_row<8, DENSE>(p, r, x + t * width, scales + t, y + t * p.rows, bias);
+    for (; t + 4 <= tokens; t += 4) few8_row<4, DENSE>(p, r, x + t * width, scales + t, y + t * p.rows, bias);
+    for (; t + 2 <= tokens; t += 2) few8_row<2, DENSE>(p, r, x + t * width, scales + t, y + t * p.rows, bias);
+    for (; t < tokens; ++t) few8_row<1, DENSE>(p, r, x + t * width, scales + t, y + t * p.rows, bias);
+}
+
 // Rounds a token to -127..127 times its scale; one that is not finite has the scale NaN.
 float shorten(const float* x, std::int64_t cols, std::int64_t width, Input* out) {
     float most = 0.0f, zero = 0.0f;
@@ -396,6 +480,17 @@ float shorten(const float* x, std::int64_t cols, std::int64_t width, Input* out)
     }
     float at[8];
     _mm256_storeu_ps(at, mosts);
+    for (float one : at) most = one > most ? one : most;
+    zero = total(zeros);
+#elif WIDE
+    __m512 mosts = _mm512_setzero_ps(), zeros = mosts;
+    for (; c + 16 <= cols; c += 16) {
+        const __m512 in = _mm512_loadu_ps(x + c);
+        mosts = _mm512_max_ps(_mm512_abs_ps(in), mosts);
+        zeros = _mm512_fmadd_ps(in, _mm512_setzero_ps(), zeros);
+    }
+    float at[16];
+    _mm512_storeu_ps(at, mosts);
     for (float one : at) most = one > most ? one : most;
     zero = total(zeros);
 #endif
@@ -414,6 +509,12 @@ float shorten(const float* x, std::int64_t cols, std::int64_t width, Input* out)
         const __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
         _mm_storel_epi64((__m128i*)(out + c), _mm_packs_epi16(pairs, pairs));
     }
+#elif WIDE
+    const __m512 by_all = _mm512_set1_ps(finite && !tiny ? by : 0.0f);
+    for (; finite && c + 16 <= cols; c += 16) {
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + c), by_all));
+        _mm_storeu_si128((__m128i*)(out + c), _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, _mm512_set1_epi32(MOVED))));
+    }
 #endif
     for (; c < cols; ++c) out[c] = Input((finite && !tiny ? int(std::nearbyint(x[c] * by)) : 0) + MOVED);
     for (; c < width; ++c) out[c] = Input(MOVED);
@@ -429,14 +530,24 @@ void few8(const Packed& p, const float* x, std::int64_t tokens, const float* bia
     Input* in = room.data() + (64 - std::uintptr_t(room.data()) % 64) % 64 / sizeof(Input);
     float* scales = scale_room.data();
     for (std::int64_t t = 0; t < tokens; ++t) scales[t] = shorten(x + t * p.cols, p.cols, width, in + t * width);
+    const bool dense = p.cols % 64 == 0 && p.starts[p.rows] == p.rows * p.cols;  // nothing is dropped
+    std::int64_t done = 0;
+#if WIDE
+    if (p.cols <= FITTING && !dense) done = p.rows / 4 * 4;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (std::int64_t r = 0; r < p.rows; ++r) {
+    for (std::int64_t r = 0; r < done; r += 4) {
         std::int64_t t = 0;
-        for (; t + 8 <= tokens; t += 8) few8_row<8>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
-        for (; t + 4 <= tokens; t += 4) few8_row<4>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
-        for (; t + 2 <= tokens; t += 2) few8_row<2>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
-        for (; t < tokens; ++t) few8_row<1>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
+        for (; t + 4 <= tokens; t += 4) few8_four<4>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
+        for (; t + 2 <= tokens; t += 2) few8_four<2>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
+        for (; t < tokens; ++t) few8_four<1>(p, r, in + t * width, scales + t, y + t * p.rows, bias);
     }
+#endif
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (std::int64_t r = done; r < p.rows; ++r)
+        if (dense)
+            few8_tokens<true>(p, r, in, tokens, scales, y, bias);
+        else
+            few8_tokens<false>(p, r, in, tokens, scales, y, bias);
 }
 
 // ---- few tokens in whole numbers, without expanding: 16 rows meet the same 16 inputs, which lie in a register, and each
